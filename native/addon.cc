@@ -1,0 +1,24 @@
+#include "addon.h"
+
+#include "tasks.h"
+
+namespace diskseqfs {
+
+static Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  auto* addon = new Addon;
+  env.SetInstanceData(addon);
+  InitTasks(env, exports);
+  InitBlockdev(env, exports);
+  InitConstants(env, exports);
+  InitDescriptor(env, exports);
+  InitInotify(env, exports);
+  InitMount(env, exports);
+  InitPoll(env, exports);
+  InitSyslog(env, exports);
+  InitUevent(env, exports);
+  return exports;
+}
+
+NODE_API_MODULE(diskseqfs_native, Init)
+
+}  // namespace diskseqfs

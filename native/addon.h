@@ -1,0 +1,58 @@
+// What the files of this addon share: one Init per kernel interface, and the
+// state of one Node environment (never a global: an addon may be loaded by
+// several environments of one process).
+//
+// There is no policy here. Each function is one kernel call or one fixed
+// sequence of them, and answers with what the kernel said: a non-negative
+// result, or -errno. The decisions are in src/.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+namespace diskseqfs {
+
+class TaskPool;
+
+struct Addon {
+  std::shared_ptr<TaskPool> tasks;
+};
+
+inline TaskPool& Tasks(Napi::Env env) { return *env.GetInstanceData<Addon>()->tasks; }
+
+void InitBlockdev(Napi::Env env, Napi::Object exports);
+void InitConstants(Napi::Env env, Napi::Object exports);
+void InitDescriptor(Napi::Env env, Napi::Object exports);
+void InitInotify(Napi::Env env, Napi::Object exports);
+void InitMount(Napi::Env env, Napi::Object exports);
+void InitPoll(Napi::Env env, Napi::Object exports);
+void InitSyslog(Napi::Env env, Napi::Object exports);
+void InitTasks(Napi::Env env, Napi::Object exports);
+void InitUevent(Napi::Env env, Napi::Object exports);
+
+inline int IntArg(const Napi::CallbackInfo& info, size_t i) {
+  return info[i].As<Napi::Number>().Int32Value();
+}
+
+inline std::string StringArg(const Napi::CallbackInfo& info, size_t i) {
+  return info[i].As<Napi::String>().Utf8Value();
+}
+
+// The bytes of a Buffer or Uint8Array argument; they stay JavaScript's.
+struct Bytes {
+  char* data;
+  size_t size;
+};
+
+inline Bytes BytesArg(const Napi::CallbackInfo& info, size_t i) {
+  auto array = info[i].As<Napi::Uint8Array>();
+  return {reinterpret_cast<char*>(array.Data()), array.ByteLength()};
+}
+
+// The result of a system call as JavaScript sees it: >= 0, or -errno.
+inline Napi::Value Result(Napi::Env env, long rc) {
+  return Napi::Number::New(env, static_cast<double>(rc < 0 ? -errno : rc));
+}
+
+}  // namespace diskseqfs

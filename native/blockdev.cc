@@ -1,0 +1,169 @@
+// Block devices: opening, closing and identifying them. See uapi/linux/fs.h,
+// uapi/linux/loop.h and sysfs-block of the kernel's ABI documentation.
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/loop.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "addon.h"
+#include "descriptor.h"
+#include "tasks.h"
+
+#ifndef BLKGETDISKSEQ  // kernel headers before 5.15
+#define BLKGETDISKSEQ _IOR(0x12, 128, __u64)
+#endif
+
+namespace diskseqfs {
+
+namespace {
+
+constexpr size_t kUeventBytes = 4096;  // sysfs files are one page
+
+struct DeviceFacts {
+  int error = 0;
+  UniqueFd fd;
+  unsigned major = 0;
+  unsigned minor = 0;
+  uint64_t diskseq = 0;
+  std::string uevent;
+};
+
+std::string ReadUevent(const std::string& path) {
+  char text[kUeventBytes];
+  ssize_t n = ReadSmallFile(AT_FDCWD, path.c_str(), text, sizeof text);
+  return n < 0 ? std::string() : std::string(text, n);
+}
+
+// The order is the point. An open descriptor keeps the number from being
+// given away; for loop devices only once the device is also seen bound, since
+// until then a LOOP_CLR_FD under way may tear it down beneath us, and a
+// LOOP_CONFIGURE changes its diskseq. What is read after that, stays.
+DeviceFacts Identify(int dir, const std::string& name, int flags, bool loop) {
+  DeviceFacts facts;
+  facts.fd = UniqueFd(OpenBeneath(dir, name.c_str(), flags | O_NONBLOCK | O_CLOEXEC | O_NOCTTY));
+  auto failed = [&](int error) {
+    facts.error = error;
+    facts.fd.Reset();
+    return std::move(facts);
+  };
+  if (facts.fd.Get() < 0) return failed(errno);
+  struct stat st;
+  if (fstat(facts.fd.Get(), &st) < 0) return failed(errno);
+  if (!S_ISBLK(st.st_mode)) return failed(ENOTBLK);
+  struct loop_info64 bound;
+  if (loop && ioctl(facts.fd.Get(), LOOP_GET_STATUS64, &bound) < 0) return failed(errno);
+  if (ioctl(facts.fd.Get(), BLKGETDISKSEQ, &facts.diskseq) < 0) return failed(errno);
+  facts.major = major(st.st_rdev);
+  facts.minor = minor(st.st_rdev);
+  facts.uevent = ReadUevent("/sys/dev/block/" + std::to_string(facts.major) + ":" +
+                            std::to_string(facts.minor) + "/uevent");
+  return facts;
+}
+
+// openDevice(dirfd, name, flags, loop, callback(error, fd, major, minor,
+// diskseq, uevent)): on a pool thread; error is an errno or 0.
+Napi::Value OpenDevice(const Napi::CallbackInfo& info) {
+  int dir = IntArg(info, 0);
+  std::string name = StringArg(info, 1);
+  int flags = IntArg(info, 2);
+  bool loop = info[3].As<Napi::Boolean>().Value();
+  Tasks(info.Env()).Submit(info[4].As<Napi::Function>(), [=]() -> Outcome {
+    auto facts = std::make_shared<DeviceFacts>(Identify(dir, name, flags, loop));
+    return [facts](Napi::Env env) -> std::vector<napi_value> {
+      return {Napi::Number::New(env, facts->error),
+              Napi::Number::New(env, facts->fd.Release()),
+              Napi::Number::New(env, facts->major),
+              Napi::Number::New(env, facts->minor),
+              Napi::BigInt::New(env, facts->diskseq),
+              Napi::String::New(env, facts->uevent)};
+    };
+  });
+  return info.Env().Undefined();
+}
+
+// closeDevice(fd, callback()): on a pool thread, since the last close of a
+// device may wait for it.
+Napi::Value CloseDevice(const Napi::CallbackInfo& info) {
+  auto fd = std::make_shared<UniqueFd>(IntArg(info, 0));
+  Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [fd]() -> Outcome {
+    fd->Reset();
+    return [](Napi::Env) { return std::vector<napi_value>(); };
+  });
+  return info.Env().Undefined();
+}
+
+// diskseq(fd): a bigint, or -errno. BLKGETDISKSEQ takes no lock.
+Napi::Value Diskseq(const Napi::CallbackInfo& info) {
+  uint64_t diskseq = 0;
+  if (ioctl(IntArg(info, 0), BLKGETDISKSEQ, &diskseq) < 0) return Result(info.Env(), -1);
+  return Napi::BigInt::New(info.Env(), diskseq);
+}
+
+struct SysfsDevice {
+  std::string name;
+  std::string uevent;
+  bool bound;
+};
+
+double ThreadCpuMs() {
+  struct timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+}
+
+// scanBlock(classDir, callback(error, [name, uevent, bound, ...], ms)): every
+// entry of /sys/class/block. `bound` tells for a loop device whether it has a
+// backing file; true for all others. `ms` is the processor time it took.
+Napi::Value ScanBlock(const Napi::CallbackInfo& info) {
+  std::string root = StringArg(info, 0);
+  Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [root]() -> Outcome {
+    auto found = std::make_shared<std::vector<SysfsDevice>>();
+    double began = ThreadCpuMs();
+    int error = 0;
+    DIR* dir = opendir(root.c_str());
+    if (dir == nullptr) {
+      error = errno;
+    } else {
+      while (struct dirent* entry = readdir(dir)) {
+        if (entry->d_name[0] == '.') continue;
+        std::string name = entry->d_name;
+        std::string path = root + "/" + name;
+        std::string uevent = ReadUevent(path + "/uevent");
+        bool loop_disk = name.compare(0, 4, "loop") == 0 && uevent.find("DEVTYPE=disk") != std::string::npos;
+        bool bound = !loop_disk || access((path + "/loop/backing_file").c_str(), F_OK) == 0;
+        found->push_back({std::move(name), std::move(uevent), bound});
+      }
+      closedir(dir);
+    }
+    double took = ThreadCpuMs() - began;
+    return [found, error, took](Napi::Env env) -> std::vector<napi_value> {
+      Napi::Array list = Napi::Array::New(env, found->size() * 3);
+      uint32_t i = 0;
+      for (const SysfsDevice& device : *found) {
+        list[i++] = Napi::String::New(env, device.name);
+        list[i++] = Napi::String::New(env, device.uevent);
+        list[i++] = Napi::Boolean::New(env, device.bound);
+      }
+      return {Napi::Number::New(env, error), list, Napi::Number::New(env, took)};
+    };
+  });
+  return info.Env().Undefined();
+}
+
+}  // namespace
+
+void InitBlockdev(Napi::Env env, Napi::Object exports) {
+  exports.Set("openDevice", Napi::Function::New<OpenDevice>(env));
+  exports.Set("closeDevice", Napi::Function::New<CloseDevice>(env));
+  exports.Set("diskseq", Napi::Function::New<Diskseq>(env));
+  exports.Set("scanBlock", Napi::Function::New<ScanBlock>(env));
+}
+
+}  // namespace diskseqfs

@@ -1,0 +1,160 @@
+// Plain calls on descriptors and small files, none of which can block on a
+// disk: /dev/fuse (non-blocking), procfs, sysfs, and inodes of devtmpfs.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "addon.h"
+#include "descriptor.h"
+
+namespace diskseqfs {
+
+int OpenBeneath(int dir, const char* path, uint64_t flags) {
+  struct open_how how = {};
+  how.flags = flags;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS;
+  return static_cast<int>(syscall(SYS_openat2, dir, path, &how, sizeof how));
+}
+
+ssize_t ReadSmallFile(int dir, const char* path, char* out, size_t size) {
+  int fd = openat(dir, path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -1;
+  ssize_t n = read(fd, out, size);
+  int saved = errno;
+  close(fd);
+  errno = saved;
+  return n;
+}
+
+// read(fd, buffer): bytes read.
+static Napi::Value Read(const Napi::CallbackInfo& info) {
+  Bytes out = BytesArg(info, 1);
+  return Result(info.Env(), read(IntArg(info, 0), out.data, out.size));
+}
+
+// write(fd, buffer, length): bytes written.
+static Napi::Value Write(const Napi::CallbackInfo& info) {
+  Bytes in = BytesArg(info, 1);
+  return Result(info.Env(), write(IntArg(info, 0), in.data, std::min<size_t>(in.size, IntArg(info, 2))));
+}
+
+static Napi::Value Close(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), close(IntArg(info, 0)));
+}
+
+// readFile(path, buffer): bytes read; one read, for procfs and sysfs.
+static Napi::Value ReadFile(const Napi::CallbackInfo& info) {
+  Bytes out = BytesArg(info, 1);
+  return Result(info.Env(), ReadSmallFile(AT_FDCWD, StringArg(info, 0).c_str(), out.data, out.size));
+}
+
+// openDirectory(path): an O_PATH descriptor.
+static Napi::Value OpenDirectory(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), open(StringArg(info, 0).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+}
+
+// lockDirectory(path): a descriptor that holds flock(LOCK_EX) on a directory.
+static Napi::Value LockDirectory(const Napi::CallbackInfo& info) {
+  int fd = open(StringArg(info, 0).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return Result(info.Env(), fd);
+  if (flock(fd, LOCK_EX | LOCK_NB) == 0) return Result(info.Env(), fd);
+  int saved = errno;
+  close(fd);
+  errno = saved;
+  return Result(info.Env(), -1);
+}
+
+// openNode(dirfd, name): O_PATH descriptor of a node below dirfd on the same
+// filesystem, no symlink followed. Never opens the device.
+static Napi::Value OpenNode(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), OpenBeneath(IntArg(info, 0), StringArg(info, 1).c_str(), O_PATH | O_CLOEXEC));
+}
+
+// fstat(fd, Float64Array): mode, uid, gid, nlink, rdev major, rdev minor,
+// then seconds and nanoseconds of atime, mtime, ctime.
+static Napi::Value Fstat(const Napi::CallbackInfo& info) {
+  struct stat st;
+  if (fstat(IntArg(info, 0), &st) < 0) return Result(info.Env(), -1);
+  auto array = info[1].As<Napi::Float64Array>();
+  double* out = array.Data();
+  const double fields[] = {
+      double(st.st_mode),        double(st.st_uid),          double(st.st_gid),
+      double(st.st_nlink),       double(major(st.st_rdev)),  double(minor(st.st_rdev)),
+      double(st.st_atim.tv_sec), double(st.st_atim.tv_nsec), double(st.st_mtim.tv_sec),
+      double(st.st_mtim.tv_nsec), double(st.st_ctim.tv_sec), double(st.st_ctim.tv_nsec)};
+  std::copy(std::begin(fields), std::end(fields), out);
+  return Result(info.Env(), 0);
+}
+
+static Napi::Value Fchmod(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), fchmod(IntArg(info, 0), info[1].As<Napi::Number>().Uint32Value()));
+}
+
+// fchown(fd, uid, gid): 0xffffffff leaves one alone.
+static Napi::Value Fchown(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), fchown(IntArg(info, 0), info[1].As<Napi::Number>().Uint32Value(),
+                                   info[2].As<Napi::Number>().Uint32Value()));
+}
+
+// futimens(fd, atime s, ns, mtime s, ns): ns may be UTIME_NOW or UTIME_OMIT.
+static Napi::Value Futimens(const Napi::CallbackInfo& info) {
+  auto number = [&](size_t i) { return info[i].As<Napi::Number>().Int64Value(); };
+  struct timespec times[2];
+  times[0].tv_sec = number(1);
+  times[0].tv_nsec = number(2);
+  times[1].tv_sec = number(3);
+  times[1].tv_nsec = number(4);
+  return Result(info.Env(), futimens(IntArg(info, 0), times));
+}
+
+// An O_PATH descriptor takes no f*xattr calls; its /proc link takes them all.
+static std::string ProcLink(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
+
+// getxattr(fd, name, buffer): size; an empty buffer asks for the size alone.
+static Napi::Value GetXattr(const Napi::CallbackInfo& info) {
+  Bytes out = BytesArg(info, 2);
+  return Result(info.Env(), getxattr(ProcLink(IntArg(info, 0)).c_str(), StringArg(info, 1).c_str(),
+                                     out.data, out.size));
+}
+
+static Napi::Value ListXattr(const Napi::CallbackInfo& info) {
+  Bytes out = BytesArg(info, 1);
+  return Result(info.Env(), listxattr(ProcLink(IntArg(info, 0)).c_str(), out.data, out.size));
+}
+
+// setxattr(fd, name, buffer, flags)
+static Napi::Value SetXattr(const Napi::CallbackInfo& info) {
+  Bytes in = BytesArg(info, 2);
+  return Result(info.Env(), setxattr(ProcLink(IntArg(info, 0)).c_str(), StringArg(info, 1).c_str(),
+                                     in.data, in.size, IntArg(info, 3)));
+}
+
+static Napi::Value RemoveXattr(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), removexattr(ProcLink(IntArg(info, 0)).c_str(), StringArg(info, 1).c_str()));
+}
+
+void InitDescriptor(Napi::Env env, Napi::Object exports) {
+  exports.Set("read", Napi::Function::New<Read>(env));
+  exports.Set("write", Napi::Function::New<Write>(env));
+  exports.Set("close", Napi::Function::New<Close>(env));
+  exports.Set("readFile", Napi::Function::New<ReadFile>(env));
+  exports.Set("openDirectory", Napi::Function::New<OpenDirectory>(env));
+  exports.Set("lockDirectory", Napi::Function::New<LockDirectory>(env));
+  exports.Set("openNode", Napi::Function::New<OpenNode>(env));
+  exports.Set("fstat", Napi::Function::New<Fstat>(env));
+  exports.Set("fchmod", Napi::Function::New<Fchmod>(env));
+  exports.Set("fchown", Napi::Function::New<Fchown>(env));
+  exports.Set("futimens", Napi::Function::New<Futimens>(env));
+  exports.Set("getxattr", Napi::Function::New<GetXattr>(env));
+  exports.Set("listxattr", Napi::Function::New<ListXattr>(env));
+  exports.Set("setxattr", Napi::Function::New<SetXattr>(env));
+  exports.Set("removexattr", Napi::Function::New<RemoveXattr>(env));
+}
+
+}  // namespace diskseqfs

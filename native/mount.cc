@@ -1,0 +1,77 @@
+// mount(2), umount2(2), and fspick(2) with fsconfig(2).
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "addon.h"
+#include "tasks.h"
+
+namespace diskseqfs {
+
+namespace {
+
+// uapi/linux/mount.h; not included, since it collides with sys/mount.h in
+// some releases of glibc.
+constexpr unsigned kFspickCloexec = 0x00000001;
+constexpr unsigned kFspickNoAutomount = 0x00000004;
+constexpr unsigned kFsconfigCmdReconfigure = 7;
+
+// mount(source, target, type, flags, data): 0 or -errno.
+Napi::Value Mount(const Napi::CallbackInfo& info) {
+  return Result(info.Env(),
+                mount(StringArg(info, 0).c_str(), StringArg(info, 1).c_str(), StringArg(info, 2).c_str(),
+                      info[3].As<Napi::Number>().Uint32Value(), StringArg(info, 4).c_str()));
+}
+
+// unmount(target, flags, callback(error)): on a pool thread.
+Napi::Value Unmount(const Napi::CallbackInfo& info) {
+  std::string target = StringArg(info, 0);
+  int flags = IntArg(info, 1);
+  Tasks(info.Env()).Submit(info[2].As<Napi::Function>(), [target, flags]() -> Outcome {
+    int error = umount2(target.c_str(), flags) < 0 ? errno : 0;
+    return [error](Napi::Env env) -> std::vector<napi_value> { return {Napi::Number::New(env, error)}; };
+  });
+  return info.Env().Undefined();
+}
+
+// pickMount(target, callback(error, fd)): a descriptor to reconfigure the
+// filesystem mounted there.
+Napi::Value PickMount(const Napi::CallbackInfo& info) {
+  std::string target = StringArg(info, 0);
+  Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [target]() -> Outcome {
+    auto fd = std::make_shared<UniqueFd>(static_cast<int>(
+        syscall(SYS_fspick, AT_FDCWD, target.c_str(), kFspickCloexec | kFspickNoAutomount)));
+    int error = fd->Get() < 0 ? errno : 0;
+    return [fd, error](Napi::Env env) -> std::vector<napi_value> {
+      return {Napi::Number::New(env, error), Napi::Number::New(env, fd->Release())};
+    };
+  });
+  return info.Env().Undefined();
+}
+
+// prune(fd, callback(error)): drops the dentries of that filesystem which
+// nobody uses (reconfigure_super -> shrink_dcache_sb). On a pool thread: it
+// takes s_umount for writing, which ustat(2) holds while it waits for our
+// answer to FUSE_STATFS.
+Napi::Value Prune(const Napi::CallbackInfo& info) {
+  int fd = IntArg(info, 0);
+  Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [fd]() -> Outcome {
+    long rc = syscall(SYS_fsconfig, fd, kFsconfigCmdReconfigure, nullptr, nullptr, 0);
+    int error = rc < 0 ? errno : 0;
+    return [error](Napi::Env env) -> std::vector<napi_value> { return {Napi::Number::New(env, error)}; };
+  });
+  return info.Env().Undefined();
+}
+
+}  // namespace
+
+void InitMount(Napi::Env env, Napi::Object exports) {
+  exports.Set("mount", Napi::Function::New<Mount>(env));
+  exports.Set("unmount", Napi::Function::New<Unmount>(env));
+  exports.Set("pickMount", Napi::Function::New<PickMount>(env));
+  exports.Set("prune", Napi::Function::New<Prune>(env));
+}
+
+}  // namespace diskseqfs

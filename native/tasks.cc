@@ -1,0 +1,153 @@
+#include "tasks.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <chrono>
+
+#include "addon.h"
+
+namespace diskseqfs {
+
+UniqueFd& UniqueFd::operator=(UniqueFd&& other) noexcept {
+  if (this != &other) {
+    Reset();
+    fd_ = other.Release();
+  }
+  return *this;
+}
+
+void UniqueFd::Reset() {
+  if (fd_ >= 0) close(fd_);
+  fd_ = -1;
+}
+
+std::shared_ptr<TaskPool> TaskPool::Create(Napi::Env env) {
+  std::shared_ptr<TaskPool> pool(new TaskPool(env));
+  uv_loop_t* loop = nullptr;
+  napi_get_uv_event_loop(env, &loop);
+  pool->async_ = new uv_async_t;
+  pool->async_->data = pool.get();
+  uv_async_init(loop, pool->async_, [](uv_async_t* async) {
+    // Keep the pool alive through callbacks that may end the environment.
+    auto self = static_cast<TaskPool*>(async->data)->shared_from_this();
+    self->Deliver();
+  });
+  uv_unref(reinterpret_cast<uv_handle_t*>(pool->async_));
+  env.AddCleanupHook([pool]() { pool->Shutdown(); });
+  return pool;
+}
+
+void TaskPool::Submit(Napi::Function callback, Work work) {
+  auto* task = new Task{std::move(work), nullptr, Napi::Persistent(callback)};
+  if (pending_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(async_));
+  bool spawn = false;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    waiting_.push_back(task);
+    // Every waiting task needs a thread of its own, or it might stand behind
+    // one that never ends.
+    if (waiting_.size() > idle_ && threads_ < kMaxThreads) {
+      threads_++;
+      spawn = true;
+    }
+  }
+  if (!spawn) {
+    wake_.notify_one();
+    return;
+  }
+  pthread_attr_t attr;
+  pthread_attr_init(&attr);
+  pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+  pthread_attr_setstacksize(&attr, kStackBytes);
+  auto* self = new std::shared_ptr<TaskPool>(shared_from_this());
+  pthread_t thread;
+  if (pthread_create(&thread, &attr, ThreadMain, self) != 0) {
+    // No thread to be had: the task waits for one that is busy now.
+    delete self;
+    std::lock_guard<std::mutex> lock(mutex_);
+    threads_--;
+  }
+  pthread_attr_destroy(&attr);
+}
+
+void* TaskPool::ThreadMain(void* arg) {
+  std::unique_ptr<std::shared_ptr<TaskPool>> self(static_cast<std::shared_ptr<TaskPool>*>(arg));
+  (*self)->Serve();
+  return nullptr;
+}
+
+void TaskPool::Serve() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (true) {
+    if (waiting_.empty()) {
+      if (closed_) break;
+      idle_++;
+      bool woken = wake_.wait_for(lock, std::chrono::seconds(kIdleSeconds),
+                                  [this] { return closed_ || !waiting_.empty(); });
+      idle_--;
+      if (!woken) break;
+      continue;
+    }
+    Task* task = waiting_.front();
+    waiting_.pop_front();
+    lock.unlock();
+    task->outcome = task->work();
+    lock.lock();
+    if (closed_) {
+      // The environment is gone, and with it the thread that may touch the
+      // callback's reference: leave that to the end of the process. What the
+      // work opened is closed here.
+      task->outcome = nullptr;
+      continue;
+    }
+    done_.push_back(task);
+    // Under the lock: Shutdown() closes the handle under it.
+    uv_async_send(async_);
+  }
+  threads_--;
+}
+
+void TaskPool::Deliver() {
+  std::deque<Task*> done;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    done.swap(done_);
+  }
+  for (Task* raw : done) {
+    std::unique_ptr<Task> task(raw);
+    if (--pending_ == 0) uv_unref(reinterpret_cast<uv_handle_t*>(async_));
+    Napi::HandleScope scope(env_);
+    task->callback.MakeCallback(env_.Global(), task->outcome(env_));
+    if (env_.IsExceptionPending()) {
+      napi_value error;
+      napi_get_and_clear_last_exception(env_, &error);
+      napi_fatal_exception(env_, error);
+    }
+  }
+}
+
+void TaskPool::Shutdown() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  closed_ = true;
+  wake_.notify_all();
+  for (Task* task : done_) delete task;
+  done_.clear();
+  uv_close(reinterpret_cast<uv_handle_t*>(async_),
+           [](uv_handle_t* handle) { delete reinterpret_cast<uv_async_t*>(handle); });
+}
+
+size_t TaskPool::ThreadCount() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return threads_;
+}
+
+void InitTasks(Napi::Env env, Napi::Object exports) {
+  env.GetInstanceData<Addon>()->tasks = TaskPool::Create(env);
+  exports.Set("threadCount", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
+    return Napi::Number::New(info.Env(), static_cast<double>(Tasks(info.Env()).ThreadCount()));
+  }));
+}
+
+}  // namespace diskseqfs

@@ -1,0 +1,160 @@
+#!/usr/bin/env node
+/** The command line. Exit codes: 0 done, 1 cannot be done, 2 asked wrongly. */
+import { readFileSync } from 'node:fs'
+
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
+
+import { UserError } from './errno.js'
+import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from './log.js'
+import { DEFAULT_MOUNTPOINT } from './mountpoint.js'
+
+/** Upper limits that only keep a typing error from looking like an intention. */
+const LINGER_MAX_MS = 60_000
+const HOLD_MAX_S = 86_400
+
+/** A whole number from 0 to `max`, for an option's argument. */
+function wholeNumber(max: number): (text: string) => number {
+  return (text) => {
+    if (!/^\d{1,9}$/.test(text) || Number(text) > max) {
+      throw new InvalidArgumentError(`It must be a whole number from 0 to ${max}.`)
+    }
+    return Number(text)
+  }
+}
+
+/** What `diskseqfs mount` was told. */
+export interface MountArguments {
+  foreground?: boolean
+  o: string[]
+  linger: number
+  hold: number
+  openTimeout: number
+  logLevel: LogLevel
+  logFormat?: LogFormat
+}
+
+function program(): Command {
+  const root = new Command('diskseqfs')
+    .description('Block device paths that can never reach the wrong disk.')
+    .version(version(), '-V, --version')
+    .exitOverride()
+    .configureOutput({ outputError: (text, write) => write(`diskseqfs: ${text.replace(/^error: /, '')}`) })
+
+  root
+    .command('mount')
+    .summary('serve the tree')
+    .description(
+      `Mounts the tree of block devices by sequence number, and serves it.\n` +
+        `Returns once the tree answers; with -f it stays and logs to stderr.`,
+    )
+    .argument('[mountpoint]', 'where to mount; made if missing', DEFAULT_MOUNTPOINT)
+    .option('-f, --foreground', 'stay in the foreground')
+    .addOption(
+      new Option(
+        '-o <options>',
+        'mount options, comma-separated: those below as name=value (linger, hold, open_timeout, log_level,\n' +
+          'log_format); context=, fscontext=, defcontext=, rootcontext= (SELinux); ro, noatime, relatime and the like',
+      )
+        .argParser((text, before: string[]) => [...before, text])
+        .default([], ''),
+    )
+    .option(
+      '--linger <ms>',
+      'how long a disk is kept from being replaced after a program let go of its path',
+      wholeNumber(LINGER_MAX_MS),
+      5,
+    )
+    .option(
+      '--hold <seconds>',
+      'after how long without a request a disk in use is left to its user',
+      wholeNumber(HOLD_MAX_S),
+      30,
+    )
+    .option(
+      '--open-timeout <seconds>',
+      'how long a program waits for a disk that does not answer',
+      wholeNumber(HOLD_MAX_S),
+      10,
+    )
+    .addOption(new Option('--log-level <level>', 'least important lines to log').choices(LOG_LEVELS).default('info'))
+    .addOption(
+      new Option('--log-format <format>', 'format of log lines on stderr (default: pretty on a terminal)').choices(
+        LOG_FORMATS,
+      ),
+    )
+    .action(async (mountpoint: string, options: MountArguments, command: Command) => {
+      const { mount } = await import('./commands/mount.js')
+      await mount(mountpoint, options, command)
+    })
+
+  root
+    .command('unmount')
+    .summary('take the tree away')
+    .description('Unmounts the tree; its daemon ends. Files that are open stay open.')
+    .argument('[mountpoint]', 'where it is mounted', DEFAULT_MOUNTPOINT)
+    .action(async (mountpoint: string) => {
+      const { unmount } = await import('./commands/unmount.js')
+      await unmount(mountpoint)
+    })
+
+  root
+    .command('list')
+    .summary('show disks and partitions with their sequence numbers')
+    .description('Lists disks and partitions as the kernel has them now. Needs no daemon.')
+    .option('--json', 'print JSON')
+    .action(async (options: { json?: boolean }) => {
+      const { list } = await import('./commands/list.js')
+      await list(options.json === true)
+    })
+
+  root
+    .command('resolve')
+    .summary('say which path in the tree a device has')
+    .description(
+      'Prints the path in the tree of what each argument is now: opened, and verified on the open descriptor.\n' +
+        'Needs no daemon. Exit code 1 where one of them is no block device.',
+    )
+    .argument(
+      '<device...>',
+      'a path (/dev/sda1, /dev/mapper/vm-root), MAJOR:MINOR, a kernel name (sda1), or a device-mapper name (vm-root)',
+    )
+    .option('--json', 'print JSON')
+    .action(async (devices: string[], options: { json?: boolean }) => {
+      const { resolve } = await import('./commands/resolve.js')
+      process.exitCode = await resolve(devices, options.json === true)
+    })
+
+  for (const command of root.commands) {
+    command.exitOverride().configureOutput(root.configureOutput())
+  }
+  return root
+}
+
+function version(): string {
+  const manifest = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as {
+    version: string
+  }
+  return manifest.version
+}
+
+// Whoever reads our output may go away; that is no reason to fail, and for the
+// daemon none to end.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error
+  })
+}
+
+try {
+  await program().parseAsync()
+} catch (error) {
+  if (error instanceof CommanderError) {
+    // Commander has said what was wrong; help and version are no error.
+    process.exitCode = error.exitCode === 0 ? 0 : 2
+  } else if (error instanceof UserError) {
+    process.stderr.write(`diskseqfs: ${error.message}\n`)
+    process.exitCode = error.exitCode
+  } else {
+    throw error
+  }
+}

@@ -1,0 +1,126 @@
+/** `diskseqfs mount`: the daemon in the foreground, or a child that is it. */
+import { spawn } from 'node:child_process'
+import { createWriteStream, fstatSync } from 'node:fs'
+
+import { type Command, InvalidArgumentError } from 'commander'
+
+import type { MountArguments } from '../cli.js'
+import { Daemon } from '../daemon.js'
+import { errnoOf, E, UserError } from '../errno.js'
+import { createLogger } from '../log.js'
+import { type MountOptions, parseMountOptions } from '../mountpoint.js'
+import { native } from '../native.js'
+
+/** Options that may also stand behind -o, as fstab has no other place for them. */
+const OWN = {
+  linger: '--linger',
+  hold: '--hold',
+  open_timeout: '--open-timeout',
+  log_level: '--log-level',
+  log_format: '--log-format',
+}
+
+/** Descriptor on which a daemon in the background tells its parent how the start went. */
+const READY_FD = 3
+/** Set for such a child only. */
+const BACKGROUND = 'DISKSEQFS_BACKGROUND'
+
+export async function mount(mountpoint: string, given: MountArguments, command: Command): Promise<void> {
+  const mountOptions = parseMountOptions(given.o.join(','), Object.keys(OWN))
+  const options = withMountOptions(given, mountOptions, command)
+  if (options.foreground === true) return serve(mountpoint, options, mountOptions)
+  await background()
+}
+
+/** Reads the options behind -o as the command line's own are read; those on the command line win. */
+function withMountOptions(given: MountArguments, mount: MountOptions, command: Command): MountArguments {
+  for (const [name, text] of mount.own) {
+    const flag = OWN[name as keyof typeof OWN]
+    const option = command.options.find((candidate) => candidate.long === flag)
+    if (option?.parseArg === undefined) throw new Error(`no option ${flag} that takes a value`)
+    if (command.getOptionValueSource(option.attributeName()) === 'cli') continue
+    try {
+      command.setOptionValue(option.attributeName(), option.parseArg(text, undefined))
+    } catch (error) {
+      if (!(error instanceof InvalidArgumentError)) throw error
+      throw new UserError(`mount option ${name}=${text}: ${error.message}`, 2)
+    }
+  }
+  return { ...given, ...command.opts<MountArguments>() }
+}
+
+async function serve(mountpoint: string, options: MountArguments, mount: MountOptions): Promise<void> {
+  const inBackground = process.env[BACKGROUND] === '1'
+  const log = await createLogger(
+    options.logLevel,
+    inBackground
+      ? { kind: 'syslog', native }
+      : { kind: 'stderr', format: options.logFormat ?? (process.stderr.isTTY ? 'pretty' : 'json') },
+  )
+  const daemon = new Daemon(
+    {
+      mountpoint,
+      mount,
+      lingerMs: options.linger,
+      holdSeconds: options.hold,
+      openTimeoutMs: options.openTimeout * 1000,
+    },
+    log,
+  )
+  const stop = (signal: NodeJS.Signals) => {
+    log.info({ signal }, 'stopping')
+    void daemon.stop()
+  }
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, stop)
+  const tellParent = inBackground ? parentPipe() : undefined
+  try {
+    await daemon.start()
+  } catch (error) {
+    await daemon.stop()
+    if (tellParent !== undefined && error instanceof UserError) {
+      await tellParent(error.message)
+      process.exit(error.exitCode)
+    }
+    throw error
+  }
+  await tellParent?.('')
+  await daemon.ended
+  daemon.release()
+  // A disk that hangs may hold a thread for ever; the rest is done.
+  log.flush(() => process.exit(0))
+}
+
+/** Starts this very command again as the daemon, and waits until the tree answers. */
+async function background(): Promise<void> {
+  const child = spawn(process.execPath, [...process.execArgv, ...process.argv.slice(1), '--foreground'], {
+    detached: true,
+    cwd: '/',
+    env: { ...process.env, [BACKGROUND]: '1' },
+    stdio: ['ignore', 'ignore', 'ignore', 'pipe'],
+  })
+  const pipe = child.stdio[READY_FD]
+  if (!pipe) throw new Error('no pipe to the daemon')
+  const message = await new Promise<string | undefined>((resolve) => {
+    let text = ''
+    pipe.on('data', (chunk: Buffer) => (text += chunk.toString()))
+    pipe.on('close', () => resolve(text === '' ? undefined : text.trimEnd()))
+  })
+  if (message === undefined) {
+    throw new UserError('the daemon ended before the tree was mounted; run with -f to see why')
+  }
+  if (message !== 'ready') throw new UserError(message)
+  child.unref()
+}
+
+/** The way back to {@link background}: an empty message says that all is well. */
+function parentPipe(): (error: string) => Promise<void> {
+  try {
+    fstatSync(READY_FD)
+  } catch (error) {
+    if (errnoOf(error) === E.EBADF) return async () => {}
+    throw error
+  }
+  const pipe = createWriteStream('', { fd: READY_FD })
+  pipe.on('error', () => {}) // the parent was killed; the daemon goes on
+  return (error) => new Promise((resolve) => pipe.end(`${error || 'ready'}\n`, () => resolve()))
+}

@@ -1,0 +1,35 @@
+/** `diskseqfs unmount` */
+import { realpathSync } from 'node:fs'
+import { dirname, join, basename, resolve } from 'node:path'
+
+import { E, errnoName, errnoOf, UserError } from '../errno.js'
+import { FSTYPE, mountsAt } from '../mountpoint.js'
+import { native } from '../native.js'
+
+/** sys/mount.h */
+const MNT_DETACH = 2
+
+export async function unmount(path: string): Promise<void> {
+  const mountpoint = withoutSymlinks(path)
+  const top = mountsAt(mountpoint).at(-1)
+  if (top === undefined) throw new UserError(`${path}: nothing is mounted there`)
+  if (top.type !== FSTYPE) {
+    throw new UserError(`${path}: ${top.type} (${top.source}) is mounted there, not diskseqfs`)
+  }
+  // Detached: files open through the tree are the devices themselves, and
+  // whoever has one keeps it. The daemon sees the end of the connection.
+  const error = await new Promise<number>((done) => native.unmount(mountpoint, MNT_DETACH, done))
+  if (error === E.EPERM) throw new UserError(`${path}: only root can unmount the tree`)
+  if (error !== 0) throw new UserError(`${path}: cannot unmount: ${errnoName(error)}`)
+}
+
+/** Resolves the directory above only: the mount itself may be dead, and any look at it fails. */
+function withoutSymlinks(path: string): string {
+  const absolute = resolve(path)
+  try {
+    return join(realpathSync(dirname(absolute)), basename(absolute))
+  } catch (error) {
+    errnoOf(error)
+    return absolute
+  }
+}

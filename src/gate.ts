@@ -1,0 +1,250 @@
+/**
+ * The gate: may this caller have this node now? A caller that opens gets an
+ * answer only while the daemon itself holds that very device open, verified on
+ * the descriptor; one that inspects gets what sysfs and /dev show, and opens
+ * nothing.
+ */
+import { Access } from './access.js'
+import type { DeviceNodes, NodeStat } from './devnode.js'
+import { E, errnoName } from './errno.js'
+import type { Call, Intents } from './intent.js'
+import { type Logger, LogLimit } from './log.js'
+import type { Node, NodeTable, Opening, OpeningOutcome } from './node.js'
+import type { Pin, PinOpener, PinResult } from './pin.js'
+import type { Reaper } from './reaper.js'
+import type { Registry } from './registry.js'
+import { type Device, sameDevice, type Sysfs } from './sysfs.js'
+import type { Caller } from './transport.js'
+
+/** The gate's answer. `stat` and `device` belong together; pinned: the number stays that device's. */
+export type Verdict =
+  | { readonly device: Device; readonly stat: NodeStat; readonly pinned: boolean }
+  | { readonly errno: number }
+
+/** A request at the gate. */
+export interface Attempt {
+  readonly caller: Caller
+  readonly node: Node
+  /**
+   * `lookup`: the kernel asks for the name. It may hold the directory's lock,
+   * and where the caller is in open(2) it will ask again, for the attributes,
+   * without that lock. So a slow disk is waited for there.
+   * `getattr`: it asks for the attributes of an inode it has.
+   * `change`: owner, mode or times are to be set, through a pin.
+   */
+  readonly kind: 'lookup' | 'getattr' | 'change'
+  /** Tells how the gate can be told that the caller gives up. */
+  readonly onInterrupt: (listener: () => void) => void
+  readonly done: (verdict: Verdict) => void
+}
+
+export interface GateOptions {
+  /** How long a caller waits for a disk that does not answer, ms. */
+  readonly openTimeoutMs: number
+}
+
+/** How long a LOOKUP of an open(2) waits for the disk before the wait goes on in GETATTR, ms. */
+const LOOKUP_PATIENCE_MS = 10
+/** A signal ends a wait for a disk when it has lasted this long, ms: not each SIGCHLD is meant for us. */
+const INTERRUPT_AFTER_MS = 100
+/** A name may be given to another number (a new partition table) while it is being opened; not for ever. */
+const ATTEMPTS_MAX = 4
+
+export class Gate {
+  private readonly refusals: LogLimit
+
+  constructor(
+    private readonly registry: Registry,
+    private readonly sysfs: Sysfs,
+    private readonly nodes: NodeTable,
+    private readonly devnodes: DeviceNodes,
+    private readonly opener: PinOpener,
+    private readonly reaper: Reaper,
+    private readonly intents: Intents,
+    private readonly access: Access,
+    private readonly options: GateOptions,
+    private readonly log: Logger,
+  ) {
+    this.refusals = new LogLimit((suppressed) => {
+      log.warn({ suppressed }, 'more opens were refused than are logged')
+    })
+  }
+
+  admit(attempt: Attempt, tries = 1): void {
+    const device = this.registry.find(attempt.node.name)
+    if (device !== undefined) return this.admitDevice(attempt, device, tries)
+    this.registry.findSlowly(attempt.node.name, attempt.node.diskseq, (found) => {
+      if (found !== undefined) return this.admitDevice(attempt, found, tries)
+      this.refuse(attempt, this.intents.of(attempt.caller.tid), E.ENOENT, 'no such disk (any more)')
+    })
+  }
+
+  private admitDevice(attempt: Attempt, device: Device, tries: number): void {
+    const { node, caller } = attempt
+    const call = this.intents.of(caller.tid)
+    const opens = attempt.kind === 'change' || call.intent !== 'inspect'
+    if (!opens) return this.inspect(attempt, call, device, tries)
+    if (attempt.kind !== 'change' && !this.mayOpen(caller, node, device)) {
+      // The kernel is about to refuse. It would do so by attributes that may
+      // change before it looks at them, so say it here.
+      if (attempt.kind === 'getattr' && call.intent === 'open') return attempt.done({ errno: E.EACCES })
+      return this.inspect(attempt, call, device, tries)
+    }
+    // The inode has another number than the name has now; it is never
+    // updated. The kernel looks the name up again.
+    if (attempt.kind === 'getattr' && node.last !== undefined && !sameDevice(node.last.device, device)) {
+      return attempt.done({ errno: E.ESTALE })
+    }
+    const pin = node.pin
+    if (pin !== undefined) {
+      if (sameDevice(pin.device, device) && this.opener.current(pin)) {
+        return this.admitPinned(attempt, call, pin)
+      }
+      this.reaper.unpin(node)
+      this.registry.refresh(device.kname)
+      return this.again(attempt, call, tries, 'its diskseq changed')
+    }
+    this.wait(attempt, call, device, tries)
+  }
+
+  private admitPinned(attempt: Attempt, call: Call, pin: Pin): void {
+    const { node } = attempt
+    const stat = this.devnodes.stat(pin.fd)
+    node.last = { device: pin.device, stat }
+    attempt.done({ device: pin.device, stat, pinned: true })
+    if (node.nlookup > 0) this.reaper.answered(node, attempt.caller, call)
+  }
+
+  /** Answers without opening anything. */
+  private inspect(attempt: Attempt, call: Call, device: Device, tries: number): void {
+    const stat = this.sysfs.shows(device) ? this.devnodes.with(device, (_, stat) => stat) : undefined
+    if (stat === undefined) {
+      this.registry.refresh(device.kname)
+      return this.again(attempt, call, tries, 'it is gone')
+    }
+    this.reaper.inspected()
+    if (attempt.kind === 'lookup') attempt.node.last = { device, stat }
+    attempt.done({ device, stat, pinned: false })
+  }
+
+  /** The device was not what its name says: answer as for a name nobody has, if so it is. */
+  private again(attempt: Attempt, call: Call, tries: number, reason: string): void {
+    if (tries < ATTEMPTS_MAX) return this.admit(attempt, tries + 1)
+    this.refuse(attempt, call, E.ENOENT, reason)
+  }
+
+  private mayOpen(caller: Caller, node: Node, device: Device): boolean {
+    if (caller.uid === 0) return true
+    const check = (fd: number, { mode, uid, gid }: NodeStat) => {
+      const acl = this.devnodes.acl(fd)
+      return this.access.mayOpen(caller, { mode, uid, gid, ...(acl !== undefined && { acl }) })
+    }
+    const pin = node.pin
+    if (pin !== undefined) return check(pin.fd, this.devnodes.stat(pin.fd))
+    return this.devnodes.with(device, check) ?? true
+  }
+
+  /** Waits for the device to be opened, with all others who do. */
+  private wait(attempt: Attempt, call: Call, device: Device, tries: number): void {
+    const { node, kind } = attempt
+    const opening = this.opening(node, device)
+    const began = performance.now()
+    const timers: NodeJS.Timeout[] = []
+    const finish = () => {
+      timers.forEach(clearTimeout)
+      return opening.waiters.delete(waiter)
+    }
+    const waiter = (outcome: OpeningOutcome) => {
+      finish()
+      if ('pin' in outcome) return this.admitPinned(attempt, call, outcome.pin)
+      if ('mismatch' in outcome) return this.again(attempt, call, tries, outcome.mismatch)
+      // Its own errno, unless it went away meanwhile.
+      const now = this.registry.find(node.name)
+      if (now !== undefined && sameDevice(now, device)) {
+        return this.refuse(attempt, call, outcome.errno, `it cannot be opened: ${errnoName(outcome.errno)}`)
+      }
+      this.again(attempt, call, tries, 'it is gone')
+    }
+    opening.waiters.add(waiter)
+    const patience = kind === 'lookup' && call.intent === 'open'
+    timers.push(
+      setTimeout(() => {
+        if (!finish()) return
+        if (patience) return this.admitUnpinned(attempt, call, device, tries)
+        this.refuse(attempt, call, E.ETIMEDOUT, 'the disk did not answer; is it hung?')
+      }, patience ? LOOKUP_PATIENCE_MS : this.options.openTimeoutMs),
+    )
+    attempt.onInterrupt(() => {
+      const rest = began + INTERRUPT_AFTER_MS - performance.now()
+      timers.push(
+        setTimeout(() => {
+          if (!finish()) return
+          attempt.done({ errno: E.EINTR })
+          this.nodes.release(node)
+        }, Math.max(0, rest)),
+      )
+    })
+  }
+
+  /**
+   * Lets an open(2) go on without a pin, with attributes that are already
+   * stale: it must ask for them before it opens, and waits there.
+   */
+  private admitUnpinned(attempt: Attempt, call: Call, device: Device, tries: number): void {
+    const { node, caller } = attempt
+    const stat = this.devnodes.with(device, (_, stat) => stat)
+    if (stat === undefined) {
+      this.registry.refresh(device.kname)
+      return this.again(attempt, call, tries, 'it is gone')
+    }
+    node.last = { device, stat }
+    attempt.done({ device, stat, pinned: false })
+    if (node.nlookup > 0) this.reaper.answered(node, caller, call)
+  }
+
+  private opening(node: Node, device: Device): Opening {
+    if (node.opening !== undefined && sameDevice(node.opening.device, device)) return node.opening
+    const opening: Opening = { device, waiters: new Set() }
+    node.opening = opening
+    this.opener.open(device, (result) => this.opened(node, opening, result))
+    return opening
+  }
+
+  private opened(node: Node, opening: Opening, result: PinResult): void {
+    const latest = node.opening === opening
+    if (latest) node.opening = undefined
+    if ('pin' in result) {
+      if (latest && node.pin === undefined) node.pin = result.pin
+      else return this.superseded(node, opening, result.pin)
+    } else {
+      this.registry.refresh(opening.device.kname)
+    }
+    // As if one lookup more were out: an answer that nobody takes must not end
+    // the pin that the next one stands on.
+    node.nlookup++
+    for (const waiter of [...opening.waiters]) waiter(result)
+    node.nlookup--
+    this.reaper.settled(node)
+  }
+
+  /** The name got another device while this one was being opened. */
+  private superseded(node: Node, opening: Opening, pin: Pin): void {
+    this.opener.close(pin)
+    for (const waiter of [...opening.waiters]) waiter({ mismatch: 'it was replaced' })
+    this.nodes.release(node)
+  }
+
+  private refuse(attempt: Attempt, call: Call, errno: number, reason: string): void {
+    const { node, caller, kind } = attempt
+    if (call.intent !== 'inspect' && this.refusals.take()) {
+      this.log[errno === E.ENOENT ? 'info' : 'warn'](
+        { diskseq: node.name, tid: caller.tid, uid: caller.uid, errno: errnoName(errno), reason },
+        'refused an open',
+      )
+    }
+    // Through an inode that the kernel has: the name was there, its disk is not.
+    const gone = kind === 'getattr' && errno === E.ENOENT && call.intent !== 'inspect'
+    attempt.done({ errno: gone ? E.ENXIO : errno })
+    this.nodes.release(node)
+  }
+}

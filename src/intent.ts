@@ -1,0 +1,150 @@
+/**
+ * What the calling thread is doing: inspecting a node, or opening it. The
+ * kernel sends the same LOOKUP for both, but while we hold it the caller is
+ * blocked in its system call, and /proc/TID/syscall shows which one.
+ */
+import { constants } from 'node:fs'
+
+import type { Native } from './native.js'
+
+/**
+ * - `inspect`: cannot open the device, whatever we answer
+ * - `open`: an open(2); it holds the inode from our answer until it is done
+ * - `unknown`: may open the device by number, even after it let go of the
+ *   inode: mount(2), a device-mapper table, io_uring, a caller we cannot see
+ */
+export type Intent = 'inspect' | 'open' | 'unknown'
+
+/** A system call under way. */
+export interface Call {
+  readonly intent: Intent
+  /** Its number, or -1 where it is not known. */
+  readonly number: number
+}
+
+const UNKNOWN: Call = { intent: 'unknown', number: -1 }
+
+/** Times to read again while the caller has not gone to sleep yet. Two did in the slowest VM seen. */
+const RUNNING_RETRIES = 8
+
+/**
+ * The lowest address of a 64-bit task's code. A 32-bit task lives below it,
+ * and there the same number means another call (i386 21 is mount, x86-64 21 is
+ * access). Code of 64-bit tasks that lies there too is taken for unknown.
+ */
+const FOUR_GIB = 0x1_0000_0000
+
+/** Calls that look at a node and cannot open what it stands for. */
+const INSPECTING = [
+  'stat',
+  'lstat',
+  'fstat',
+  'newfstatat',
+  'statx',
+  'readlink',
+  'readlinkat',
+  'access',
+  'faccessat',
+  'faccessat2',
+  'getxattr',
+  'lgetxattr',
+  'fgetxattr',
+  'getxattrat',
+  'listxattr',
+  'llistxattr',
+  'flistxattr',
+  'listxattrat',
+  'statfs',
+  'fstatfs',
+  'inotify_add_watch',
+  'name_to_handle_at',
+]
+
+type Syscalls = Pick<Native, 'readFile' | 'syscalls' | 'O_PATH'>
+
+export class Intents {
+  private readonly buffer = Buffer.alloc(256)
+  private readonly inspecting: ReadonlySet<number>
+  /** Number of an opening call -> index of its flags; -1 where they are out of sight. */
+  private readonly opening: ReadonlyMap<number, number>
+  /** open(2) flags with which no device is ever opened. */
+  private readonly harmless: number
+  private readonly ioUringEnter: number
+
+  constructor(
+    private readonly native: Syscalls,
+    private readonly proc = '/proc',
+  ) {
+    const numbers = native.syscalls
+    this.inspecting = new Set(
+      INSPECTING.map((name) => numbers[name]).filter((number) => number !== undefined),
+    )
+    const opening = new Map<number, number>()
+    for (const [name, flags] of [
+      ['open', 1],
+      ['openat', 2],
+      ['openat2', -1],
+      ['creat', -1],
+    ] as const) {
+      const number = numbers[name]
+      if (number !== undefined) opening.set(number, flags)
+    }
+    this.opening = opening
+    // O_DIRECTORY: a block node is no directory, so the open fails with ENOTDIR.
+    this.harmless = native.O_PATH | constants.O_DIRECTORY
+    this.ioUringEnter = numbers['io_uring_enter'] ?? -1
+  }
+
+  /** @param tid the thread of the request being held */
+  of(tid: number): Call {
+    if (tid === 0) return UNKNOWN
+    for (let i = 0; i <= RUNNING_RETRIES; i++) {
+      const line = this.read(tid)
+      if (line === undefined) return UNKNOWN
+      if (!line.startsWith('running')) return this.parse(line)
+    }
+    return UNKNOWN
+  }
+
+  /**
+   * Whether a thread may still be inside the call it was seen in. True in
+   * doubt, except that a thread which is gone, or in another call, is out of
+   * it for sure.
+   */
+  mayStillBeIn(tid: number, number: number): boolean {
+    const line = this.read(tid)
+    if (line === undefined) return false
+    if (line.startsWith('running') || number === -1) return true
+    return Number.parseInt(line, 10) === number
+  }
+
+  /**
+   * Whether the device may still be opened by number while the caller stays in
+   * this call, though the inode is gone already. Not so for io_uring_enter,
+   * which may last for ever: what it opens holds the inode, as open(2) does.
+   */
+  outlastsInode(call: Call): boolean {
+    return call.intent === 'unknown' && call.number !== -1 && call.number !== this.ioUringEnter
+  }
+
+  private read(tid: number): string | undefined {
+    const n = this.native.readFile(`${this.proc}/${tid}/syscall`, this.buffer)
+    return n <= 0 ? undefined : this.buffer.toString('latin1', 0, n)
+  }
+
+  /** "257 0xffffff9c 0x7ffd... 0x80000 0x0 0x0 0x0 SP PC\n", or "-1 SP PC\n" outside of a call. */
+  private parse(line: string): Call {
+    const fields = line.trimEnd().split(' ')
+    if (fields.length !== 9) return UNKNOWN
+    const number = Number(fields[0])
+    const pc = Number(fields[8])
+    if (!Number.isInteger(number) || !(pc >= FOUR_GIB)) return UNKNOWN
+    if (this.inspecting.has(number)) return { intent: 'inspect', number }
+    const flagsAt = this.opening.get(number)
+    if (flagsAt === undefined) return { intent: 'unknown', number }
+    // Flags are an int: of the register's hex digits the last eight count.
+    const flags =
+      flagsAt < 0 ? 0 : Number.parseInt((fields[1 + flagsAt] as string).slice(2).slice(-8), 16)
+    return { intent: (flags & this.harmless) !== 0 ? 'inspect' : 'open', number }
+  }
+}

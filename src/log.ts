@@ -1,0 +1,123 @@
+/**
+ * Logging: one line for each event an admin needs, by pino. Nothing here may
+ * hold up the tree: lines are written without waiting, and when the reader is
+ * stuck or the disk is full they are dropped and counted.
+ */
+import pino from 'pino'
+
+import type { Native } from './native.js'
+
+export type LogLevel = 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'silent'
+export const LOG_LEVELS: readonly LogLevel[] = [
+  'fatal',
+  'error',
+  'warn',
+  'info',
+  'debug',
+  'trace',
+  'silent',
+]
+export type LogFormat = 'pretty' | 'json'
+export const LOG_FORMATS: readonly LogFormat[] = ['pretty', 'json']
+
+export type Logger = Pick<pino.Logger, 'error' | 'warn' | 'info' | 'debug'>
+
+/** Bytes of log that may wait for a slow reader. */
+const BACKLOG_MAX = 1024 * 1024
+
+/** Where log lines go. */
+export type LogTarget =
+  | { readonly kind: 'stderr'; readonly format: LogFormat }
+  | { readonly kind: 'syslog'; readonly native: Pick<Native, 'syslogOpen' | 'syslogSend' | 'close'> }
+
+const SYSLOG_SOCKET = '/dev/log'
+/** LOG_DAEMON, syslog.h */
+const FACILITY = 3 << 3
+/** Severities of syslog.h for pino's levels. */
+function severity(level: number): number {
+  if (level >= 60) return 2
+  if (level >= 50) return 3
+  if (level >= 40) return 4
+  return level >= 30 ? 6 : 7
+}
+
+export async function createLogger(level: LogLevel, target: LogTarget): Promise<pino.Logger> {
+  const options: pino.LoggerOptions = {
+    level,
+    base: null,
+    timestamp: target.kind === 'syslog' ? false : pino.stdTimeFunctions.isoTime,
+    formatters: { level: (label) => ({ level: label }) },
+  }
+  if (target.kind === 'syslog') {
+    const { formatters: _, ...plain } = options
+    return pino(plain, syslogStream(target.native))
+  }
+  const stderr = pino.destination({ dest: 2, sync: false, maxLength: BACKLOG_MAX })
+  // A closed or full stderr costs the log, not the tree.
+  stderr.on('error', () => {})
+  if (target.format === 'json') return pino(options, stderr)
+  const { default: pretty } = await import('pino-pretty')
+  const { formatters: _, ...plain } = options
+  return pino(
+    plain,
+    pretty({
+      destination: stderr as unknown as NodeJS.WritableStream,
+      colorize: process.stderr.isTTY === true,
+      translateTime: 'SYS:HH:MM:ss.l',
+      singleLine: true,
+    }),
+  )
+}
+
+function syslogStream(native: Pick<Native, 'syslogOpen' | 'syslogSend' | 'close'>): pino.DestinationStream {
+  let fd = -1
+  return {
+    write(line: string) {
+      const { level, msg, ...fields } = JSON.parse(line) as Record<string, unknown>
+      const details = Object.entries(fields)
+        .map(([key, value]) => ` ${key}=${typeof value === 'string' ? value : JSON.stringify(value)}`)
+        .join('')
+      const text = `<${FACILITY | severity(Number(level))}>diskseqfs[${process.pid}]: ${String(msg)}${details}`
+      for (let attempt = 0; attempt < 2; attempt++) {
+        if (fd < 0) fd = native.syslogOpen(SYSLOG_SOCKET)
+        if (fd < 0 || native.syslogSend(fd, text) >= 0) return
+        // The log daemon was restarted: its old socket is dead.
+        native.close(fd)
+        fd = -1
+      }
+    },
+  }
+}
+
+/**
+ * Keeps one kind of line from flooding the log: `burst` lines a second, then
+ * one line that says how many were left out.
+ */
+export class LogLimit {
+  private left: number
+  private suppressed = 0
+  private timer: NodeJS.Timeout | undefined
+
+  constructor(
+    private readonly report: (suppressed: number) => void,
+    private readonly burst = 10,
+  ) {
+    this.left = burst
+  }
+
+  /** Whether a line may be written now. */
+  take(): boolean {
+    this.timer ??= setTimeout(() => {
+      this.timer = undefined
+      this.left = this.burst
+      if (this.suppressed > 0) this.report(this.suppressed)
+      this.suppressed = 0
+    }, 1000).unref()
+    if (this.left > 0) {
+      this.left--
+      return true
+    }
+    this.suppressed++
+    return false
+  }
+}

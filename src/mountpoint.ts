@@ -1,0 +1,189 @@
+/** Mount points, mount options, and what is mounted where. */
+import { closeSync, mkdirSync, openSync, readFileSync, realpathSync, statSync } from 'node:fs'
+import { resolve } from 'node:path'
+
+import { errnoName, errnoOf, E, UserError } from './errno.js'
+import type { Native, Poll } from './native.js'
+
+export const DEFAULT_MOUNTPOINT = '/dev/disk/by-diskseq'
+export const SOURCE = 'diskseqfs'
+export const FSTYPE = 'fuse.diskseqfs'
+
+/** sys/mount.h */
+const MS = {
+  RDONLY: 1,
+  NOSUID: 2,
+  NOEXEC: 8,
+  NOATIME: 1024,
+  NODIRATIME: 2048,
+  RELATIME: 1 << 21,
+  STRICTATIME: 1 << 24,
+} as const
+
+/** Mount flags a user may set; nosuid and noexec are always on. */
+const FLAGS: Readonly<Record<string, number>> = {
+  ro: MS.RDONLY,
+  noatime: MS.NOATIME,
+  nodiratime: MS.NODIRATIME,
+  relatime: MS.RELATIME,
+  strictatime: MS.STRICTATIME,
+}
+
+/** Options that say what is the case anyway, or are for mount(8) and systemd. */
+const IGNORED = new Set(
+  'rw,defaults,nosuid,noexec,dev,auto,noauto,nofail,_netdev,user,nouser,users,owner,group,silent,allow_other,default_permissions'.split(
+    ',',
+  ),
+)
+
+/** Labels for security modules: a FUSE mount has one for all its nodes. */
+const LABELS = ['context', 'fscontext', 'defcontext', 'rootcontext']
+
+export interface MountOptions {
+  /** For mount(2). */
+  readonly flags: number
+  readonly labels: readonly string[]
+  /** `key=value` that are options of this program, as its command line spells them. */
+  readonly own: ReadonlyMap<string, string>
+}
+
+/**
+ * @param text what follows `-o`, comma-separated; a quoted value may hold commas
+ * @param own names of options that belong to this program
+ * @throws UserError for an option that is unknown or would make the tree unusable
+ */
+export function parseMountOptions(text: string, own: readonly string[]): MountOptions {
+  let flags = MS.NOSUID | MS.NOEXEC
+  const labels: string[] = []
+  const found = new Map<string, string>()
+  for (const option of text.match(/(?:[^,"]|"[^"]*")+/g) ?? []) {
+    const at = option.indexOf('=')
+    const key = at < 0 ? option : option.slice(0, at)
+    const value = at < 0 ? undefined : option.slice(at + 1)
+    if (key === 'nodev') {
+      throw new UserError(
+        'mount option nodev: no device could be opened through such a mount; remove it',
+        2,
+      )
+    }
+    if (key === 'suid' || key === 'exec') {
+      throw new UserError(`mount option ${key}: the tree is always mounted no${key}; remove it`, 2)
+    }
+    if (LABELS.includes(key) && value !== undefined) labels.push(option)
+    else if (own.includes(key) && value !== undefined) found.set(key, value)
+    else if (value === undefined && FLAGS[key] !== undefined) flags |= FLAGS[key]
+    else if (!IGNORED.has(key) && !key.startsWith('x-') && key !== 'comment') {
+      throw new UserError(`mount option ${option}: not known; see diskseqfs mount --help`, 2)
+    }
+  }
+  return { flags, labels, own: found }
+}
+
+/** The data string for mount(2) of a FUSE filesystem on an open /dev/fuse. */
+export function mountData(fuseFd: number, options: MountOptions): string {
+  return [
+    `fd=${fuseFd}`,
+    'rootmode=40000',
+    'user_id=0',
+    'group_id=0',
+    // Without it the kernel checks no permission at all when a block node is opened.
+    'default_permissions',
+    'allow_other',
+    ...options.labels,
+  ].join(',')
+}
+
+export interface MountEntry {
+  readonly id: number
+  readonly target: string
+  readonly type: string
+  readonly source: string
+}
+
+const MOUNTINFO = '/proc/self/mountinfo'
+
+/**
+ * Calls back once a mount is gone from this mount namespace. A filesystem that
+ * is held otherwise (as this daemon's is, by the descriptor it prunes with)
+ * does not end with its mount, so FUSE would not tell.
+ */
+export class MountWatch {
+  private readonly fd = openSync(MOUNTINFO, 'r')
+  private readonly poll: Poll
+
+  constructor(native: Pick<Native, 'Poll'>, id: number, gone: () => void) {
+    // proc(5): a change of the mount table marks the file with POLLERR and POLLPRI.
+    this.poll = new native.Poll(
+      this.fd,
+      () => {
+        if (!new RegExp(`^${id} `, 'm').test(readFileSync(MOUNTINFO, 'latin1'))) gone()
+      },
+      true,
+    )
+  }
+
+  close(): void {
+    this.poll.close()
+    closeSync(this.fd)
+  }
+}
+
+/** What is mounted at a path, topmost last. */
+export function mountsAt(path: string): MountEntry[] {
+  const entries: MountEntry[] = []
+  for (const line of readFileSync(MOUNTINFO, 'utf8').split('\n')) {
+    const fields = line.split(' ')
+    const separator = fields.indexOf('-')
+    if (separator < 0) continue
+    const target = unescapeOctal(fields[4] ?? '')
+    if (target !== path) continue
+    entries.push({
+      id: Number(fields[0]),
+      target,
+      type: fields[separator + 1] ?? '',
+      source: unescapeOctal(fields[separator + 2] ?? ''),
+    })
+  }
+  return entries
+}
+
+/** mountinfo writes blanks and the like as \040 */
+function unescapeOctal(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)))
+}
+
+/** Whether the daemon behind a FUSE mount is gone: each call fails with ENOTCONN. */
+export function isDead(path: string): boolean {
+  try {
+    statSync(path)
+    return false
+  } catch (error) {
+    return errnoOf(error) === E.ENOTCONN
+  }
+}
+
+/**
+ * The mount point's path without symlinks, made if it is missing.
+ * Never touches what is mounted there already: that may be a dead mount.
+ *
+ * @throws UserError where it cannot be one
+ */
+export function prepareMountpoint(path: string): string {
+  const absolute = resolve(path)
+  if (mountsAt(absolute).length > 0) return absolute
+  try {
+    mkdirSync(absolute, { recursive: true, mode: 0o755 })
+    const real = realpathSync(absolute)
+    if (!statSync(real).isDirectory()) {
+      throw new UserError(`${path}: not a directory; choose a directory to mount at`)
+    }
+    return real
+  } catch (error) {
+    if (error instanceof UserError) throw error
+    const errno = errnoOf(error)
+    if (errno === E.EEXIST || errno === E.ENOTDIR) {
+      throw new UserError(`${path}: not a directory; choose a directory to mount at`)
+    }
+    throw new UserError(`${path}: cannot be made a mount point: ${errnoName(errno)}`)
+  }
+}

@@ -1,0 +1,110 @@
+/**
+ * The addon in `native/`, typed. Each function is one kernel interface and
+ * answers with a non-negative result or a negated errno; none of them throws
+ * and none of them decides anything.
+ *
+ * Functions that take a callback run on a thread of the addon's own pool,
+ * because what they call may block for as long as a disk likes. All others
+ * cannot block on a disk and run at once.
+ */
+import { createRequire } from 'node:module'
+
+/** Kernel's answer to {@link Native.openDevice}. */
+export type OpenDeviceCallback = (
+  error: number,
+  fd: number,
+  major: number,
+  minor: number,
+  diskseq: bigint,
+  uevent: string,
+) => void
+
+export interface Poll {
+  close(): void
+}
+
+export interface Native {
+  /** Calls back while `fd` is readable, or at its exceptional conditions (POLLPRI), until `close()`. */
+  readonly Poll: new (fd: number, ready: () => void, priority?: boolean) => Poll
+
+  read(fd: number, into: Uint8Array): number
+  write(fd: number, from: Uint8Array, length: number): number
+  close(fd: number): number
+  /** One read(2) of a procfs or sysfs file. */
+  readFile(path: string, into: Uint8Array): number
+  /** An O_PATH descriptor of a directory. */
+  openDirectory(path: string): number
+  /** A descriptor that holds an exclusive flock(2) on a directory. */
+  lockDirectory(path: string): number
+  /** An O_PATH descriptor of a node below `dir`; follows no symlink, leaves no filesystem. */
+  openNode(dir: number, name: string): number
+  /** Fields of struct stat, in the order of {@link STAT}. */
+  fstat(fd: number, into: Float64Array): number
+  fchmod(fd: number, mode: number): number
+  fchown(fd: number, uid: number, gid: number): number
+  futimens(fd: number, atime: number, atimeNs: number, mtime: number, mtimeNs: number): number
+  getxattr(fd: number, name: string, into: Uint8Array): number
+  listxattr(fd: number, into: Uint8Array): number
+  setxattr(fd: number, name: string, value: Uint8Array, flags: number): number
+  removexattr(fd: number, name: string): number
+
+  /**
+   * Opens `name` below `dir` (with O_NONBLOCK and O_CLOEXEC), for a loop
+   * device checks that it is bound, and reads what identifies it. The order of
+   * these steps is part of the guarantee: see `native/blockdev.cc`.
+   */
+  openDevice(dir: number, name: string, flags: number, loop: boolean, done: OpenDeviceCallback): void
+  closeDevice(fd: number, done: () => void): void
+  /** BLKGETDISKSEQ. */
+  diskseq(fd: number): bigint | number
+  /** [name, uevent text, bound, name, ...] of a /sys/class/block, and the processor time it took, ms. */
+  scanBlock(
+    directory: string,
+    done: (error: number, list: (string | boolean)[], cpuMs: number) => void,
+  ): void
+
+  inotifyWatch(path: string, mask: number, done: (error: number, fd: number) => void): void
+
+  mount(source: string, target: string, type: string, flags: number, data: string): number
+  unmount(target: string, flags: number, done: (error: number) => void): void
+  /** fspick(2): a descriptor for {@link Native.prune}. */
+  pickMount(target: string, done: (error: number, fd: number) => void): void
+  /** FSCONFIG_CMD_RECONFIGURE: the kernel forgets the dentries that nobody uses. */
+  prune(fd: number, done: (error: number) => void): void
+
+  ueventOpen(receiveBytes: number): number
+  /** Size of the message; `from` gets sender's port, groups, and whether it was truncated. */
+  ueventReceive(fd: number, into: Uint8Array, from: Uint32Array): number
+
+  syslogOpen(path: string): number
+  syslogSend(fd: number, line: string): number
+
+  /** Threads of the pool now. */
+  threadCount(): number
+
+  readonly syscalls: Readonly<Record<string, number>>
+  readonly O_PATH: number
+  readonly UTIME_NOW: number
+  readonly UTIME_OMIT: number
+}
+
+/** Indexes of {@link Native.fstat}'s result. */
+export const STAT = {
+  MODE: 0,
+  UID: 1,
+  GID: 2,
+  NLINK: 3,
+  RDEV_MAJOR: 4,
+  RDEV_MINOR: 5,
+  ATIME: 6,
+  ATIME_NS: 7,
+  MTIME: 8,
+  MTIME_NS: 9,
+  CTIME: 10,
+  CTIME_NS: 11,
+  FIELDS: 12,
+} as const
+
+export const native = createRequire(import.meta.url)(
+  '../native/build/Release/diskseqfs_native.node',
+) as Native

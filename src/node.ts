@@ -1,0 +1,93 @@
+/** What the kernel knows of the tree: one node for each inode it may have. */
+import type { NodeStat } from './devnode.js'
+import { type DiskSeq, type NodeId, nodeId, nodeName } from './diskseq.js'
+import type { Pin } from './pin.js'
+import type { Device } from './sysfs.js'
+
+/** A disk or partition that somebody asked for. */
+export class Node {
+  readonly name: string
+  /** Lookups answered and not yet forgotten by the kernel. */
+  nlookup = 0
+  pin: Pin | undefined
+  /** What it was when last seen: which device number its inode has, and its attributes. */
+  last: { readonly device: Device; readonly stat: NodeStat } | undefined
+  /** Opens under way for this node; each entry waits for the same one. */
+  opening: Opening | undefined
+  /** Files open through the tree, as inotify tells: a hint. */
+  openFiles = 0
+
+  /** Threads answered since it was pinned, and the number of the call they were in. */
+  readonly callers = new Map<number, number>()
+  /** Of those, the ones that may open it by number after letting go of the inode. */
+  readonly lingerers = new Map<number, number>()
+  /** Somebody was answered who may need the pin after the inode is gone. */
+  lingers = false
+
+  /** For the reaper: when to prune next (ms, monotonic) and how long to wait after that. */
+  pruneDue = Infinity
+  pruneDelay = 0
+  /** Ticks of hold since the last answer. */
+  heldTicks = 0
+  /** Monotonic ms: when the kernel forgot it, and until when its pin stays. */
+  forgottenAt = 0
+  lingerUntil = 0
+
+  constructor(
+    readonly id: NodeId,
+    readonly diskseq: DiskSeq,
+    readonly partition: number,
+  ) {
+    this.name = nodeName(diskseq, partition)
+  }
+
+  get unused(): boolean {
+    return this.nlookup === 0 && this.pin === undefined && this.opening === undefined
+  }
+}
+
+/** One open(2) of a device, shared by all who wait for it. */
+export interface Opening {
+  readonly device: Device
+  readonly waiters: Set<(outcome: OpeningOutcome) => void>
+}
+
+export type OpeningOutcome =
+  | { readonly pin: Pin }
+  | { readonly errno: number }
+  | { readonly mismatch: string }
+
+export class NodeTable {
+  private readonly byId = new Map<NodeId, Node>()
+
+  get size(): number {
+    return this.byId.size
+  }
+
+  get(id: NodeId): Node | undefined {
+    return this.byId.get(id)
+  }
+
+  find(diskseq: DiskSeq, partition: number): Node | undefined {
+    const id = nodeId(diskseq, partition, false)
+    return id === undefined ? undefined : this.byId.get(id)
+  }
+
+  /** The node of a name; undefined where its numbers are larger than node ids can be. */
+  obtain(diskseq: DiskSeq, partition: number): Node | undefined {
+    const id = nodeId(diskseq, partition, false)
+    if (id === undefined) return undefined
+    let node = this.byId.get(id)
+    if (node === undefined) this.byId.set(id, (node = new Node(id, diskseq, partition)))
+    return node
+  }
+
+  /** Drops a node that nothing refers to any more. */
+  release(node: Node): void {
+    if (node.unused) this.byId.delete(node.id)
+  }
+
+  [Symbol.iterator](): IterableIterator<Node> {
+    return this.byId.values()
+  }
+}

@@ -1,0 +1,91 @@
+/**
+ * Pins: open descriptors of exactly the device a name stands for. While one is
+ * open, the kernel cannot give that device's number to another disk; this is
+ * what makes an open through the tree exact, and all else is bookkeeping.
+ */
+import { constants } from 'node:fs'
+
+import { E } from './errno.js'
+import type { Native } from './native.js'
+import { type Device, parseDevice, sameDevice } from './sysfs.js'
+
+export interface Pin {
+  /** O_RDONLY: conflicts with nobody's O_EXCL, mount or mkfs. */
+  readonly fd: number
+  /** What it was verified to be. */
+  readonly device: Device
+}
+
+export type PinResult =
+  | { readonly pin: Pin }
+  /** The device could not be opened: its own errno. */
+  | { readonly errno: number }
+  /** What was opened is another device, or a loop device without a backing file. */
+  | { readonly mismatch: string }
+
+type Calls = Pick<Native, 'openDevice' | 'closeDevice' | 'diskseq'>
+
+export class PinOpener {
+  /** Descriptors of devices that this daemon has open now. */
+  count = 0
+
+  /** @param directory a descriptor of /dev */
+  constructor(
+    private readonly native: Calls,
+    protected readonly directory: number,
+  ) {}
+
+  /** Opens and verifies, on another thread; `done` may come very late. */
+  open(device: Device, done: (result: PinResult) => void): void {
+    this.openVerified(device, constants.O_RDONLY, done)
+  }
+
+  /**
+   * Opens the device's own node for writing and closes it again: which is what
+   * udev watches for, to look at a disk anew when a writer is done with it.
+   */
+  touch(device: Device, done: () => void): void {
+    this.openVerified(device, constants.O_WRONLY, (result) => {
+      // A read-only disk, or one that is gone: nobody wrote to it.
+      if ('pin' in result) this.close(result.pin)
+      done()
+    })
+  }
+
+  protected openVerified(device: Device, flags: number, done: (result: PinResult) => void): void {
+    this.native.openDevice(
+      this.directory,
+      device.devname,
+      flags,
+      device.loop,
+      (error, fd, major, minor, diskseq, uevent) => {
+        if (error !== 0) {
+          return done(device.loop && error === E.ENXIO ? { mismatch: 'not bound' } : { errno: error })
+        }
+        this.count++
+        const pin = { fd, device }
+        const found = parseDevice(device.kname, uevent)
+        const matches =
+          found !== undefined &&
+          sameDevice(found, device) &&
+          diskseq === device.diskseq &&
+          major === device.major &&
+          minor === device.minor
+        if (matches) return done({ pin })
+        this.close(pin)
+        done({ mismatch: `found ${found === undefined ? 'no device' : found.name} (diskseq ${diskseq})` })
+      },
+    )
+  }
+
+  /** Whether the pinned device still has the diskseq it was verified with. */
+  current(pin: Pin): boolean {
+    return this.native.diskseq(pin.fd) === pin.device.diskseq
+  }
+
+  close(pin: Pin): void {
+    this.native.closeDevice(pin.fd, () => {
+      this.count--
+    })
+  }
+}

@@ -1,0 +1,271 @@
+/**
+ * When pins end. A pin lasts until the kernel has forgotten the inode; since
+ * the kernel keeps unused names cached for as long as it likes, it is made to
+ * drop them soon after use. Then:
+ *
+ * - a node whose callers were all in open(2) loses its pin at once: an open
+ *   file holds the inode, so nobody needs the pin any more;
+ * - one that was looked up by a call which opens by number after letting go of
+ *   the path (mount(2), a device-mapper table) lingers: some ms, and for as
+ *   long as the caller is still in that call;
+ * - one that stays in use needs no pin of ours after `hold`: whoever uses it
+ *   has the device open. Not before every caller is out of its system call.
+ */
+import { LRUCache } from 'lru-cache'
+
+import { errnoName } from './errno.js'
+import type { Call, Intents } from './intent.js'
+import type { Logger } from './log.js'
+import type { Native } from './native.js'
+import type { Node, NodeTable } from './node.js'
+import type { PinOpener } from './pin.js'
+import type { Caller } from './transport.js'
+
+export interface ReaperOptions {
+  /** How long a pin outlives the inode where it may still be needed, ms. */
+  readonly lingerMs: number
+  /** After how many seconds without a request a node in use loses its pin. */
+  readonly holdSeconds: number
+}
+
+/** From the last answer, or close, to the first attempt to have it forgotten, ms. */
+const PRUNE_DELAY_MS = 3
+/** Attempts come twice as late each time, up to this, while nobody is known to use the node. */
+const PRUNE_DELAY_MAX_MS = 1000
+/** Names nobody opened are dropped from the kernel's cache this late, ms. */
+const LAZY_PRUNE_MS = 1000
+/** A hold is counted in ticks, so that a clock that jumps costs one tick, not the hold. */
+const TICK_MS = 1000
+/** Pins that may linger at once. */
+const LINGERING_MAX = 4096
+/** Callers remembered before those are looked for that are done. */
+const CALLERS_SWEEP = 256
+
+export class Reaper {
+  /** Pinned nodes that the kernel knows. */
+  private readonly active = new Set<Node>()
+  /** Pinned nodes that it has forgotten. */
+  private readonly lingering = new LRUCache<bigint, Node>({
+    max: LINGERING_MAX,
+    dispose: (node) => {
+      if (node.nlookup === 0) this.unpin(node)
+    },
+  })
+
+  private pruneTimer: NodeJS.Timeout | undefined
+  private lazyTimer: NodeJS.Timeout | undefined
+  private lingerTimer: NodeJS.Timeout | undefined
+  private tick: NodeJS.Timeout | undefined
+  private pruning = false
+  private pruneAgain = false
+  private mountFd = -1
+
+  constructor(
+    private readonly native: Pick<Native, 'prune' | 'close'>,
+    private readonly nodes: NodeTable,
+    private readonly opener: PinOpener,
+    private readonly intents: Intents,
+    private readonly options: ReaperOptions,
+    private readonly log: Logger,
+  ) {}
+
+  /** @param mountFd from {@link Native.pickMount}; owned from now on */
+  start(mountFd: number): void {
+    this.mountFd = mountFd
+    if (this.active.size > 0) this.armPrune()
+  }
+
+  /** Drops every pin: no FORGET comes from a filesystem that is gone. */
+  close(): void {
+    for (const timer of [this.pruneTimer, this.lazyTimer, this.lingerTimer]) clearTimeout(timer)
+    clearInterval(this.tick)
+    for (const node of this.nodes) {
+      node.nlookup = 0
+      if (node.pin !== undefined) this.opener.close(node.pin)
+      node.pin = undefined
+    }
+    this.active.clear()
+    this.lingering.clear()
+    if (this.mountFd >= 0 && !this.pruning) this.native.close(this.mountFd)
+    this.mountFd = -1
+  }
+
+  /** An opener was answered, or is about to be: from here the pin must stay. */
+  answered(node: Node, caller: Caller, call: Call): void {
+    if (caller.tid !== 0) {
+      if (node.callers.size >= CALLERS_SWEEP) this.sweep(node.callers)
+      node.callers.set(caller.tid, call.number)
+    }
+    if (call.intent === 'unknown') {
+      node.lingers = true
+      if (this.intents.outlastsInode(call)) node.lingerers.set(caller.tid, call.number)
+    }
+    if (node.pin !== undefined) this.watch(node)
+  }
+
+  /** A pinned node whose lookups the kernel may now be made to forget. */
+  private watch(node: Node): void {
+    this.active.add(node)
+    this.lingering.delete(node.id)
+    node.heldTicks = 0
+    this.pruneSoon(node)
+    this.tick ??= setInterval(() => this.hold(), TICK_MS)
+  }
+
+  /** An attempt to pin it has ended; those who asked for it are answered, or have given up. */
+  settled(node: Node): void {
+    if (node.nlookup === 0) this.forgotten(node)
+    else if (node.pin !== undefined) this.watch(node)
+  }
+
+  /** A name was looked at. The kernel caches it, and what it does not know. */
+  inspected(): void {
+    this.lazyTimer ??= setTimeout(() => {
+      this.lazyTimer = undefined
+      this.prune()
+    }, LAZY_PRUNE_MS)
+  }
+
+  /** Somebody has it open through the tree. */
+  opened(node: Node): void {
+    node.openFiles++
+  }
+
+  /** Somebody closed it; the kernel lets go of its name a moment later. */
+  closed(node: Node): void {
+    node.openFiles = Math.max(0, node.openFiles - 1)
+    if (this.active.has(node)) this.pruneSoon(node)
+  }
+
+  /** Open and close events were lost: who is using what is not known. */
+  lostTrack(): void {
+    for (const node of this.nodes) node.openFiles = 0
+    for (const node of this.active) this.pruneSoon(node)
+  }
+
+  /** The kernel has no inode of it any more. */
+  forgotten(node: Node): void {
+    this.active.delete(node)
+    node.openFiles = 0
+    if (this.active.size === 0) {
+      clearInterval(this.tick)
+      this.tick = undefined
+    }
+    if (node.pin === undefined || !node.lingers) return this.unpin(node)
+    node.forgottenAt = performance.now()
+    node.lingerUntil = node.forgottenAt + this.options.lingerMs
+    this.lingering.set(node.id, node)
+    this.armLinger()
+  }
+
+  /** Ends a node's pin and what was remembered for its sake. */
+  unpin(node: Node): void {
+    const pin = node.pin
+    node.pin = undefined
+    node.callers.clear()
+    node.lingerers.clear()
+    node.lingers = false
+    this.active.delete(node)
+    if (pin !== undefined) this.opener.close(pin)
+    this.nodes.release(node)
+  }
+
+  private pruneSoon(node: Node): void {
+    node.pruneDelay = PRUNE_DELAY_MS
+    node.pruneDue = performance.now() + PRUNE_DELAY_MS
+    this.armPrune()
+  }
+
+  private armPrune(): void {
+    if (this.pruneTimer !== undefined) return
+    let due = Infinity
+    for (const node of this.active) due = Math.min(due, node.pruneDue)
+    if (due === Infinity) return
+    const wait = Math.max(0, Math.ceil(due - performance.now()))
+    this.pruneTimer = setTimeout(() => {
+      this.pruneTimer = undefined
+      this.pruneDueNodes()
+      this.armPrune()
+    }, wait)
+  }
+
+  private pruneDueNodes(): void {
+    const now = performance.now()
+    let due = false
+    for (const node of this.active) {
+      if (node.pruneDue > now) continue
+      due = true
+      // In use: the close will tell. Otherwise try again, ever more rarely.
+      node.pruneDue = node.openFiles > 0 ? Infinity : now + node.pruneDelay
+      node.pruneDelay = Math.min(node.pruneDelay * 2, PRUNE_DELAY_MAX_MS)
+    }
+    if (due) this.prune()
+  }
+
+  private prune(): void {
+    if (this.mountFd < 0) return
+    if (this.pruning) {
+      this.pruneAgain = true
+      return
+    }
+    this.pruning = true
+    const fd = this.mountFd
+    this.native.prune(fd, (error) => {
+      this.pruning = false
+      if (this.mountFd < 0) {
+        this.native.close(fd)
+        return
+      }
+      if (error !== 0) {
+        this.log.error({ errno: errnoName(error) }, 'the kernel did not drop its unused names')
+      }
+      if (this.pruneAgain) {
+        this.pruneAgain = false
+        this.prune()
+      }
+    })
+  }
+
+  private hold(): void {
+    for (const node of this.active) {
+      if (++node.heldTicks < this.options.holdSeconds) continue
+      this.sweep(node.callers)
+      // Somebody was answered and has not been given the processor since.
+      if (node.callers.size > 0) continue
+      this.log.debug({ diskseq: node.name }, 'still in use after the hold; its user holds the device')
+      this.unpin(node)
+    }
+    if (this.active.size === 0) {
+      clearInterval(this.tick)
+      this.tick = undefined
+    }
+  }
+
+  private sweep(callers: Map<number, number>): void {
+    for (const [tid, call] of callers) {
+      if (!this.intents.mayStillBeIn(tid, call)) callers.delete(tid)
+    }
+  }
+
+  private armLinger(): void {
+    this.lingerTimer ??= setTimeout(() => {
+      this.lingerTimer = undefined
+      this.endLingering()
+      if (this.lingering.size > 0) this.armLinger()
+    }, Math.max(1, this.options.lingerMs))
+  }
+
+  private endLingering(): void {
+    const now = performance.now()
+    for (const node of [...this.lingering.values()]) {
+      if (node.lingerUntil > now) continue
+      this.sweep(node.lingerers)
+      const starved = now - node.forgottenAt < this.options.holdSeconds * TICK_MS
+      if (node.lingerers.size > 0 && starved) {
+        node.lingerUntil = now + this.options.lingerMs
+      } else {
+        this.lingering.delete(node.id)
+      }
+    }
+  }
+}

@@ -1,0 +1,186 @@
+/**
+ * Which device has which name now: a hint, kept by uevents and corrected by
+ * whoever finds it wrong. Nothing is opened on its word alone.
+ */
+import { LRUCache } from 'lru-cache'
+
+import type { DiskSeq } from './diskseq.js'
+import { errnoName } from './errno.js'
+import type { Logger } from './log.js'
+import { type Device, sameDevice, type Sysfs } from './sysfs.js'
+import type { UeventListener } from './uevent.js'
+
+/** Names remembered as proven absent, and for how long at most (ms): md takes a new diskseq without a uevent. */
+const ABSENT_MAX = 4096
+const ABSENT_TTL_MS = 1000
+
+/** Numbers remembered as used up: no disk will ever have them again. */
+const GONE_MAX = 16384
+
+/**
+ * Between two scans lie at least this many ms, and at least this many times
+ * the processor time of the last one: so names nobody has cannot cost more
+ * than a tenth of a processor, however many disks there are.
+ */
+const SCAN_INTERVAL_MS = 2
+const SCAN_SHARE = 10
+
+export class Registry implements UeventListener {
+  private readonly byName = new Map<string, Device>()
+  private readonly byKname = new Map<string, Device>()
+  /** Kernel names of a disk and its partitions, by diskseq. */
+  private readonly byDiskSeq = new Map<bigint, Set<string>>()
+
+  /** Names proven absent; any uevent clears it. */
+  private readonly absent = new LRUCache<string, true>({ max: ABSENT_MAX, ttl: ABSENT_TTL_MS })
+  /** Numbers whose disk was seen to lose them, which is for ever. */
+  private readonly gone = new LRUCache<bigint, true>({ max: GONE_MAX })
+
+  private scanning = false
+  /** What changed while a scan was under way: newer than what the scan saw. */
+  private readonly touched = new Set<string>()
+  private waiting: (() => void)[] = []
+  private scanTimer: NodeJS.Timeout | undefined
+  private nextScan = -Infinity
+  private closed = false
+
+  /** Takes the uevents that are waiting; set by whoever owns the socket. */
+  drain: () => void = () => {}
+
+  constructor(
+    private readonly sysfs: Sysfs,
+    private readonly log: Logger,
+  ) {}
+
+  /** @returns once the first scan is in. */
+  start(): Promise<void> {
+    return new Promise((resolve) => this.rescan(resolve))
+  }
+
+  close(): void {
+    this.closed = true
+    clearTimeout(this.scanTimer)
+    this.waiting = []
+  }
+
+  get size(): number {
+    return this.byName.size
+  }
+
+  /** In order of diskseq, then partition. */
+  devices(): Device[] {
+    this.drain()
+    return [...this.byName.values()].sort((a, b) =>
+      a.diskseq === b.diskseq ? a.partition - b.partition : a.diskseq < b.diskseq ? -1 : 1,
+    )
+  }
+
+  /**
+   * The device of that name, as far as the uevents tell that came before this
+   * call: the kernel queues a device's event before the call that caused it
+   * returns.
+   */
+  find(name: string): Device | undefined {
+    this.drain()
+    return this.byName.get(name)
+  }
+
+  /**
+   * For a name that {@link find} does not know: looks through sysfs, since a
+   * diskseq may change without an event. Callers share one scan.
+   */
+  findSlowly(name: string, diskseq: DiskSeq, done: (device: Device | undefined) => void): void {
+    if (this.gone.has(diskseq) || this.absent.has(name)) return done(undefined)
+    this.rescan(() => {
+      const device = this.byName.get(name)
+      if (device === undefined) this.absent.set(name, true)
+      done(device)
+    })
+  }
+
+  /** Reads one device again, and what belongs to its disk. */
+  refresh(kname: string): void {
+    const before = this.byKname.get(kname)
+    this.set(kname, this.sysfs.read(kname))
+    if (before === undefined || before.partition !== 0) return
+    if (this.byKname.get(kname)?.diskseq === before.diskseq) return
+    for (const sibling of [...(this.byDiskSeq.get(before.diskseq) ?? [])]) {
+      this.set(sibling, this.sysfs.read(sibling))
+    }
+  }
+
+  changed(kname: string): void {
+    this.absent.clear()
+    this.refresh(kname)
+  }
+
+  lost(): void {
+    this.absent.clear()
+    this.rescan(() => {})
+  }
+
+  private set(kname: string, device: Device | undefined): void {
+    if (this.scanning) this.touched.add(kname)
+    const before = this.byKname.get(kname)
+    if (before !== undefined) {
+      if (device !== undefined && sameDevice(before, device)) return
+      this.byKname.delete(kname)
+      if (this.byName.get(before.name) === before) this.byName.delete(before.name)
+      const siblings = this.byDiskSeq.get(before.diskseq)
+      siblings?.delete(kname)
+      if (siblings?.size === 0) this.byDiskSeq.delete(before.diskseq)
+      // The disk went away, or got another number, or a loop device its file
+      // taken: none of them takes the old number back.
+      if (before.partition === 0 && before.diskseq !== device?.diskseq) this.gone.set(before.diskseq, true)
+    }
+    if (device === undefined) return
+    this.byKname.set(kname, device)
+    this.byName.set(device.name, device)
+    let siblings = this.byDiskSeq.get(device.diskseq)
+    if (siblings === undefined) this.byDiskSeq.set(device.diskseq, (siblings = new Set()))
+    siblings.add(kname)
+  }
+
+  /** Calls back after a scan that began after this call. */
+  private rescan(done: () => void): void {
+    this.waiting.push(done)
+    if (this.scanning || this.scanTimer !== undefined || this.closed) return
+    const wait = this.nextScan - performance.now()
+    if (wait <= 0) return this.scan()
+    this.scanTimer = setTimeout(() => this.scan(), wait)
+  }
+
+  private scan(): void {
+    this.scanTimer = undefined
+    this.scanning = true
+    this.touched.clear()
+    const served = this.waiting
+    this.waiting = []
+    this.sysfs.scan((error, devices, cpuMs) => {
+      if (this.closed) return
+      if (error !== 0) {
+        this.log.error({ errno: errnoName(error), path: this.sysfs.classDirectory }, 'cannot read sysfs')
+      } else {
+        this.merge(devices)
+      }
+      this.scanning = false
+      this.nextScan = performance.now() + Math.max(SCAN_INTERVAL_MS, cpuMs * SCAN_SHARE)
+      for (const done of served) done()
+      // Whoever asked meanwhile gets a scan of their own.
+      if (this.waiting.length > 0 && this.scanTimer === undefined) this.rescan(this.waiting.pop()!)
+    })
+  }
+
+  private merge(devices: Device[]): void {
+    this.drain()
+    const seen = new Set<string>()
+    const touched = new Set(this.touched)
+    for (const device of devices) {
+      seen.add(device.kname)
+      if (!touched.has(device.kname)) this.set(device.kname, device)
+    }
+    for (const kname of [...this.byKname.keys()]) {
+      if (!seen.has(kname) && !touched.has(kname)) this.set(kname, undefined)
+    }
+  }
+}

@@ -1,0 +1,344 @@
+/**
+ * The FUSE session on /dev/fuse: reads requests, calls the tree, writes one
+ * answer to each. It knows the protocol and nothing about disks.
+ */
+import {
+  FUSE_MAJOR,
+  FUSE_MINOR_MIN,
+  IN_HEADER_SIZE,
+  type InHeader,
+  InitFlag,
+  Message,
+  MIN_READ_BUFFER,
+  OUT_HEADER_SIZE,
+  Opcode,
+  ReplyBuffer,
+  SetattrValid,
+  type Attr,
+  type Entry,
+  UNANSWERED,
+  type Validity,
+} from './abi.js'
+import { E, errnoName } from './errno.js'
+import type { Logger } from './log.js'
+import type { Native, Poll } from './native.js'
+import type { AttrChange, Reply, Transport, TreeOperations } from './transport.js'
+
+/** Largest xattr value (XATTR_SIZE_MAX, linux/limits.h): the largest request there is. */
+const XATTR_SIZE_MAX = 65536
+
+/** What FUSE_WRITE may carry. Nothing here is written to; the kernel insists on a page. */
+const MAX_WRITE = 4096
+
+const READ_BUFFER_SIZE = Math.max(MIN_READ_BUFFER, XATTR_SIZE_MAX + 8192)
+
+/** Answers are at most a directory listing of 32 pages, or a list of xattrs. */
+export const PAYLOAD_MAX = 128 * 1024
+
+/** Requests handled before the event loop gets to look at anything else. */
+const BATCH = 64
+
+/** fuse_setattr_in, 88 bytes */
+const SETATTR_IN_SIZE = 88
+
+/** What a handler needs of the body at least: anything shorter is refused with EIO. */
+const BODY_MIN: Readonly<Record<number, number>> = {
+  [Opcode.LOOKUP]: 1,
+  [Opcode.FORGET]: 8,
+  [Opcode.SETATTR]: SETATTR_IN_SIZE,
+  [Opcode.SETXATTR]: 8,
+  [Opcode.GETXATTR]: 8,
+  [Opcode.LISTXATTR]: 8,
+  [Opcode.REMOVEXATTR]: 1,
+  [Opcode.INIT]: 16,
+  [Opcode.READDIR]: 24,
+  [Opcode.RELEASEDIR]: 8,
+  [Opcode.INTERRUPT]: 8,
+  [Opcode.BATCH_FORGET]: 8,
+}
+
+/** Requests that would change the shape of the tree: refused, whoever asks. */
+const SHAPE_CHANGES: ReadonlySet<number> = new Set([
+  Opcode.SYMLINK,
+  Opcode.MKNOD,
+  Opcode.MKDIR,
+  Opcode.UNLINK,
+  Opcode.RMDIR,
+  Opcode.RENAME,
+  Opcode.RENAME2,
+  Opcode.LINK,
+  Opcode.CREATE,
+  Opcode.TMPFILE,
+])
+
+/** The answer to one request; the request's memory is free again once it is given. */
+class SessionReply implements Reply {
+  answered = false
+  private interrupted: (() => void) | undefined
+
+  constructor(
+    private readonly session: FuseSession,
+    private readonly unique: bigint,
+  ) {}
+
+  entry(entry: Entry): boolean {
+    return this.send(0, this.session.out.entry(entry))
+  }
+  attr(attr: Attr, valid: Validity): void {
+    this.send(0, this.session.out.attr(attr, valid))
+  }
+  open(handle: bigint): void {
+    this.send(0, this.session.out.open(handle))
+  }
+  data(bytes: Uint8Array): void {
+    this.send(0, this.session.out.data(bytes))
+  }
+  xattrSize(size: number): void {
+    this.send(0, this.session.out.xattrSize(size))
+  }
+  statfs(files: number, nameLength: number): void {
+    this.send(0, this.session.out.statfs(files, nameLength))
+  }
+  init(flags: number): void {
+    this.send(0, this.session.out.init(flags, MAX_WRITE))
+  }
+  ok(): void {
+    this.send(0, 0)
+  }
+  error(errno: number): void {
+    this.send(errno, 0)
+  }
+  onInterrupt(listener: () => void): void {
+    this.interrupted = listener
+  }
+  interrupt(): void {
+    const listener = this.interrupted
+    this.interrupted = undefined
+    listener?.()
+  }
+
+  private send(error: number, payload: number): boolean {
+    if (this.answered) throw new Error('a request was answered twice')
+    this.answered = true
+    return this.session.send(this.unique, error, payload)
+  }
+}
+
+export class FuseSession implements Transport {
+  /** Shared by all answers: each is written before the next is begun. */
+  readonly out = new ReplyBuffer(OUT_HEADER_SIZE + PAYLOAD_MAX)
+  readonly ended: Promise<void>
+
+  private readonly buffer = new Uint8Array(READ_BUFFER_SIZE)
+  /** Requests read and not yet answered, for FUSE_INTERRUPT. */
+  private readonly pending = new Map<bigint, SessionReply>()
+  private operations: TreeOperations | undefined
+  private poll: Poll | undefined
+  private started: { resolve: () => void; reject: (error: Error) => void } | undefined
+  private end!: () => void
+
+  /** @param fd /dev/fuse, non-blocking, already given to mount(2); closed by {@link close}. */
+  constructor(
+    private readonly native: Pick<Native, 'Poll' | 'read' | 'write' | 'close'>,
+    private fd: number,
+    private readonly log: Logger,
+  ) {
+    this.ended = new Promise((resolve) => {
+      this.end = resolve
+    })
+  }
+
+  start(operations: TreeOperations): Promise<void> {
+    this.operations = operations
+    return new Promise((resolve, reject) => {
+      this.started = { resolve, reject }
+      this.poll = new this.native.Poll(this.fd, () => this.readable())
+    })
+  }
+
+  close(): void {
+    if (this.fd < 0) return
+    this.poll?.close()
+    this.native.close(this.fd)
+    this.fd = -1
+    this.pending.clear()
+    this.started?.reject(new Error('the FUSE connection was closed before it was ready'))
+    this.started = undefined
+    this.end()
+  }
+
+  private readable(): void {
+    for (let i = 0; i < BATCH && this.fd >= 0; i++) {
+      const n = this.native.read(this.fd, this.buffer)
+      if (n >= 0) {
+        this.handle(new Message(this.buffer, n))
+        continue
+      }
+      switch (-n) {
+        case E.EAGAIN:
+          return
+        case E.EINTR:
+        case E.ENOENT: // the request was interrupted before it was read
+          continue
+        case E.ENODEV: // unmounted, or aborted
+          this.close()
+          return
+        default:
+          this.log.error({ errno: errnoName(n) }, 'reading /dev/fuse failed; the tree ends here')
+          this.close()
+          return
+      }
+    }
+  }
+
+  /** Writes the header and sends what {@link out} holds. */
+  send(unique: bigint, error: number, payload: number): boolean {
+    this.pending.delete(unique)
+    if (this.fd < 0) return false
+    const n = this.native.write(this.fd, this.out.bytes, this.out.header(unique, error, payload))
+    if (n >= 0) return true
+    // ENOENT: the caller is gone. ENODEV: the mount is.
+    if (n !== -E.ENOENT && n !== -E.ENODEV) {
+      this.log.error({ errno: errnoName(n), unique: String(unique) }, 'the kernel refused an answer')
+    }
+    return false
+  }
+
+  /** Everything that arrives on the descriptor. Public for tests of malformed requests. */
+  handle(message: Message): void {
+    if (message.length < IN_HEADER_SIZE) {
+      this.log.error({ length: message.length }, 'a FUSE request without a whole header was dropped')
+      return
+    }
+    const header = message.header()
+    const reply = new SessionReply(this, header.unique)
+    try {
+      if (header.length !== message.length || message.bodySize < (BODY_MIN[header.opcode] ?? 0)) {
+        throw new MalformedRequest(header, message.length)
+      }
+      this.dispatch(header, message, reply)
+    } catch (error) {
+      if (!(error instanceof MalformedRequest)) {
+        this.log.error({ err: error, opcode: header.opcode }, 'a request failed unexpectedly')
+      } else {
+        this.log.error({ opcode: header.opcode, length: message.length }, error.message)
+      }
+      if (!reply.answered && !UNANSWERED.has(header.opcode)) reply.error(E.EIO)
+    }
+    if (!reply.answered && !UNANSWERED.has(header.opcode)) this.pending.set(header.unique, reply)
+  }
+
+  private dispatch(header: InHeader, message: Message, reply: SessionReply): void {
+    const { opcode, nodeid } = header
+    if (opcode === Opcode.INIT) return this.init(message, reply)
+    const operations = this.operations
+    if (operations === undefined) return reply.error(E.EIO)
+    switch (opcode) {
+      case Opcode.LOOKUP:
+        return operations.lookup(header, nodeid, text(header, message, 0), reply)
+      case Opcode.GETATTR:
+        return operations.getattr(header, nodeid, reply)
+      case Opcode.FORGET:
+        return operations.forget(nodeid, message.u64(0))
+      case Opcode.BATCH_FORGET: {
+        const count = message.u32(0)
+        if (8 + count * 16 > message.bodySize) throw new MalformedRequest(header, message.length)
+        for (let i = 0; i < count; i++) {
+          operations.forget(message.u64(8 + i * 16), message.u64(16 + i * 16))
+        }
+        return
+      }
+      case Opcode.INTERRUPT:
+        // Unknown: already answered, since a request is read before its interrupt.
+        return this.pending.get(message.u64(0))?.interrupt()
+      case Opcode.SETATTR:
+        return operations.setattr(header, nodeid, attrChange(message), reply)
+      case Opcode.READLINK:
+        return operations.readlink(nodeid, reply)
+      case Opcode.OPENDIR:
+        return operations.opendir(nodeid, reply)
+      case Opcode.READDIR:
+        return operations.readdir(
+          message.u64(0),
+          message.u64(8),
+          Math.min(message.u32(16), PAYLOAD_MAX),
+          reply,
+        )
+      case Opcode.RELEASEDIR:
+        operations.releasedir(message.u64(0))
+        return reply.ok()
+      case Opcode.FSYNCDIR:
+        return reply.ok()
+      case Opcode.STATFS:
+        return operations.statfs(reply)
+      case Opcode.GETXATTR:
+        return operations.getxattr(nodeid, text(header, message, 8), message.u32(0), reply)
+      case Opcode.LISTXATTR:
+        return operations.listxattr(nodeid, message.u32(0), reply)
+      case Opcode.SETXATTR: {
+        const size = message.u32(0)
+        const name = text(header, message, 8)
+        const at = 8 + name.length + 1
+        if (at + size > message.bodySize) throw new MalformedRequest(header, message.length)
+        return operations.setxattr(header, nodeid, name, message.data(at, size), message.u32(4), reply)
+      }
+      case Opcode.REMOVEXATTR:
+        return operations.removexattr(header, nodeid, text(header, message, 0), reply)
+      case Opcode.DESTROY:
+        return reply.ok()
+      default:
+        return reply.error(SHAPE_CHANGES.has(opcode) ? E.EPERM : E.ENOSYS)
+    }
+  }
+
+  private init(message: Message, reply: SessionReply): void {
+    const major = message.u32(0)
+    const minor = message.u32(4)
+    const flags = message.u32(12)
+    const wanted = InitFlag.PARALLEL_DIROPS | InitFlag.POSIX_ACL
+    if (major > FUSE_MAJOR) {
+      // The kernel asks again with the version it is told.
+      return reply.init(0)
+    }
+    if (major < FUSE_MAJOR || minor < FUSE_MINOR_MIN || (flags & wanted) !== wanted) {
+      reply.error(E.EPROTO)
+      this.started?.reject(
+        new Error(`the kernel's FUSE protocol ${major}.${minor} is too old for diskseqfs`),
+      )
+    } else {
+      reply.init(wanted)
+      this.started?.resolve()
+    }
+    this.started = undefined
+  }
+}
+
+class MalformedRequest extends Error {
+  constructor(header: InHeader, length: number) {
+    super(`malformed FUSE request: opcode ${header.opcode}, header says ${header.length} bytes, ${length} read`)
+  }
+}
+
+function text(header: InHeader, message: Message, offset: number): string {
+  const value = message.bodySize > offset ? message.string(offset) : undefined
+  if (value === undefined) throw new MalformedRequest(header, message.length)
+  return value
+}
+
+function attrChange(message: Message): AttrChange {
+  const valid = message.u32(0)
+  const time = (set: number, now: number, seconds: number, ns: number) => {
+    if ((valid & set) === 0) return undefined
+    return (valid & now) !== 0 ? ('now' as const) : ([message.i64(seconds), message.u32(ns)] as const)
+  }
+  const atime = time(SetattrValid.ATIME, SetattrValid.ATIME_NOW, 32, 56)
+  const mtime = time(SetattrValid.MTIME, SetattrValid.MTIME_NOW, 40, 60)
+  return {
+    ...((valid & SetattrValid.MODE) !== 0 && { mode: message.u32(68) }),
+    ...((valid & SetattrValid.UID) !== 0 && { uid: message.u32(76) }),
+    ...((valid & SetattrValid.GID) !== 0 && { gid: message.u32(80) }),
+    ...((valid & SetattrValid.SIZE) !== 0 && { size: true }),
+    ...(atime !== undefined && { atime }),
+    ...(mtime !== undefined && { mtime }),
+  }
+}

@@ -1,0 +1,118 @@
+/**
+ * Block devices as sysfs has them now. Each has one `uevent` file that tells,
+ * in a single read, its number, its node below /dev, its diskseq and its
+ * partition number; so what is read together belongs together.
+ */
+import { type DiskSeq, nodeName, parseDiskSeq } from './diskseq.js'
+import type { Native } from './native.js'
+
+/** A disk or partition that sysfs showed at some moment. */
+export interface Device {
+  /** Its directory in /sys/class/block: the kernel's name with `!` for `/`. */
+  readonly kname: string
+  /** Its node below /dev. */
+  readonly devname: string
+  readonly major: number
+  readonly minor: number
+  readonly diskseq: DiskSeq
+  /** The kernel's PARTN; 0 is the whole disk. */
+  readonly partition: number
+  /** A loop device or a partition of one: it needs the check of a bound device. */
+  readonly loop: boolean
+  /** Its name in the tree. */
+  readonly name: string
+}
+
+const LOOP = /^loop\d+(p\d+)?$/
+
+/** Lines `KEY=value` of a sysfs `uevent` file, or of a uevent. */
+export function parseEnvironment(text: string, separator: string): Map<string, string> {
+  const values = new Map<string, string>()
+  for (const line of text.split(separator)) {
+    const at = line.indexOf('=')
+    if (at > 0) values.set(line.slice(0, at), line.slice(at + 1))
+  }
+  return values
+}
+
+function parseSmall(text: string | undefined): number | undefined {
+  return text !== undefined && /^\d{1,7}$/.test(text) ? Number(text) : undefined
+}
+
+/**
+ * @param uevent the text of the device's sysfs `uevent` file
+ * @returns undefined for what has no node of its own (hidden paths of a
+ *   multipath NVMe disk), no diskseq, or nonsense in it
+ */
+export function parseDevice(kname: string, uevent: string): Device | undefined {
+  const values = parseEnvironment(uevent, '\n')
+  const major = parseSmall(values.get('MAJOR'))
+  const minor = parseSmall(values.get('MINOR'))
+  const devname = values.get('DEVNAME')
+  const diskseq = parseDiskSeq(values.get('DISKSEQ') ?? '')
+  const type = values.get('DEVTYPE')
+  const partition = type === 'partition' ? parseSmall(values.get('PARTN')) : 0
+  if (major === undefined || minor === undefined || !devname || diskseq === undefined) return undefined
+  if (partition === undefined || (type === 'partition') !== partition > 0) return undefined
+  if (type !== 'disk' && type !== 'partition') return undefined
+  return {
+    kname,
+    devname,
+    major,
+    minor,
+    diskseq,
+    partition,
+    loop: LOOP.test(kname),
+    name: nodeName(diskseq, partition),
+  }
+}
+
+export function sameDevice(a: Device, b: Device): boolean {
+  return a.name === b.name && a.major === b.major && a.minor === b.minor && a.kname === b.kname
+}
+
+/** A /sys/class/block; which one can be chosen, so that tests may build their own. */
+export class Sysfs {
+  private readonly buffer = Buffer.alloc(4096)
+
+  constructor(
+    private readonly native: Pick<Native, 'readFile' | 'scanBlock'>,
+    readonly classDirectory = '/sys/class/block',
+  ) {}
+
+  /** The text of a file below a device's directory, undefined where it cannot be read. */
+  attribute(kname: string, name: string): string | undefined {
+    const n = this.native.readFile(`${this.classDirectory}/${kname}/${name}`, this.buffer)
+    return n < 0 ? undefined : this.buffer.toString('latin1', 0, n)
+  }
+
+  /** A loop device without a backing file has no identity to protect, and no place in the tree. */
+  private bound(kname: string): boolean {
+    return !/^loop\d+$/.test(kname) || this.attribute(kname, 'loop/backing_file') !== undefined
+  }
+
+  read(kname: string): Device | undefined {
+    const uevent = this.attribute(kname, 'uevent')
+    const device = uevent === undefined ? undefined : parseDevice(kname, uevent)
+    return device !== undefined && this.bound(kname) ? device : undefined
+  }
+
+  /** Whether sysfs still shows exactly this device. */
+  shows(device: Device): boolean {
+    const now = this.read(device.kname)
+    return now !== undefined && sameDevice(now, device)
+  }
+
+  /** All devices, read on another thread. `error` is an errno, or 0; `cpuMs` what it cost. */
+  scan(done: (error: number, devices: Device[], cpuMs: number) => void): void {
+    this.native.scanBlock(this.classDirectory, (error, list, cpuMs) => {
+      const devices: Device[] = []
+      for (let i = 0; i < list.length; i += 3) {
+        if (list[i + 2] === false) continue
+        const device = parseDevice(list[i] as string, list[i + 1] as string)
+        if (device !== undefined) devices.push(device)
+      }
+      done(error, devices, cpuMs)
+    })
+  }
+}

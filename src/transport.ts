@@ -1,0 +1,70 @@
+/**
+ * What stands between the kernel and the tree. A transport turns requests into
+ * calls of {@link TreeOperations} and each {@link Reply} into one answer. The
+ * session on /dev/fuse is the one transport so far; anything that can call
+ * these few methods can serve the same tree.
+ */
+import type { Attr, Entry, Validity } from './abi.js'
+
+/** Who asks. */
+export interface Caller {
+  /** Thread id; 0 where it lives in another pid namespace or is not known. */
+  readonly tid: number
+  readonly uid: number
+  readonly gid: number
+}
+
+/** The one answer to a request. Each request gets exactly one. */
+export interface Reply {
+  /** False where nobody was left to take it: then the lookup it counted for never happened. */
+  entry(entry: Entry): boolean
+  attr(attr: Attr, valid: Validity): void
+  open(handle: bigint): void
+  data(bytes: Uint8Array): void
+  xattrSize(size: number): void
+  statfs(files: number, nameLength: number): void
+  ok(): void
+  /** A positive errno. */
+  error(errno: number): void
+  /**
+   * The caller wants to give up (a signal). Called at most once, and only
+   * while the request is unanswered.
+   */
+  onInterrupt(listener: () => void): void
+}
+
+export interface AttrChange {
+  readonly mode?: number
+  readonly uid?: number
+  readonly gid?: number
+  readonly size?: true
+  /** Seconds and nanoseconds, or the time of the change. */
+  readonly atime?: readonly [number, number] | 'now'
+  readonly mtime?: readonly [number, number] | 'now'
+}
+
+/** Everything this filesystem can be asked. Whatever else arrives, the transport refuses. */
+export interface TreeOperations {
+  lookup(caller: Caller, parent: bigint, name: string, reply: Reply): void
+  forget(nodeid: bigint, count: bigint): void
+  getattr(caller: Caller, nodeid: bigint, reply: Reply): void
+  setattr(caller: Caller, nodeid: bigint, change: AttrChange, reply: Reply): void
+  readlink(nodeid: bigint, reply: Reply): void
+  opendir(nodeid: bigint, reply: Reply): void
+  readdir(handle: bigint, offset: bigint, size: number, reply: Reply): void
+  releasedir(handle: bigint): void
+  statfs(reply: Reply): void
+  getxattr(nodeid: bigint, name: string, size: number, reply: Reply): void
+  listxattr(nodeid: bigint, size: number, reply: Reply): void
+  setxattr(caller: Caller, nodeid: bigint, name: string, value: Uint8Array, flags: number, reply: Reply): void
+  removexattr(caller: Caller, nodeid: bigint, name: string, reply: Reply): void
+}
+
+export interface Transport {
+  /** Serves until the mount goes; resolves once the kernel has agreed to the protocol. */
+  start(operations: TreeOperations): Promise<void>
+  /** Resolves when the kernel has ended the connection (an unmount, an abort). */
+  readonly ended: Promise<void>
+  /** Lets go of the connection. Requests under way fail with ENOTCONN. */
+  close(): void
+}

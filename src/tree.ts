@@ -1,0 +1,343 @@
+/**
+ * The tree: names and answers. Who may have a node, and what keeps it that
+ * node, is decided by the gate.
+ */
+import {
+  type Attr,
+  type Dirent,
+  encodeDev,
+  encodeDirents,
+  FUSE_ROOT_ID,
+  type Validity,
+} from './abi.js'
+import type { DeviceNodes, NodeStat } from './devnode.js'
+import { type DiskSeq, linkName, nodeId, nodeName, parseName } from './diskseq.js'
+import { E, EOPNOTSUPP } from './errno.js'
+import type { Gate, Verdict } from './gate.js'
+import type { Node, NodeTable } from './node.js'
+import type { Reaper } from './reaper.js'
+import type { Registry } from './registry.js'
+import { type Device, type Sysfs } from './sysfs.js'
+import type { AttrChange, Caller, Reply, TreeOperations } from './transport.js'
+
+const S_IFDIR = 0o040000
+const S_IFLNK = 0o120000
+const S_IFBLK = 0o060000
+const PERMISSIONS = 0o7777
+
+/** The kernel must ask again. */
+const STALE: Validity = { seconds: 0, nanoseconds: 0 }
+/**
+ * Until the next jiffy at the latest: so the open(2) that a LOOKUP was part of
+ * need not ask a second time. Only on answers that a pin stands behind.
+ */
+const ONE_JIFFY: Validity = { seconds: 0, nanoseconds: 1 }
+/** Nothing about the root changes; without this each path walk would ask for it. */
+const LONG: Validity = { seconds: 3600, nanoseconds: 0 }
+
+/** NAME_MAX; longer names are never asked for. */
+const STATFS_NAME_LENGTH = 255
+
+/** An open directory: what it held when it was opened. */
+interface Listing {
+  readonly bytes: Uint8Array
+  readonly offsets: readonly number[]
+}
+
+interface Link {
+  readonly target: string
+  nlookup: number
+}
+
+export class Tree implements TreeOperations {
+  private readonly listings = new Map<bigint, Listing>()
+  private nextHandle = 1n
+  private readonly links = new Map<bigint, Link>()
+  private readonly started = Math.floor(Date.now() / 1000)
+
+  constructor(
+    private readonly registry: Registry,
+    private readonly sysfs: Sysfs,
+    private readonly nodes: NodeTable,
+    private readonly devnodes: DeviceNodes,
+    private readonly gate: Gate,
+    private readonly reaper: Reaper,
+  ) {}
+
+  lookup(caller: Caller, parent: bigint, name: string, reply: Reply): void {
+    const parsed = parent === FUSE_ROOT_ID ? parseName(name) : undefined
+    if (parsed === undefined) {
+      this.reaper.inspected()
+      return reply.error(E.ENOENT)
+    }
+    const { diskseq, partition } = parsed
+    if (parsed.symlink) return this.lookupLink(diskseq, partition, reply)
+    const node = this.nodes.obtain(diskseq, partition)
+    if (node === undefined) return reply.error(E.ENOENT)
+    this.gate.admit({
+      caller,
+      node,
+      kind: 'lookup',
+      onInterrupt: (listener) => reply.onInterrupt(listener),
+      done: (verdict) => {
+        if ('errno' in verdict) {
+          this.reaper.inspected()
+          return reply.error(verdict.errno)
+        }
+        const { device } = verdict
+        // Counted first: the answer may be forgotten as soon as it is given.
+        node.nlookup++
+        const taken = reply.entry({
+          nodeid: node.id,
+          generation: BigInt(encodeDev(device.major, device.minor)),
+          attr: blockAttr(node, verdict),
+          attrValid: verdict.pinned ? ONE_JIFFY : STALE,
+        })
+        if (!taken) this.forget(node.id, 1n)
+      },
+    })
+  }
+
+  private lookupLink(diskseq: DiskSeq, partition: number, reply: Reply): void {
+    const target = nodeName(diskseq, partition)
+    const id = nodeId(diskseq, partition, true)
+    if (id === undefined) return reply.error(E.ENOENT)
+    const answer = (device: Device | undefined) => {
+      this.reaper.inspected()
+      if (device === undefined || !this.sysfs.shows(device)) return reply.error(E.ENOENT)
+      let link = this.links.get(id)
+      if (link === undefined) this.links.set(id, (link = { target, nlookup: 0 }))
+      link.nlookup++
+      const taken = reply.entry({
+        nodeid: id,
+        generation: 0n,
+        attr: this.linkAttr(id, target),
+        attrValid: STALE,
+      })
+      if (!taken) this.forget(id, 1n)
+    }
+    const device = this.registry.find(target)
+    if (device !== undefined) return answer(device)
+    this.registry.findSlowly(target, diskseq, answer)
+  }
+
+  forget(nodeid: bigint, count: bigint): void {
+    const node = this.nodes.get(nodeid)
+    if (node !== undefined) {
+      node.nlookup = Math.max(0, node.nlookup - Number(count))
+      if (node.nlookup === 0) this.reaper.forgotten(node)
+      return
+    }
+    const link = this.links.get(nodeid)
+    if (link === undefined) return
+    link.nlookup -= Number(count)
+    if (link.nlookup <= 0) this.links.delete(nodeid)
+  }
+
+  getattr(caller: Caller, nodeid: bigint, reply: Reply): void {
+    if (nodeid === FUSE_ROOT_ID) return reply.attr(this.rootAttr(), LONG)
+    const link = this.links.get(nodeid)
+    if (link !== undefined) return reply.attr(this.linkAttr(nodeid, link.target), STALE)
+    const node = this.nodes.get(nodeid)
+    if (node === undefined) return reply.error(E.ESTALE)
+    this.gate.admit({
+      caller,
+      node,
+      kind: 'getattr',
+      onInterrupt: (listener) => reply.onInterrupt(listener),
+      done: (verdict) => {
+        if (!('errno' in verdict)) {
+          return reply.attr(blockAttr(node, verdict), verdict.pinned ? ONE_JIFFY : STALE)
+        }
+        // Like a file that was unlinked while open: the name is gone, but
+        // whoever has a descriptor may look at it. Nobody can open it.
+        if (verdict.errno === E.ENOENT && node.last !== undefined) {
+          return reply.attr({ ...blockAttr(node, node.last), nlink: 0 }, STALE)
+        }
+        reply.error(verdict.errno)
+      },
+    })
+  }
+
+  setattr(caller: Caller, nodeid: bigint, change: AttrChange, reply: Reply): void {
+    const node = this.nodes.get(nodeid)
+    if (node === undefined) return reply.error(E.EPERM)
+    this.pinned(caller, node, reply, (verdict, fd) => {
+      const errno = this.devnodes.change(fd, change)
+      if (errno !== 0) return reply.error(errno)
+      const stat = this.devnodes.stat(fd)
+      reply.attr(blockAttr(node, { device: verdict.device, stat }), STALE)
+    })
+  }
+
+  /** Calls `use` with a descriptor that is this node's device for certain. */
+  private pinned(
+    caller: Caller,
+    node: Node,
+    reply: Reply,
+    use: (verdict: Exclude<Verdict, { errno: number }>, fd: number) => void,
+  ): void {
+    this.gate.admit({
+      caller,
+      node,
+      kind: 'change',
+      onInterrupt: (listener) => reply.onInterrupt(listener),
+      done: (verdict) => {
+        if ('errno' in verdict) return reply.error(verdict.errno)
+        const pin = node.pin
+        if (pin === undefined) throw new Error(`node ${node.name} was admitted without a pin`)
+        use(verdict, pin.fd)
+      },
+    })
+  }
+
+  readlink(nodeid: bigint, reply: Reply): void {
+    const link = this.links.get(nodeid)
+    if (link === undefined) return reply.error(E.EINVAL)
+    reply.data(Buffer.from(link.target))
+  }
+
+  opendir(nodeid: bigint, reply: Reply): void {
+    if (nodeid !== FUSE_ROOT_ID) return reply.error(E.ENOTDIR)
+    const entries: Dirent[] = [
+      { ino: FUSE_ROOT_ID, mode: S_IFDIR, name: '.' },
+      { ino: FUSE_ROOT_ID, mode: S_IFDIR, name: '..' },
+    ]
+    for (const { diskseq, partition, name } of this.registry.devices()) {
+      const ino = nodeId(diskseq, partition, false)
+      const linkIno = nodeId(diskseq, partition, true)
+      if (ino === undefined || linkIno === undefined) continue
+      entries.push({ ino, mode: S_IFBLK, name })
+      if (partition !== 0) {
+        entries.push({ ino: linkIno, mode: S_IFLNK, name: linkName(diskseq, partition) })
+      }
+    }
+    const handle = this.nextHandle++
+    this.listings.set(handle, encodeDirents(entries))
+    reply.open(handle)
+  }
+
+  readdir(handle: bigint, offset: bigint, size: number, reply: Reply): void {
+    const listing = this.listings.get(handle)
+    if (listing === undefined) return reply.error(E.EBADF)
+    const { bytes, offsets } = listing
+    const last = offsets.length - 1
+    const first = offset < BigInt(last) ? Number(offset) : last
+    const start = offsets[first] as number
+    let end = first
+    while (end < last && (offsets[end + 1] as number) - start <= size) end++
+    reply.data(bytes.subarray(start, offsets[end]))
+  }
+
+  releasedir(handle: bigint): void {
+    this.listings.delete(handle)
+  }
+
+  statfs(reply: Reply): void {
+    reply.statfs(this.registry.size, STATFS_NAME_LENGTH)
+  }
+
+  getxattr(nodeid: bigint, name: string, size: number, reply: Reply): void {
+    this.readXattr(nodeid, size, reply, (fd) => this.devnodes.xattr(fd, name))
+  }
+
+  listxattr(nodeid: bigint, size: number, reply: Reply): void {
+    this.readXattr(nodeid, size, reply, (fd) => this.devnodes.xattrs(fd))
+  }
+
+  /** @param size 0 asks how large the value is */
+  private readXattr(
+    nodeid: bigint,
+    size: number,
+    reply: Reply,
+    read: (fd: number) => Uint8Array | number,
+  ): void {
+    const node = this.nodes.get(nodeid)
+    // Only device nodes have any. (Not EOPNOTSUPP: to the kernel, asking for
+    // the root's ACL, that would be a reason to deny access.)
+    if (node === undefined) return reply.error(E.ENODATA)
+    const device = this.registry.find(node.name)
+    const value =
+      node.pin !== undefined
+        ? read(node.pin.fd)
+        : device !== undefined && this.sysfs.shows(device)
+          ? this.devnodes.with(device, read)
+          : undefined
+    if (value === undefined) return reply.error(E.ENOENT)
+    if (typeof value === 'number') return reply.error(value)
+    if (size === 0) return reply.xattrSize(value.length)
+    if (value.length > size) return reply.error(E.ERANGE)
+    reply.data(value)
+  }
+
+  setxattr(
+    caller: Caller,
+    nodeid: bigint,
+    name: string,
+    value: Uint8Array,
+    flags: number,
+    reply: Reply,
+  ): void {
+    this.changeXattr(caller, nodeid, reply, (fd) => this.devnodes.setXattr(fd, name, value, flags))
+  }
+
+  removexattr(caller: Caller, nodeid: bigint, name: string, reply: Reply): void {
+    this.changeXattr(caller, nodeid, reply, (fd) => this.devnodes.removeXattr(fd, name))
+  }
+
+  private changeXattr(
+    caller: Caller,
+    nodeid: bigint,
+    reply: Reply,
+    change: (fd: number) => number,
+  ): void {
+    const node = this.nodes.get(nodeid)
+    if (node === undefined) return reply.error(EOPNOTSUPP)
+    this.pinned(caller, node, reply, (_, fd) => {
+      const errno = change(fd)
+      if (errno !== 0) reply.error(errno)
+      else reply.ok()
+    })
+  }
+
+  private rootAttr(): Attr {
+    return {
+      ...this.ownAttr(FUSE_ROOT_ID),
+      mode: S_IFDIR | 0o755,
+      nlink: 2,
+      size: 0,
+    }
+  }
+
+  private linkAttr(ino: bigint, target: string): Attr {
+    return { ...this.ownAttr(ino), mode: S_IFLNK | 0o777, nlink: 1, size: target.length }
+  }
+
+  /** What is no device belongs to root, and is as old as the mount. */
+  private ownAttr(ino: bigint): Omit<Attr, 'mode' | 'nlink' | 'size'> {
+    const time = this.started
+    return {
+      ino,
+      uid: 0,
+      gid: 0,
+      rdev: 0,
+      atime: time,
+      atimeNs: 0,
+      mtime: time,
+      mtimeNs: 0,
+      ctime: time,
+      ctimeNs: 0,
+    }
+  }
+}
+
+function blockAttr(node: Node, { device, stat }: { device: Device; stat: NodeStat }): Attr {
+  return {
+    ...stat,
+    ino: node.id,
+    mode: S_IFBLK | (stat.mode & PERMISSIONS),
+    nlink: 1,
+    rdev: encodeDev(device.major, device.minor),
+    size: 0,
+  }
+}

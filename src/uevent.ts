@@ -1,0 +1,98 @@
+/**
+ * The kernel's uevents: which block device was added, changed or removed.
+ * They are hints. A privileged process can send any, they may arrive out of
+ * order, twice, or not at all; so all that is taken from one is the name of a
+ * device to look at in sysfs.
+ */
+import { E, errnoName } from './errno.js'
+import type { Logger } from './log.js'
+import type { Native, Poll } from './native.js'
+
+/**
+ * Receive buffer of the socket, bytes: about 25,000 waiting events. The kernel
+ * takes memory only for what is waiting.
+ */
+const RECEIVE_BYTES = 32 * 1024 * 1024
+
+/** UEVENT_BUFFER_SIZE (2048, include/linux/kobject.h) and the header line; twice that to spare. */
+const MESSAGE_MAX = 8192
+
+/** Multicast group the kernel itself sends to; udev uses another. */
+const KERNEL_GROUP = 1
+
+/**
+ * @returns the sysfs name of the block device an event is about; undefined
+ *   for any other event and for anything malformed
+ */
+export function blockDeviceOf(message: Uint8Array, length: number): string | undefined {
+  const text = Buffer.from(message.buffer, message.byteOffset, length).toString('latin1')
+  // "add@/devices/virtual/block/loop0\0ACTION=add\0...\0", each part NUL-terminated
+  if (!text.endsWith('\0') || !/^[a-z]+@\//.test(text) || !text.includes('\0SUBSYSTEM=block\0')) {
+    return undefined
+  }
+  const path = /\0DEVPATH=([^\0]+)\0/.exec(text)?.[1]
+  const name = path?.slice(path.lastIndexOf('/') + 1)
+  return name === undefined || name === '' || name === '.' || name === '..' ? undefined : name
+}
+
+export interface UeventListener {
+  /** A block device changed somehow. */
+  changed(kname: string): void
+  /** Events were lost: anything may have changed. */
+  lost(): void
+}
+
+export class UeventSocket {
+  private readonly buffer = new Uint8Array(MESSAGE_MAX)
+  private readonly from = new Uint32Array(3)
+  private fd = -1
+  private poll: Poll | undefined
+
+  constructor(
+    private readonly native: Pick<Native, 'Poll' | 'ueventOpen' | 'ueventReceive' | 'close'>,
+    private readonly listener: UeventListener,
+    private readonly log: Logger,
+    private readonly receiveBytes = RECEIVE_BYTES,
+  ) {}
+
+  open(): void {
+    const fd = this.native.ueventOpen(this.receiveBytes)
+    if (fd < 0) throw new Error(`cannot listen to the kernel's uevents: ${errnoName(fd)}`)
+    this.fd = fd
+    this.poll = new this.native.Poll(fd, () => this.drain())
+  }
+
+  /** Takes all that is waiting. Whatever happened before this call is seen by it. */
+  drain(): void {
+    while (this.fd >= 0) {
+      const n = this.native.ueventReceive(this.fd, this.buffer, this.from)
+      if (n === -E.EAGAIN) return
+      if (n === -E.EINTR) continue
+      if (n === -E.ENOBUFS) {
+        this.log.warn('the kernel dropped uevents (socket buffer full); reading all devices again')
+        this.listener.lost()
+        continue
+      }
+      if (n < 0) {
+        this.log.error({ errno: errnoName(n) }, 'reading uevents failed; reading all devices again')
+        this.listener.lost()
+        return
+      }
+      const [port, groups, truncated] = this.from
+      if (port !== 0 || groups !== KERNEL_GROUP) continue
+      if (truncated !== 0) {
+        this.log.warn('a truncated uevent was dropped; reading all devices again')
+        this.listener.lost()
+        continue
+      }
+      const name = blockDeviceOf(this.buffer, n)
+      if (name !== undefined) this.listener.changed(name)
+    }
+  }
+
+  close(): void {
+    this.poll?.close()
+    if (this.fd >= 0) this.native.close(this.fd)
+    this.fd = -1
+  }
+}

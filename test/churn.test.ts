@@ -1,0 +1,70 @@
+/**
+ * The guarantee itself: disks recycled as fast as the kernel lets them, and
+ * six openers, half of them SCHED_IDLE (preempted between the answer and the
+ * open as often as can be), that open by number. Every descriptor must be the
+ * disk in its name. Without the pins, and through plain symlinks as udev makes
+ * them, the same run must show wrong opens: else it proves nothing.
+ */
+import { mkdtempSync, rmdirSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { blk } from './helpers/blk.js'
+import { startTree, type Twin } from './helpers/tree.js'
+
+const SECONDS = 30
+const TWIN_SECONDS = 10
+const OPENS_MIN = 20_000
+
+async function churn(t: Test, mode: 'tree' | 'links', dir: string, parts: boolean, seconds: number) {
+  const result = await blk(
+    'churn',
+    '--mode', mode,
+    '--dir', dir,
+    '--seconds', String(seconds),
+    ...(parts ? ['--parts'] : []),
+  )
+  const { opens_ok, opens_ok_idle, wrong_diskseq, wrong_data, recycles, errors } = result
+  t.comment(
+    `${t.name}: ${opens_ok} opens right (${opens_ok_idle} by SCHED_IDLE), ` +
+      `${wrong_diskseq} wrong disks, ${wrong_data} wrong contents, ` +
+      `${recycles} disks recycled, errors ${JSON.stringify(errors)}`,
+  )
+  return result
+}
+
+for (const parts of [false, true]) {
+  const what = parts ? 'partitions' : 'disks'
+
+  t.test(`${what}: every open reaches the disk in its name`, async (t) => {
+    const tree = await startTree(t)
+    const result = await churn(t, 'tree', tree.mountpoint, parts, SECONDS)
+    t.equal(result['wrong_diskseq'], 0, 'no open reached another disk')
+    t.equal(result['wrong_data'], 0, "no open read another disk's data")
+    t.ok(result['opens_ok'] >= OPENS_MIN, `at least ${OPENS_MIN} opens`)
+    t.ok(result['opens_ok_idle'] > 0, 'some of them by SCHED_IDLE openers')
+    t.ok(result['recycles'] > 1000, 'numbers were reused all the time')
+    t.strictSame(
+      Object.keys(result['errors']).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
+      [],
+      'no errno but those for a disk that is gone',
+    )
+    if (parts) t.ok(result['minor_moves'] > 0, 'partition numbers moved between disks')
+  })
+
+  const twin: Twin = parts ? 'whole-disk-pins' : 'no-pins'
+  t.test(`${what}, twin: ${twin} lets wrong opens through`, async (t) => {
+    const tree = await startTree(t, { twin, expectErrors: true })
+    const result = await churn(t, 'tree', tree.mountpoint, parts, TWIN_SECONDS)
+    t.ok(result['wrong_diskseq'] > 0, 'opens reached other disks')
+  })
+
+  t.test(`${what}, twin: plain symlinks let wrong opens through`, async (t) => {
+    const dir = mkdtempSync(join(tmpdir(), 'diskseqfs-links-'))
+    t.teardown(() => rmdirSync(dir))
+    const result = await churn(t, 'links', dir, parts, TWIN_SECONDS)
+    t.ok(result['wrong_diskseq'] > 0, 'opens reached other disks')
+  })
+}

@@ -1,0 +1,33 @@
+/** The C helper: churn, latencies, exclusive operations. Compiled on first use. */
+import { execFileSync, spawn } from 'node:child_process'
+import { mkdirSync, readdirSync, statSync } from 'node:fs'
+import { join } from 'node:path'
+
+const ROOT = join(import.meta.dirname, '../..')
+const SOURCES = join(ROOT, 'test/helpers/blk')
+const BINARY = join(ROOT, 'build/blk')
+
+function binary(): string {
+  const sources = readdirSync(SOURCES).map((file) => join(SOURCES, file))
+  const newest = Math.max(...sources.map((file) => statSync(file).mtimeMs))
+  if ((statSync(BINARY, { throwIfNoEntry: false })?.mtimeMs ?? 0) < newest) {
+    mkdirSync(join(ROOT, 'build'), { recursive: true })
+    const units = sources.filter((file) => file.endsWith('.c'))
+    execFileSync('cc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', BINARY, ...units])
+  }
+  return BINARY
+}
+
+export const blkPath = binary
+
+/** Runs one subcommand to its end and returns the line of JSON it prints. */
+export async function blk(...args: string[]): Promise<Record<string, any>> {
+  const child = spawn(binary(), args, { stdio: ['ignore', 'pipe', 'pipe'] })
+  let out = ''
+  let err = ''
+  child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString()))
+  child.stderr.on('data', (chunk: Buffer) => (err += chunk.toString()))
+  const code = await new Promise((resolve) => child.on('close', resolve))
+  if (code !== 0) throw new Error(`blk ${args.join(' ')} ended with ${code}: ${err}`)
+  return JSON.parse(out.trim().split('\n').at(-1) ?? '')
+}

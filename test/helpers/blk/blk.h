@@ -1,0 +1,157 @@
+/*
+ * blk: what the tests of diskseqfs need from the kernel and node cannot give:
+ * ioctls on block devices, races by the thousand, and times in nanoseconds.
+ *
+ * Built, in this directory, by
+ *
+ *   cc -O2 -Wall -Wextra -pthread -o blk *.c
+ *
+ * Every subcommand prints one line of JSON at its end.  An error is one line
+ * on stderr and exit status 2; an end by SIGINT or SIGTERM cleans up, prints
+ * what was counted so far, and gives 128 + the signal's number.
+ */
+#ifndef BLK_H
+#define BLK_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#define NS_PER_US 1000ull
+#define NS_PER_MS 1000000ull
+#define NS_PER_S 1000000000ull
+
+/* ---- errors, options, signals, time (util.c) ---- */
+
+/* A forked child has no stderr line of its own: with a sink set, die() leaves
+ * its message there for the parent to print. */
+extern char *die_sink;
+extern size_t die_sink_size;
+_Noreturn void die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+struct opt {
+	const char *name; /* without the dashes */
+	enum { OPT_STR, OPT_INT, OPT_DBL, OPT_FLAG } type;
+	void *to; /* const char **, int *, double *, bool * */
+	bool required;
+};
+/* argv[0] is the subcommand's name.  The list ends with a NULL name. */
+void parse_opts(int argc, char **argv, const struct opt *opts);
+
+/* The signal that asked for the end, or 0.  Handlers are installed without
+ * SA_RESTART, so that blocking calls return and the loops see this. */
+extern volatile sig_atomic_t stop_signal;
+void catch_signals(void);
+int exit_status(void);
+
+uint64_t now_ns(void);
+void sleep_us(unsigned us);
+
+/* To be called first in a forked child: ends it when its parent ends. */
+void child_follows(pid_t parent, int sig);
+
+struct rnd {
+	uint64_t s;
+};
+void rnd_seed(struct rnd *r, uint64_t salt);
+uint64_t rnd_next(struct rnd *r);
+unsigned rnd_below(struct rnd *r, unsigned n);
+uint64_t mix64(uint64_t x); /* a bijection: distinct in, distinct out */
+
+/* ---- counts of errors by errno (util.c) ---- */
+
+#define ERRNOS 256
+#define ERR_SHORT 0 /* no errno: a read which ended early */
+struct errs {
+	uint64_t n[ERRNOS];
+};
+void errs_add(struct errs *e, int err);
+void errs_merge(struct errs *to, const struct errs *from);
+void errs_print(const char *key, const struct errs *e); /* "key":{...} */
+
+/* ---- distributions of times (util.c) ---- */
+
+/* Log-linear: 256 buckets for every power of two, so a percentile is off by
+ * less than 0.4 %, in a fixed size that fits shared memory.  max is exact. */
+#define HIST_SUB 256
+#define HIST_EXP 33
+struct hist {
+	uint64_t n, max;
+	uint32_t b[HIST_SUB * HIST_EXP];
+};
+void hist_add(struct hist *h, uint64_t ns);
+void hist_merge(struct hist *to, const struct hist *from);
+uint64_t hist_pct(const struct hist *h, double pct);
+void hist_print_ns(const struct hist *h); /* "p50_ns":..,"p99_ns":..,"n":.. */
+
+/* ---- block devices (dev.c) ---- */
+
+int blk_diskseq(int fd, uint64_t *seq); /* 0 or -errno, as all below */
+int blk_part_add(int fd, int pno, uint64_t start, uint64_t len);
+int blk_part_del(int fd, int pno);
+int loop_ctl_add(int nr);
+int loop_ctl_remove(int nr);
+int loop_open(int nr, int flags); /* fd or -errno */
+int loop_configure(int fd, int file, uint32_t lo_flags);
+int loop_clr_fd(int fd);
+/* Detaches the loop device and removes it, trying again for a while as long
+ * as somebody has it open. */
+int loop_destroy(int nr, uint64_t within_ns);
+
+/* Waits, up to a second, for a name a mount may show only a little later. */
+int open_appearing(const char *path, int flags, uint64_t *waited_ns);
+
+int parse_open_flags(const char *s);
+
+/* Where the partner of a ping-pong runs matters more than all else: a waking
+ * on an idle processor costs ten times as much as one on the same. */
+enum pin { PIN_ANY, PIN_SAME, PIN_SPLIT };
+enum pin parse_pin(const char *s);
+
+/* One byte to a forked partner and back (pingpong.c). */
+struct pong {
+	pid_t pid;
+	int to, from;
+};
+void pong_start(struct pong *p, enum pin pin);
+bool pong_round(struct pong *p, struct hist *h); /* false: interrupted */
+void pong_end(struct pong *p);
+
+/* What the two exclusive-* subcommands share (exclusive.c). */
+struct excl {
+	struct hist free; /* from the close to when the disk was found free */
+	struct hist done; /* from the close to the end of what needed it free */
+	struct errs errors;
+	uint64_t rounds, within_20ms, first_try, failed, max_appear_ns;
+};
+/* Uses the path like any client would: open, read, close. */
+bool excl_use(struct excl *x, const char *path);
+/* Then tries, again and again while it gives -EBUSY, what needs the disk
+ * alone; counts if the round is used. */
+int excl_try(struct excl *x, int (*take)(void), bool used);
+int excl_retry(int (*take)(void), uint64_t within_ns);
+void excl_print(const struct excl *x, const char *extra);
+
+int cmd_churn(int argc, char **argv);
+int cmd_pingpong(int argc, char **argv);
+int cmd_openlat(int argc, char **argv);
+int cmd_latency(int argc, char **argv);
+int cmd_hold(int argc, char **argv);
+int cmd_exclusive_zram(int argc, char **argv);
+int cmd_exclusive_part(int argc, char **argv);
+
+#endif

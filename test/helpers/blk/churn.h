@@ -1,0 +1,88 @@
+/*
+ * churn: loop devices are given new disks as fast as the kernel allows while
+ * others open disks by their sequence number and check what they got.
+ *
+ * The recyclers publish what they configured in a table in shared memory; the
+ * openers pick names from it.  Every disk carries a stamp with a tag that no
+ * other disk of the run has, in its first sector and in that of its
+ * partition, so that a wrong disk shows itself even if all numbers agree.
+ */
+#ifndef CHURN_H
+#define CHURN_H
+
+#include "blk.h"
+
+#define MAX_RECYCLERS 16
+#define MAX_OPENERS 64
+#define MAX_SLOTS 256
+#define MAX_DEVICES 32 /* of one recycler */
+
+#define SECTOR 512
+#define FILE_SIZE (64 * 1024)
+#define PART_START 8192
+#define PART_SIZE 16384
+
+struct stamp {
+	char magic[8];
+	uint64_t tag;
+	uint64_t where; /* the stamp's offset: a partition is not the disk */
+};
+#define STAMP_MAGIC "blkchurn"
+
+/* One writer, the recycler, and a seqlock: seq is odd during a write. */
+struct slot {
+	_Atomic uint32_t seq;
+	_Atomic int nr;
+	_Atomic uint64_t diskseq; /* 0: never used */
+	_Atomic uint64_t tag;
+	_Atomic uint64_t retired; /* when, in ns; 0: live */
+};
+
+struct entry {
+	int nr;
+	uint64_t diskseq, tag, retired;
+};
+
+struct recycler_shared {
+	struct slot ring[MAX_SLOTS];
+	/* statistics, written by the recycler and read after its end */
+	uint64_t configures, recycles, busy, minor_moves;
+	struct hist reuse; /* from a disk's retirement to the next one's birth */
+	struct errs errors;
+};
+
+struct opener_shared {
+	bool idle;
+	uint64_t opens, ok, ok_part, ok_stale;
+	uint64_t wrong_diskseq, wrong_data, wrong_part, read_other_disk;
+	uint64_t max_failed_ns;
+	struct errs errors, read_errors;
+	struct hist hist;
+	/* the first wrong open, for whoever has to explain it */
+	uint64_t first_asked, first_got;
+};
+
+struct churn {
+	bool links, parts;
+	const char *dir, *workdir;
+	int recyclers, openers, slots, devices;
+	int live_us, stale_ms, stale_pct;
+
+	_Atomic bool stop;
+	char msg[512]; /* of a child that gave up */
+	int nrs[MAX_RECYCLERS * MAX_DEVICES];
+	/* which loop device had the partition with this minor last, + 1 */
+	_Atomic int minor_owner[4096];
+	struct recycler_shared rec[MAX_RECYCLERS];
+	struct opener_shared op[MAX_OPENERS];
+};
+
+static inline bool churn_stopped(struct churn *c)
+{
+	return stop_signal || atomic_load_explicit(&c->stop, memory_order_relaxed);
+}
+
+_Noreturn void churn_recycler(struct churn *c, int id);
+_Noreturn void churn_opener(struct churn *c, int id);
+
+#endif

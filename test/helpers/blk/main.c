@@ -1,0 +1,27 @@
+#include "blk.h"
+
+static const struct {
+	const char *name;
+	int (*run)(int argc, char **argv);
+} commands[] = {
+	{ "churn", cmd_churn },
+	{ "pingpong", cmd_pingpong },
+	{ "openlat", cmd_openlat },
+	{ "latency", cmd_latency },
+	{ "hold", cmd_hold },
+	{ "exclusive-zram", cmd_exclusive_zram },
+	{ "exclusive-part", cmd_exclusive_part },
+};
+
+int main(int argc, char **argv)
+{
+	if (argc < 2)
+		die("usage: blk churn|pingpong|openlat|latency|hold|exclusive-zram|exclusive-part --option value ...");
+	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+		if (strcmp(argv[1], commands[i].name) == 0) {
+			catch_signals();
+			return commands[i].run(argc - 1, argv + 1);
+		}
+	}
+	die("unknown subcommand %s", argv[1]);
+}

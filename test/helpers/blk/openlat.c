@@ -1,0 +1,61 @@
+#include "blk.h"
+
+#include <sys/stat.h>
+
+int cmd_openlat(int argc, char **argv)
+{
+	static struct hist h;
+	static struct errs errors;
+	const char *path = NULL, *flags_name = "rdonly";
+	int count = 0, warmup = 0;
+	bool use_stat = false, immediately = false;
+
+	parse_opts(argc, argv, (const struct opt[]){
+		{ "path", OPT_STR, &path, true },
+		{ "count", OPT_INT, &count, true },
+		{ "flags", OPT_STR, &flags_name, false },
+		{ "warmup", OPT_INT, &warmup, false },
+		{ "stat", OPT_FLAG, &use_stat, false },
+		{ "close-immediately", OPT_FLAG, &immediately, false },
+		{ 0 },
+	});
+	int flags = parse_open_flags(flags_name);
+	/* By default the last descriptor is closed only after the next open,
+	 * so that the device stays open and what is timed is the way to it;
+	 * closed immediately, every open is also the device's first one. */
+	int last = -1;
+
+	for (int i = -warmup; i < count && !stop_signal; i++) {
+		struct stat st;
+		uint64_t t = now_ns();
+		int r = use_stat ? stat(path, &st) : open(path, flags);
+		uint64_t took = now_ns() - t;
+
+		if (r < 0) {
+			if (errno == EINTR && stop_signal)
+				break;
+			if (i >= 0)
+				errs_add(&errors, errno);
+			continue;
+		}
+		if (i >= 0)
+			hist_add(&h, took);
+		if (use_stat)
+			continue;
+		if (immediately) {
+			close(r);
+			continue;
+		}
+		if (last >= 0)
+			close(last);
+		last = r;
+	}
+	if (last >= 0)
+		close(last);
+	printf("{");
+	hist_print_ns(&h);
+	printf(",\"max_ns\":%llu,", (unsigned long long)h.max);
+	errs_print("errors", &errors);
+	printf("}\n");
+	return exit_status();
+}
