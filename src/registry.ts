@@ -109,9 +109,9 @@ export class Registry implements UeventListener {
     }
   }
 
-  changed(kname: string): void {
+  changed(knames: ReadonlySet<string>): void {
     this.absent.clear()
-    this.refresh(kname)
+    for (const kname of knames) this.refresh(kname)
   }
 
   lost(): void {

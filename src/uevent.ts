@@ -36,8 +36,8 @@ export function blockDeviceOf(message: Uint8Array, length: number): string | und
 }
 
 export interface UeventListener {
-  /** A block device changed somehow. */
-  changed(kname: string): void
+  /** Block devices that changed somehow; each once, however many events there were. */
+  changed(knames: ReadonlySet<string>): void
   /** Events were lost: anything may have changed. */
   lost(): void
 }
@@ -62,8 +62,19 @@ export class UeventSocket {
     this.poll = new this.native.Poll(fd, () => this.drain())
   }
 
-  /** Takes all that is waiting. Whatever happened before this call is seen by it. */
+  /**
+   * Takes all that is waiting. Whatever happened before this call is seen by
+   * it. Devices are looked at afterwards, and each once: looking costs more
+   * than reading an event, so that a storm of them could otherwise keep this
+   * loop from ever ending.
+   */
   drain(): void {
+    const changed = new Set<string>()
+    this.take(changed)
+    if (changed.size > 0) this.listener.changed(changed)
+  }
+
+  private take(changed: Set<string>): void {
     while (this.fd >= 0) {
       const n = this.native.ueventReceive(this.fd, this.buffer, this.from)
       if (n === -E.EAGAIN) return
@@ -86,7 +97,7 @@ export class UeventSocket {
         continue
       }
       const name = blockDeviceOf(this.buffer, n)
-      if (name !== undefined) this.listener.changed(name)
+      if (name !== undefined) changed.add(name)
     }
   }
 

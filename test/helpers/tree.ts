@@ -12,7 +12,10 @@ const ROOT = join(import.meta.dirname, '../..')
 export const CLI = join(ROOT, 'dist/cli.js')
 const TWIN = join(ROOT, 'test/helpers/twin-daemon.mjs')
 
-export type Twin =
+/** What is switched off; `+slow` has the daemon answer late. See twin-daemon.mjs. */
+export type Twin = `${Mechanism}${'' | '+slow'}`
+type Mechanism =
+  | 'none'
   | 'no-pins'
   | 'whole-disk-pins'
   | 'no-loop-check'

@@ -2,7 +2,10 @@
  * The daemon with one safety mechanism switched off: what the tests that prove
  * the mechanism must fail against. Never shipped.
  *
- *   node twin-daemon.mjs TWIN MOUNTPOINT
+ *   node twin-daemon.mjs TWIN[+slow] MOUNTPOINT
+ *
+ * With +slow each disk is answered for 30 ms after it was verified, as it may
+ * be on a busy machine: time enough for anything to happen in between.
  */
 import { Access } from '../../dist/access.js'
 import { Daemon } from '../../dist/daemon.js'
@@ -38,7 +41,19 @@ const inspectsEverything = { of: () => ({ intent: 'inspect', number: -1 }) }
 const opensEverything = { of: () => ({ intent: 'open', number: -1 }) }
 const withIntents = (answers) => (calls) => Object.assign(new Intents(calls), answers)
 
+const SLOW_MS = 30
+
+/** Real pins, late answers. */
+const slow = (opener) => {
+  const open = opener.open.bind(opener)
+  return Object.assign(opener, {
+    open: (device, done) => open(device, (result) => setTimeout(done, SLOW_MS, result)),
+  })
+}
+
 const twins = {
+  /** Nothing is switched off. */
+  'none': {},
   /** Nothing held: an O_PATH descriptor of the node keeps no number from being reused. */
   'no-pins': {
     opener: (calls, directory) =>
@@ -73,9 +88,12 @@ const twins = {
   },
 }
 
-const [name, mountpoint] = process.argv.slice(2)
+const [twin, mountpoint] = process.argv.slice(2)
+const [name, pace] = twin.split('+')
 const parts = twins[name]
 if (parts === undefined) throw new Error(`no such twin: ${name}`)
+const makeOpener = parts.opener ?? ((calls, directory) => new PinOpener(calls, directory))
+const opener = pace === 'slow' ? (...given) => slow(makeOpener(...given)) : makeOpener
 const log = await createLogger('info', { kind: 'stderr', format: 'json' })
 const daemon = new Daemon(
   {
@@ -86,7 +104,7 @@ const daemon = new Daemon(
     openTimeoutMs: 10_000,
   },
   log,
-  { ...parts, ...(parts.native && { native: { ...native, ...parts.native } }) },
+  { ...parts, opener },
 )
 process.once('SIGTERM', () => daemon.stop())
 await daemon.start()
