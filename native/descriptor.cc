@@ -54,6 +54,17 @@ static Napi::Value ReadFile(const Napi::CallbackInfo& info) {
   return Result(info.Env(), ReadSmallFile(AT_FDCWD, StringArg(info, 0).c_str(), out.data, out.size));
 }
 
+// openFile(path): for reading.
+static Napi::Value OpenFile(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), open(StringArg(info, 0).c_str(), O_RDONLY | O_CLOEXEC));
+}
+
+// readAgain(fd, buffer): bytes read from the file's beginning.
+static Napi::Value ReadAgain(const Napi::CallbackInfo& info) {
+  Bytes out = BytesArg(info, 1);
+  return Result(info.Env(), pread(IntArg(info, 0), out.data, out.size, 0));
+}
+
 // openDirectory(path): an O_PATH descriptor.
 static Napi::Value OpenDirectory(const Napi::CallbackInfo& info) {
   return Result(info.Env(), open(StringArg(info, 0).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
@@ -144,6 +155,8 @@ void InitDescriptor(Napi::Env env, Napi::Object exports) {
   exports.Set("write", Napi::Function::New<Write>(env));
   exports.Set("close", Napi::Function::New<Close>(env));
   exports.Set("readFile", Napi::Function::New<ReadFile>(env));
+  exports.Set("openFile", Napi::Function::New<OpenFile>(env));
+  exports.Set("readAgain", Napi::Function::New<ReadAgain>(env));
   exports.Set("openDirectory", Napi::Function::New<OpenDirectory>(env));
   exports.Set("lockDirectory", Napi::Function::New<LockDirectory>(env));
   exports.Set("openNode", Napi::Function::New<OpenNode>(env));

@@ -20,7 +20,6 @@ import {
 } from './mountpoint.js'
 import { type Native, native as realNative } from './native.js'
 import { type Node, NodeTable } from './node.js'
-import { parseName } from './diskseq.js'
 import { PinOpener } from './pin.js'
 import { Reaper } from './reaper.js'
 import { Registry } from './registry.js'
@@ -69,6 +68,7 @@ export class Daemon {
   private readonly uevents: UeventSocket
   private reaper: Reaper | undefined
   private opener: PinOpener | undefined
+  private intents: Intents | undefined
   private readonly touching = new Map<Node, boolean>()
 
   constructor(
@@ -159,6 +159,7 @@ export class Daemon {
     this.mountWatch = undefined
     this.closes?.close()
     this.reaper?.close()
+    this.intents?.close()
     this.transport?.close()
     this.registry.close()
     this.uevents.close()
@@ -168,12 +169,12 @@ export class Daemon {
 
   /** See {@link CloseListener}. */
   opened(name: string): void {
-    const node = this.node(name)
+    const node = this.nodes.named(name)
     if (node !== undefined) this.reaper?.opened(node)
   }
 
   closed(name: string, wrote: boolean): void {
-    const node = this.node(name)
+    const node = this.nodes.named(name)
     if (node === undefined) return
     if (wrote) this.touch(node)
     this.reaper?.closed(node)
@@ -182,13 +183,6 @@ export class Daemon {
   lost(): void {
     this.log.warn('the kernel dropped open and close events; unused disks are let go of a little later')
     this.reaper?.lostTrack()
-  }
-
-  private node(name: string): Node | undefined {
-    const parsed = parseName(name)
-    return parsed === undefined || parsed.symlink
-      ? undefined
-      : this.nodes.find(parsed.diskseq, parsed.partition)
   }
 
   /**
@@ -223,6 +217,7 @@ export class Daemon {
     const reaper = new Reaper(native, nodes, opener, intents, options, log)
     const gate = new Gate(registry, sysfs, nodes, devnodes, opener, reaper, intents, access, options, log)
     this.opener = opener
+    this.intents = intents
     this.reaper = reaper
     return new Tree(registry, sysfs, nodes, devnodes, gate, reaper)
   }

@@ -70,7 +70,12 @@ export class Gate {
     })
   }
 
-  admit(attempt: Attempt, tries = 1): void {
+  admit(attempt: Attempt): void {
+    attempt.node.attempts++
+    this.decide(attempt, 1)
+  }
+
+  private decide(attempt: Attempt, tries: number): void {
     const device = this.registry.find(attempt.node.name)
     if (device !== undefined) return this.admitDevice(attempt, device, tries)
     this.registry.findSlowly(attempt.node.name, attempt.node.diskseq, (found) => {
@@ -87,13 +92,13 @@ export class Gate {
     if (attempt.kind !== 'change' && !this.mayOpen(caller, node, device)) {
       // The kernel is about to refuse. It would do so by attributes that may
       // change before it looks at them, so say it here.
-      if (attempt.kind === 'getattr' && call.intent === 'open') return attempt.done({ errno: E.EACCES })
+      if (attempt.kind === 'getattr' && call.intent === 'open') return this.finish(attempt, { errno: E.EACCES })
       return this.inspect(attempt, call, device, tries)
     }
     // The inode has another number than the name has now; it is never
     // updated. The kernel looks the name up again.
     if (attempt.kind === 'getattr' && node.last !== undefined && !sameDevice(node.last.device, device)) {
-      return attempt.done({ errno: E.ESTALE })
+      return this.finish(attempt, { errno: E.ESTALE })
     }
     const pin = node.pin
     if (pin !== undefined) {
@@ -111,7 +116,7 @@ export class Gate {
     const { node } = attempt
     const stat = this.devnodes.stat(pin.fd)
     node.last = { device: pin.device, stat }
-    attempt.done({ device: pin.device, stat, pinned: true })
+    this.finish(attempt, { device: pin.device, stat, pinned: true })
     if (node.nlookup > 0) this.reaper.answered(node, attempt.caller, call)
   }
 
@@ -124,12 +129,12 @@ export class Gate {
     }
     this.reaper.inspected()
     if (attempt.kind === 'lookup') attempt.node.last = { device, stat }
-    attempt.done({ device, stat, pinned: false })
+    this.finish(attempt, { device, stat, pinned: false })
   }
 
   /** The device was not what its name says: answer as for a name nobody has, if so it is. */
   private again(attempt: Attempt, call: Call, tries: number, reason: string): void {
-    if (tries < ATTEMPTS_MAX) return this.admit(attempt, tries + 1)
+    if (tries < ATTEMPTS_MAX) return this.decide(attempt, tries + 1)
     this.refuse(attempt, call, E.ENOENT, reason)
   }
 
@@ -178,9 +183,7 @@ export class Gate {
       const rest = began + INTERRUPT_AFTER_MS - performance.now()
       timers.push(
         setTimeout(() => {
-          if (!finish()) return
-          attempt.done({ errno: E.EINTR })
-          this.nodes.release(node)
+          if (finish()) this.finish(attempt, { errno: E.EINTR })
         }, Math.max(0, rest)),
       )
     })
@@ -198,7 +201,7 @@ export class Gate {
       return this.again(attempt, call, tries, 'it is gone')
     }
     node.last = { device, stat }
-    attempt.done({ device, stat, pinned: false })
+    this.finish(attempt, { device, stat, pinned: false })
     if (node.nlookup > 0) this.reaper.answered(node, caller, call)
   }
 
@@ -244,7 +247,12 @@ export class Gate {
     }
     // Through an inode that the kernel has: the name was there, its disk is not.
     const gone = kind === 'getattr' && errno === E.ENOENT && call.intent !== 'inspect'
-    attempt.done({ errno: gone ? E.ENXIO : errno })
-    this.nodes.release(node)
+    this.finish(attempt, { errno: gone ? E.ENXIO : errno })
+  }
+
+  private finish(attempt: Attempt, verdict: Verdict): void {
+    attempt.done(verdict)
+    attempt.node.attempts--
+    this.nodes.release(attempt.node)
   }
 }

@@ -5,6 +5,8 @@
  */
 import { constants } from 'node:fs'
 
+import { LRUCache } from 'lru-cache'
+
 import type { Native } from './native.js'
 
 /**
@@ -60,10 +62,18 @@ const INSPECTING = [
   'name_to_handle_at',
 ]
 
-type Syscalls = Pick<Native, 'readFile' | 'syscalls' | 'O_PATH'>
+type Syscalls = Pick<
+  Native,
+  'readFile' | 'openFile' | 'readAgain' | 'close' | 'syscalls' | 'O_PATH'
+>
+
+/** Threads whose file in /proc is kept open: looking up its path costs as much as reading it. */
+const FILES_MAX = 64
 
 export class Intents {
   private readonly buffer = Buffer.alloc(256)
+  /** By thread. Such a file belongs to its thread for ever: when that is gone, it cannot be read. */
+  private readonly files: LRUCache<number, number>
   private readonly inspecting: ReadonlySet<number>
   /** Number of an opening call -> index of its flags; -1 where they are out of sight. */
   private readonly opening: ReadonlyMap<number, number>
@@ -75,6 +85,7 @@ export class Intents {
     private readonly native: Syscalls,
     private readonly proc = '/proc',
   ) {
+    this.files = new LRUCache({ max: FILES_MAX, dispose: (fd) => native.close(fd) })
     const numbers = native.syscalls
     this.inspecting = new Set(
       INSPECTING.map((name) => numbers[name]).filter((number) => number !== undefined),
@@ -95,11 +106,15 @@ export class Intents {
     this.ioUringEnter = numbers['io_uring_enter'] ?? -1
   }
 
+  close(): void {
+    this.files.clear()
+  }
+
   /** @param tid the thread of the request being held */
   of(tid: number): Call {
     if (tid === 0) return UNKNOWN
     for (let i = 0; i <= RUNNING_RETRIES; i++) {
-      const line = this.read(tid)
+      const line = this.readKept(tid)
       if (line === undefined) return UNKNOWN
       if (!line.startsWith('running')) return this.parse(line)
     }
@@ -125,6 +140,20 @@ export class Intents {
    */
   outlastsInode(call: Call): boolean {
     return call.intent === 'unknown' && call.number !== -1 && call.number !== this.ioUringEnter
+  }
+
+  private readKept(tid: number): string | undefined {
+    let fd = this.files.get(tid)
+    if (fd !== undefined) {
+      const n = this.native.readAgain(fd, this.buffer)
+      if (n > 0) return this.buffer.toString('latin1', 0, n)
+      this.files.delete(tid) // another thread has that id now
+    }
+    fd = this.native.openFile(`${this.proc}/${tid}/syscall`)
+    if (fd < 0) return undefined
+    this.files.set(tid, fd)
+    const n = this.native.readAgain(fd, this.buffer)
+    return n > 0 ? this.buffer.toString('latin1', 0, n) : undefined
   }
 
   private read(tid: number): string | undefined {

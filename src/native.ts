@@ -32,6 +32,9 @@ export interface Native {
   close(fd: number): number
   /** One read(2) of a procfs or sysfs file. */
   readFile(path: string, into: Uint8Array): number
+  openFile(path: string): number
+  /** Reads a file from its beginning, through a descriptor that stays open. */
+  readAgain(fd: number, into: Uint8Array): number
   /** An O_PATH descriptor of a directory. */
   openDirectory(path: string): number
   /** A descriptor that holds an exclusive flock(2) on a directory. */

@@ -9,6 +9,8 @@ export class Node {
   readonly name: string
   /** Lookups answered and not yet forgotten by the kernel. */
   nlookup = 0
+  /** Requests at the gate. */
+  attempts = 0
   pin: Pin | undefined
   /** What it was when last seen: which device number its inode has, and its attributes. */
   last: { readonly device: Device; readonly stat: NodeStat } | undefined
@@ -42,7 +44,12 @@ export class Node {
   }
 
   get unused(): boolean {
-    return this.nlookup === 0 && this.pin === undefined && this.opening === undefined
+    return (
+      this.nlookup === 0 &&
+      this.attempts === 0 &&
+      this.pin === undefined &&
+      this.opening === undefined
+    )
   }
 }
 
@@ -59,6 +66,7 @@ export type OpeningOutcome =
 
 export class NodeTable {
   private readonly byId = new Map<NodeId, Node>()
+  private readonly byName = new Map<string, Node>()
 
   get size(): number {
     return this.byId.size
@@ -68,23 +76,25 @@ export class NodeTable {
     return this.byId.get(id)
   }
 
-  find(diskseq: DiskSeq, partition: number): Node | undefined {
-    const id = nodeId(diskseq, partition, false)
-    return id === undefined ? undefined : this.byId.get(id)
+  named(name: string): Node | undefined {
+    return this.byName.get(name)
   }
 
-  /** The node of a name; undefined where its numbers are larger than node ids can be. */
-  obtain(diskseq: DiskSeq, partition: number): Node | undefined {
+  /** A new node; undefined where its numbers are larger than node ids can be. */
+  create(diskseq: DiskSeq, partition: number): Node | undefined {
     const id = nodeId(diskseq, partition, false)
     if (id === undefined) return undefined
-    let node = this.byId.get(id)
-    if (node === undefined) this.byId.set(id, (node = new Node(id, diskseq, partition)))
+    const node = new Node(id, diskseq, partition)
+    this.byId.set(id, node)
+    this.byName.set(node.name, node)
     return node
   }
 
   /** Drops a node that nothing refers to any more. */
   release(node: Node): void {
-    if (node.unused) this.byId.delete(node.id)
+    if (!node.unused) return
+    this.byId.delete(node.id)
+    this.byName.delete(node.name)
   }
 
   [Symbol.iterator](): IterableIterator<Node> {
