@@ -47,7 +47,7 @@ dist/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -type d) | $(DEPS)
 run:
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make run: must be root to mount' >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
-	@exec node dist/cli.js mount -f "$(MOUNTPOINT)"
+	@scripts/run "$(MOUNTPOINT)"
 
 check: build
 	tap

@@ -56,7 +56,7 @@ function program(): Command {
           'log_format); context=, fscontext=, defcontext=, rootcontext= (SELinux); ro, noatime, relatime and the like',
       )
         .argParser((text, before: string[]) => [...before, text])
-        .default([], ''),
+        .default([], 'none'),
     )
     .option(
       '--linger <ms>',

@@ -59,6 +59,7 @@ export class Daemon {
   private lock = -1
   private devDirectory = -1
   private mountWatch: MountWatch | undefined
+  private stopping: Promise<void> | undefined
   private transport: Transport | undefined
   private closes: CloseWatch | undefined
   private readonly native: Native
@@ -135,21 +136,20 @@ export class Daemon {
   }
 
   /** Takes the mount away, busy or not: open files stay open, they are the devices themselves. */
-  async stop(): Promise<void> {
+  stop(): Promise<void> {
+    return (this.stopping ??= this.unmount().finally(() => this.release()))
+  }
+
+  private async unmount(): Promise<void> {
     this.mountWatch?.close()
     this.mountWatch = undefined
-    if (this.mountId !== -1 && mountsAt(this.mountpoint).at(-1)?.id === this.mountId) {
-      await new Promise<void>((resolve) => {
-        this.native.unmount(this.mountpoint, MNT_DETACH, (error) => {
-          if (error !== 0 && error !== E.EINVAL) {
-            this.log.error({ errno: errnoName(error), mountpoint: this.mountpoint }, 'cannot unmount')
-          }
-          resolve()
-        })
-      })
-      this.log.info({ mountpoint: this.mountpoint }, 'unmounted')
-    }
-    this.release()
+    if (this.mountId === -1 || mountsAt(this.mountpoint).at(-1)?.id !== this.mountId) return
+    const { mountpoint } = this
+    const error = await new Promise<number>((resolve) => {
+      this.native.unmount(mountpoint, MNT_DETACH, resolve)
+    })
+    if (error === 0) this.log.info({ mountpoint }, 'unmounted')
+    else this.log.error({ errno: errnoName(error), mountpoint }, 'cannot unmount')
   }
 
   /** Lets go of everything; the mount, if it is still there, is dead after this. */

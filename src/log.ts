@@ -24,6 +24,8 @@ export type Logger = Pick<pino.Logger, 'error' | 'warn' | 'info' | 'debug'>
 
 /** Bytes of log that may wait for a slow reader. */
 const BACKLOG_MAX = 1024 * 1024
+/** How long the end of the program waits for the reader of the log, ms. */
+const FLUSH_MS = 500
 
 /** Where log lines go. */
 export type LogTarget =
@@ -41,32 +43,44 @@ function severity(level: number): number {
   return level >= 30 ? 6 : 7
 }
 
-export async function createLogger(level: LogLevel, target: LogTarget): Promise<pino.Logger> {
-  const options: pino.LoggerOptions = {
-    level,
-    base: null,
-    timestamp: target.kind === 'syslog' ? false : pino.stdTimeFunctions.isoTime,
-    formatters: { level: (label) => ({ level: label }) },
-  }
+export interface Log {
+  readonly logger: pino.Logger
+  /** Resolves when what was logged is written, or nobody takes it. */
+  flush(): Promise<void>
+}
+
+export async function createLogger(level: LogLevel, target: LogTarget): Promise<Log> {
+  const options: pino.LoggerOptions = { level, base: null }
   if (target.kind === 'syslog') {
-    const { formatters: _, ...plain } = options
-    return pino(plain, syslogStream(target.native))
+    const stream = syslogStream(target.native)
+    return { logger: pino({ ...options, timestamp: false }, stream), flush: async () => {} }
   }
   const stderr = pino.destination({ dest: 2, sync: false, maxLength: BACKLOG_MAX })
   // A closed or full stderr costs the log, not the tree.
   stderr.on('error', () => {})
-  if (target.format === 'json') return pino(options, stderr)
-  const { default: pretty } = await import('pino-pretty')
-  const { formatters: _, ...plain } = options
-  return pino(
-    plain,
-    pretty({
-      destination: stderr as unknown as NodeJS.WritableStream,
-      colorize: process.stderr.isTTY === true,
-      translateTime: 'SYS:HH:MM:ss.l',
-      singleLine: true,
-    }),
-  )
+  const flush = () =>
+    new Promise<void>((resolve) => {
+      const late = setTimeout(resolve, FLUSH_MS)
+      stderr.flush(() => {
+        clearTimeout(late)
+        resolve()
+      })
+    })
+  if (target.format === 'json') {
+    const json: pino.LoggerOptions = {
+      ...options,
+      timestamp: pino.stdTimeFunctions.isoTime,
+      formatters: { level: (label) => ({ level: label }) },
+    }
+    return { logger: pino(json, stderr), flush }
+  }
+  const { prettyFactory } = await import('pino-pretty')
+  const pretty = prettyFactory({
+    colorize: process.stderr.isTTY === true,
+    translateTime: 'SYS:HH:MM:ss.l',
+    singleLine: true,
+  })
+  return { logger: pino(options, { write: (line: string) => stderr.write(pretty(line)) }), flush }
 }
 
 function syslogStream(native: Pick<Native, 'syslogOpen' | 'syslogSend' | 'close'>): pino.DestinationStream {

@@ -1,6 +1,7 @@
 /** `diskseqfs mount`: the daemon in the foreground, or a child that is it. */
 import { spawn } from 'node:child_process'
 import { createWriteStream, fstatSync } from 'node:fs'
+import { resolve } from 'node:path'
 
 import { type Command, InvalidArgumentError } from 'commander'
 
@@ -51,7 +52,7 @@ function withMountOptions(given: MountArguments, mount: MountOptions, command: C
 
 async function serve(mountpoint: string, options: MountArguments, mount: MountOptions): Promise<void> {
   const inBackground = process.env[BACKGROUND] === '1'
-  const log = await createLogger(
+  const { logger: log, flush } = await createLogger(
     options.logLevel,
     inBackground
       ? { kind: 'syslog', native }
@@ -59,7 +60,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   )
   const daemon = new Daemon(
     {
-      mountpoint,
+      mountpoint: resolve(mountpoint),
       mount,
       lingerMs: options.linger,
       holdSeconds: options.hold,
@@ -67,14 +68,22 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
     },
     log,
   )
-  const stop = (signal: NodeJS.Signals) => {
-    log.info({ signal }, 'stopping')
-    void daemon.stop()
+  // A daemon keeps nobody's directory busy.
+  if (inBackground) process.chdir('/')
+  const starting = daemon.start()
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => {
+      log.info({ signal }, 'stopping')
+      // A start under way is short, and cannot be left half done.
+      starting.then(
+        () => daemon.stop(),
+        () => {},
+      )
+    })
   }
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, stop)
   const tellParent = inBackground ? parentPipe() : undefined
   try {
-    await daemon.start()
+    await starting
   } catch (error) {
     await daemon.stop()
     if (tellParent !== undefined && error instanceof UserError) {
@@ -87,23 +96,23 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   await daemon.ended
   daemon.release()
   // A disk that hangs may hold a thread for ever; the rest is done.
-  log.flush(() => process.exit(0))
+  await flush()
+  process.exit(0)
 }
 
 /** Starts this very command again as the daemon, and waits until the tree answers. */
 async function background(): Promise<void> {
   const child = spawn(process.execPath, [...process.execArgv, ...process.argv.slice(1), '--foreground'], {
     detached: true,
-    cwd: '/',
     env: { ...process.env, [BACKGROUND]: '1' },
     stdio: ['ignore', 'ignore', 'ignore', 'pipe'],
   })
   const pipe = child.stdio[READY_FD]
   if (!pipe) throw new Error('no pipe to the daemon')
-  const message = await new Promise<string | undefined>((resolve) => {
+  const message = await new Promise<string | undefined>((told) => {
     let text = ''
     pipe.on('data', (chunk: Buffer) => (text += chunk.toString()))
-    pipe.on('close', () => resolve(text === '' ? undefined : text.trimEnd()))
+    pipe.on('close', () => told(text === '' ? undefined : text.trimEnd()))
   })
   if (message === undefined) {
     throw new UserError('the daemon ended before the tree was mounted; run with -f to see why')
@@ -122,5 +131,5 @@ function parentPipe(): (error: string) => Promise<void> {
   }
   const pipe = createWriteStream('', { fd: READY_FD })
   pipe.on('error', () => {}) // the parent was killed; the daemon goes on
-  return (error) => new Promise((resolve) => pipe.end(`${error || 'ready'}\n`, () => resolve()))
+  return (error) => new Promise((told) => pipe.end(`${error || 'ready'}\n`, () => told()))
 }

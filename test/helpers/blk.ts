@@ -1,9 +1,10 @@
 /** The C helper: churn, latencies, exclusive operations. Compiled on first use. */
 import { execFileSync, spawn } from 'node:child_process'
-import { mkdirSync, readdirSync, statSync } from 'node:fs'
+import { mkdirSync, readdirSync, renameSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 
-const ROOT = join(import.meta.dirname, '../..')
+import { ROOT } from './root.js'
+
 const SOURCES = join(ROOT, 'test/helpers/blk')
 const BINARY = join(ROOT, 'build/blk')
 
@@ -13,7 +14,10 @@ function binary(): string {
   if ((statSync(BINARY, { throwIfNoEntry: false })?.mtimeMs ?? 0) < newest) {
     mkdirSync(join(ROOT, 'build'), { recursive: true })
     const units = sources.filter((file) => file.endsWith('.c'))
-    execFileSync('cc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', BINARY, ...units])
+    // Renamed into place: somebody may be running the old one.
+    const fresh = `${BINARY}.${process.pid}`
+    execFileSync('cc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', fresh, ...units])
+    renameSync(fresh, BINARY)
   }
   return BINARY
 }

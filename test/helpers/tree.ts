@@ -8,7 +8,8 @@ import { promisify } from 'node:util'
 
 import type { Test } from 'tap'
 
-const ROOT = join(import.meta.dirname, '../..')
+import { ROOT } from './root.js'
+
 export const CLI = join(ROOT, 'dist/cli.js')
 const TWIN = join(ROOT, 'test/helpers/twin-daemon.mjs')
 

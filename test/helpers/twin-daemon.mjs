@@ -94,7 +94,7 @@ const parts = twins[name]
 if (parts === undefined) throw new Error(`no such twin: ${name}`)
 const makeOpener = parts.opener ?? ((calls, directory) => new PinOpener(calls, directory))
 const opener = pace === 'slow' ? (...given) => slow(makeOpener(...given)) : makeOpener
-const log = await createLogger('info', { kind: 'stderr', format: 'json' })
+const { logger: log } = await createLogger('info', { kind: 'stderr', format: 'json' })
 const daemon = new Daemon(
   {
     mountpoint,
