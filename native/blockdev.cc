@@ -35,11 +35,15 @@ struct DeviceFacts {
   std::string uevent;
 };
 
+// Empty, and errno, where it cannot be read.
 std::string ReadUevent(const std::string& path) {
   char text[kUeventBytes];
+  errno = 0;
   ssize_t n = ReadSmallFile(AT_FDCWD, path.c_str(), text, sizeof text);
   return n < 0 ? std::string() : std::string(text, n);
 }
+
+bool Exhausted(int error) { return error == EMFILE || error == ENFILE || error == ENOMEM; }
 
 // The order is the point. An open descriptor keeps the number from being
 // given away; for loop devices only once the device is also seen bound, since
@@ -136,6 +140,11 @@ Napi::Value ScanBlock(const Napi::CallbackInfo& info) {
         std::string name = entry->d_name;
         std::string path = root + "/" + name;
         std::string uevent = ReadUevent(path + "/uevent");
+        if (uevent.empty() && Exhausted(errno)) {
+          // Not a device that is gone: a list without it would be a lie.
+          error = errno;
+          break;
+        }
         bool loop_disk = name.compare(0, 4, "loop") == 0 && uevent.find("DEVTYPE=disk") != std::string::npos;
         bool bound = !loop_disk || access((path + "/loop/backing_file").c_str(), F_OK) == 0;
         found->push_back({std::move(name), std::move(uevent), bound});

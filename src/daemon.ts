@@ -92,10 +92,10 @@ export class Daemon {
     if (process.geteuid?.() !== 0) {
       throw new UserError('only root can mount the tree and open block devices; run this as root')
     }
+    await this.requireDiskSeq()
     // Listen first: what changes during the scan is then not missed.
     this.uevents.open()
     await this.registry.start()
-    await this.requireDiskSeq()
     this.mountpoint = prepareMountpoint(this.options.mountpoint)
     await this.claimMountpoint()
     const tree = this.assemble()
@@ -222,30 +222,25 @@ export class Daemon {
     return new Tree(registry, sysfs, nodes, devnodes, gate, reaper)
   }
 
-  private async requireDiskSeq(): Promise<void> {
-    if (this.registry.size > 0) return
-    const { error, names, withDiskSeq } = await new Promise<{
-      error: number
-      names: number
-      withDiskSeq: number
-    }>((resolve) => {
-      this.native.scanBlock(this.sysfs.classDirectory, (error, list) => {
+  /** @throws UserError on a machine that cannot tell disks apart */
+  private requireDiskSeq(): Promise<void> {
+    const { classDirectory } = this.sysfs
+    return new Promise((resolve, reject) => {
+      this.native.scanBlock(classDirectory, (error, list) => {
         const uevents = list.filter((_, i) => i % 3 === 1) as string[]
-        resolve({
-          error,
-          names: uevents.length,
-          withDiskSeq: uevents.filter((text) => text.includes('DISKSEQ=')).length,
-        })
+        if (error !== 0) {
+          reject(
+            new UserError(`cannot read ${classDirectory}: ${errnoName(error)}; is sysfs mounted at /sys?`),
+          )
+        } else if (uevents.length > 0 && !uevents.some((text) => text.includes('DISKSEQ='))) {
+          reject(
+            new UserError('this kernel gives disks no sequence numbers; Linux 5.15 or later is needed'),
+          )
+        } else {
+          resolve()
+        }
       })
     })
-    if (error !== 0) {
-      throw new UserError(
-        `cannot read ${this.sysfs.classDirectory}: ${errnoName(error)}; is sysfs mounted at /sys?`,
-      )
-    }
-    if (names > 0 && withDiskSeq === 0) {
-      throw new UserError('this kernel gives disks no sequence numbers; Linux 5.15 or later is needed')
-    }
   }
 
   private async claimMountpoint(): Promise<void> {

@@ -7,7 +7,7 @@ import { LRUCache } from 'lru-cache'
 import type { DiskSeq } from './diskseq.js'
 import { errnoName } from './errno.js'
 import type { Logger } from './log.js'
-import { type Device, sameDevice, type Sysfs } from './sysfs.js'
+import { type Device, Exhausted, sameDevice, type Sysfs } from './sysfs.js'
 import type { UeventListener } from './uevent.js'
 
 /** Names remembered as proven absent, and for how long at most (ms): md takes a new diskseq without a uevent. */
@@ -24,6 +24,8 @@ const GONE_MAX = 16384
  */
 const SCAN_INTERVAL_MS = 2
 const SCAN_SHARE = 10
+/** After a scan that failed, the next one comes this late, ms. */
+const SCAN_RETRY_MS = 1000
 
 export class Registry implements UeventListener {
   private readonly byName = new Map<string, Device>()
@@ -42,6 +44,9 @@ export class Registry implements UeventListener {
   private waiting: (() => void)[] = []
   private scanTimer: NodeJS.Timeout | undefined
   private nextScan = -Infinity
+  private retryTimer: NodeJS.Timeout | undefined
+  /** The last scan failed. */
+  private incomplete = false
   private closed = false
 
   /** Takes the uevents that are waiting; set by whoever owns the socket. */
@@ -60,6 +65,7 @@ export class Registry implements UeventListener {
   close(): void {
     this.closed = true
     clearTimeout(this.scanTimer)
+    clearTimeout(this.retryTimer)
     this.waiting = []
   }
 
@@ -93,7 +99,7 @@ export class Registry implements UeventListener {
     if (this.gone.has(diskseq) || this.absent.has(name)) return done(undefined)
     this.rescan(() => {
       const device = this.byName.get(name)
-      if (device === undefined) this.absent.set(name, true)
+      if (device === undefined && !this.incomplete) this.absent.set(name, true)
       done(device)
     })
   }
@@ -111,7 +117,13 @@ export class Registry implements UeventListener {
 
   changed(knames: ReadonlySet<string>): void {
     this.absent.clear()
-    for (const kname of knames) this.refresh(kname)
+    try {
+      for (const kname of knames) this.refresh(kname)
+    } catch (error) {
+      if (!(error instanceof Exhausted)) throw error
+      this.log.error({ errno: errnoName(error.errno) }, 'cannot look at changed devices; trying again')
+      this.lost()
+    }
   }
 
   lost(): void {
@@ -160,15 +172,24 @@ export class Registry implements UeventListener {
       if (this.closed) return
       if (error !== 0) {
         this.log.error({ errno: errnoName(error), path: this.sysfs.classDirectory }, 'cannot read sysfs')
+        this.incomplete = true
       } else {
+        this.incomplete = false
         this.merge(devices)
       }
       this.scanning = false
       this.nextScan = performance.now() + Math.max(SCAN_INTERVAL_MS, cpuMs * SCAN_SHARE)
       for (const done of served) done()
+      if (this.incomplete) this.retryTimer ??= setTimeout(() => this.retry(), SCAN_RETRY_MS)
       // Whoever asked meanwhile gets a scan of their own.
       if (this.waiting.length > 0 && this.scanTimer === undefined) this.rescan(this.waiting.pop()!)
     })
+  }
+
+  /** What was lost must be read some time, even if nobody asks for it. */
+  private retry(): void {
+    this.retryTimer = undefined
+    this.lost()
   }
 
   private merge(devices: Device[]): void {

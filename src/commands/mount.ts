@@ -81,6 +81,14 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
       )
     })
   }
+  // A bug must not leave a dead mount behind: it would stop whatever looks at it.
+  process.on('uncaughtException', (error) => {
+    log.fatal({ err: error }, 'unexpected error; unmounting')
+    void daemon
+      .stop()
+      .then(flush)
+      .finally(() => process.exit(1))
+  })
   const tellParent = inBackground ? parentPipe() : undefined
   try {
     await starting
