@@ -2,7 +2,7 @@
  * A device's own node in /dev: where owner, mode, times, ACL and xattrs of its
  * name in the tree come from, and where changes of them go.
  */
-import { E, EOPNOTSUPP } from './errno.js'
+import { E, EOPNOTSUPP, Exhausted } from './errno.js'
 import { type Native, STAT } from './native.js'
 import type { Device } from './sysfs.js'
 import type { AttrChange } from './transport.js'
@@ -59,9 +59,12 @@ export class DeviceNodes {
   /**
    * Calls `use` with a descriptor of the device's node, without opening the
    * device. Undefined where there is no such node, or it is another device's.
+   *
+   * @throws Exhausted
    */
   with<T>(device: Device, use: (fd: number, stat: NodeStat) => T): T | undefined {
     const fd = this.native.openNode(this.directory, device.devname)
+    Exhausted.check(fd)
     if (fd < 0) return undefined
     try {
       const stat = this.stat(fd)

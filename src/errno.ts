@@ -30,6 +30,22 @@ export class UserError extends Error {
   }
 }
 
+/** The daemon has run out of descriptors or memory: that says nothing about what it wanted to look at. */
+export class Exhausted extends Error {
+  override readonly name = 'Exhausted'
+  constructor(readonly errno: number) {
+    super(`out of resources: ${errnoName(errno)}`)
+  }
+
+  /**
+   * @param result what a system call returned: >= 0, or a negated errno
+   * @throws Exhausted
+   */
+  static check(result: number): void {
+    if (result === -E.EMFILE || result === -E.ENFILE || result === -E.ENOMEM) throw new Exhausted(-result)
+  }
+}
+
 /** The errno of a failed Node file system call, rethrowing whatever is not one. */
 export function errnoOf(error: unknown): number {
   if (error instanceof Error && 'errno' in error && typeof error.errno === 'number') {

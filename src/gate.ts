@@ -6,10 +6,10 @@
  */
 import { Access } from './access.js'
 import type { DeviceNodes, NodeStat } from './devnode.js'
-import { E, errnoName } from './errno.js'
+import { E, errnoName, Exhausted } from './errno.js'
 import type { Call, Intents } from './intent.js'
 import { type Logger, LogLimit } from './log.js'
-import type { Node, NodeTable, Opening, OpeningOutcome } from './node.js'
+import type { Node, NodeTable, Opening } from './node.js'
 import type { Pin, PinOpener, PinResult } from './pin.js'
 import type { Reaper } from './reaper.js'
 import type { Registry } from './registry.js'
@@ -72,15 +72,28 @@ export class Gate {
 
   admit(attempt: Attempt): void {
     attempt.node.attempts++
-    this.decide(attempt, 1)
+    this.step(attempt, () => this.decide(attempt, 1))
+  }
+
+  /** One step of an attempt: whatever begins on the event loop begins here. */
+  private step(attempt: Attempt, take: () => void): void {
+    try {
+      take()
+    } catch (error) {
+      if (!(error instanceof Exhausted)) throw error
+      if (this.refusals.take()) this.log.error({ errno: errnoName(error.errno) }, 'out of resources')
+      this.finish(attempt, { errno: E.EIO })
+    }
   }
 
   private decide(attempt: Attempt, tries: number): void {
     const device = this.registry.find(attempt.node.name)
     if (device !== undefined) return this.admitDevice(attempt, device, tries)
     this.registry.findSlowly(attempt.node.name, attempt.node.diskseq, (found) => {
-      if (found !== undefined) return this.admitDevice(attempt, found, tries)
-      this.refuse(attempt, this.intents.of(attempt.caller.tid), E.ENOENT, 'no such disk (any more)')
+      this.step(attempt, () => {
+        if (found !== undefined) return this.admitDevice(attempt, found, tries)
+        this.refuse(attempt, this.intents.of(attempt.caller.tid), E.ENOENT, 'no such disk (any more)')
+      })
     })
   }
 
@@ -155,38 +168,40 @@ export class Gate {
     const opening = this.opening(node, device)
     const began = performance.now()
     const timers: NodeJS.Timeout[] = []
-    const finish = () => {
+    /** Ends the wait, one way or another; no other way is left then. */
+    const end = (take: () => void) => {
+      if (!opening.waiters.delete(waiter)) return
       timers.forEach(clearTimeout)
-      return opening.waiters.delete(waiter)
+      this.step(attempt, take)
     }
-    const waiter = (outcome: OpeningOutcome) => {
-      finish()
-      if ('pin' in outcome) return this.admitPinned(attempt, call, outcome.pin)
-      if ('mismatch' in outcome) return this.again(attempt, call, tries, outcome.mismatch)
-      // Its own errno, unless it went away meanwhile.
-      const now = this.registry.find(node.name)
-      if (now !== undefined && sameDevice(now, device)) {
-        return this.refuse(attempt, call, outcome.errno, `it cannot be opened: ${errnoName(outcome.errno)}`)
-      }
-      this.again(attempt, call, tries, 'it is gone')
-    }
+    const waiter = (outcome: PinResult) => end(() => this.waited(attempt, call, device, tries, outcome))
     opening.waiters.add(waiter)
     const patience = kind === 'lookup' && call.intent === 'open'
     timers.push(
-      setTimeout(() => {
-        if (!finish()) return
-        if (patience) return this.admitUnpinned(attempt, call, device, tries)
-        this.refuse(attempt, call, E.ETIMEDOUT, 'the disk did not answer; is it hung?')
-      }, patience ? LOOKUP_PATIENCE_MS : this.options.openTimeoutMs),
+      setTimeout(
+        () =>
+          end(() => {
+            if (patience) return this.admitUnpinned(attempt, call, device, tries)
+            this.refuse(attempt, call, E.ETIMEDOUT, 'the disk did not answer; is it hung?')
+          }),
+        patience ? LOOKUP_PATIENCE_MS : this.options.openTimeoutMs,
+      ),
     )
     attempt.onInterrupt(() => {
       const rest = began + INTERRUPT_AFTER_MS - performance.now()
-      timers.push(
-        setTimeout(() => {
-          if (finish()) this.finish(attempt, { errno: E.EINTR })
-        }, Math.max(0, rest)),
-      )
+      timers.push(setTimeout(() => end(() => this.finish(attempt, { errno: E.EINTR })), Math.max(0, rest)))
     })
+  }
+
+  private waited(attempt: Attempt, call: Call, device: Device, tries: number, outcome: PinResult): void {
+    if ('pin' in outcome) return this.admitPinned(attempt, call, outcome.pin)
+    if ('mismatch' in outcome) return this.again(attempt, call, tries, outcome.mismatch)
+    // Its own errno, unless it went away meanwhile.
+    const now = this.registry.find(attempt.node.name)
+    if (now !== undefined && sameDevice(now, device)) {
+      return this.refuse(attempt, call, outcome.errno, `it cannot be opened: ${errnoName(outcome.errno)}`)
+    }
+    this.again(attempt, call, tries, 'it is gone')
   }
 
   /**

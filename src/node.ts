@@ -1,7 +1,7 @@
 /** What the kernel knows of the tree: one node for each inode it may have. */
 import type { NodeStat } from './devnode.js'
 import { type DiskSeq, type NodeId, nodeId, nodeName } from './diskseq.js'
-import type { Pin } from './pin.js'
+import type { Pin, PinResult } from './pin.js'
 import type { Device } from './sysfs.js'
 
 /** A disk or partition that somebody asked for. */
@@ -56,13 +56,8 @@ export class Node {
 /** One open(2) of a device, shared by all who wait for it. */
 export interface Opening {
   readonly device: Device
-  readonly waiters: Set<(outcome: OpeningOutcome) => void>
+  readonly waiters: Set<(outcome: PinResult) => void>
 }
-
-export type OpeningOutcome =
-  | { readonly pin: Pin }
-  | { readonly errno: number }
-  | { readonly mismatch: string }
 
 export class NodeTable {
   private readonly byId = new Map<NodeId, Node>()

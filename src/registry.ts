@@ -5,9 +5,9 @@
 import { LRUCache } from 'lru-cache'
 
 import type { DiskSeq } from './diskseq.js'
-import { errnoName } from './errno.js'
+import { errnoName, Exhausted } from './errno.js'
 import type { Logger } from './log.js'
-import { type Device, Exhausted, sameDevice, type Sysfs } from './sysfs.js'
+import { type Device, sameDevice, type Sysfs } from './sysfs.js'
 import type { UeventListener } from './uevent.js'
 
 /** Names remembered as proven absent, and for how long at most (ms): md takes a new diskseq without a uevent. */
@@ -106,23 +106,27 @@ export class Registry implements UeventListener {
 
   /** Reads one device again, and what belongs to its disk. */
   refresh(kname: string): void {
+    this.changed(new Set([kname]))
+  }
+
+  changed(knames: ReadonlySet<string>): void {
+    this.absent.clear()
+    try {
+      for (const kname of knames) this.look(kname)
+    } catch (error) {
+      if (!(error instanceof Exhausted)) throw error
+      this.log.error({ errno: errnoName(error.errno) }, 'cannot look at changed devices; trying again')
+      this.lost()
+    }
+  }
+
+  private look(kname: string): void {
     const before = this.byKname.get(kname)
     this.set(kname, this.sysfs.read(kname))
     if (before === undefined || before.partition !== 0) return
     if (this.byKname.get(kname)?.diskseq === before.diskseq) return
     for (const sibling of [...(this.byDiskSeq.get(before.diskseq) ?? [])]) {
       this.set(sibling, this.sysfs.read(sibling))
-    }
-  }
-
-  changed(knames: ReadonlySet<string>): void {
-    this.absent.clear()
-    try {
-      for (const kname of knames) this.refresh(kname)
-    } catch (error) {
-      if (!(error instanceof Exhausted)) throw error
-      this.log.error({ errno: errnoName(error.errno) }, 'cannot look at changed devices; trying again')
-      this.lost()
     }
   }
 

@@ -4,7 +4,7 @@
  * partition number; so what is read together belongs together.
  */
 import { type DiskSeq, nodeName, parseDiskSeq } from './diskseq.js'
-import { E, errnoName } from './errno.js'
+import { Exhausted } from './errno.js'
 import type { Native } from './native.js'
 
 /** A disk or partition that sysfs showed at some moment. */
@@ -72,15 +72,6 @@ export function sameDevice(a: Device, b: Device): boolean {
   return a.name === b.name && a.major === b.major && a.minor === b.minor && a.kname === b.kname
 }
 
-/** The daemon has run out of what it takes to read a file: this says nothing about the device. */
-export class Exhausted extends Error {
-  constructor(readonly errno: number) {
-    super(`sysfs cannot be read: ${errnoName(errno)}`)
-  }
-}
-
-const EXHAUSTED: ReadonlySet<number> = new Set([E.EMFILE, E.ENFILE, E.ENOMEM])
-
 /** A /sys/class/block; which one can be chosen, so that tests may build their own. */
 export class Sysfs {
   private readonly buffer = Buffer.alloc(4096)
@@ -96,7 +87,7 @@ export class Sysfs {
    */
   attribute(kname: string, name: string): string | undefined {
     const n = this.native.readFile(`${this.classDirectory}/${kname}/${name}`, this.buffer)
-    if (EXHAUSTED.has(-n)) throw new Exhausted(-n)
+    Exhausted.check(n)
     return n < 0 ? undefined : this.buffer.toString('latin1', 0, n)
   }
 

@@ -110,7 +110,7 @@ export class Tree implements TreeOperations {
     if (id === undefined) return reply.error(E.ENOENT)
     const answer = (device: Device | undefined) => {
       this.reaper.inspected()
-      if (device === undefined || !this.sysfs.shows(device)) return reply.error(E.ENOENT)
+      if (device === undefined) return reply.error(E.ENOENT)
       let link = this.links.get(id)
       if (link === undefined) this.links.set(id, (link = { target, nlookup: 0 }))
       link.nlookup++
