@@ -38,6 +38,8 @@ const LONG: Validity = { seconds: 3600, nanoseconds: 0 }
 /** NAME_MAX; longer names are never asked for. */
 const STATFS_NAME_LENGTH = 255
 
+const NOTHING = new Uint8Array(0)
+
 /** An open directory: what it held when it was opened. */
 interface Listing {
   readonly bytes: Uint8Array
@@ -248,6 +250,7 @@ export class Tree implements TreeOperations {
   }
 
   listxattr(nodeid: bigint, size: number, reply: Reply): void {
+    if (this.nodes.get(nodeid) === undefined) return this.sized(NOTHING, size, reply)
     this.readXattr(nodeid, size, reply, (fd) => this.devnodes.xattrs(fd))
   }
 
@@ -271,6 +274,10 @@ export class Tree implements TreeOperations {
           : undefined
     if (value === undefined) return reply.error(E.ENOENT)
     if (typeof value === 'number') return reply.error(value)
+    this.sized(value, size, reply)
+  }
+
+  private sized(value: Uint8Array, size: number, reply: Reply): void {
     if (size === 0) return reply.xattrSize(value.length)
     if (value.length > size) return reply.error(E.ERANGE)
     reply.data(value)
