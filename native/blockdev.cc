@@ -123,8 +123,8 @@ double ThreadCpuMs() {
 }
 
 // scanBlock(classDir, callback(error, [name, uevent, bound, ...], ms)): every
-// entry of /sys/class/block. `bound` tells for a loop device whether it has a
-// backing file; true for all others. `ms` is the processor time it took.
+// entry of /sys/class/block. `bound` tells for a loop device and its partitions
+// whether it has a backing file; true for all others. `ms` is the processor time it took.
 Napi::Value ScanBlock(const Napi::CallbackInfo& info) {
   std::string root = StringArg(info, 0);
   Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [root]() -> Outcome {
@@ -145,8 +145,10 @@ Napi::Value ScanBlock(const Napi::CallbackInfo& info) {
           error = errno;
           break;
         }
-        bool loop_disk = name.compare(0, 4, "loop") == 0 && uevent.find("DEVTYPE=disk") != std::string::npos;
-        bool bound = !loop_disk || access((path + "/loop/backing_file").c_str(), F_OK) == 0;
+        bool loop = name.compare(0, 4, "loop") == 0;
+        // loop0p1 -> loop0
+        std::string disk = name.substr(0, name.find('p', 4));
+        bool bound = !loop || access((root + "/" + disk + "/loop/backing_file").c_str(), F_OK) == 0;
         found->push_back({std::move(name), std::move(uevent), bound});
       }
       closedir(dir);

@@ -24,7 +24,8 @@ export interface Device {
   readonly name: string
 }
 
-const LOOP = /^loop\d+(p\d+)?$/
+/** A loop device or partition of one; what it begins with is the loop device's name. */
+const LOOP = /^(loop\d+)(p\d+)?$/
 
 /** Lines `KEY=value` of a sysfs `uevent` file, or of a uevent. */
 export function parseEnvironment(text: string, separator: string): Map<string, string> {
@@ -91,9 +92,14 @@ export class Sysfs {
     return n < 0 ? undefined : this.buffer.toString('latin1', 0, n)
   }
 
-  /** A loop device without a backing file has no identity to protect, and no place in the tree. */
+  /**
+   * A loop device without a backing file has no identity to protect, and no
+   * place in the tree. Its partitions may outlive the file (lo_flags without
+   * LO_FLAGS_PARTSCAN, 6.18); they are nobody's either.
+   */
   private bound(kname: string): boolean {
-    return !/^loop\d+$/.test(kname) || this.attribute(kname, 'loop/backing_file') !== undefined
+    const loop = LOOP.exec(kname)?.[1]
+    return loop === undefined || this.attribute(loop, 'loop/backing_file') !== undefined
   }
 
   read(kname: string): Device | undefined {
