@@ -113,7 +113,8 @@ export function granted(node: Permissions, uid: number, groups: ReadonlySet<numb
   if (uid === node.uid) return allows(node.mode >> 6)
   const entries = node.acl === undefined ? [] : parseAcl(node.acl)
   if (entries === undefined) return true
-  if (entries.length === 0) {
+  // Without any group bit the kernel does not look at the ACL (acl_permission_check).
+  if (entries.length === 0 || (node.mode & 0o070) === 0) {
     return allows(groups.has(node.gid) ? node.mode >> 3 : node.mode)
   }
   const mask = entries.find((entry) => entry.tag === AclTag.MASK)?.permissions ?? 0o7

@@ -38,7 +38,7 @@ function program(): Command {
     .description('Block device paths that can never reach the wrong disk.')
     .version(version(), '-V, --version')
     .exitOverride()
-    .configureOutput({ outputError: (text, write) => write(`diskseqfs: ${text.replace(/^error: /, '')}`) })
+    .configureOutput({ outputError: (text, write) => write(`diskseqfs: ${text.replace(/^error: /, '').replace(/\n(?=\()/, ' ')}`) })
 
   root
     .command('mount')

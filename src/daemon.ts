@@ -110,7 +110,13 @@ export class Daemon {
       mountData(fuse, this.options.mount),
     )
     if (rc < 0) {
-      throw new UserError(`cannot mount at ${this.mountpoint}: mount(2) says ${errnoName(rc)}`)
+      throw new UserError(
+        rc === -E.EPERM
+          ? `cannot mount at ${this.mountpoint}: EPERM; CAP_SYS_ADMIN is needed (in a container: run it privileged, or on the host)`
+          : rc === -E.EINVAL
+            ? '/dev/fuse is not the FUSE device (character device 10:229), or the kernel does not know a mount option'
+            : `cannot mount at ${this.mountpoint}: mount(2) says ${errnoName(rc)}`,
+      )
     }
     this.mountId = mountsAt(this.mountpoint).at(-1)?.id ?? -1
     this.mountWatch = new MountWatch(this.native, this.mountId, () => {

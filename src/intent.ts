@@ -7,6 +7,7 @@ import { constants } from 'node:fs'
 
 import { LRUCache } from 'lru-cache'
 
+import { E } from './errno.js'
 import type { Native } from './native.js'
 
 /**
@@ -114,7 +115,7 @@ export class Intents {
   of(tid: number): Call {
     if (tid === 0) return UNKNOWN
     for (let i = 0; i <= RUNNING_RETRIES; i++) {
-      const line = this.readKept(tid)
+      const line = this.read(tid)
       if (line === undefined) return UNKNOWN
       if (!line.startsWith('running')) return this.parse(line)
     }
@@ -127,9 +128,10 @@ export class Intents {
    * it for sure.
    */
   mayStillBeIn(tid: number, number: number): boolean {
-    const line = this.read(tid)
-    if (line === undefined) return false
-    if (line.startsWith('running') || number === -1) return true
+    const n = this.native.readFile(`${this.proc}/${tid}/syscall`, this.buffer)
+    if (n === -E.ENOENT || n === -E.ESRCH) return false
+    const line = this.buffer.toString('latin1', 0, Math.max(0, n))
+    if (n <= 0 || line.startsWith('running') || number === -1) return true
     return Number.parseInt(line, 10) === number
   }
 
@@ -142,7 +144,7 @@ export class Intents {
     return call.intent === 'unknown' && call.number !== -1 && call.number !== this.ioUringEnter
   }
 
-  private readKept(tid: number): string | undefined {
+  private read(tid: number): string | undefined {
     let fd = this.files.get(tid)
     if (fd !== undefined) {
       const n = this.native.readAgain(fd, this.buffer)
@@ -154,11 +156,6 @@ export class Intents {
     this.files.set(tid, fd)
     const n = this.native.readAgain(fd, this.buffer)
     return n > 0 ? this.buffer.toString('latin1', 0, n) : undefined
-  }
-
-  private read(tid: number): string | undefined {
-    const n = this.native.readFile(`${this.proc}/${tid}/syscall`, this.buffer)
-    return n <= 0 ? undefined : this.buffer.toString('latin1', 0, n)
   }
 
   /** "257 0xffffff9c 0x7ffd... 0x80000 0x0 0x0 0x0 SP PC\n", or "-1 SP PC\n" outside of a call. */

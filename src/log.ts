@@ -55,16 +55,19 @@ export async function createLogger(level: LogLevel, target: LogTarget): Promise<
     const stream = syslogStream(target.native)
     return { logger: pino({ ...options, timestamp: false }, stream), flush: async () => {} }
   }
-  const stderr = pino.destination({ dest: 2, sync: false, maxLength: BACKLOG_MAX })
+  const stderr = pino.destination({ dest: 2, sync: false, minLength: 1, maxLength: BACKLOG_MAX })
   // A closed or full stderr costs the log, not the tree.
   stderr.on('error', () => {})
   const flush = () =>
     new Promise<void>((resolve) => {
-      const late = setTimeout(resolve, FLUSH_MS)
-      stderr.flush(() => {
+      const done = () => {
         clearTimeout(late)
+        // pino would try again at exit, and for ever.
+        stderr.flushSync = () => {}
         resolve()
-      })
+      }
+      const late = setTimeout(done, FLUSH_MS)
+      stderr.flush(done)
     })
   if (target.format === 'json') {
     const json: pino.LoggerOptions = {

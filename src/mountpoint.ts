@@ -1,6 +1,6 @@
 /** Mount points, mount options, and what is mounted where. */
-import { closeSync, mkdirSync, openSync, readFileSync, realpathSync, statSync } from 'node:fs'
-import { resolve } from 'node:path'
+import { closeSync, existsSync, lstatSync, mkdirSync, readlinkSync, openSync, readFileSync, realpathSync, statSync } from 'node:fs'
+import { basename, dirname, join, resolve } from 'node:path'
 
 import { errnoName, errnoOf, E, UserError } from './errno.js'
 import type { Native, Poll } from './native.js'
@@ -71,7 +71,7 @@ export function parseMountOptions(text: string, own: readonly string[]): MountOp
     }
     if (LABELS.includes(key) && value !== undefined) labels.push(option)
     else if (own.includes(key) && value !== undefined) found.set(key, value)
-    else if (value === undefined && FLAGS[key] !== undefined) flags |= FLAGS[key]
+    else if (value === undefined && Object.hasOwn(FLAGS, key)) flags |= FLAGS[key] as number
     else if (!IGNORED.has(key) && !key.startsWith('x-') && key !== 'comment') {
       throw new UserError(`mount option ${option}: not known; see diskseqfs mount --help`, 2)
     }
@@ -110,19 +110,21 @@ const MOUNTINFO = '/proc/self/mountinfo'
 export class MountWatch {
   private readonly fd = openSync(MOUNTINFO, 'r')
   private readonly poll: Poll
+  private readonly first: NodeJS.Immediate
 
   constructor(native: Pick<Native, 'Poll'>, id: number, gone: () => void) {
+    const line = new RegExp(`^${id} `, 'm')
+    const look = () => {
+      if (!line.test(readFileSync(MOUNTINFO, 'latin1'))) gone()
+    }
     // proc(5): a change of the mount table marks the file with POLLERR and POLLPRI.
-    this.poll = new native.Poll(
-      this.fd,
-      () => {
-        if (!new RegExp(`^${id} `, 'm').test(readFileSync(MOUNTINFO, 'latin1'))) gone()
-      },
-      true,
-    )
+    this.poll = new native.Poll(this.fd, look, true)
+    // What changed before the event loop came to wait for it was not reported.
+    this.first = setImmediate(look)
   }
 
   close(): void {
+    clearImmediate(this.first)
     this.poll.close()
     closeSync(this.fd)
   }
@@ -169,10 +171,10 @@ export function isDead(path: string): boolean {
  * @throws UserError where it cannot be one
  */
 export function prepareMountpoint(path: string): string {
-  const absolute = resolve(path)
+  const absolute = withoutSymlinks(path)
   if (mountsAt(absolute).length > 0) return absolute
   try {
-    mkdirSync(absolute, { recursive: true, mode: 0o755 })
+    makeDirectory(absolute)
     const real = realpathSync(absolute)
     if (!statSync(real).isDirectory()) {
       throw new UserError(`${path}: not a directory; choose a directory to mount at`)
@@ -184,6 +186,31 @@ export function prepareMountpoint(path: string): string {
     if (errno === E.EEXIST || errno === E.ENOTDIR) {
       throw new UserError(`${path}: not a directory; choose a directory to mount at`)
     }
-    throw new UserError(`${path}: cannot be made a mount point: ${errnoName(errno)}`)
+    throw new UserError(`${path}: cannot be made a mount point: ${errnoName(errno)}; choose another directory`)
   }
+}
+
+/** With all above it. (Node's recursive mkdir says ENOENT where a filesystem is read-only.) */
+function makeDirectory(path: string): void {
+  if (existsSync(path)) return
+  if (dirname(path) !== path) makeDirectory(dirname(path))
+  mkdirSync(path, { mode: 0o755 })
+}
+
+/** Links in the kernel's own lookup, fs/namei.c: MAXSYMLINKS. */
+const SYMLINKS_MAX = 40
+
+/** Resolves symlinks without a look at what is mounted there: it may be dead, and any look fails. */
+export function withoutSymlinks(path: string): string {
+  let absolute = resolve(path)
+  try {
+    for (let i = 0; i < SYMLINKS_MAX; i++) {
+      absolute = join(realpathSync(dirname(absolute)), basename(absolute))
+      if (mountsAt(absolute).length > 0 || !lstatSync(absolute).isSymbolicLink()) break
+      absolute = resolve(dirname(absolute), readlinkSync(absolute))
+    }
+  } catch (error) {
+    errnoOf(error)
+  }
+  return absolute
 }

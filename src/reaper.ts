@@ -53,6 +53,7 @@ export class Reaper {
   })
 
   private pruneTimer: NodeJS.Timeout | undefined
+  private pruneAt = Infinity
   private lazyTimer: NodeJS.Timeout | undefined
   private lingerTimer: NodeJS.Timeout | undefined
   private tick: NodeJS.Timeout | undefined
@@ -72,7 +73,7 @@ export class Reaper {
   /** @param mountFd from {@link Native.pickMount}; owned from now on */
   start(mountFd: number): void {
     this.mountFd = mountFd
-    if (this.active.size > 0) this.armPrune()
+    if (this.active.size > 0) this.armPrune(performance.now())
   }
 
   /** Drops every pin: no FORGET comes from a filesystem that is gone. */
@@ -145,17 +146,22 @@ export class Reaper {
 
   /** The kernel has no inode of it any more. */
   forgotten(node: Node): void {
-    this.active.delete(node)
+    this.deactivate(node)
     node.openFiles = 0
-    if (this.active.size === 0) {
-      clearInterval(this.tick)
-      this.tick = undefined
-    }
     if (node.pin === undefined || !node.lingers) return this.unpin(node)
     node.forgottenAt = performance.now()
     node.lingerUntil = node.forgottenAt + this.options.lingerMs
     this.lingering.set(node.id, node)
     this.armLinger()
+  }
+
+  private deactivate(node: Node): void {
+    this.active.delete(node)
+    if (this.active.size > 0) return
+    clearInterval(this.tick)
+    this.tick = undefined
+    clearTimeout(this.pruneTimer)
+    this.pruneAt = Infinity
   }
 
   /** Ends a node's pin and what was remembered for its sake. */
@@ -165,7 +171,7 @@ export class Reaper {
     node.callers.clear()
     node.lingerers.clear()
     node.lingers = false
-    this.active.delete(node)
+    this.deactivate(node)
     if (pin !== undefined) this.opener.close(pin)
     this.nodes.release(node)
   }
@@ -173,33 +179,35 @@ export class Reaper {
   private pruneSoon(node: Node): void {
     node.pruneDelay = PRUNE_DELAY_MS
     node.pruneDue = performance.now() + PRUNE_DELAY_MS
-    this.armPrune()
+    this.armPrune(node.pruneDue)
   }
 
-  private armPrune(): void {
-    if (this.pruneTimer !== undefined) return
-    let due = Infinity
-    for (const node of this.active) due = Math.min(due, node.pruneDue)
-    if (due === Infinity) return
-    const wait = Math.max(0, Math.ceil(due - performance.now()))
+  /** Has the timer go off at `due`, or before. */
+  private armPrune(due: number): void {
+    if (due >= this.pruneAt) return
+    clearTimeout(this.pruneTimer)
+    this.pruneAt = due
     this.pruneTimer = setTimeout(() => {
-      this.pruneTimer = undefined
+      this.pruneAt = Infinity
       this.pruneDueNodes()
-      this.armPrune()
-    }, wait)
+    }, Math.max(0, Math.ceil(due - performance.now())))
   }
 
   private pruneDueNodes(): void {
     const now = performance.now()
     let due = false
+    let next = Infinity
     for (const node of this.active) {
-      if (node.pruneDue > now) continue
-      due = true
-      // In use: the close will tell. Otherwise try again, ever more rarely.
-      node.pruneDue = node.openFiles > 0 ? Infinity : now + node.pruneDelay
-      node.pruneDelay = Math.min(node.pruneDelay * 2, PRUNE_DELAY_MAX_MS)
+      if (node.pruneDue <= now) {
+        due = true
+        // In use: the close will tell. Otherwise try again, ever more rarely.
+        node.pruneDue = node.openFiles > 0 ? Infinity : now + node.pruneDelay
+        node.pruneDelay = Math.min(node.pruneDelay * 2, PRUNE_DELAY_MAX_MS)
+      }
+      next = Math.min(next, node.pruneDue)
     }
     if (due) this.prune()
+    this.armPrune(next)
   }
 
   private prune(): void {
@@ -234,10 +242,6 @@ export class Reaper {
       if (node.callers.size > 0) continue
       this.log.debug({ diskseq: node.name }, 'still in use after the hold; its user holds the device')
       this.unpin(node)
-    }
-    if (this.active.size === 0) {
-      clearInterval(this.tick)
-      this.tick = undefined
     }
   }
 

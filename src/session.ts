@@ -74,7 +74,8 @@ const SHAPE_CHANGES: ReadonlySet<number> = new Set([
 /** The answer to one request; the request's memory is free again once it is given. */
 class SessionReply implements Reply {
   answered = false
-  private interrupted: (() => void) | undefined
+  private listener: (() => void) | undefined
+  private interrupted = false
 
   constructor(
     private readonly session: FuseSession,
@@ -109,12 +110,13 @@ class SessionReply implements Reply {
     this.send(errno, 0)
   }
   onInterrupt(listener: () => void): void {
-    this.interrupted = listener
+    this.listener = listener
+    if (this.interrupted) listener()
   }
   interrupt(): void {
-    const listener = this.interrupted
-    this.interrupted = undefined
-    listener?.()
+    if (this.interrupted) return
+    this.interrupted = true
+    this.listener?.()
   }
 
   private send(error: number, payload: number): boolean {

@@ -89,7 +89,7 @@ export class Sysfs {
   attribute(kname: string, name: string): string | undefined {
     const n = this.native.readFile(`${this.classDirectory}/${kname}/${name}`, this.buffer)
     Exhausted.check(n)
-    return n < 0 ? undefined : this.buffer.toString('latin1', 0, n)
+    return n < 0 ? undefined : this.buffer.toString('utf8', 0, n)
   }
 
   /**

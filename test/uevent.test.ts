@@ -87,18 +87,20 @@ t.test('noise names nothing, and throws nothing', async (t) => {
   let state = 1
   const random = () => (state = (Math.imul(state, 1103515245) + 12345) >>> 0) >>> 16
   const noise = Buffer.alloc(8192)
+  let bad = 0
   for (let round = 0; round < 200; round++) {
     for (let i = 0; i < noise.length; i++) noise[i] = random()
     noise[noise.length - 1] = 0
-    if (named(noise) !== undefined) t.fail('noise named a device')
+    if (named(noise) !== undefined) bad++
   }
   const whole = uevent('loop0')
   for (let round = 0; round < 20_000; round++) {
     const bent = Buffer.from(whole)
     bent[random() % bent.length] = random()
     const name = named(bent)
-    if (name !== undefined && (name === '' || name.includes('/') || name.includes('\0'))) t.fail(`bent event named ${name}`)
+    if (name !== undefined && (name === '' || name === '.' || name === '..' || /[/\0]/.test(name))) bad++
   }
+  t.equal(bad, 0)
   t.equal(named(Buffer.alloc(8192, 'add@/')), undefined)
   t.equal(named(Buffer.alloc(8192)), undefined)
 })
@@ -113,7 +115,7 @@ function fakeSocket(onChanged: (answers: Answer[]) => void = () => {}) {
   let lost = 0
   let received = 0
   let ready = () => {}
-  let closed: number[] = []
+  const closed: number[] = []
   let polls = 0
   const fake: Pick<Native, 'Poll' | 'ueventOpen' | 'ueventReceive' | 'close'> = {
     Poll: class {
@@ -234,22 +236,15 @@ t.test('ten thousand events of three devices are one report', async (t) => {
 })
 
 t.test('events that come of looking at devices cannot keep the loop from ending', async (t) => {
-  const { socket, changes, received } = fakeSocket((answers) => {
-    for (let i = 0; i < 100; i++) answers.push({ message: uevent(`loop${i % 3}`) })
-    if (changes.length > 50) throw new Error('it does not end')
-  })
-  socket.drain()
-  t.strictSame(changes, [], 'nothing waiting, nothing told')
   const storm = fakeSocket((answers) => {
-    for (let i = 0; i < 100; i++) answers.push({ message: uevent(`loop${i % 3}`) })
     if (storm.changes.length > 50) throw new Error('it does not end')
+    for (let i = 0; i < 100; i++) answers.push({ message: uevent(`loop${i % 3}`) })
   })
-  storm.answers.push({ message: uevent('loop0') })
-  storm.socket.drain()
-  t.equal(storm.changes.length, 1, 'what they cause waits for the next turn')
-  storm.socket.drain()
-  t.strictSame(storm.changes.at(-1), ['loop0', 'loop1', 'loop2'])
-  t.equal(received(), 1)
+  storm.answers.push({ message: uevent('loop7') })
+  storm.ready()
+  t.strictSame(storm.changes, [['loop7']], 'what they cause waits for the next turn')
+  storm.ready()
+  t.strictSame(storm.changes, [['loop7'], ['loop0', 'loop1', 'loop2']])
 })
 
 t.test('a socket that is closed reads no more', async (t) => {

@@ -26,7 +26,7 @@ export async function list(json: boolean): Promise<void> {
   const sysfs = new Sysfs(native)
   const devices = await scan(sysfs)
   const disks = tree(sysfs, devices)
-  if (json) process.stdout.write(`${JSON.stringify({ devices: disks }, null, 2)}\n`)
+  if (json) process.stdout.write(toJson({ devices: disks }))
   else process.stdout.write(table(disks))
 }
 
@@ -64,7 +64,7 @@ export function tree(sysfs: Sysfs, devices: readonly Device[]): Listed[] {
 }
 
 function describe(sysfs: Sysfs, device: Device): Listed {
-  const attribute = (name: string) => sysfs.attribute(device.kname, name)?.trimEnd()
+  const attribute = (name: string) => sysfs.attribute(device.kname, name)?.replace(/\n$/, '')
   return {
     diskseq: String(device.diskseq),
     name: device.name,
@@ -86,7 +86,7 @@ export function deviceType(device: Device, dmUuid: string | undefined, mdLevel: 
   }
   if (device.kname.startsWith('loop')) return 'loop'
   if (device.kname.startsWith('sr')) return 'rom'
-  if (mdLevel !== undefined) return mdLevel
+  if (mdLevel) return mdLevel
   return 'disk'
 }
 
@@ -130,6 +130,12 @@ export function humanSize(bytes: number): string {
     unit++
   }
   return `${Number(value.toFixed(1))}${units[unit]}`
+}
+
+/** JSON escapes the control characters of ASCII only; a terminal obeys others as well. */
+export function toJson(value: unknown): string {
+  const escape = (character: string) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`
+  return `${JSON.stringify(value, null, 2).replace(/[\u007f-\u009f]/g, escape)}\n`
 }
 
 /** Names come from whoever made the device: control characters must not reach a terminal. */

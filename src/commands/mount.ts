@@ -29,7 +29,7 @@ const BACKGROUND = 'DISKSEQFS_BACKGROUND'
 export async function mount(mountpoint: string, given: MountArguments, command: Command): Promise<void> {
   const mountOptions = parseMountOptions(given.o.join(','), Object.keys(OWN))
   const options = withMountOptions(given, mountOptions, command)
-  if (options.foreground === true) return serve(mountpoint, options, mountOptions)
+  if (options.foreground === true || process.env[BACKGROUND] === '1') return serve(mountpoint, options, mountOptions)
   await background()
 }
 
@@ -98,6 +98,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
       await tellParent(error.message)
       process.exit(error.exitCode)
     }
+    await flush()
     throw error
   }
   await tellParent?.('')
@@ -110,7 +111,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
 
 /** Starts this very command again as the daemon, and waits until the tree answers. */
 async function background(): Promise<void> {
-  const child = spawn(process.execPath, [...process.execArgv, ...process.argv.slice(1), '--foreground'], {
+  const child = spawn(process.execPath, [...process.execArgv, ...process.argv.slice(1)], {
     detached: true,
     env: { ...process.env, [BACKGROUND]: '1' },
     stdio: ['ignore', 'ignore', 'ignore', 'pipe'],

@@ -1,12 +1,12 @@
 /** `diskseqfs resolve`: which path in the tree something has now. */
 import { closeSync, constants, fstatSync, openSync, readlinkSync } from 'node:fs'
-import { basename, join } from 'node:path'
+import { basename, join, normalize } from 'node:path'
 
 import { E, errnoName, errnoOf, UserError } from '../errno.js'
 import { DEFAULT_MOUNTPOINT } from '../mountpoint.js'
 import { native } from '../native.js'
 import { parseDevice, Sysfs } from '../sysfs.js'
-import { printable } from './list.js'
+import { printable, toJson } from './list.js'
 
 interface Resolved {
   readonly argument: string
@@ -22,7 +22,7 @@ interface Resolved {
 export async function resolve(devices: readonly string[], json: boolean): Promise<number> {
   const results = devices.map(resolveOne)
   if (json) {
-    process.stdout.write(`${JSON.stringify({ devices: results }, null, 2)}\n`)
+    process.stdout.write(toJson({ devices: results }))
   } else {
     for (const { argument, path, error } of results) {
       if (path !== undefined) process.stdout.write(`${path}\n`)
@@ -52,7 +52,9 @@ interface Target {
 const sysfs = new Sysfs(native)
 
 function locate(argument: string): Target {
+  if (argument === '') throw new UserError('an empty argument names no device')
   if (argument.includes('/')) {
+    argument = normalize(argument)
     // A link below /dev/mapper promises a device-mapper name.
     return argument.startsWith('/dev/mapper/') && argument !== '/dev/mapper/control'
       ? { path: argument, dmName: basename(argument) }
@@ -126,15 +128,22 @@ function requireDmName(target: Target, kname: string): void {
   )
   if (name !== wanted) {
     throw new UserError(
-      `${target.path} leads to ${name === undefined ? kname : `the device-mapper device ${printable(name)}`}, not to ${printable(wanted ?? '')}`,
+      `${printable(target.path)} leads to ${name === undefined ? kname : `the device-mapper device ${printable(name)}`}, not to ${printable(wanted ?? '')}`,
     )
   }
 }
 
 function open(target: Target): number {
   try {
-    return openSync(target.path, constants.O_RDONLY | constants.O_NONBLOCK)
+    const node = openSync(target.path, native.O_PATH)
+    try {
+      if (!fstatSync(node).isBlockDevice()) throw new UserError('not a block device')
+      return openSync(`/proc/self/fd/${node}`, constants.O_RDONLY | constants.O_NONBLOCK)
+    } finally {
+      closeSync(node)
+    }
   } catch (error) {
+    if (error instanceof UserError) throw error
     const errno = errnoOf(error)
     if (errno === E.ENOENT && target.dmName !== undefined && target.path.endsWith(`/${target.dmName}`)) {
       throw new UserError('no such path, kernel name or device-mapper name')
@@ -146,6 +155,7 @@ function open(target: Target): number {
           : 'permission denied; run this as root',
       )
     }
+    if (errno === E.ENOENT) throw new UserError('no such file')
     throw new UserError(`cannot be opened: ${errnoName(errno)}`)
   }
 }

@@ -1,9 +1,6 @@
 /** `diskseqfs unmount` */
-import { realpathSync } from 'node:fs'
-import { dirname, join, basename, resolve } from 'node:path'
-
-import { E, errnoName, errnoOf, UserError } from '../errno.js'
-import { FSTYPE, mountsAt } from '../mountpoint.js'
+import { E, errnoName, UserError } from '../errno.js'
+import { FSTYPE, mountsAt, withoutSymlinks } from '../mountpoint.js'
 import { native } from '../native.js'
 
 /** sys/mount.h */
@@ -21,15 +18,4 @@ export async function unmount(path: string): Promise<void> {
   const error = await new Promise<number>((done) => native.unmount(mountpoint, MNT_DETACH, done))
   if (error === E.EPERM) throw new UserError(`${path}: only root can unmount the tree`)
   if (error !== 0) throw new UserError(`${path}: cannot unmount: ${errnoName(error)}`)
-}
-
-/** Resolves the directory above only: the mount itself may be dead, and any look at it fails. */
-function withoutSymlinks(path: string): string {
-  const absolute = resolve(path)
-  try {
-    return join(realpathSync(dirname(absolute)), basename(absolute))
-  } catch (error) {
-    errnoOf(error)
-    return absolute
-  }
 }

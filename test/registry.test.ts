@@ -1,0 +1,499 @@
+/** The registry: quick to know what changed, exact about what is gone, and cheap to ask for what never was. */
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import type { DiskSeq } from '../src/diskseq.js'
+import { parseName } from '../src/diskseq.js'
+import { E } from '../src/errno.js'
+import type { Logger } from '../src/log.js'
+import { native } from '../src/native.js'
+import { Registry } from '../src/registry.js'
+import { type Device, Sysfs } from '../src/sysfs.js'
+import { sleep, until } from './helpers/tree.js'
+
+type ScanCallback = Parameters<typeof native.scanBlock>[1]
+
+/** A registry on a /sys/class/block of files, whose scans are counted and can be held up. */
+function fixture(t: Test, { directory: given, cpuMs }: { directory?: string; cpuMs?: number } = {}) {
+  const own = mkdtempSync(join(tmpdir(), 'diskseqfs-registry-'))
+  t.teardown(() => rmSync(own, { recursive: true }))
+  const directory = given ?? own
+  const state = {
+    scans: 0,
+    /** Results stay away while this is set. */
+    held: false,
+    waiting: [] as (() => void)[],
+    /** Errno of the next scans. */
+    scanError: 0,
+    /** Errno of the next reads. */
+    readError: 0,
+  }
+  const errors: { fields: unknown; text: string | undefined }[] = []
+  const log = { error: (fields: unknown, text?: string) => void errors.push({ fields, text }) } as unknown as Logger
+  const sysfs = new Sysfs(
+    {
+      readFile: (path, into) => (state.readError !== 0 ? -state.readError : native.readFile(path, into)),
+      scanBlock(path, done: ScanCallback) {
+        state.scans++
+        native.scanBlock(path, (error, list, took) => {
+          const deliver = () =>
+            state.scanError !== 0 ? done(state.scanError, [], cpuMs ?? took) : done(error, list, cpuMs ?? took)
+          if (state.held) state.waiting.push(deliver)
+          else deliver()
+        })
+      },
+    },
+    directory,
+  )
+  const registry = new Registry(sysfs, log)
+  t.teardown(() => registry.close())
+  const write = (kname: string, lines: string[]) => {
+    mkdirSync(join(directory, kname), { recursive: true })
+    writeFileSync(join(directory, kname, 'uevent'), lines.map((line) => `${line}\n`).join(''))
+  }
+  return {
+    registry,
+    errors,
+    state,
+    disk(kname: string, diskseq: number, minor = 0) {
+      write(kname, ['MAJOR=9', `MINOR=${minor}`, `DEVNAME=${kname}`, 'DEVTYPE=disk', `DISKSEQ=${diskseq}`])
+    },
+    partition(kname: string, diskseq: number, partition: number, minor = 0) {
+      write(kname, [
+        'MAJOR=259', `MINOR=${minor}`, `DEVNAME=${kname}`, 'DEVTYPE=partition', `DISKSEQ=${diskseq}`, `PARTN=${partition}`,
+      ])
+    },
+    bind(kname: string) {
+      mkdirSync(join(directory, kname, 'loop'), { recursive: true })
+      writeFileSync(join(directory, kname, 'loop/backing_file'), '/tmp/disk.img\n')
+    },
+    remove: (path: string) => rmSync(join(directory, path), { recursive: true }),
+    changed: (...knames: string[]) => registry.changed(new Set(knames)),
+    found: (name: string) => registry.find(name)?.kname,
+    slowly: (name: string) =>
+      new Promise<string | undefined>((resolve) =>
+        registry.findSlowly(name, diskseqOf(name), (device) => resolve(device?.kname)),
+      ),
+    names: () => registry.devices().map((device: Device) => device.name),
+    release() {
+      state.held = false
+      for (const deliver of state.waiting.splice(0)) deliver()
+    },
+  }
+}
+
+const diskseqOf = (name: string) => parseName(name)?.diskseq as DiskSeq
+
+/** Until no scan is held back by the one before it. */
+const quiet = () => sleep(30)
+
+t.test('it starts with all that sysfs has, in order', async (t) => {
+  const { registry, disk, partition, found, names } = fixture(t)
+  disk('sdb', 10)
+  partition('sdb2', 10, 2)
+  partition('sdb10', 10, 10)
+  partition('sdb1', 10, 1)
+  disk('sda', 9)
+  await registry.start()
+  t.strictSame(names(), ['9', '10', '10p1', '10p2', '10p10'])
+  t.equal(registry.size, 5)
+  t.equal(found('10p2'), 'sdb2')
+  t.equal(found('9'), 'sda')
+  t.equal(found('9p1'), undefined)
+})
+
+t.test('an unbound loop device is not listed', async (t) => {
+  const { registry, disk, bind, remove, changed, names } = fixture(t)
+  disk('loop0', 5)
+  disk('loop1', 6)
+  bind('loop1')
+  await registry.start()
+  t.strictSame(names(), ['6'])
+  bind('loop0')
+  changed('loop0')
+  t.strictSame(names(), ['5', '6'])
+  remove('loop1/loop')
+  changed('loop1')
+  t.strictSame(names(), ['5'])
+})
+
+t.test('an event adds, changes and removes a device', async (t) => {
+  const { registry, disk, remove, changed, found, names } = fixture(t)
+  await registry.start()
+  disk('sda', 7)
+  t.equal(found('7'), undefined, 'not before the event')
+  changed('sda')
+  t.equal(found('7'), 'sda')
+  disk('sda', 8)
+  changed('sda')
+  t.strictSame(names(), ['8'])
+  disk('sda', 8, 16)
+  changed('sda')
+  t.match(registry.find('8'), { minor: 16 })
+  remove('sda')
+  changed('sda')
+  t.strictSame(names(), [])
+  t.equal(registry.size, 0)
+})
+
+t.test('events that wait are taken before an answer', async (t) => {
+  const { registry, disk, found, names } = fixture(t)
+  await registry.start()
+  disk('sda', 7)
+  registry.drain = () => registry.changed(new Set(['sda']))
+  t.equal(found('7'), 'sda')
+  disk('sda', 8)
+  t.strictSame(names(), ['8'])
+})
+
+t.test('events twice, late, out of order and of nothing do no harm', async (t) => {
+  const { registry, disk, partition, remove, changed, names } = fixture(t)
+  await registry.start()
+  partition('sda1', 7, 1)
+  changed('sda1', 'sda1')
+  disk('sda', 7)
+  changed('sda')
+  changed('sda', 'sda1', 'sda')
+  t.strictSame(names(), ['7', '7p1'], 'partition before disk')
+  changed('never', 'sdz9', '.', 'x'.repeat(4000))
+  t.strictSame(names(), ['7', '7p1'], 'of nothing')
+  remove('sda')
+  remove('sda1')
+  disk('sda', 8)
+  changed('sda1')
+  changed('sda')
+  changed('sda1')
+  t.strictSame(names(), ['8'], 'the removal after the next disk')
+  t.equal(registry.size, 1)
+})
+
+t.test('a disk that takes another number takes the names of its partitions away', async (t) => {
+  const { registry, disk, partition, remove, changed, names } = fixture(t)
+  disk('sda', 7)
+  partition('sda1', 7, 1)
+  partition('sda2', 7, 2)
+  disk('sdb', 70)
+  partition('sdb1', 70, 1)
+  await registry.start()
+  disk('sda', 8)
+  partition('sda1', 8, 1)
+  remove('sda2')
+  changed('sda')
+  t.strictSame(names(), ['8', '8p1', '70', '70p1'], 'with one event, of the disk')
+})
+
+t.test('and so does one that goes', async (t) => {
+  const { registry, disk, partition, remove, changed, names } = fixture(t)
+  disk('sda', 7)
+  partition('sda1', 7, 1)
+  await registry.start()
+  remove('sda')
+  remove('sda1')
+  changed('sda')
+  t.strictSame(names(), [])
+})
+
+t.test('a device node that is used again is another disk', async (t) => {
+  const { registry, disk, remove, changed, found, names } = fixture(t)
+  disk('loopx', 7)
+  await registry.start()
+  remove('loopx')
+  disk('loopx', 8)
+  changed('loopx')
+  t.equal(found('7'), undefined)
+  t.equal(found('8'), 'loopx')
+  disk('other', 9)
+  remove('loopx')
+  changed('other', 'loopx')
+  t.strictSame(names(), ['9'])
+})
+
+t.test('a change without an event is found by whoever asks for the new name', async (t) => {
+  const { registry, disk, found, slowly } = fixture(t)
+  disk('md0', 20)
+  await registry.start()
+  disk('md0', 21)
+  t.equal(found('21'), undefined)
+  t.equal(await slowly('21'), 'md0')
+  t.equal(found('21'), 'md0', 'and is known from then on')
+  t.equal(found('20'), undefined, 'the old name is not')
+})
+
+t.test('a device that went without an event is noticed by the next scan', async (t) => {
+  const { registry, disk, remove, slowly, names } = fixture(t)
+  disk('sda', 1)
+  disk('sdb', 2)
+  await registry.start()
+  remove('sda')
+  t.equal(await slowly('3'), undefined)
+  t.strictSame(names(), ['2'])
+})
+
+t.test('a device that goes while it is looked at is none', async (t) => {
+  const { registry, disk, remove, changed, names } = fixture(t)
+  disk('sda', 1)
+  disk('sdb', 2)
+  remove('sdb/uevent') // listed in the directory, and gone when it is read
+  await registry.start()
+  t.strictSame(names(), ['1'])
+  remove('sda/uevent')
+  changed('sda', 'sdb')
+  t.strictSame(names(), [])
+})
+
+t.test('many who wait share a scan', async (t) => {
+  const { registry, disk, state, slowly } = fixture(t)
+  await registry.start()
+  await quiet()
+  disk('sda', 5000)
+  const before = state.scans
+  const answers = await Promise.all(Array.from({ length: 1000 }, (_, i) => slowly(`${4500 + i}`)))
+  t.ok(state.scans - before <= 2, `${state.scans - before} for a thousand`)
+  t.strictSame(answers.filter((kname) => kname !== undefined), ['sda'], 'and each gets the answer to its own question')
+  t.equal(answers[500], 'sda')
+})
+
+t.test('whoever asks during a scan is answered from the next one', async (t) => {
+  const { registry, disk, state, slowly, release } = fixture(t)
+  await registry.start()
+  await quiet()
+  state.held = true
+  const early = slowly('8')
+  await until(() => state.waiting.length === 1)
+  disk('md0', 9) // too late for the scan under way
+  const late = slowly('9')
+  release()
+  t.equal(await early, undefined)
+  t.equal(await late, 'md0')
+})
+
+t.test('what an event told during a scan is newer than the scan', async (t) => {
+  const { registry, disk, partition, remove, changed, state, slowly, release, names } = fixture(t)
+  disk('sda', 1)
+  disk('sdb', 2)
+  partition('sdb1', 2, 1)
+  disk('sdc', 3)
+  await registry.start()
+  await quiet()
+  state.held = true
+  const miss = slowly('99')
+  await until(() => state.waiting.length === 1)
+  disk('sda', 11)
+  remove('sdb')
+  remove('sdb1')
+  disk('sdd', 4)
+  changed('sda', 'sdb', 'sdd')
+  release()
+  await miss
+  t.strictSame(names(), ['3', '4', '11'])
+})
+
+t.test('events that wait when a scan ends are newer than the scan, too', async (t) => {
+  const { registry, disk, state, slowly, release, names } = fixture(t)
+  disk('sda', 1)
+  await registry.start()
+  await quiet()
+  state.held = true
+  const miss = slowly('99')
+  await until(() => state.waiting.length === 1)
+  disk('sda', 11)
+  registry.drain = () => {
+    registry.drain = () => {}
+    registry.changed(new Set(['sda']))
+  }
+  release()
+  await miss
+  t.strictSame(names(), ['11'])
+})
+
+t.test('a name proven absent is not looked for again, until an event', async (t) => {
+  const { registry, disk, changed, state, slowly } = fixture(t)
+  await registry.start()
+  t.equal(await slowly('50'), undefined)
+  const before = state.scans
+  for (let i = 0; i < 100; i++) t.equal(await slowly('50'), undefined)
+  t.equal(state.scans, before)
+  disk('md0', 50)
+  changed('other')
+  t.equal(await slowly('50'), 'md0', 'any event will do')
+})
+
+t.test('absence is forgotten when events were lost', async (t) => {
+  const { registry, disk, slowly } = fixture(t)
+  await registry.start()
+  t.equal(await slowly('50'), undefined)
+  disk('md0', 50)
+  registry.lost()
+  t.equal(await slowly('50'), 'md0')
+})
+
+t.test('absence is believed for a second at most', async (t) => {
+  const { registry, disk, slowly } = fixture(t)
+  await registry.start()
+  t.equal(await slowly('50'), undefined)
+  disk('md0', 50)
+  await sleep(1100)
+  t.equal(await slowly('50'), 'md0')
+})
+
+t.test('a number that is used up is never looked for again', async (t) => {
+  const { registry, disk, partition, remove, changed, state, slowly } = fixture(t)
+  disk('sda', 7)
+  partition('sda1', 7, 1)
+  disk('loop0', 8)
+  await registry.start()
+  disk('sda', 9)
+  remove('sda1')
+  changed('sda')
+  const before = state.scans
+  for (let i = 0; i < 20; i++) {
+    changed('other') // which ends what was proven absent
+    t.equal(await slowly('7'), undefined)
+    t.equal(await slowly('7p1'), undefined)
+    t.equal(await slowly('7p2'), undefined)
+  }
+  t.equal(state.scans, before)
+})
+
+t.test('a partition that goes may come back', async (t) => {
+  const { registry, disk, partition, remove, changed, slowly } = fixture(t)
+  disk('sda', 7)
+  partition('sda1', 7, 1)
+  await registry.start()
+  remove('sda1')
+  changed('sda1')
+  partition('sda1', 7, 1)
+  t.equal(await slowly('7p1'), 'sda1')
+})
+
+t.test('names nobody has cost a tenth of a processor at most', async (t) => {
+  const { registry, state, slowly } = fixture(t, { cpuMs: 20 })
+  await registry.start()
+  const before = state.scans
+  const end = performance.now() + 1000
+  let misses = 0
+  const ask = async () => {
+    while (performance.now() < end) await slowly(`${1_000_000 + misses++}`)
+  }
+  await Promise.all(Array.from({ length: 200 }, ask))
+  const scans = state.scans - before
+  t.ok(scans >= 2 && scans <= 7, `${scans} scans of 20 ms in a second`)
+  t.ok(misses > scans * 50, `for ${misses} names`)
+})
+
+t.test('cheap scans keep a distance, too', async (t) => {
+  const { registry, state, slowly } = fixture(t, { cpuMs: 0 })
+  await registry.start()
+  const before = state.scans
+  const start = performance.now()
+  let misses = 0
+  while (performance.now() - start < 300) await slowly(`${1_000_000 + misses++}`)
+  const took = performance.now() - start
+  t.ok(state.scans - before <= took + 1, `${state.scans - before} in ${Math.round(took)} ms`)
+})
+
+t.test('lost events make it read everything again', async (t) => {
+  const { registry, disk, remove, found, names } = fixture(t)
+  disk('sda', 1)
+  disk('sdb', 2)
+  await registry.start()
+  remove('sda')
+  disk('sdb', 3)
+  disk('sdc', 4)
+  registry.lost()
+  await until(() => found('4') !== undefined)
+  t.strictSame(names(), ['3', '4'])
+})
+
+t.test('a flood of lost events is few scans', async (t) => {
+  const { registry, disk, state, found } = fixture(t)
+  await registry.start()
+  await quiet()
+  const before = state.scans
+  disk('sda', 1)
+  for (let i = 0; i < 1000; i++) registry.lost()
+  await until(() => found('1') !== undefined)
+  await quiet()
+  t.ok(state.scans - before <= 2, `${state.scans - before}`)
+})
+
+t.test('an empty directory is an empty registry', async (t) => {
+  const { registry, errors, names } = fixture(t)
+  await registry.start()
+  t.strictSame(names(), [])
+  t.strictSame(errors, [])
+})
+
+t.test('a missing directory is told, and everybody still answered', async (t) => {
+  const { registry, errors, slowly, names } = fixture(t, { directory: '/nonexistent/class/block' })
+  await registry.start()
+  t.match(errors, [{ fields: { errno: 'ENOENT', path: '/nonexistent/class/block' }, text: /sysfs/ }])
+  t.equal(await slowly('5'), undefined)
+  t.strictSame(names(), [])
+})
+
+t.test('a scan that failed takes no device away', async (t) => {
+  const { registry, disk, state, slowly, errors, names } = fixture(t)
+  disk('sda', 1)
+  await registry.start()
+  state.scanError = E.ENOMEM
+  t.equal(await slowly('2'), undefined)
+  t.match(errors, [{ fields: { errno: 'ENOMEM' } }])
+  t.strictSame(names(), ['1'])
+})
+
+t.test('a scan that failed proves nothing absent', async (t) => {
+  const { registry, disk, state, slowly } = fixture(t)
+  await registry.start()
+  disk('md0', 2)
+  state.scanError = E.EMFILE
+  t.equal(await slowly('2'), undefined)
+  state.scanError = 0
+  t.equal(await slowly('2'), 'md0')
+})
+
+t.test('a device that cannot be read for lack of descriptors is not taken for gone', async (t) => {
+  const { registry, disk, changed, state, found, slowly } = fixture(t)
+  disk('sda', 1)
+  await registry.start()
+  state.readError = E.EMFILE
+  changed('sda')
+  state.readError = 0
+  t.equal(found('1') ?? (await slowly('1')), 'sda')
+})
+
+t.test('close() during a scan calls nobody back, and leaves nothing running', async (t) => {
+  const { registry, disk, state, release } = fixture(t)
+  await registry.start()
+  await quiet()
+  disk('sda', 1)
+  let called = 0
+  state.held = true
+  registry.findSlowly('1', diskseqOf('1'), () => called++)
+  await until(() => state.waiting.length === 1)
+  registry.findSlowly('2', diskseqOf('2'), () => called++)
+  registry.close()
+  const scans = state.scans
+  release()
+  registry.findSlowly('3', diskseqOf('3'), () => called++)
+  registry.lost()
+  await quiet()
+  t.equal(called, 0)
+  t.equal(registry.size, 0)
+  t.equal(state.scans, scans, 'nor is a scan begun')
+})
+
+t.test('close() ends a scan that was to come', async (t) => {
+  const { registry, state } = fixture(t, { cpuMs: 5 })
+  await registry.start()
+  let called = 0
+  registry.findSlowly('1', diskseqOf('1'), () => called++)
+  const scans = state.scans
+  registry.close()
+  await sleep(80)
+  t.equal(called, 0)
+  t.equal(state.scans, scans)
+})

@@ -1,0 +1,302 @@
+/**
+ * A disk that hangs is the trouble of those who want that disk: they get an
+ * error in bounded time, can be killed before that, and nobody else notices.
+ *
+ * The disk is a loop device on a file whose filesystem stops answering. Asking
+ * the loop device for its status, as the daemon does before it believes that
+ * it holds the right disk, waits for that filesystem.
+ */
+import { spawn } from 'node:child_process'
+import { closeSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { blk, blkPath } from './helpers/blk.js'
+import {
+  cleanup,
+  loopDisk,
+  openDevices,
+  type RunningTree,
+  run,
+  sleep,
+  startBlk,
+  startTree,
+  type Twin,
+  until,
+  zramDisk,
+} from './helpers/tree.js'
+
+const OPEN_TIMEOUT_S = 2
+/** What a caller may have to wait beyond the timeout, on a machine that is busy. */
+const SLACK_MS = 1000
+/** What nobody else may be delayed by. */
+const BOUND_MS = 500
+
+interface Stuck {
+  readonly tree: RunningTree
+  /** Paths in the tree. */
+  readonly stuck: string[]
+  readonly other: string
+  hang(): Promise<void>
+  recover(): void
+}
+
+async function setup(
+  t: Test,
+  { twin, timeout = OPEN_TIMEOUT_S, disks = 1 }: { twin?: Twin; timeout?: number; disks?: number } = {},
+): Promise<Stuck> {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-hung-'))
+  cleanup(t, () => rmSync(directory, { recursive: true }))
+  const server = await startBlk(t, 'hungfs', directory)
+  const loops = Array.from({ length: disks }, () => loopDisk(t, { file: join(directory, 'disk') }))
+  const zram = zramDisk(t)
+  const tree = await startTree(t, { args: ['--open-timeout', String(timeout)], ...(twin && { twin }) })
+  // First of all: nothing that waits for the disk can be ended before.
+  cleanup(t, () => server.kill('SIGUSR2'))
+  return {
+    tree,
+    stuck: loops.map((loop) => join(tree.mountpoint, loop.diskseq())),
+    other: join(tree.mountpoint, zram.diskseq()),
+    hang: () => {
+      server.kill('SIGUSR1')
+      return sleep(100)
+    },
+    recover: () => server.kill('SIGUSR2'),
+  }
+}
+
+interface Caller {
+  kill(signal: NodeJS.Signals): void
+  /** Its exit code, and how long it lasted; undefined if it was killed. */
+  readonly ended: Promise<{ code: number | null; ms: number; out: string }>
+}
+
+/** A program that opens a path; by default once, from C. */
+function call(t: Test, path: string, file = blkPath(), args = ['openlat', '--count', '1', '--path', path]): Caller {
+  const began = performance.now()
+  const child = spawn(file, args, { stdio: ['ignore', 'pipe', 'ignore'] })
+  let out = ''
+  child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString()))
+  const ended = new Promise<Awaited<Caller['ended']>>((resolve, reject) => {
+    child.on('error', reject)
+    child.on('close', (code) => resolve({ code, ms: performance.now() - began, out }))
+  })
+  cleanup(t, async () => {
+    child.kill('SIGKILL')
+    await ended
+  })
+  return { kill: (signal) => void child.kill(signal), ended }
+}
+
+const threads = (tree: RunningTree) => readdirSync(`/proc/${tree.pid}/task`).length
+
+const complaints = (tree: RunningTree) =>
+  tree.log().filter((line) => line['level'] !== 'info' && line['msg'] !== undefined)
+
+t.test('an open of a disk that hangs fails in time, and works again when the disk does', async (t) => {
+  const { tree, stuck, hang, recover } = await setup(t)
+  const path = stuck[0] as string
+  t.strictSame((await blk('openlat', '--path', path, '--count', '1'))['errors'], {}, 'it can be opened before')
+  await until(() => openDevices(tree.pid).length === 0)
+  await hang()
+  const { ms, out } = await call(t, path).ended
+  t.strictSame(JSON.parse(out)['errors'], { ETIMEDOUT: 1 }, 'ETIMEDOUT')
+  t.comment(`after ${ms.toFixed(0)} ms`)
+  t.ok(ms >= OPEN_TIMEOUT_S * 1000 - 50, 'not before the time is over')
+  t.ok(ms <= OPEN_TIMEOUT_S * 1000 + SLACK_MS, 'and not long after it')
+  const lines = complaints(tree)
+  t.equal(lines.length, 1, 'the log has one line about it')
+  t.match(lines[0], { level: 'warn', diskseq: path.split('/').at(-1), errno: 'ETIMEDOUT', reason: /did not answer/ })
+  const before = threads(tree)
+  await Promise.all(Array.from({ length: 10 }, () => call(t, path).ended))
+  t.ok(threads(tree) <= before, 'more attempts take no more threads')
+  recover()
+  await until(() => errorOf(() => openSync(path, 'r')) === '', 5000)
+  t.pass('it can be opened again')
+})
+
+/** What a call failed with, '' if it did not; a descriptor that it returned is closed. */
+function errorOf(call: () => unknown): string {
+  try {
+    const result = call()
+    if (typeof result === 'number') closeSync(result)
+    return ''
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code ?? String(error)
+  }
+}
+
+t.test('a caller that hangs can be killed, and interrupted', async (t) => {
+  const { stuck, hang } = await setup(t, { timeout: 8 })
+  await hang()
+  for (const signal of ['SIGKILL', 'SIGTERM', 'SIGINT'] as const) {
+    for (const after of [5, 50, 500]) {
+      const caller = call(t, stuck[0] as string)
+      await sleep(after)
+      const killed = performance.now()
+      caller.kill(signal)
+      const { code } = await caller.ended
+      const ms = performance.now() - killed
+      t.ok(ms < 1000, `${signal} after ${after} ms ends it within a second (${ms.toFixed(0)} ms), code ${code}`)
+    }
+  }
+  const dd = call(t, stuck[0] as string, 'dd', ['if=/dev/zero', `of=${stuck[0]}`, 'count=1'])
+  await sleep(300)
+  const killed = performance.now()
+  dd.kill('SIGTERM')
+  await dd.ended
+  t.ok(performance.now() - killed < 1000, 'so with a program that would create the file')
+})
+
+t.test('twin: if nobody hears that callers want to give up, they stay', async (t) => {
+  const { stuck, hang } = await setup(t, { timeout: 4, twin: 'no-interrupts' })
+  await hang()
+  const caller = call(t, stuck[0] as string)
+  await sleep(300)
+  caller.kill('SIGKILL')
+  const ended = await Promise.race([caller.ended.then(() => true), sleep(1500).then(() => false)])
+  t.equal(ended, false, 'killed, and still there a second later')
+  await caller.ended
+})
+
+/** The longest that each of some calls took, ms. */
+class Delays {
+  readonly max = new Map<string, number>()
+  time<T>(what: string, call: () => T): T {
+    const began = performance.now()
+    try {
+      return call()
+    } finally {
+      this.max.set(what, Math.max(this.max.get(what) ?? 0, performance.now() - began))
+    }
+  }
+  toString(): string {
+    return [...this.max].map(([what, ms]) => `${what} ${ms.toFixed(0)} ms`).join(', ')
+  }
+}
+
+/** Everything that others do meanwhile, for some seconds: how long each took at most. */
+async function others({ tree, stuck, other }: Stuck, seconds: number): Promise<Delays> {
+  const delays = new Delays()
+  const end = performance.now() + seconds * 1000
+  const opens = blk('openlat', '--path', other, '--count', '200', '--close-immediately')
+  while (performance.now() < end) {
+    delays.time('open of another disk', () => errorOf(() => openSync(other, 'r')))
+    delays.time('open of another disk with O_CREAT', () => errorOf(() => openSync(other, 'w')))
+    delays.time('open of a missing name', () => errorOf(() => openSync(join(tree.mountpoint, '4000000000'), 'r')))
+    delays.time('stat of the disk that hangs', () => statSync(stuck[0] as string))
+    delays.time('stat of another disk', () => statSync(other))
+    delays.time('listing', () => readdirSync(tree.mountpoint))
+    delays.time('mkdir', () => errorOf(() => mkdirSync(join(tree.mountpoint, 'x'))))
+    await sleep(5)
+  }
+  const { max_ns, errors } = await opens
+  delays.max.set('open of another disk, 200 times', max_ns / 1e6)
+  if (Object.keys(errors).length > 0) delays.max.set(`open failed: ${JSON.stringify(errors)}`, Infinity)
+  return delays
+}
+
+t.test('one disk that hangs, and fifty callers of it, delay nobody else', async (t) => {
+  const setting = await setup(t)
+  const { tree, stuck, hang, recover } = setting
+  const path = stuck[0] as string
+  await blk('openlat', '--path', setting.other, '--count', '5')
+  const before = threads(tree)
+  await hang()
+  const callers = [
+    ...Array.from({ length: 40 }, () => call(t, path, blkPath(), ['openlat', '--count', '3', '--path', path])),
+    ...Array.from({ length: 10 }, () =>
+      call(t, path, 'sh', ['-c', 'for i in 1 2 3; do dd if=/dev/zero of="$1" count=1; done', 'sh', path]),
+    ),
+  ]
+  await sleep(200)
+  const delays = await others(setting, 4)
+  t.comment(String(delays))
+  for (const [what, ms] of delays.max) t.ok(ms < BOUND_MS, `${what}: ${ms.toFixed(0)} ms at most`)
+  t.ok(threads(tree) <= before + 8, `${threads(tree) - before} threads more than before`)
+  recover()
+  await Promise.all(callers.map((caller) => caller.ended))
+  t.pass('all callers end')
+})
+
+t.test('twin: if lookups wait for the disk, others wait with them', async (t) => {
+  const setting = await setup(t, { twin: 'lookups-wait' })
+  await setting.hang()
+  const caller = call(t, setting.stuck[0] as string)
+  await sleep(200)
+  const delays = new Delays()
+  delays.time('mkdir', () => errorOf(() => mkdirSync(join(setting.tree.mountpoint, 'x'))))
+  t.comment(String(delays))
+  t.ok((delays.max.get('mkdir') ?? 0) > BOUND_MS, 'a mkdir waits')
+  await caller.ended
+})
+
+const MANY = 24
+
+t.test('many disks that hang delay nobody else', async (t) => {
+  const setting = await setup(t, { disks: MANY })
+  const { tree, stuck, hang } = setting
+  await blk('openlat', '--path', setting.other, '--count', '5')
+  const before = threads(tree)
+  await hang()
+  const callers = stuck.flatMap((path) => [call(t, path), call(t, path)])
+  await sleep(200)
+  const delays = await others(setting, 1.5)
+  t.comment(String(delays))
+  for (const [what, ms] of delays.max) t.ok(ms < BOUND_MS, `${what}: ${ms.toFixed(0)} ms at most`)
+  const more = threads(tree) - before
+  t.ok(more >= MANY - 8 && more <= MANY + 8, `${more} threads for ${MANY} disks`)
+  for (const { ended } of callers) {
+    const { ms, out } = await ended
+    if (ms > OPEN_TIMEOUT_S * 1000 + SLACK_MS || !out.includes('ETIMEDOUT')) t.fail(`a caller: ${ms} ms, ${out}`)
+  }
+})
+
+t.test('twin: with one thread for all disks, others wait', async (t) => {
+  const { stuck, other, hang } = await setup(t, { twin: 'one-thread' })
+  await hang()
+  const caller = call(t, stuck[0] as string)
+  await sleep(200)
+  const { max_ns, errors } = await blk('openlat', '--path', other, '--count', '1')
+  t.ok(max_ns / 1e6 > BOUND_MS || errors['ETIMEDOUT'] > 0, 'an open of another disk waits')
+  await caller.ended
+})
+
+// They may open by number whatever they are answered, so they can be answered
+// with a pin only. That must not keep the others waiting either.
+for (const [who, start] of [
+  ['mount(2)', (t: Test, path: string, dir: string) => call(t, path, 'mount', ['-t', 'ext4', path, dir])],
+  ['io_uring', (t: Test, path: string) => call(t, path, blkPath(), ['uring-open', '--path', path])],
+] as const) {
+  t.test(`a call of ${who} on a disk that hangs delays nobody else`, async (t) => {
+    const setting = await setup(t, { timeout: 4 })
+    const dir = mkdtempSync(join(tmpdir(), 'diskseqfs-mnt-'))
+    cleanup(t, () => rmSync(dir, { recursive: true }))
+    await setting.hang()
+    const caller = start(t, setting.stuck[0] as string, dir)
+    await sleep(200)
+    const delays = await others(setting, 2)
+    t.comment(String(delays))
+    for (const [what, ms] of delays.max) t.ok(ms < BOUND_MS, `${what}: ${ms.toFixed(0)} ms at most`)
+    const { ms } = await caller.ended
+    t.ok(ms < 4000 + SLACK_MS, `it ends in time, after ${ms.toFixed(0)} ms`)
+  })
+}
+
+t.test('a daemon that is stopped while a disk hangs takes its mount with it at once', async (t) => {
+  const { tree, stuck, hang, recover } = await setup(t, { timeout: 8 })
+  await hang()
+  const caller = call(t, stuck[0] as string)
+  await sleep(200)
+  const mounted = () => readFileSync('/proc/self/mountinfo', 'utf8').includes(` ${tree.mountpoint} `)
+  t.ok(mounted(), 'mounted')
+  const stopped = tree.stop()
+  await until(() => !mounted(), 1000)
+  t.pass('the mount is gone')
+  const { ms } = await caller.ended
+  t.ok(ms < 2000, 'the caller is let go')
+  recover()
+  t.equal(await stopped, 0, 'the daemon ends when the disk lets it')
+})
