@@ -12,13 +12,29 @@ void InitConstants(Napi::Env env, Napi::Object exports) {
   Napi::Object calls = Napi::Object::New(env);
   auto call = [&](const char* name, long number) { calls.Set(name, Napi::Number::New(env, double(number))); };
 #define CALL(name) call(#name, SYS_##name)
-#ifdef SYS_open
+#ifdef SYS_open  // architectures that are older than the *at calls
   CALL(open);
   CALL(creat);
   CALL(stat);
   CALL(lstat);
   CALL(readlink);
   CALL(access);
+  CALL(chmod);
+  CALL(chown);
+  CALL(lchown);
+  CALL(utime);
+  CALL(utimes);
+  CALL(futimesat);
+  CALL(mkdir);
+  CALL(mknod);
+  CALL(symlink);
+  CALL(link);
+  CALL(rename);
+  CALL(unlink);
+  CALL(rmdir);
+#endif
+#ifdef SYS_renameat
+  CALL(renameat);
 #endif
   CALL(openat);
   CALL(openat2);
@@ -27,25 +43,42 @@ void InitConstants(Napi::Env env, Napi::Object exports) {
   CALL(statx);
   CALL(readlinkat);
   CALL(faccessat);
-#ifdef SYS_faccessat2
-  CALL(faccessat2);
-#else
-  call("faccessat2", 439);
-#endif
   CALL(getxattr);
   CALL(lgetxattr);
   CALL(fgetxattr);
   CALL(listxattr);
   CALL(llistxattr);
   CALL(flistxattr);
-  // New enough to have one number on every architecture.
-  call("getxattrat", 464);
-  call("listxattrat", 465);
+  CALL(setxattr);
+  CALL(lsetxattr);
+  CALL(fsetxattr);
+  CALL(removexattr);
+  CALL(lremovexattr);
+  CALL(fremovexattr);
+  CALL(fchmod);
+  CALL(fchmodat);
+  CALL(fchown);
+  CALL(fchownat);
+  CALL(utimensat);
+  CALL(mkdirat);
+  CALL(mknodat);
+  CALL(symlinkat);
+  CALL(linkat);
+  CALL(renameat2);
+  CALL(unlinkat);
   CALL(statfs);
   CALL(fstatfs);
   CALL(inotify_add_watch);
   CALL(name_to_handle_at);
   CALL(io_uring_enter);
+  // New enough to have one number on every architecture, and not to be in
+  // every release's headers.
+  call("faccessat2", 439);
+  call("fchmodat2", 452);
+  call("setxattrat", 463);
+  call("getxattrat", 464);
+  call("listxattrat", 465);
+  call("removexattrat", 466);
 #undef CALL
   exports.Set("syscalls", calls);
   exports.Set("O_PATH", Napi::Number::New(env, O_PATH));

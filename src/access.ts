@@ -48,10 +48,11 @@ export class Access {
   ) {}
 
   mayOpen(caller: Caller, node: Permissions): boolean {
-    if (caller.uid === 0) return true
-    const withoutGroups = granted(node, caller.uid, new Set([caller.gid]))
-    if (withoutGroups) return true
-    if (caller.tid === 0) return true
+    if (caller.uid === 0 || caller.tid === 0) return true
+    // Its owner, or anybody where groups make no difference: no need to ask for them.
+    const groupsMatter = node.acl !== undefined || !allows(node.mode >> 3)
+    const own = new Set([caller.gid])
+    if ((caller.uid === node.uid || !groupsMatter) && granted(node, caller.uid, own)) return true
     const credentials = this.credentials(caller.tid)
     if (credentials === undefined) return true
     if (granted(node, caller.uid, new Set([...credentials.groups, caller.gid]))) return true
@@ -107,9 +108,10 @@ export class Access {
   }
 }
 
+const allows = (bits: number) => (bits & READ_OR_WRITE) !== 0
+
 /** Whether the mode or the ACL let these ids read or write (posix_acl_permission, fs/posix_acl.c). */
 export function granted(node: Permissions, uid: number, groups: ReadonlySet<number>): boolean {
-  const allows = (bits: number) => (bits & READ_OR_WRITE) !== 0
   if (uid === node.uid) return allows(node.mode >> 6)
   const entries = node.acl === undefined ? [] : parseAcl(node.acl)
   if (entries === undefined) return true

@@ -5,7 +5,7 @@ import { Access } from './access.js'
 import { CloseWatch, WATCH_MASK } from './closes.js'
 import { DeviceNodes } from './devnode.js'
 import { E, errnoName, errnoOf, UserError } from './errno.js'
-import { Gate } from './gate.js'
+import { Gate, LOOKUP_PATIENCE_MS } from './gate.js'
 import { Intents } from './intent.js'
 import type { Logger } from './log.js'
 import {
@@ -51,6 +51,7 @@ export interface Parts {
   readonly intents?: (native: Native) => Intents
   readonly access?: (native: Native) => Access
   readonly native?: Native
+  readonly lookupPatienceMs?: number
 }
 
 export class Daemon {
@@ -221,7 +222,18 @@ export class Daemon {
     const intents = parts.intents?.(native) ?? new Intents(native)
     const access = parts.access?.(native) ?? new Access(native)
     const reaper = new Reaper(native, nodes, opener, intents, options, log)
-    const gate = new Gate(registry, sysfs, nodes, devnodes, opener, reaper, intents, access, options, log)
+    const gate = new Gate(
+      registry,
+      sysfs,
+      nodes,
+      devnodes,
+      opener,
+      reaper,
+      intents,
+      access,
+      { ...options, lookupPatienceMs: parts.lookupPatienceMs ?? LOOKUP_PATIENCE_MS },
+      log,
+    )
     this.opener = opener
     this.intents = intents
     this.reaper = reaper

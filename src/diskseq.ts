@@ -61,7 +61,8 @@ export function linkName(diskseq: DiskSeq, partition: number): string {
 }
 
 const SYMLINK_BIT = 1n
-const PARTITION_SHIFT = 1n
+const WAITING_BIT = 2n
+const PARTITION_SHIFT = 2n
 const DISKSEQ_SHIFT = 12n
 const PARTITION_MAX = (1 << Number(DISKSEQ_SHIFT - PARTITION_SHIFT)) - 1
 
@@ -81,4 +82,9 @@ export function nodeId(diskseq: DiskSeq, partition: number, symlink: boolean): N
     (BigInt(partition) << PARTITION_SHIFT) |
     (symlink ? SYMLINK_BIT : 0n)
   )
+}
+
+/** Of the symlink that stands for a node whose disk is slow to open; see {@link Tree.lookup}. */
+export function waitingId(id: NodeId): NodeId {
+  return id | WAITING_BIT
 }

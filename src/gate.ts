@@ -19,6 +19,8 @@ import type { Caller } from './transport.js'
 /** The gate's answer. `stat` and `device` belong together; pinned: the number stays that device's. */
 export type Verdict =
   | { readonly device: Device; readonly stat: NodeStat; readonly pinned: boolean }
+  /** The disk is slow: have the caller wait where it holds up nobody, see {@link Gate.settle}. */
+  | { readonly later: true }
   | { readonly errno: number }
 
 /** A request at the gate. */
@@ -27,8 +29,9 @@ export interface Attempt {
   readonly node: Node
   /**
    * `lookup`: the kernel asks for the name. It may hold the directory's lock,
-   * and where the caller is in open(2) it will ask again, for the attributes,
-   * without that lock. So a slow disk is waited for there.
+   * so no disk is waited for here for long. A caller in open(2) is asked for
+   * again, for the attributes, without that lock, and waits there; any other
+   * is sent away to come again.
    * `getattr`: it asks for the attributes of an inode it has.
    * `change`: owner, mode or times are to be set, through a pin.
    */
@@ -41,12 +44,15 @@ export interface Attempt {
 export interface GateOptions {
   /** How long a caller waits for a disk that does not answer, ms. */
   readonly openTimeoutMs: number
+  /** How long a LOOKUP waits for the disk before the wait goes on where no lock is held, ms. */
+  readonly lookupPatienceMs: number
 }
 
-/** How long a LOOKUP of an open(2) waits for the disk before the wait goes on in GETATTR, ms. */
-const LOOKUP_PATIENCE_MS = 10
+export const LOOKUP_PATIENCE_MS = 10
+
 /** A signal ends a wait for a disk when it has lasted this long, ms: not each SIGCHLD is meant for us. */
 const INTERRUPT_AFTER_MS = 100
+const HUNG = 'the disk did not answer; is it hung?'
 /** A name may be given to another number (a new partition table) while it is being opened; not for ever. */
 const ATTEMPTS_MAX = 4
 
@@ -164,32 +170,54 @@ export class Gate {
 
   /** Waits for the device to be opened, with all others who do. */
   private wait(attempt: Attempt, call: Call, device: Device, tries: number): void {
-    const { node, kind } = attempt
-    const opening = this.opening(node, device)
+    const { node, kind, caller } = attempt
+    const limit = kind === 'lookup' ? this.options.lookupPatienceMs : this.options.openTimeoutMs
+    this.await(this.opening(node, device), limit, attempt.onInterrupt, (end) => {
+      this.step(attempt, () => {
+        if (end === 'interrupted') return this.finish(attempt, { errno: E.EINTR })
+        if (end !== 'late') return this.waited(attempt, call, device, tries, end)
+        if (kind !== 'lookup') return this.refuse(attempt, call, E.ETIMEDOUT, HUNG)
+        if (call.intent === 'open') return this.admitUnpinned(attempt, call, device, tries)
+        // It comes again: what it waits for must not be gone by then.
+        this.reaper.answered(node, caller, call)
+        this.finish(attempt, { later: true })
+      })
+    })
+  }
+
+  /**
+   * Waits until the open under way for a node has ended, well or badly.
+   *
+   * @param done gets 0, or the errno for a caller that waited too long
+   */
+  settle(name: string, onInterrupt: Attempt['onInterrupt'], done: (errno: number) => void): void {
+    const opening = this.nodes.named(name)?.opening
+    if (opening === undefined) return done(0)
+    this.await(opening, this.options.openTimeoutMs, onInterrupt, (end) => {
+      if (end === 'late' && this.refusals.take()) this.log.warn({ diskseq: name, reason: HUNG }, 'refused an open')
+      done(end === 'late' ? E.ETIMEDOUT : end === 'interrupted' ? E.EINTR : 0)
+    })
+  }
+
+  /** Ends in one of three ways, and once. */
+  private await(
+    opening: Opening,
+    limitMs: number,
+    onInterrupt: Attempt['onInterrupt'],
+    done: (end: PinResult | 'late' | 'interrupted') => void,
+  ): void {
     const began = performance.now()
     const timers: NodeJS.Timeout[] = []
-    /** Ends the wait, one way or another; no other way is left then. */
-    const end = (take: () => void) => {
-      if (!opening.waiters.delete(waiter)) return
+    const end = (how: PinResult | 'late' | 'interrupted') => {
+      if (!opening.waiters.delete(end)) return
       timers.forEach(clearTimeout)
-      this.step(attempt, take)
+      done(how)
     }
-    const waiter = (outcome: PinResult) => end(() => this.waited(attempt, call, device, tries, outcome))
-    opening.waiters.add(waiter)
-    const patience = kind === 'lookup' && call.intent === 'open'
-    timers.push(
-      setTimeout(
-        () =>
-          end(() => {
-            if (patience) return this.admitUnpinned(attempt, call, device, tries)
-            this.refuse(attempt, call, E.ETIMEDOUT, 'the disk did not answer; is it hung?')
-          }),
-        patience ? LOOKUP_PATIENCE_MS : this.options.openTimeoutMs,
-      ),
-    )
-    attempt.onInterrupt(() => {
+    opening.waiters.add(end)
+    timers.push(setTimeout(end, limitMs, 'late'))
+    onInterrupt(() => {
       const rest = began + INTERRUPT_AFTER_MS - performance.now()
-      timers.push(setTimeout(() => end(() => this.finish(attempt, { errno: E.EINTR })), Math.max(0, rest)))
+      timers.push(setTimeout(end, Math.max(0, rest), 'interrupted'))
     })
   }
 

@@ -37,7 +37,11 @@ const RUNNING_RETRIES = 8
  */
 const FOUR_GIB = 0x1_0000_0000
 
-/** Calls that look at a node and cannot open what it stands for. */
+/**
+ * Calls that cannot open what a node stands for. Those that change its owner,
+ * mode, times or xattrs are among them: the change itself is a request of its
+ * own, which is pinned whoever makes it.
+ */
 const INSPECTING = [
   'stat',
   'lstat',
@@ -61,6 +65,40 @@ const INSPECTING = [
   'fstatfs',
   'inotify_add_watch',
   'name_to_handle_at',
+  'chmod',
+  'fchmod',
+  'fchmodat',
+  'fchmodat2',
+  'chown',
+  'lchown',
+  'fchown',
+  'fchownat',
+  'utime',
+  'utimes',
+  'futimesat',
+  'utimensat',
+  'setxattr',
+  'lsetxattr',
+  'fsetxattr',
+  'setxattrat',
+  'removexattr',
+  'lremovexattr',
+  'fremovexattr',
+  'removexattrat',
+  'mkdir',
+  'mkdirat',
+  'mknod',
+  'mknodat',
+  'symlink',
+  'symlinkat',
+  'link',
+  'linkat',
+  'rename',
+  'renameat',
+  'renameat2',
+  'unlink',
+  'unlinkat',
+  'rmdir',
 ]
 
 type Syscalls = Pick<

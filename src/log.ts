@@ -1,7 +1,7 @@
 /**
  * Logging: one line for each event an admin needs, by pino. Nothing here may
  * hold up the tree: lines are written without waiting, and when the reader is
- * stuck or the disk is full they are dropped and counted.
+ * stuck or the disk is full they are dropped.
  */
 import pino from 'pino'
 
@@ -58,12 +58,12 @@ export async function createLogger(level: LogLevel, target: LogTarget): Promise<
   const stderr = pino.destination({ dest: 2, sync: false, minLength: 1, maxLength: BACKLOG_MAX })
   // A closed or full stderr costs the log, not the tree.
   stderr.on('error', () => {})
+  // pino's hook at exit would try for ever to write what nobody takes.
+  stderr.flushSync = () => {}
   const flush = () =>
     new Promise<void>((resolve) => {
       const done = () => {
         clearTimeout(late)
-        // pino would try again at exit, and for ever.
-        stderr.flushSync = () => {}
         resolve()
       }
       const late = setTimeout(done, FLUSH_MS)

@@ -11,9 +11,9 @@ import {
   type Validity,
 } from './abi.js'
 import type { DeviceNodes, NodeStat } from './devnode.js'
-import { type DiskSeq, linkName, nodeId, nodeName, parseName } from './diskseq.js'
+import { type DiskSeq, linkName, nodeId, nodeName, parseName, waitingId } from './diskseq.js'
 import { E, EOPNOTSUPP } from './errno.js'
-import type { Gate, Verdict } from './gate.js'
+import type { Gate } from './gate.js'
 import type { Node, NodeTable } from './node.js'
 import type { Reaper } from './reaper.js'
 import type { Registry } from './registry.js'
@@ -48,6 +48,12 @@ interface Listing {
 
 interface Link {
   readonly target: string
+  /**
+   * It stands for a disk that is slow to open, under the disk's own name. The
+   * kernel reads a link without the directory's lock, so the wait is there;
+   * then it looks the name up again, and the disk is open.
+   */
+  readonly waits: boolean
   nlookup: number
 }
 
@@ -92,6 +98,7 @@ export class Tree implements TreeOperations {
           this.reaper.inspected()
           return reply.error(verdict.errno)
         }
+        if ('later' in verdict) return this.replyLink(waitingId(node.id), node.name, true, reply)
         const { device } = verdict
         // Counted first: the answer may be forgotten as soon as it is given.
         node.nlookup++
@@ -113,20 +120,24 @@ export class Tree implements TreeOperations {
     const answer = (device: Device | undefined) => {
       this.reaper.inspected()
       if (device === undefined) return reply.error(E.ENOENT)
-      let link = this.links.get(id)
-      if (link === undefined) this.links.set(id, (link = { target, nlookup: 0 }))
-      link.nlookup++
-      const taken = reply.entry({
-        nodeid: id,
-        generation: 0n,
-        attr: this.linkAttr(id, target),
-        attrValid: STALE,
-      })
-      if (!taken) this.forget(id, 1n)
+      this.replyLink(id, target, false, reply)
     }
     const device = this.registry.find(target)
     if (device !== undefined) return answer(device)
     this.registry.findSlowly(target, diskseq, answer)
+  }
+
+  private replyLink(id: bigint, target: string, waits: boolean, reply: Reply): void {
+    let link = this.links.get(id)
+    if (link === undefined) this.links.set(id, (link = { target, waits, nlookup: 0 }))
+    link.nlookup++
+    const taken = reply.entry({
+      nodeid: id,
+      generation: 0n,
+      attr: this.linkAttr(id, target),
+      attrValid: STALE,
+    })
+    if (!taken) this.forget(id, 1n)
   }
 
   forget(nodeid: bigint, count: bigint): void {
@@ -154,6 +165,7 @@ export class Tree implements TreeOperations {
       kind: 'getattr',
       onInterrupt: (listener) => reply.onInterrupt(listener),
       done: (verdict) => {
+        if ('later' in verdict) throw new Error('only a lookup can be put off')
         if (!('errno' in verdict)) {
           return reply.attr(blockAttr(node, verdict), verdict.pinned ? ONE_JIFFY : STALE)
         }
@@ -170,11 +182,11 @@ export class Tree implements TreeOperations {
   setattr(caller: Caller, nodeid: bigint, change: AttrChange, reply: Reply): void {
     const node = this.nodes.get(nodeid)
     if (node === undefined) return reply.error(E.EPERM)
-    this.pinned(caller, node, reply, (verdict, fd) => {
+    this.pinned(caller, node, reply, (device, fd) => {
       const errno = this.devnodes.change(fd, change)
       if (errno !== 0) return reply.error(errno)
       const stat = this.devnodes.stat(fd)
-      reply.attr(blockAttr(node, { device: verdict.device, stat }), STALE)
+      reply.attr(blockAttr(node, { device, stat }), STALE)
     })
   }
 
@@ -183,7 +195,7 @@ export class Tree implements TreeOperations {
     caller: Caller,
     node: Node,
     reply: Reply,
-    use: (verdict: Exclude<Verdict, { errno: number }>, fd: number) => void,
+    use: (device: Device, fd: number) => void,
   ): void {
     this.gate.admit({
       caller,
@@ -193,8 +205,8 @@ export class Tree implements TreeOperations {
       done: (verdict) => {
         if ('errno' in verdict) return reply.error(verdict.errno)
         const pin = node.pin
-        if (pin === undefined) throw new Error(`node ${node.name} was admitted without a pin`)
-        use(verdict, pin.fd)
+        if (pin === undefined || !('device' in verdict)) throw new Error(`node ${node.name} was admitted without a pin`)
+        use(verdict.device, pin.fd)
       },
     })
   }
@@ -202,7 +214,12 @@ export class Tree implements TreeOperations {
   readlink(nodeid: bigint, reply: Reply): void {
     const link = this.links.get(nodeid)
     if (link === undefined) return reply.error(E.EINVAL)
-    reply.data(Buffer.from(link.target))
+    const answer = (errno: number) => {
+      if (errno !== 0) reply.error(errno)
+      else reply.data(Buffer.from(link.target))
+    }
+    if (!link.waits) return answer(0)
+    this.gate.settle(link.target, (listener) => reply.onInterrupt(listener), answer)
   }
 
   opendir(nodeid: bigint, reply: Reply): void {

@@ -16,7 +16,7 @@ import {
   prepareMountpoint,
 } from '../src/mountpoint.js'
 import { native } from '../src/native.js'
-import { until } from './helpers/tree.js'
+import { sleep, until } from './helpers/tree.js'
 
 /** sys/mount.h */
 const MS_RDONLY = 1
@@ -160,12 +160,30 @@ t.test('a watch tells when its mount is gone, and not before', async (t) => {
     watch.close()
     other.close()
   })
+  await sleep(20) // until both are watching
   tmpfs(t, join(top, 'another'), 'another')()
   await until(() => others > 0)
   t.equal(gone, 0, 'others come and go')
   unmount()
   await until(() => gone > 0)
   t.pass('this one is gone')
+})
+
+t.test('a mount that is gone before its watch has begun is told, too', async (t) => {
+  const directory = join(temporary(t), 'brief')
+  const unmount = tmpfs(t, directory, 'brief')
+  const [mount] = mountsAt(directory)
+  let gone = 0
+  const early = new MountWatch(native, mount?.id as number, () => gone++)
+  unmount()
+  let never = 0
+  const late = new MountWatch(native, mount?.id as number, () => never++)
+  t.teardown(() => {
+    early.close()
+    late.close()
+  })
+  await until(() => gone > 0 && never > 0)
+  t.pass('both ways')
 })
 
 t.test('a mount point is made, and its path is the real one', async (t) => {

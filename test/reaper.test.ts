@@ -372,6 +372,28 @@ t.test('close() during a prune leaves the descriptor to it', async (t) => {
   t.equal(state.prunes.length, 1)
 })
 
+/** Timers that keep this process alive. */
+const timers = () => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length
+
+t.test('no timer runs while nothing is pinned, nor after close()', async (t) => {
+  const { reaper, answered, forget } = bound(fixture(t, { lingerMs: 10 }))
+  const before = timers()
+  t.equal(timers(), before, 'at first')
+  const node = answered(OPENAT)
+  t.ok(timers() > before, 'one that is pinned is looked after')
+  forget(node)
+  await sleep(30)
+  t.equal(timers(), before, 'after an open')
+  forget(answered(MOUNT))
+  await sleep(60)
+  t.equal(timers(), before, 'after a mount')
+  answered(OPENAT)
+  forget(answered(MOUNT))
+  reaper.inspected()
+  reaper.close()
+  t.equal(timers(), before, 'after close()')
+})
+
 /** These take seconds, so they run side by side. */
 const SLOW = { buffered: true }
 t.jobs = 5
@@ -435,28 +457,6 @@ t.test('an answer begins the hold anew', SLOW, async (t) => {
   again(node, OPENAT)
   await sleep(900)
   t.strictSame(state.unpinned, [])
-})
-
-/** Timers that keep this process alive. */
-const timers = () => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length
-
-t.test('no timer runs while nothing is pinned, nor after close()', async (t) => {
-  const { reaper, answered, forget } = bound(fixture(t, { lingerMs: 10 }))
-  const before = timers()
-  t.equal(timers(), before, 'at first')
-  const node = answered(OPENAT)
-  t.ok(timers() > before, 'one that is pinned is looked after')
-  forget(node)
-  await sleep(30)
-  t.equal(timers(), before, 'after an open')
-  forget(answered(MOUNT))
-  await sleep(60)
-  t.equal(timers(), before, 'after a mount')
-  answered(OPENAT)
-  forget(answered(MOUNT))
-  reaper.inspected()
-  reaper.close()
-  t.equal(timers(), before, 'after close()')
 })
 
 t.test('a process that has closed it can exit', async (t) => {

@@ -1,6 +1,16 @@
 /** A daemon of the test's own, on a mount point of its own, and real devices to serve. */
 import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -8,6 +18,7 @@ import { promisify } from 'node:util'
 
 import type { Test } from 'tap'
 
+import { blkPath } from './blk.js'
 import { ROOT } from './root.js'
 
 export const CLI = join(ROOT, 'dist/cli.js')
@@ -25,6 +36,11 @@ type Mechanism =
   | 'no-access-rule'
   | 'no-prune'
   | 'no-touch'
+  | 'inval-entry'
+  | 'lookups-wait'
+  | 'one-thread'
+  | 'no-interrupts'
+  | 'deaf'
 
 export interface RunningTree {
   readonly mountpoint: string
@@ -35,19 +51,45 @@ export interface RunningTree {
   stop(): Promise<number | null>
 }
 
+const cleanups = new WeakMap<Test, (() => unknown)[]>()
+
+/**
+ * Has `undo` run when the test ends, last registered first; each of them, even
+ * if one before it fails (of t.teardown's own, the rest would be left out).
+ */
+export function cleanup(t: Test, undo: () => unknown): void {
+  let undos = cleanups.get(t)
+  if (undos === undefined) {
+    const mine: (() => unknown)[] = (undos = [])
+    cleanups.set(t, mine)
+    t.teardown(async () => {
+      const failures: unknown[] = []
+      for (let next = mine.pop(); next !== undefined; next = mine.pop()) {
+        try {
+          await next()
+        } catch (error) {
+          failures.push(error)
+        }
+      }
+      if (failures.length > 0) throw failures[0]
+    })
+  }
+  undos.push(undo)
+}
+
 /**
  * Starts a daemon and waits until it answers. It is stopped when the test
  * ends, and a log line of level error fails the test.
  *
  * @param twin the safety mechanism to switch off
- * @param args more arguments for `diskseqfs mount -f`
+ * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout is known
  */
 export async function startTree(
   t: Test,
   { twin, args = [], expectErrors = false }: { twin?: Twin; args?: string[]; expectErrors?: boolean } = {},
 ): Promise<RunningTree> {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
-  const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN, twin, mountpoint]
+  const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN, twin, mountpoint, ...args]
   const child = spawn(process.execPath, command, { stdio: ['ignore', 'pipe', 'pipe'] })
   let text = ''
   child.stderr.on('data', (chunk: Buffer) => (text += chunk.toString()))
@@ -59,14 +101,14 @@ export async function startTree(
   const ended = new Promise<number | null>((resolve) => child.on('close', resolve))
   const stop = async () => {
     if (child.exitCode === null) child.kill('SIGTERM')
-    const code = await Promise.race([ended, sleep(15_000).then(() => undefined)])
+    const code = await Promise.race([ended, sleep(15_000, undefined, { ref: false })])
     if (code === undefined) {
       child.kill('SIGKILL')
       throw new Error(`the daemon did not stop:\n${text}`)
     }
     return code
   }
-  t.teardown(async () => {
+  cleanup(t, async () => {
     await stop()
     rmdirSync(mountpoint)
     const errors = log().filter((line) => line['level'] === 'error')
@@ -98,32 +140,55 @@ export interface LoopDisk extends TestDisk {
 
 const sysfsDiskseq = (kname: string) => readFileSync(`/sys/class/block/${kname}/diskseq`, 'utf8').trim()
 
-/** A loop device on a file of its own; detached when the test ends. */
-export function loopDisk(t: Test, { size = 1 << 20, args = [] }: { size?: number; args?: string[] } = {}): LoopDisk {
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-disk-'))
-  const file = join(directory, 'disk.img')
-  writeFileSync(file, '')
-  truncateSync(file, size)
+/**
+ * A loop device on a file of its own, or on `file`; detached when the test ends.
+ *
+ * @param args more arguments for losetup
+ */
+export function loopDisk(
+  t: Test,
+  { size = 1 << 20, args = [], file }: { size?: number; args?: string[]; file?: string } = {},
+): LoopDisk {
+  if (file === undefined) {
+    const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-disk-'))
+    cleanup(t, () => rmSync(directory, { recursive: true }))
+    file = join(directory, 'disk.img')
+    writeFileSync(file, '')
+    truncateSync(file, size)
+  }
+  const before = new Set(readdirSync('/sys/block'))
   const path = execFileSync('losetup', ['--find', '--show', ...args, file], { encoding: 'utf8' }).trim()
   const kname = path.slice('/dev/'.length)
+  if (!before.has(kname)) {
+    const number = kname.slice('loop'.length)
+    cleanup(t, () => void execFileSync(blkPath(), ['loop-remove', '--nr', number]))
+  }
+  const partitions = new Set<number>()
+  const partition = (...args: (string | number)[]) =>
+    void execFileSync(blkPath(), ['partition', ...args.map(String)], { encoding: 'utf8' })
+  const deletePartition = (number: number) => {
+    partition('del', path, number)
+    partitions.delete(number)
+  }
   let attached = true
   const detach = () => {
+    // The kernel leaves them to the device, which then is as good as in use.
+    for (const number of partitions) deletePartition(number)
     if (attached) execFileSync('losetup', ['--detach', path])
     attached = false
   }
-  t.teardown(() => {
-    detach()
-    rmSync(directory, { recursive: true })
-  })
+  cleanup(t, detach)
   return {
     kname,
     path,
     file,
     diskseq: () => sysfsDiskseq(kname),
     detach,
-    addPartition: (number, start, length) =>
-      void execFileSync('addpart', [path, String(number), String(start), String(length)]),
-    deletePartition: (number) => void execFileSync('delpart', [path, String(number)]),
+    addPartition: (number, start, length) => {
+      partition('add', path, number, start, length)
+      partitions.add(number)
+    },
+    deletePartition,
   }
 }
 
@@ -136,8 +201,7 @@ export interface ZramDisk extends TestDisk {
 export function zramDisk(t: Test, { size = 1 << 20 }: { size?: number } = {}): ZramDisk {
   const number = Number(readFileSync('/sys/class/zram-control/hot_add', 'utf8'))
   const kname = `zram${number}`
-  writeFileSync(`/sys/block/${kname}/disksize`, String(size))
-  t.teardown(async () => {
+  cleanup(t, async () => {
     for (let i = 0; ; i++) {
       try {
         writeFileSync('/sys/class/zram-control/hot_remove', String(number))
@@ -148,6 +212,7 @@ export function zramDisk(t: Test, { size = 1 << 20 }: { size?: number } = {}): Z
       }
     }
   })
+  writeFileSync(`/sys/block/${kname}/disksize`, String(size))
   return {
     number,
     kname,
@@ -186,6 +251,101 @@ export async function run(
 export function cli(...args: string[]): Promise<Output> {
   return run(process.execPath, [CLI, ...args])
 }
+
+/** A subcommand of the C helper that goes on until its stdin closes. */
+export interface RunningBlk {
+  readonly pid: number
+  /** Sends a line and returns the next one that it prints. */
+  ask(): Promise<string>
+  kill(signal: NodeJS.Signals): void
+  /** Closes its stdin and waits; the last line it printed. */
+  end(): Promise<string>
+}
+
+/** Starts such a subcommand and waits for its first line, which says that it is ready. */
+export async function startBlk(t: Test, ...args: string[]): Promise<RunningBlk> {
+  const child = spawn(blkPath(), args, { stdio: ['pipe', 'pipe', 'pipe'] })
+  let out = ''
+  let err = ''
+  let ended = false
+  child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString()))
+  child.stderr.on('data', (chunk: Buffer) => (err += chunk.toString()))
+  child.stdin.on('error', () => {}) // it ended by itself; its stderr says why
+  const closed = new Promise<void>((resolve) =>
+    child.on('close', () => {
+      ended = true
+      resolve()
+    }),
+  )
+  let taken = 0
+  const lines = () => out.split('\n').slice(0, -1)
+  const line = async () => {
+    await until(() => ended || lines().length > taken, 30_000)
+    const next = lines()[taken++]
+    if (next === undefined) throw new Error(`blk ${args.join(' ')} ended: ${err}`)
+    return next
+  }
+  const end = async () => {
+    child.stdin.end()
+    const killer = setTimeout(() => child.kill('SIGKILL'), 30_000)
+    await closed
+    clearTimeout(killer)
+    if (err !== '') throw new Error(`blk ${args.join(' ')}: ${err}`)
+    return lines().at(-1) ?? ''
+  }
+  cleanup(t, end)
+  await line()
+  return {
+    pid: child.pid as number,
+    ask: () => {
+      child.stdin.write('\n')
+      return line()
+    },
+    kill: (signal) => void child.kill(signal),
+    end,
+  }
+}
+
+export interface Seen {
+  readonly open: number
+  readonly close_write: number
+  readonly close_nowrite: number
+}
+
+/** Watches a node with inotify: returns what was seen since the call before. */
+export async function watchNode(t: Test, path: string): Promise<() => Promise<Seen>> {
+  const watch = await startBlk(t, 'watch', '--path', path)
+  let before: Seen = { open: 0, close_write: 0, close_nowrite: 0 }
+  return async () => {
+    const now = JSON.parse(await watch.ask()) as Seen
+    const since = {
+      open: now.open - before.open,
+      close_write: now.close_write - before.close_write,
+      close_nowrite: now.close_nowrite - before.close_nowrite,
+    }
+    before = now
+    return since
+  }
+}
+
+/** Devices that a process has open now: what its descriptors in /proc lead to. */
+export function openDevices(pid: number): string[] {
+  const found: string[] = []
+  for (const fd of readdirSync(`/proc/${pid}/fd`)) {
+    try {
+      if (!statSync(`/proc/${pid}/fd/${fd}`).isBlockDevice()) continue
+      // An O_PATH descriptor of a node is none of the device.
+      const flags = /^flags:\s*(\d+)$/m.exec(readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
+      if ((Number.parseInt(flags, 8) & O_PATH) === 0) found.push(readlinkSync(`/proc/${pid}/fd/${fd}`))
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error // closed meanwhile
+    }
+  }
+  return found
+}
+
+/** asm-generic/fcntl.h; the same on all 64-bit architectures this builds for */
+const O_PATH = 0o10000000
 
 /** Waits until `condition` holds; fails after `ms`. */
 export async function until(condition: () => boolean | Promise<boolean>, ms = 5000): Promise<void> {

@@ -2,7 +2,7 @@
  * The daemon with one safety mechanism switched off: what the tests that prove
  * the mechanism must fail against. Never shipped.
  *
- *   node twin-daemon.mjs TWIN[+slow] MOUNTPOINT
+ *   node twin-daemon.mjs TWIN[+slow] MOUNTPOINT [--open-timeout SECONDS]
  *
  * With +slow each disk is answered for 30 ms after it was verified, as it may
  * be on a busy machine: time enough for anything to happen in between.
@@ -51,6 +51,70 @@ const slow = (opener) => {
   })
 }
 
+/**
+ * Instead of having the kernel drop unused names, tells it that each name is
+ * no longer valid: which drops those in use as well.
+ */
+function invalidating() {
+  const FUSE_NOTIFY_INVAL_ENTRY = 3
+  let fuse = -1
+  const invalidate = (name) => {
+    const message = Buffer.alloc(16 + 16 + name.length + 1)
+    message.writeUInt32LE(message.length, 0)
+    message.writeInt32LE(FUSE_NOTIFY_INVAL_ENTRY, 4)
+    message.writeBigUInt64LE(1n, 16) // in the root
+    message.writeUInt32LE(name.length, 24)
+    message.write(name, 32, 'latin1')
+    native.write(fuse, message, message.length)
+  }
+  return {
+    ...native,
+    mount: (source, target, type, flags, data) => {
+      fuse = Number(/\bfd=(\d+)/.exec(data)[1])
+      return native.mount(source, target, type, flags, data)
+    },
+    prune: (_, done) =>
+      native.scanBlock('/sys/class/block', (_, list) => {
+        for (const text of list.filter((_, i) => i % 3 === 1)) {
+          const diskseq = /^DISKSEQ=(\d+)$/m.exec(text)?.[1]
+          const partition = /^PARTN=(\d+)$/m.exec(text)?.[1]
+          if (diskseq !== undefined) invalidate(partition === undefined ? diskseq : `${diskseq}p${partition}`)
+        }
+        done(0)
+      }),
+  }
+}
+
+/** Opens and closes of devices stand in one queue, as with a pool that is full. */
+function queued() {
+  const waiting = []
+  let busy = false
+  const next = () => {
+    busy = waiting.length > 0
+    waiting.shift()?.()
+  }
+  const add = (start) => {
+    waiting.push(start)
+    if (!busy) next()
+  }
+  const inTurn =
+    (call) =>
+    (...given) => {
+      const done = given.pop()
+      add(() =>
+        call(...given, (...results) => {
+          next()
+          done(...results)
+        }),
+      )
+    }
+  return { ...native, openDevice: inTurn(native.openDevice), closeDevice: inTurn(native.closeDevice) }
+}
+
+const FUSE_INTERRUPT = 36
+const EAGAIN = -11
+const EINTR = -4
+
 const twins = {
   /** Nothing is switched off. */
   'none': {},
@@ -86,9 +150,28 @@ const twins = {
   'no-touch': {
     opener: (calls, directory) => Object.assign(new PinOpener(calls, directory), { touch: (_, done) => done() }),
   },
+  /** Unused names are dropped in a way that also drops those in use. */
+  'inval-entry': { native: invalidating() },
+  /** A slow disk is waited for in the LOOKUP, whoever asks. */
+  'lookups-wait': { lookupPatienceMs: 5000 },
+  /** One disk at a time. */
+  'one-thread': { native: queued() },
+  /** Callers that want to give up are not heard. */
+  'no-interrupts': {
+    native: {
+      ...native,
+      read: (fd, into) => {
+        const n = native.read(fd, into)
+        return n >= 8 && Buffer.from(into.buffer, into.byteOffset, 8).readUInt32LE(4) === FUSE_INTERRUPT ? EINTR : n
+      },
+    },
+  },
+  /** No uevent ever arrives. */
+  'deaf': { native: { ...native, ueventReceive: () => EAGAIN } },
 }
 
-const [twin, mountpoint] = process.argv.slice(2)
+const [twin, mountpoint, option, seconds] = process.argv.slice(2)
+if (option !== undefined && option !== '--open-timeout') throw new Error(`no such option: ${option}`)
 const [name, pace] = twin.split('+')
 const parts = twins[name]
 if (parts === undefined) throw new Error(`no such twin: ${name}`)
@@ -101,7 +184,7 @@ const daemon = new Daemon(
     mount: parseMountOptions('', []),
     lingerMs: 5,
     holdSeconds: 30,
-    openTimeoutMs: 10_000,
+    openTimeoutMs: Number(seconds ?? 10) * 1000,
   },
   log,
   { ...parts, opener },

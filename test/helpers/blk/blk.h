@@ -153,5 +153,13 @@ int cmd_latency(int argc, char **argv);
 int cmd_hold(int argc, char **argv);
 int cmd_exclusive_zram(int argc, char **argv);
 int cmd_exclusive_part(int argc, char **argv);
+int cmd_partition(int argc, char **argv);
+int cmd_watch(int argc, char **argv);
+int cmd_loops(int argc, char **argv);
+int cmd_loop_remove(int argc, char **argv);
+int cmd_hungfs(int argc, char **argv);
+int cmd_uring_open(int argc, char **argv);
+int cmd_delays(int argc, char **argv);
+int cmd_mount(int argc, char **argv);
 
 #endif

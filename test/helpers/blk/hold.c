@@ -12,6 +12,25 @@ static void print_seq(int fd, const char *none)
 		printf("%s", none); /* O_PATH, or no block device */
 }
 
+/* Opens once more what the descriptor stands for, without its name. */
+static void reopen(int fd)
+{
+	char path[32];
+
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	int again = open(path, O_RDONLY | O_CLOEXEC);
+	if (again < 0) {
+		printf("{\"error\":%d}\n", errno);
+	} else {
+		printf("{\"diskseq\":");
+		print_seq(again, "null");
+		printf("}\n");
+		close(again);
+	}
+	fflush(stdout);
+}
+
+/* A line on stdin reopens; the end of stdin ends it. */
 int cmd_hold(int argc, char **argv)
 {
 	const char *path = NULL, *flags_name = "rdonly";
@@ -37,8 +56,12 @@ int cmd_hold(int argc, char **argv)
 		/* The timeout is for a signal just before the call. */
 		if (poll(&p, 1, 100) <= 0)
 			continue;
-		if (read(0, buf, sizeof buf) <= 0)
+		ssize_t n = read(0, buf, sizeof buf);
+		if (n <= 0)
 			break;
+		for (ssize_t i = 0; i < n; i++)
+			if (buf[i] == '\n')
+				reopen(fd);
 	}
 	/* The same descriptor must still mean the same disk. */
 	printf("{\"diskseq\":");

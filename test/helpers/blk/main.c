@@ -11,12 +11,21 @@ static const struct {
 	{ "hold", cmd_hold },
 	{ "exclusive-zram", cmd_exclusive_zram },
 	{ "exclusive-part", cmd_exclusive_part },
+	{ "partition", cmd_partition },
+	{ "watch", cmd_watch },
+	{ "loops", cmd_loops },
+	{ "loop-remove", cmd_loop_remove },
+	{ "hungfs", cmd_hungfs },
+	{ "uring-open", cmd_uring_open },
+	{ "delays", cmd_delays },
+	{ "mount", cmd_mount },
 };
 
 int main(int argc, char **argv)
 {
 	if (argc < 2)
-		die("usage: blk churn|pingpong|openlat|latency|hold|exclusive-zram|exclusive-part --option value ...");
+		die("usage: blk churn|pingpong|openlat|latency|hold|exclusive-zram|exclusive-part|"
+		    "partition|watch|loops|loop-remove|hungfs|uring-open|delays|mount --option value ...");
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (strcmp(argv[1], commands[i].name) == 0) {
 			catch_signals();

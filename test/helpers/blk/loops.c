@@ -1,0 +1,108 @@
+/* Disks by the thousand: loop devices, all on one file. */
+#include "blk.h"
+
+#include <linux/loop.h>
+#include <poll.h>
+#include <pthread.h>
+
+/* Out of the way of those that losetup and the churn take. */
+#define FIRST_NR 20000
+/* Removing one is mostly waiting, and many can wait at once. */
+#define WORKERS 16
+#define CLEANUP_NS (10 * NS_PER_S)
+
+/* Only devices that this run added are in here. */
+static int *nrs;
+static int got, left;
+
+static int attach(int nr, int file)
+{
+	int fd = loop_open(nr, O_RDONLY), err;
+
+	if (fd < 0)
+		return fd;
+	err = loop_configure(fd, file, LO_FLAGS_READ_ONLY);
+	close(fd);
+	return err;
+}
+
+static void *remove_some(void *arg)
+{
+	for (int i = (int)(intptr_t)arg; i < got; i += WORKERS)
+		if (loop_destroy(nrs[i], CLEANUP_NS) < 0)
+			__atomic_add_fetch(&left, 1, __ATOMIC_RELAXED);
+	return NULL;
+}
+
+static void remove_all(void)
+{
+	pthread_t threads[WORKERS];
+	bool started[WORKERS];
+
+	for (intptr_t i = 0; i < WORKERS; i++)
+		started[i] = pthread_create(&threads[i], NULL, remove_some, (void *)i) == 0;
+	for (intptr_t i = 0; i < WORKERS; i++) {
+		if (started[i])
+			pthread_join(threads[i], NULL);
+		else
+			remove_some((void *)i);
+	}
+	if (left)
+		die("loops: %d loop devices could not be removed", left);
+}
+
+/* Attaches, says "ready", and detaches when stdin closes. */
+int cmd_loops(int argc, char **argv)
+{
+	int err = 0, count = argc == 3 ? atoi(argv[1]) : 0;
+
+	if (count < 1)
+		die("usage: blk loops COUNT FILE");
+	int file = open(argv[2], O_RDONLY | O_CLOEXEC);
+	if (file < 0)
+		die("%s: %s", argv[2], strerror(errno));
+	nrs = calloc((size_t)count, sizeof *nrs);
+	if (!nrs)
+		die("loops: out of memory");
+	for (int nr = FIRST_NR; got < count && !err && !stop_signal; nr++) {
+		err = loop_ctl_add(nr);
+		if (err == 0) {
+			nrs[got++] = nr;
+			err = attach(nr, file);
+		} else if (err == -EEXIST) {
+			err = 0;
+		}
+	}
+	if (err) {
+		remove_all();
+		die("loops: %s", strerror(-err));
+	}
+	printf("ready\n");
+	fflush(stdout);
+	while (!stop_signal) {
+		struct pollfd p = { .fd = 0, .events = POLLIN };
+		char buf[256];
+
+		if (poll(&p, 1, 100) > 0 && read(0, buf, sizeof buf) <= 0)
+			break;
+	}
+	remove_all();
+	printf("{\"loops\":%d}\n", got);
+	return exit_status();
+}
+
+/* For what losetup --find adds when all are in use. */
+int cmd_loop_remove(int argc, char **argv)
+{
+	int nr = 0;
+
+	parse_opts(argc, argv, (const struct opt[]){
+		{ "nr", OPT_INT, &nr, true },
+		{ 0 },
+	});
+	int err = loop_ctl_remove(nr);
+	if (err && err != -EBUSY && err != -ENODEV) /* somebody else's now, or gone */
+		die("loop%d: remove: %s", nr, strerror(-err));
+	printf("{\"removed\":%s}\n", err ? "false" : "true");
+	return exit_status();
+}
