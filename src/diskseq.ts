@@ -60,11 +60,12 @@ export function linkName(diskseq: DiskSeq, partition: number): string {
   return `${diskseq}-part${partition}`
 }
 
+// diskseq: 52 bits, waiting: 1, partition: 10, symlink: 1
 const SYMLINK_BIT = 1n
-const WAITING_BIT = 2n
-const PARTITION_SHIFT = 2n
+const PARTITION_SHIFT = 1n
+const PARTITION_MAX = 0x3ff
+const WAITING_BIT = 1n << 11n
 const DISKSEQ_SHIFT = 12n
-const PARTITION_MAX = (1 << Number(DISKSEQ_SHIFT - PARTITION_SHIFT)) - 1
 
 /**
  * The node id is a function of diskseq and partition alone: the kernel never

@@ -31,6 +31,11 @@ const INSPECTING = [
   'readlink', 'readlinkat', 'access', 'faccessat', 'faccessat2',
   'getxattr', 'lgetxattr', 'fgetxattr', 'getxattrat', 'listxattr', 'llistxattr', 'flistxattr', 'listxattrat',
   'statfs', 'fstatfs', 'inotify_add_watch', 'name_to_handle_at',
+  'chmod', 'fchmod', 'fchmodat', 'fchmodat2', 'chown', 'lchown', 'fchown', 'fchownat',
+  'utime', 'utimes', 'futimesat', 'utimensat',
+  'setxattr', 'lsetxattr', 'fsetxattr', 'setxattrat', 'removexattr', 'lremovexattr', 'fremovexattr', 'removexattrat',
+  'mkdir', 'mkdirat', 'mknod', 'mknodat', 'symlink', 'symlinkat', 'link', 'linkat',
+  'rename', 'renameat', 'renameat2', 'unlink', 'unlinkat', 'rmdir',
 ]
 /** Not on every architecture: the newer ones have only their *at forms. */
 const OLD = ['open', 'creat', 'stat', 'lstat', 'readlink', 'access']
