@@ -51,6 +51,9 @@ export interface RunningTree {
   stop(): Promise<number | null>
 }
 
+/** Without the options by which tap loads itself into each node that is started. */
+const { NODE_OPTIONS: _, ...ENVIRONMENT } = process.env
+
 const cleanups = new WeakMap<Test, (() => unknown)[]>()
 
 /**
@@ -90,7 +93,7 @@ export async function startTree(
 ): Promise<RunningTree> {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
   const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN, twin, mountpoint, ...args]
-  const child = spawn(process.execPath, command, { stdio: ['ignore', 'pipe', 'pipe'] })
+  const child = spawn(process.execPath, command, { stdio: ['ignore', 'pipe', 'pipe'], env: ENVIRONMENT })
   let text = ''
   child.stderr.on('data', (chunk: Buffer) => (text += chunk.toString()))
   const log = () =>
@@ -238,7 +241,7 @@ export async function run(
   options: { uid?: number; gid?: number; env?: NodeJS.ProcessEnv } = {},
 ): Promise<Output> {
   try {
-    const { stdout, stderr } = await promisify(execFile)(file, args, { encoding: 'utf8', timeout: 60_000, ...options })
+    const { stdout, stderr } = await promisify(execFile)(file, args, { encoding: 'utf8', timeout: 60_000, env: ENVIRONMENT, ...options })
     return { code: 0, stdout, stderr }
   } catch (error) {
     const { code, stdout, stderr } = error as { code?: number; stdout?: string; stderr?: string }
