@@ -28,9 +28,9 @@ const TWIN_ROUNDS = 3
 const FREE_MS = 20
 
 function report(t: Test, result: Record<string, any>): void {
-  const { n, within_20ms, first_try, failed, max_us, p50_us, p99_us, errors } = result
+  const { n, within_20ms, first_try, failed, disturbed, max_us, p50_us, p99_us, errors } = result
   t.comment(
-    `${t.name}: ${within_20ms} of ${n} within 20 ms, ${first_try} at the first try, ${failed} failed; ` +
+    `${t.name}: ${within_20ms} of ${n} within 20 ms, ${first_try} at the first try, ${failed} failed, ${disturbed} run again (the machine stood still); ` +
       `free after ${p50_us} us (median), ${p99_us} us (99 %), ${max_us} us at most; errors ${JSON.stringify(errors)}`,
   )
 }

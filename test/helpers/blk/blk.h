@@ -137,7 +137,10 @@ struct excl {
 	struct hist done; /* from the close to the end of what needed it free */
 	struct errs errors;
 	uint64_t rounds, within_20ms, first_try, failed, max_appear_ns;
+	uint64_t disturbed; /* not among the rounds: the machine stood still */
 };
+void excl_init(void);
+bool excl_more(const struct excl *x, int count);
 /* Uses the path like any client would: open, read, close. */
 bool excl_use(struct excl *x, const char *path);
 /* Then tries, again and again while it gives -EBUSY, what needs the disk

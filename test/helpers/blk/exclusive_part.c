@@ -28,7 +28,8 @@ int cmd_exclusive_part(int argc, char **argv)
 		{ "count", OPT_INT, &count, true },
 		{ 0 },
 	});
-	for (int i = 0; i < count && !stop_signal; i++) {
+	excl_init();
+	while (excl_more(&x, count)) {
 		uint64_t seq = 0;
 		int err, fd = loop_open(nr, O_RDONLY);
 

@@ -55,7 +55,8 @@ int cmd_exclusive_zram(int argc, char **argv)
 		die("exclusive-zram: one of --path and --dir is required");
 
 	uint64_t was = attr_read("disksize"), seq = attr_read("diskseq");
-	for (int i = 0; i < count && !stop_signal; i++) {
+	excl_init();
+	while (excl_more(&x, count)) {
 		int err;
 
 		if (attr_read("disksize") == 0 && (err = attr_write("disksize", "1M")) < 0)
