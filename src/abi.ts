@@ -162,8 +162,18 @@ export class Message {
   }
 }
 
+/** Times of an inode: seconds since the epoch, and nanoseconds. */
+export interface Times {
+  readonly atime: number
+  readonly atimeNs: number
+  readonly mtime: number
+  readonly mtimeNs: number
+  readonly ctime: number
+  readonly ctimeNs: number
+}
+
 /** struct fuse_attr, as far as this tree has use for it. */
-export interface Attr {
+export interface Attr extends Times {
   readonly ino: bigint
   readonly mode: number
   readonly nlink: number
@@ -171,13 +181,6 @@ export interface Attr {
   readonly gid: number
   readonly rdev: number
   readonly size: number
-  /** Seconds since the epoch, and nanoseconds. */
-  readonly atime: number
-  readonly atimeNs: number
-  readonly mtime: number
-  readonly mtimeNs: number
-  readonly ctime: number
-  readonly ctimeNs: number
 }
 
 /** struct fuse_entry_out. Names are never cached: entry_valid is always 0. */

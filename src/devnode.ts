@@ -2,22 +2,17 @@
  * A device's own node in /dev: where owner, mode, times, ACL and xattrs of its
  * name in the tree come from, and where changes of them go.
  */
+import type { Times } from './abi.js'
 import { E, EOPNOTSUPP, Exhausted } from './errno.js'
 import { type Native, STAT } from './native.js'
 import type { Device } from './sysfs.js'
 import type { AttrChange } from './transport.js'
 
-export interface NodeStat {
+export interface NodeStat extends Times {
   /** st_mode with the type bits. */
   readonly mode: number
   readonly uid: number
   readonly gid: number
-  readonly atime: number
-  readonly atimeNs: number
-  readonly mtime: number
-  readonly mtimeNs: number
-  readonly ctime: number
-  readonly ctimeNs: number
 }
 
 const S_IFMT = 0o170000

@@ -13,7 +13,7 @@ import {
 import type { DeviceNodes, NodeStat } from './devnode.js'
 import { type DiskSeq, linkName, nodeId, nodeName, parseName, waitingId } from './diskseq.js'
 import { E, EOPNOTSUPP } from './errno.js'
-import type { Gate } from './gate.js'
+import type { Attempt, Gate } from './gate.js'
 import type { Node, NodeTable } from './node.js'
 import type { Reaper } from './reaper.js'
 import type { Registry } from './registry.js'
@@ -88,29 +88,33 @@ export class Tree implements TreeOperations {
   }
 
   private lookupNode(caller: Caller, node: Node, reply: Reply): void {
-    this.gate.admit({
-      caller,
-      node,
-      kind: 'lookup',
-      onInterrupt: (listener) => reply.onInterrupt(listener),
-      done: (verdict) => {
-        if ('errno' in verdict) {
-          this.reaper.inspected()
-          return reply.error(verdict.errno)
-        }
-        if ('later' in verdict) return this.replyLink(waitingId(node.id), node.name, true, reply)
-        const { device } = verdict
-        // Counted first: the answer may be forgotten as soon as it is given.
-        node.nlookup++
-        const taken = reply.entry({
-          nodeid: node.id,
-          generation: BigInt(encodeDev(device.major, device.minor)),
-          attr: blockAttr(node, verdict),
-          attrValid: verdict.pinned ? ONE_JIFFY : STALE,
-        })
-        if (!taken) this.forget(node.id, 1n)
-      },
+    this.admit('lookup', caller, node, reply, (verdict) => {
+      if ('errno' in verdict) {
+        this.reaper.inspected()
+        return reply.error(verdict.errno)
+      }
+      if ('later' in verdict) return this.replyLink(waitingId(node.id), node.name, true, reply)
+      const { device } = verdict
+      // Counted first: the answer may be forgotten as soon as it is given.
+      node.nlookup++
+      const taken = reply.entry({
+        nodeid: node.id,
+        generation: BigInt(encodeDev(device.major, device.minor)),
+        attr: blockAttr(node, verdict),
+        attrValid: verdict.pinned ? ONE_JIFFY : STALE,
+      })
+      if (!taken) this.forget(node.id, 1n)
     })
+  }
+
+  private admit(
+    kind: Attempt['kind'],
+    caller: Caller,
+    node: Node,
+    reply: Reply,
+    done: Attempt['done'],
+  ): void {
+    this.gate.admit({ kind, caller, node, done, onInterrupt: (listener) => reply.onInterrupt(listener) })
   }
 
   private lookupLink(diskseq: DiskSeq, partition: number, reply: Reply): void {
@@ -159,23 +163,17 @@ export class Tree implements TreeOperations {
     if (link !== undefined) return reply.attr(this.linkAttr(nodeid, link.target), STALE)
     const node = this.nodes.get(nodeid)
     if (node === undefined) return reply.error(E.ESTALE)
-    this.gate.admit({
-      caller,
-      node,
-      kind: 'getattr',
-      onInterrupt: (listener) => reply.onInterrupt(listener),
-      done: (verdict) => {
-        if ('later' in verdict) throw new Error('only a lookup can be put off')
-        if (!('errno' in verdict)) {
-          return reply.attr(blockAttr(node, verdict), verdict.pinned ? ONE_JIFFY : STALE)
-        }
-        // Like a file that was unlinked while open: the name is gone, but
-        // whoever has a descriptor may look at it. Nobody can open it.
-        if (verdict.errno === E.ENOENT && node.last !== undefined) {
-          return reply.attr({ ...blockAttr(node, node.last), nlink: 0 }, STALE)
-        }
-        reply.error(verdict.errno)
-      },
+    this.admit('getattr', caller, node, reply, (verdict) => {
+      if ('later' in verdict) throw new Error('only a lookup can be put off')
+      if (!('errno' in verdict)) {
+        return reply.attr(blockAttr(node, verdict), verdict.pinned ? ONE_JIFFY : STALE)
+      }
+      // Like a file that was unlinked while open: the name is gone, but
+      // whoever has a descriptor may look at it. Nobody can open it.
+      if (verdict.errno === E.ENOENT && node.last !== undefined) {
+        return reply.attr({ ...blockAttr(node, node.last), nlink: 0 }, STALE)
+      }
+      reply.error(verdict.errno)
     })
   }
 
@@ -197,17 +195,13 @@ export class Tree implements TreeOperations {
     reply: Reply,
     use: (device: Device, fd: number) => void,
   ): void {
-    this.gate.admit({
-      caller,
-      node,
-      kind: 'change',
-      onInterrupt: (listener) => reply.onInterrupt(listener),
-      done: (verdict) => {
-        if ('errno' in verdict) return reply.error(verdict.errno)
-        const pin = node.pin
-        if (pin === undefined || !('device' in verdict)) throw new Error(`node ${node.name} was admitted without a pin`)
-        use(verdict.device, pin.fd)
-      },
+    this.admit('change', caller, node, reply, (verdict) => {
+      if ('errno' in verdict) return reply.error(verdict.errno)
+      const pin = node.pin
+      if (pin === undefined || !('device' in verdict)) {
+        throw new Error(`node ${node.name} was admitted without a pin`)
+      }
+      use(verdict.device, pin.fd)
     })
   }
 
