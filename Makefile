@@ -50,6 +50,10 @@ run:
 	@scripts/run "$(MOUNTPOINT)"
 
 check: build
+	@[ "$$(id -u)" -eq 0 ] || { echo 'make check: must be root to mount and to make loop devices' >&2; exit 1; }
+	@setpriv --reuid=65534 --regid=65534 --clear-groups node dist/cli.js --version >/dev/null 2>&1 || \
+		{ echo 'make check: some tests run the program as an unprivileged user;' \
+			'move the project to where others may enter (not /root)' >&2; exit 1; }
 	tap
 
 check-types: $(DEPS)
