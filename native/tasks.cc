@@ -138,16 +138,6 @@ void TaskPool::Shutdown() {
            [](uv_handle_t* handle) { delete reinterpret_cast<uv_async_t*>(handle); });
 }
 
-size_t TaskPool::ThreadCount() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return threads_;
-}
-
-void InitTasks(Napi::Env env, Napi::Object exports) {
-  env.GetInstanceData<Addon>()->tasks = TaskPool::Create(env);
-  exports.Set("threadCount", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
-    return Napi::Number::New(info.Env(), static_cast<double>(Tasks(info.Env()).ThreadCount()));
-  }));
-}
+void InitTasks(Napi::Env env) { env.GetInstanceData<Addon>()->tasks = TaskPool::Create(env); }
 
 }  // namespace diskseqfs

@@ -53,8 +53,6 @@ class TaskPool : public std::enable_shared_from_this<TaskPool> {
   // under way the event loop stays alive.
   void Submit(Napi::Function callback, Work work);
 
-  size_t ThreadCount();
-
  private:
   static constexpr size_t kMaxThreads = 1024;
   static constexpr size_t kStackBytes = 128 * 1024;

@@ -1,5 +1,5 @@
 /** The daemon: its parts, put together, and the order in which they start and stop. */
-import { constants, openSync } from 'node:fs'
+import { constants, openSync, readdirSync } from 'node:fs'
 
 import { Access } from './access.js'
 import { CloseWatch, WATCH_MASK } from './closes.js'
@@ -9,6 +9,7 @@ import { Gate, LOOKUP_PATIENCE_MS } from './gate.js'
 import { Intents } from './intent.js'
 import type { Logger } from './log.js'
 import {
+  detach,
   FSTYPE,
   isDead,
   mountData,
@@ -28,9 +29,6 @@ import { Sysfs } from './sysfs.js'
 import type { Transport } from './transport.js'
 import { Tree } from './tree.js'
 import { UeventSocket } from './uevent.js'
-
-/** sys/mount.h */
-const MNT_DETACH = 2
 
 export interface DaemonOptions {
   readonly mountpoint: string
@@ -93,7 +91,7 @@ export class Daemon {
     if (process.geteuid?.() !== 0) {
       throw new UserError('only root can mount the tree and open block devices; run this as root')
     }
-    await this.requireDiskSeq()
+    this.requireDiskSeq()
     // Listen first: what changes during the scan is then not missed.
     this.uevents.open()
     await this.registry.start()
@@ -152,9 +150,7 @@ export class Daemon {
     this.mountWatch = undefined
     if (this.mountId === -1 || mountsAt(this.mountpoint).at(-1)?.id !== this.mountId) return
     const { mountpoint } = this
-    const error = await new Promise<number>((resolve) => {
-      this.native.unmount(mountpoint, MNT_DETACH, resolve)
-    })
+    const error = await detach(this.native, mountpoint)
     if (error === 0) this.log.info({ mountpoint }, 'unmounted')
     else this.log.error({ errno: errnoName(error), mountpoint }, 'cannot unmount')
   }
@@ -240,25 +236,16 @@ export class Daemon {
     return new Tree(registry, sysfs, nodes, devnodes, gate, reaper)
   }
 
-  /** @throws UserError on a machine that cannot tell disks apart */
-  private requireDiskSeq(): Promise<void> {
+  /**
+   * One disk with a number is proof enough.
+   * @throws UserError on a machine that cannot tell disks apart
+   */
+  private requireDiskSeq(): void {
     const { classDirectory } = this.sysfs
-    return new Promise((resolve, reject) => {
-      this.native.scanBlock(classDirectory, (error, list) => {
-        const uevents = list.filter((_, i) => i % 3 === 1) as string[]
-        if (error !== 0) {
-          reject(
-            new UserError(`cannot read ${classDirectory}: ${errnoName(error)}; is sysfs mounted at /sys?`),
-          )
-        } else if (uevents.length > 0 && !uevents.some((text) => text.includes('DISKSEQ='))) {
-          reject(
-            new UserError('this kernel gives disks no sequence numbers; Linux 5.15 or later is needed'),
-          )
-        } else {
-          resolve()
-        }
-      })
-    })
+    const names = blockNames(classDirectory)
+    if (names.length === 0) return
+    if (names.some((name) => this.sysfs.attribute(name, 'uevent')?.includes('DISKSEQ='))) return
+    throw new UserError('this kernel gives disks no sequence numbers; Linux 5.15 or later is needed')
   }
 
   private async claimMountpoint(): Promise<void> {
@@ -274,9 +261,7 @@ export class Daemon {
         throw new UserError(`${path}: already served by another diskseqfs; see diskseqfs unmount --help`)
       }
       this.log.warn({ mountpoint: path }, 'taking away the mount of a daemon that died')
-      const error = await new Promise<number>((resolve) =>
-        this.native.unmount(path, MNT_DETACH, resolve),
-      )
+      const error = await detach(this.native, path)
       if (error !== 0) throw new UserError(`${path}: cannot unmount the dead mount: ${errnoName(error)}`)
       top = mountsAt(path).at(-1)
     }
@@ -301,6 +286,16 @@ export class Daemon {
         else reject(new UserError(`${what} failed on ${this.mountpoint}: ${errnoName(error)}`))
       })
     })
+  }
+}
+
+function blockNames(directory: string): string[] {
+  try {
+    return readdirSync(directory)
+  } catch (error) {
+    throw new UserError(
+      `cannot read ${directory}: ${errnoName(errnoOf(error))}; is sysfs mounted at /sys?`,
+    )
   }
 }
 

@@ -154,6 +154,14 @@ function unescapeOctal(text: string): string {
   return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)))
 }
 
+/** sys/mount.h */
+const MNT_DETACH = 2
+
+/** Takes a mount away, busy or not; 0, or an errno. */
+export function detach(native: Pick<Native, 'unmount'>, path: string): Promise<number> {
+  return new Promise((resolve) => native.unmount(path, MNT_DETACH, resolve))
+}
+
 /** Whether the daemon behind a FUSE mount is gone: each call fails with ENOTCONN. */
 export function isDead(path: string): boolean {
   try {

@@ -82,9 +82,6 @@ export interface Native {
   syslogOpen(path: string): number
   syslogSend(fd: number, line: string): number
 
-  /** Threads of the pool now. */
-  threadCount(): number
-
   readonly syscalls: Readonly<Record<string, number>>
   readonly O_PATH: number
   readonly UTIME_NOW: number

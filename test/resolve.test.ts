@@ -166,7 +166,7 @@ t.test('control characters never reach the terminal raw', async (t) => {
     t.notMatch(stderr, CONTROL)
     const json = await resolve('--json', argument)
     t.notMatch(json.stdout, CONTROL, 'nor in JSON')
-    t.equal((JSON.parse(json.stdout) as any).devices[0].argument, argument, 'which tells the argument as it is')
+    t.equal((JSON.parse(json.stdout) as { devices: { argument: string }[] }).devices[0]?.argument, argument, 'which tells the argument as it is')
   }
 })
 

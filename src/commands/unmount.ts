@@ -1,10 +1,7 @@
 /** `diskseqfs unmount` */
 import { E, errnoName, UserError } from '../errno.js'
-import { FSTYPE, mountsAt, withoutSymlinks } from '../mountpoint.js'
+import { detach, FSTYPE, mountsAt, withoutSymlinks } from '../mountpoint.js'
 import { native } from '../native.js'
-
-/** sys/mount.h */
-const MNT_DETACH = 2
 
 export async function unmount(path: string): Promise<void> {
   const mountpoint = withoutSymlinks(path)
@@ -15,7 +12,7 @@ export async function unmount(path: string): Promise<void> {
   }
   // Detached: files open through the tree are the devices themselves, and
   // whoever has one keeps it. The daemon sees the end of the connection.
-  const error = await new Promise<number>((done) => native.unmount(mountpoint, MNT_DETACH, done))
+  const error = await detach(native, mountpoint)
   if (error === E.EPERM) throw new UserError(`${path}: only root can unmount the tree`)
   if (error !== 0) throw new UserError(`${path}: cannot unmount: ${errnoName(error)}`)
 }
