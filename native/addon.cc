@@ -14,7 +14,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitInotify(env, exports);
   InitMount(env, exports);
   InitPoll(env, exports);
-  InitSyslog(env, exports);
+  InitDatagram(env, exports);
   InitUevent(env, exports);
   return exports;
 }

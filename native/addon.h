@@ -27,7 +27,7 @@ void InitDescriptor(Napi::Env env, Napi::Object exports);
 void InitInotify(Napi::Env env, Napi::Object exports);
 void InitMount(Napi::Env env, Napi::Object exports);
 void InitPoll(Napi::Env env, Napi::Object exports);
-void InitSyslog(Napi::Env env, Napi::Object exports);
+void InitDatagram(Napi::Env env, Napi::Object exports);
 void InitTasks(Napi::Env env);
 void InitUevent(Napi::Env env, Napi::Object exports);
 

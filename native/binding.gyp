@@ -6,11 +6,11 @@
         "addon.cc",
         "blockdev.cc",
         "constants.cc",
+        "datagram.cc",
         "descriptor.cc",
         "inotify.cc",
         "mount.cc",
         "poll.cc",
-        "syslog.cc",
         "tasks.cc",
         "uevent.cc"
       ],

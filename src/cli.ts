@@ -78,7 +78,7 @@ function program(): Command {
     )
     .addOption(new Option('--log-level <level>', 'least important lines to log').choices(LOG_LEVELS).default('info'))
     .addOption(
-      new Option('--log-format <format>', 'format of log lines on stderr (default: pretty on a terminal)').choices(
+      new Option('--log-format <format>', 'format of log lines on stderr (default: pretty on a terminal, journal in a systemd service, else json)').choices(
         LOG_FORMATS,
       ),
     )

@@ -3,6 +3,8 @@
  * hold up the tree: lines are written without waiting, and when the reader is
  * stuck or the disk is full they are dropped.
  */
+import { fstatSync } from 'node:fs'
+
 import pino from 'pino'
 
 import type { Native } from './native.js'
@@ -17,8 +19,9 @@ export const LOG_LEVELS: readonly LogLevel[] = [
   'trace',
   'silent',
 ]
-export type LogFormat = 'pretty' | 'json'
-export const LOG_FORMATS: readonly LogFormat[] = ['pretty', 'json']
+/** `journal` is text with the `<N>` in front from which systemd takes the priority, sd-daemon(3). */
+export type LogFormat = 'pretty' | 'json' | 'journal'
+export const LOG_FORMATS: readonly LogFormat[] = ['pretty', 'json', 'journal']
 
 export type Logger = Pick<pino.Logger, 'error' | 'warn' | 'info' | 'debug'>
 
@@ -30,7 +33,7 @@ const FLUSH_MS = 500
 /** Where log lines go. */
 export type LogTarget =
   | { readonly kind: 'stderr'; readonly format: LogFormat }
-  | { readonly kind: 'syslog'; readonly native: Pick<Native, 'syslogOpen' | 'syslogSend' | 'close'> }
+  | { readonly kind: 'syslog'; readonly native: Pick<Native, 'datagramOpen' | 'datagramSend' | 'close'> }
 
 const SYSLOG_SOCKET = '/dev/log'
 /** LOG_DAEMON, syslog.h */
@@ -41,6 +44,13 @@ function severity(level: number): number {
   if (level >= 50) return 3
   if (level >= 40) return 4
   return level >= 30 ? 6 : 7
+}
+
+/** The format for a stderr that nothing was said about. */
+export function defaultFormat(): LogFormat {
+  if (process.stderr.isTTY) return 'pretty'
+  const { dev, ino } = fstatSync(2)
+  return process.env['JOURNAL_STREAM'] === `${dev}:${ino}` ? 'journal' : 'json'
 }
 
 export interface Log {
@@ -77,6 +87,13 @@ export async function createLogger(level: LogLevel, target: LogTarget): Promise<
     }
     return { logger: pino(json, stderr), flush }
   }
+  if (target.format === 'journal') {
+    const write = (json: string) => {
+      const { level, text } = plain(json)
+      stderr.write(`<${severity(level)}>${text}\n`)
+    }
+    return { logger: pino({ ...options, timestamp: false }, { write }), flush }
+  }
   const { prettyFactory } = await import('pino-pretty')
   const pretty = prettyFactory({
     colorize: process.stderr.isTTY === true,
@@ -86,18 +103,24 @@ export async function createLogger(level: LogLevel, target: LogTarget): Promise<
   return { logger: pino(options, { write: (line: string) => stderr.write(pretty(line)) }), flush }
 }
 
-function syslogStream(native: Pick<Native, 'syslogOpen' | 'syslogSend' | 'close'>): pino.DestinationStream {
+/** A line as pino writes it, in the words of a system log. */
+function plain(json: string): { level: number; text: string } {
+  const { level, msg, ...fields } = JSON.parse(json) as Record<string, unknown>
+  const details = Object.entries(fields)
+    .map(([key, value]) => ` ${key}=${typeof value === 'string' ? value : JSON.stringify(value)}`)
+    .join('')
+  return { level: Number(level), text: String(msg) + details }
+}
+
+function syslogStream(native: Pick<Native, 'datagramOpen' | 'datagramSend' | 'close'>): pino.DestinationStream {
   let fd = -1
   return {
     write(line: string) {
-      const { level, msg, ...fields } = JSON.parse(line) as Record<string, unknown>
-      const details = Object.entries(fields)
-        .map(([key, value]) => ` ${key}=${typeof value === 'string' ? value : JSON.stringify(value)}`)
-        .join('')
-      const text = `<${FACILITY | severity(Number(level))}>diskseqfs[${process.pid}]: ${String(msg)}${details}`
+      const { level, text: words } = plain(line)
+      const text = `<${FACILITY | severity(level)}>diskseqfs[${process.pid}]: ${words}`
       for (let attempt = 0; attempt < 2; attempt++) {
-        if (fd < 0) fd = native.syslogOpen(SYSLOG_SOCKET)
-        if (fd < 0 || native.syslogSend(fd, text) >= 0) return
+        if (fd < 0) fd = native.datagramOpen(SYSLOG_SOCKET)
+        if (fd < 0 || native.datagramSend(fd, text) >= 0) return
         // The log daemon was restarted: its old socket is dead.
         native.close(fd)
         fd = -1

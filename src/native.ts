@@ -79,8 +79,10 @@ export interface Native {
   /** Size of the message; `from` gets sender's port, groups, and whether it was truncated. */
   ueventReceive(fd: number, into: Uint8Array, from: Uint32Array): number
 
-  syslogOpen(path: string): number
-  syslogSend(fd: number, line: string): number
+  /** A descriptor connected to a datagram socket in the filesystem, or with "@" the abstract namespace. */
+  datagramOpen(path: string): number
+  /** Does not wait: -EAGAIN where nobody reads. */
+  datagramSend(fd: number, text: string): number
 
   readonly syscalls: Readonly<Record<string, number>>
   readonly O_PATH: number

@@ -5,14 +5,14 @@ import { join } from 'node:path'
 
 import t from 'tap'
 
-import { createLogger, LogLimit } from '../src/log.js'
+import { createLogger, type LogFormat, LogLimit } from '../src/log.js'
 import { sleep, until } from './helpers/tree.js'
 
 /** For a program that ends by itself. */
 const PATIENCE_MS = 8000
 
 /** Runs a program that has `logger` and `flush`; stderr as given. */
-function child(format: 'json' | 'pretty', body: string, stderr: 'pipe' | 'ignore' | number) {
+function child(format: LogFormat, body: string, stderr: 'pipe' | 'ignore' | number) {
   const url = JSON.stringify(join(import.meta.dirname, '../dist/log.js'))
   const script = `
     const { createLogger } = await import(${url})
@@ -40,7 +40,7 @@ const LOG_AND_GO_ON = `
   await flush()
   console.log('still here')`
 
-for (const format of ['json', 'pretty'] as const) {
+for (const format of ['json', 'pretty', 'journal'] as const) {
   t.test(`${format}: lines arrive, one for each event`, async (t) => {
     const { process, stdout, ended } = child(
       format,
@@ -58,6 +58,8 @@ for (const format of ['json', 'pretty'] as const) {
       t.match(first, { level: 'warn', diskseq: '13p1', tid: 7, msg: 'refused an open', time: /^\d{4}-\d\d-\d\dT/ })
       t.strictSame(Object.keys(first as object).sort(), ['diskseq', 'level', 'msg', 'tid', 'time'])
       t.match(second, { level: 'info', msg: 'next' })
+    } else if (format === 'journal') {
+      t.strictSame(lines, ['<4>refused an open diskseq=13p1 tid=7', '<6>next'], 'with the priority in front')
     } else {
       t.match(lines[0], /WARN.*refused an open.*13p1/)
       t.match(lines[1], /INFO.*next/)
@@ -134,11 +136,11 @@ function fakeSyslog() {
   const lines: string[] = []
   const state = { open: 9, send: [] as number[], opened: [] as string[], closed: [] as number[] }
   const native = {
-    syslogOpen(path: string) {
+    datagramOpen(path: string) {
       state.opened.push(path)
       return state.open
     },
-    syslogSend(_: number, line: string) {
+    datagramSend(_: number, line: string) {
       const result = state.send.shift() ?? line.length
       if (result >= 0) lines.push(line)
       return result

@@ -8,9 +8,10 @@ import { type Command, InvalidArgumentError } from 'commander'
 import type { MountArguments } from '../cli.js'
 import { Daemon } from '../daemon.js'
 import { errnoOf, E, UserError } from '../errno.js'
-import { createLogger } from '../log.js'
+import { createLogger, defaultFormat } from '../log.js'
 import { type MountOptions, parseMountOptions } from '../mountpoint.js'
 import { native } from '../native.js'
+import { ServiceManager } from '../service.js'
 
 /** Options that may also stand behind -o, as fstab has no other place for them. */
 const OWN = {
@@ -56,7 +57,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
     options.logLevel,
     inBackground
       ? { kind: 'syslog', native }
-      : { kind: 'stderr', format: options.logFormat ?? (process.stderr.isTTY ? 'pretty' : 'json') },
+      : { kind: 'stderr', format: options.logFormat ?? defaultFormat() },
   )
   const daemon = new Daemon(
     {
@@ -70,10 +71,12 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   )
   // A daemon keeps nobody's directory busy.
   if (inBackground) process.chdir('/')
+  const manager = ServiceManager.ofThisProcess(native, log)
   const starting = daemon.start()
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => {
       log.info({ signal }, 'stopping')
+      manager?.stopping()
       // A start under way is short, and cannot be left half done.
       starting.then(
         () => daemon.stop(),
@@ -102,6 +105,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
     throw error
   }
   await tellParent?.('')
+  manager?.ready(`serving ${mountpoint}`)
   await daemon.ended
   daemon.release()
   // A disk that hangs may hold a thread for ever; the rest is done.

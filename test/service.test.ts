@@ -1,0 +1,84 @@
+/** What the service manager is told. That systemd understands it is shown in the virtual machines. */
+import t, { type Test } from 'tap'
+
+import { E } from '../src/errno.js'
+import type { Logger } from '../src/log.js'
+import type { Native } from '../src/native.js'
+import { ServiceManager } from '../src/service.js'
+import { sleep, until } from './helpers/tree.js'
+
+/** A socket that answers with `results`, then takes everything. */
+function socket(results: number[] = []) {
+  const sent: string[] = []
+  const open = new Set<number>()
+  const warnings: unknown[] = []
+  const native: Pick<Native, 'datagramOpen' | 'datagramSend' | 'close'> = {
+    datagramOpen: (path) => {
+      if (path === '/missing') return -E.ENOENT
+      open.add(3)
+      return 3
+    },
+    datagramSend: (_, text) => {
+      const result = results.shift() ?? text.length
+      if (result >= 0) sent.push(text)
+      return result
+    },
+    close: (fd) => (open.delete(fd), 0),
+  }
+  const log = { warn: (fields: unknown) => warnings.push(fields) } as unknown as Logger
+  return { native, log, sent, open, warnings }
+}
+
+/** `ServiceManager.ofThisProcess` with these variables only. */
+function ofThisProcess(t: Test, { native, log }: ReturnType<typeof socket>, variables: Record<string, string>) {
+  t.teardown(() => ['NOTIFY_SOCKET', 'WATCHDOG_PID', 'WATCHDOG_USEC'].forEach((name) => delete process.env[name]))
+  Object.assign(process.env, variables)
+  return ServiceManager.ofThisProcess(native as Native, log)
+}
+
+t.test('outside of a service nobody is told anything', async (t) => {
+  t.equal(ofThisProcess(t, socket(), { WATCHDOG_USEC: '1000' }), undefined)
+  t.equal(process.env['WATCHDOG_USEC'], undefined)
+})
+
+t.test('ready and stopping, each with a status', async (t) => {
+  const fake = socket()
+  const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '/run/systemd/notify' })
+  t.equal(process.env['NOTIFY_SOCKET'], undefined, 'programs that are started are not told of the socket')
+  manager?.ready('serving /x')
+  manager?.stopping()
+  t.strictSame(fake.sent, ['READY=1\nSTATUS=serving /x', 'STOPPING=1\nSTATUS=unmounting'])
+  t.equal(fake.open.size, 0, 'no descriptor is left open')
+})
+
+t.test('the watchdog hears of us twice as often as it must, and no more once we stop', async (t) => {
+  const fake = socket()
+  const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: String(process.pid), WATCHDOG_USEC: '40000' })
+  manager?.ready('x')
+  await until(() => fake.sent.filter((text) => text === 'WATCHDOG=1').length >= 3)
+  manager?.stopping()
+  const count = fake.sent.length
+  await sleep(100)
+  t.equal(fake.sent.length, count)
+})
+
+t.test("another process's watchdog is none of ours", async (t) => {
+  const fake = socket()
+  ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: '1', WATCHDOG_USEC: '2000' })?.ready('x')
+  await sleep(50)
+  t.strictSame(fake.sent, ['READY=1\nSTATUS=x'])
+})
+
+t.test('a manager that has no room for a message gets it later', async (t) => {
+  const fake = socket([-E.EAGAIN, -E.EAGAIN])
+  ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x' })?.ready('x')
+  t.strictSame(fake.sent, [])
+  await until(() => fake.sent.length === 1)
+  t.strictSame(fake.warnings, [])
+})
+
+t.test('a manager that is not there costs a line in the log', async (t) => {
+  const fake = socket()
+  ofThisProcess(t, fake, { NOTIFY_SOCKET: '/missing' })?.ready('x')
+  t.strictSame(fake.warnings, [{ errno: 'ENOENT', socket: '/missing' }])
+})
