@@ -233,7 +233,7 @@ export class Daemon {
     this.opener = opener
     this.intents = intents
     this.reaper = reaper
-    return new Tree(registry, sysfs, nodes, devnodes, gate, reaper)
+    return new Tree(registry, sysfs, nodes, devnodes, gate, reaper, intents)
   }
 
   /**

@@ -182,6 +182,12 @@ export class Intents {
     return call.intent === 'unknown' && call.number !== -1 && call.number !== this.ioUringEnter
   }
 
+  /** Whether a thread calls itself a worker of systemd-udevd. */
+  isUdevWorker(tid: number): boolean {
+    const n = this.native.readFile(`${this.proc}/${tid}/comm`, this.buffer)
+    return /^(\(udev-worker\)|systemd-udevd)\n$/.test(this.buffer.toString('latin1', 0, Math.max(0, n)))
+  }
+
   private read(tid: number): string | undefined {
     let fd = this.files.get(tid)
     if (fd !== undefined) {

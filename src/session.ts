@@ -62,7 +62,6 @@ const SHAPE_CHANGES: ReadonlySet<number> = new Set([
   Opcode.SYMLINK,
   Opcode.MKNOD,
   Opcode.MKDIR,
-  Opcode.UNLINK,
   Opcode.RMDIR,
   Opcode.RENAME,
   Opcode.RENAME2,
@@ -286,6 +285,8 @@ export class FuseSession implements Transport {
       }
       case Opcode.REMOVEXATTR:
         return operations.removexattr(header, nodeid, text(header, message, 0), reply)
+      case Opcode.UNLINK:
+        return operations.unlink(header, reply)
       case Opcode.DESTROY:
         return reply.ok()
       default:

@@ -58,6 +58,7 @@ export interface TreeOperations {
   listxattr(nodeid: bigint, size: number, reply: Reply): void
   setxattr(caller: Caller, nodeid: bigint, name: string, value: Uint8Array, flags: number, reply: Reply): void
   removexattr(caller: Caller, nodeid: bigint, name: string, reply: Reply): void
+  unlink(caller: Caller, reply: Reply): void
 }
 
 export interface Transport {

@@ -14,6 +14,7 @@ import type { DeviceNodes, NodeStat } from './devnode.js'
 import { type DiskSeq, linkName, nodeId, nodeName, parseName, waitingId } from './diskseq.js'
 import { E, EOPNOTSUPP } from './errno.js'
 import type { Attempt, Gate } from './gate.js'
+import type { Intents } from './intent.js'
 import type { Node, NodeTable } from './node.js'
 import type { Reaper } from './reaper.js'
 import type { Registry } from './registry.js'
@@ -21,6 +22,7 @@ import { type Device, type Sysfs } from './sysfs.js'
 import type { AttrChange, Caller, Reply, TreeOperations } from './transport.js'
 
 const S_IFDIR = 0o040000
+const S_ISVTX = 0o001000
 const S_IFLNK = 0o120000
 const S_IFBLK = 0o060000
 const PERMISSIONS = 0o7777
@@ -70,6 +72,7 @@ export class Tree implements TreeOperations {
     private readonly devnodes: DeviceNodes,
     private readonly gate: Gate,
     private readonly reaper: Reaper,
+    private readonly intents: Intents,
   ) {}
 
   lookup(caller: Caller, parent: bigint, name: string, reply: Reply): void {
@@ -309,6 +312,15 @@ export class Tree implements TreeOperations {
     this.changeXattr(caller, nodeid, reply, (fd) => this.devnodes.removeXattr(fd, name))
   }
 
+  /**
+   * Refused, whoever asks; but udev is told that the name is not there. It
+   * removes links of its own, made before the tree was mounted over them, and
+   * any other answer has it log a warning for each disk.
+   */
+  unlink(caller: Caller, reply: Reply): void {
+    reply.error(this.intents.isUdevWorker(caller.tid) ? E.ENOENT : E.EPERM)
+  }
+
   private changeXattr(
     caller: Caller,
     nodeid: bigint,
@@ -324,10 +336,11 @@ export class Tree implements TreeOperations {
     })
   }
 
+  /** The sticky bit is how udev's rules tell the tree from a plain directory. */
   private rootAttr(): Attr {
     return {
       ...this.ownAttr(FUSE_ROOT_ID),
-      mode: S_IFDIR | 0o755,
+      mode: S_IFDIR | S_ISVTX | 0o755,
       nlink: 2,
       size: 0,
     }

@@ -336,6 +336,23 @@ t.test('the shape of the tree cannot be changed, not even by root', async (t) =>
   t.equal(errorOf(() => opens(there(n), 'wx')), 'EEXIST', 'but not with O_EXCL as well')
 })
 
+t.test('udev, which removes links of its own from before the mount, hears that there is none', async (t) => {
+  const disk = loopDisk(t)
+  const tree = await startTree(t)
+  const node = join(tree.mountpoint, disk.diskseq())
+  for (const [comm, errno] of [
+    ['(udev-worker)', 'ENOENT'],
+    ['systemd-udevd', 'ENOENT'],
+    ['udev-worker', 'EPERM'],
+  ] as const) {
+    // A thread may call itself what it likes.
+    const script = `require('fs').writeFileSync('/proc/self/comm', process.argv[1]); try { require('fs').unlinkSync(process.argv[2]) } catch (error) { console.log(error.code) }`
+    const answer = await run(process.execPath, ['-e', script, comm, node])
+    t.equal(answer.stdout.trim(), errno, comm)
+  }
+  t.ok(existsSync(node), 'it is still there')
+})
+
 /** What opening again through an O_PATH descriptor leads to, after the loop device got another disk. */
 async function reopen(t: Test, twin?: Twin) {
   const disk = loopDisk(t)
@@ -384,7 +401,7 @@ t.test("stat shows what it shows of the device's own node", async (t) => {
   const inodes = [n, `${n}p1`, `${n}-part1`].map((name) => lstatSync(join(tree.mountpoint, name)).ino)
   t.equal(new Set(inodes).size, 3, 'each name has an inode number of its own')
   const root = statSync(tree.mountpoint)
-  t.equal(root.mode, 0o40755, 'the tree itself is a directory that only root may change')
+  t.equal(root.mode, 0o41755, 'the tree itself is a directory that only root may change')
 })
 
 t.test('statfs works, and df', async (t) => {

@@ -1,0 +1,310 @@
+// diskseqfs-link: points the names of device-mapper devices into the tree.
+//
+// udev can make a symlink to a device's own node only, so the rules run this
+// program to make /dev/mapper/NAME (and LVM's /dev/VG/LV) lead to
+// /dev/disk/by-diskseq/N.  It is a program of its own, in C, because udev runs
+// it twice for each event of such a device.
+//
+//   claim LINK...   before udev makes its links: print which of them are ours
+//                   and make them.  From systemd 254 on udev leaves a link alone
+//                   that already leads to the device, so that there is no
+//                   instant with a link to the bare node.
+//   settle LINK...  after udev has made its links (252 and 253 make them anew at
+//                   each event): put ours back, take those away or give those
+//                   back to udev that are ours no longer.
+//   removed         after udev has removed the links of a device that is gone.
+//   stock           give every link back to udev: the daemon has stopped.
+//
+// One rule for all of them: a name may lead to a disk that is gone (ENOENT), or
+// for a moment to nothing, but not to a number that another disk may take.
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define TREE "/dev/disk/by-diskseq"
+// Of a link below /dev: a device-mapper name has at most 127 bytes, each of
+// which udev may write as four.
+#define PATH_SIZE 1100
+
+#ifndef FUSE_SUPER_MAGIC
+#define FUSE_SUPER_MAGIC 0x65735546 // linux/magic.h, since 5.16
+#endif
+
+// A device-mapper device as sysfs has it now.
+struct device {
+  char name[256];             // what dmsetup calls it
+  unsigned long long diskseq; // 0: there is no such device
+  dev_t number;
+};
+
+static const char *environment(const char *name) {
+  const char *value = getenv(name);
+  return value ? value : "";
+}
+
+static int fail(const char *what, const char *path) {
+  fprintf(stderr, "diskseqfs-link: %s %s: %s\n", what, path, strerror(errno));
+  return 1;
+}
+
+// Reads /sys/class/block/KERNEL/ATTRIBUTE without its newline.
+static bool attribute(const char *kernel, const char *name, char *into, size_t size) {
+  char path[512];
+  snprintf(path, sizeof path, "/sys/class/block/%s/%s", kernel, name);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  ssize_t length = read(fd, into, size - 1);
+  close(fd);
+  if (length < 0) return false;
+  into[length] = 0;
+  into[strcspn(into, "\n")] = 0;
+  return true;
+}
+
+static unsigned long long diskseq_of(const char *kernel) {
+  char text[32];
+  return attribute(kernel, "diskseq", text, sizeof text) ? strtoull(text, NULL, 10) : 0;
+}
+
+// All of it belongs to one disk, as the diskseq is the same before and after.
+static struct device look(const char *kernel) {
+  for (int attempt = 0; attempt < 10; attempt++) {
+    struct device device = {.diskseq = diskseq_of(kernel)};
+    char number[32];
+    unsigned major, minor;
+    if (device.diskseq == 0) break;
+    if (attribute(kernel, "dm/name", device.name, sizeof device.name) &&
+        attribute(kernel, "dev", number, sizeof number) &&
+        sscanf(number, "%u:%u", &major, &minor) == 2) {
+      device.number = makedev(major, minor);
+      if (diskseq_of(kernel) == device.diskseq) return device;
+    }
+  }
+  return (struct device){0};
+}
+
+// "dm-3" of "/dev/dm-3" or "../dm-3"; NULL for anything else.
+static const char *kernel_name(const char *node) {
+  const char *slash = strrchr(node, '/');
+  const char *name = slash ? slash + 1 : node;
+  if (strncmp(name, "dm-", 3) != 0 || name[3] == 0) return NULL;
+  return name[3 + strspn(name + 3, "0123456789")] == 0 ? name : NULL;
+}
+
+static void path_in_tree(unsigned long long diskseq, char *path, size_t size) {
+  snprintf(path, size, TREE "/%llu", diskseq);
+}
+
+// The diskseq a link leads to; 0 for a link that leads elsewhere or to nothing.
+static unsigned long long linked_diskseq(const char *link) {
+  char text[PATH_SIZE];
+  ssize_t length = readlink(link, text, sizeof text - 1);
+  if (length <= 0) return 0;
+  text[length] = 0;
+  if (strncmp(text, TREE "/", sizeof TREE) != 0) return 0;
+  return strtoull(text + sizeof TREE, NULL, 10);
+}
+
+static bool tree_mounted(void) {
+  struct statfs fs;
+  return statfs(TREE, &fs) == 0 && fs.f_type == FUSE_SUPER_MAGIC;
+}
+
+static bool tree_answers(const struct device *device) {
+  char path[64];
+  struct stat node;
+  path_in_tree(device->diskseq, path, sizeof path);
+  // stat, as for a disk that is slow the tree may answer with a link to itself.
+  return tree_mounted() && stat(path, &node) == 0 && S_ISBLK(node.st_mode) &&
+         node.st_rdev == device->number;
+}
+
+// Other instances run beside this one, for other devices that had or will have
+// the same name.  udev's own links are made outside the lock: whoever makes one
+// runs this program afterwards.
+static void lock(void) {
+  int fd = open("/dev/mapper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd >= 0) flock(fd, LOCK_EX); // until the end of the process
+}
+
+static int point(const char *link, const char *target) {
+  char now[PATH_SIZE], temporary[PATH_SIZE + 32], directory[PATH_SIZE];
+  ssize_t length = readlink(link, now, sizeof now - 1);
+  if (length > 0) {
+    now[length] = 0;
+    if (strcmp(now, target) == 0) return 0;
+  } else if (length < 0 && errno == EINVAL) {
+    return 0; // no symlink: made by libdm without udev, and not ours to replace
+  }
+  snprintf(directory, sizeof directory, "%s", link);
+  *strrchr(directory, '/') = 0;
+  if (mkdir(directory, 0755) < 0 && errno != EEXIST) return fail("cannot make", directory);
+  snprintf(temporary, sizeof temporary, "%s/.diskseqfs-link", directory);
+  if (unlink(temporary) < 0 && errno != ENOENT) return fail("cannot remove", temporary);
+  if (symlink(target, temporary) < 0) return fail("cannot make", temporary);
+  if (rename(temporary, link) < 0) return fail("cannot replace", link);
+  return 0;
+}
+
+static int point_into_tree(const char *link, unsigned long long diskseq) {
+  char target[64];
+  path_in_tree(diskseq, target, sizeof target);
+  return point(link, target);
+}
+
+static int point_at_node(const char *link, const char *kernel) {
+  char target[300];
+  snprintf(target, sizeof target, "../%s", kernel);
+  return point(link, target);
+}
+
+// "mapper/NAME" and "VG/LV" are ours; udev makes many more.  -> an absolute path
+static bool ours(const char *link, char *path, size_t size) {
+  char volume[PATH_SIZE];
+  snprintf(volume, sizeof volume, "%s/%s", environment("DM_VG_NAME"), environment("DM_LV_NAME"));
+  if (strncmp(link, "mapper/", 7) != 0 && (volume[0] == '/' || strcmp(link, volume) != 0)) return false;
+  if (strchr(link, '/') != strrchr(link, '/') || strstr(link, "..")) return false;
+  return snprintf(path, size, "/dev/%s", link) < (int)size;
+}
+
+static bool has_word(const char *words, const char *word) {
+  size_t length = strlen(word);
+  for (const char *at = words; (at = strstr(at, word)); at += length)
+    if ((at == words || at[-1] == ' ') && (at[length] == ' ' || at[length] == 0)) return true;
+  return false;
+}
+
+// Whether the event is about the device as it is now.  A late one may find its
+// device gone, and another one with its number; the name that the rules read
+// from sysfs is the other's then.
+static bool current(const struct device *device) {
+  return device->diskseq != 0 && device->diskseq == strtoull(environment("DISKSEQ"), NULL, 10) &&
+         strcmp(device->name, environment("DM_NAME")) == 0;
+}
+
+static int claim(char **links, const char *kernel) {
+  struct device device = look(kernel);
+  char path[PATH_SIZE];
+  int result = 0;
+  const char *separator = "";
+  if (tree_mounted() && !current(&device)) printf("DISKSEQFS_LATE=1\n");
+  printf("DISKSEQFS_LINKS=");
+  if (strcmp(environment("DISKSEQFS_LINK"), "0") != 0 && current(&device) && tree_answers(&device)) {
+    lock();
+    for (; *links; links++) {
+      if (!ours(*links, path, sizeof path)) continue;
+      printf("%s%s", separator, path);
+      separator = " ";
+      result |= point_into_tree(path, device.diskseq);
+    }
+  }
+  printf("\n");
+  return result;
+}
+
+static int settle(const char *kernel) {
+  struct device device = look(kernel);
+  unsigned long long diskseq = strtoull(environment("DISKSEQ"), NULL, 10);
+  const char *claimed = environment("DISKSEQFS_LINKS");
+  int result = 0;
+  lock();
+  char *words = strdup(claimed), *rest = words;
+  for (char *link; (link = strsep(&rest, " "));) {
+    // A device that is gone leaves the name to another one that has it now.
+    if (*link && (current(&device) || linked_diskseq(link) == 0)) result |= point_into_tree(link, diskseq);
+  }
+  free(words);
+  words = strdup(environment("DISKSEQFS_BEFORE")), rest = words;
+  for (char *link; (link = strsep(&rest, " "));) {
+    if (*link == 0 || has_word(claimed, link) || linked_diskseq(link) != diskseq) continue;
+    if (has_word(environment("DEVLINKS"), link)) result |= point_at_node(link, kernel);
+    else if (unlink(link) < 0 && errno != ENOENT) result |= fail("cannot remove", link);
+  }
+  free(words);
+  return result;
+}
+
+// The kernel sends this event while the device is still there (dm_kobject_uevent
+// in dev_remove), so udev 257 may have taken a link of ours for another device's
+// and left it.  And it may have given the name to another device that claims it,
+// by a link to that one's node.
+static int removed(void) {
+  int result = 0;
+  lock();
+  char *words = strdup(environment("DISKSEQFS_LINKS")), *rest = words;
+  for (char *link; (link = strsep(&rest, " "));) {
+    char text[PATH_SIZE];
+    ssize_t length = *link ? readlink(link, text, sizeof text - 1) : 0;
+    if (length <= 0) continue;
+    text[length] = 0;
+    if (linked_diskseq(link) == strtoull(environment("DISKSEQ"), NULL, 10)) {
+      if (unlink(link) < 0 && errno != ENOENT) result |= fail("cannot remove", link);
+      continue;
+    }
+    const char *kernel = kernel_name(text);
+    if (!kernel) continue;
+    struct device device = look(kernel);
+    if (device.diskseq != 0 && tree_answers(&device)) result |= point_into_tree(link, device.diskseq);
+  }
+  free(words);
+  return result;
+}
+
+static int restore(const char *link) {
+  unsigned long long diskseq = linked_diskseq(link);
+  if (diskseq == 0) return 0;
+  DIR *block = opendir("/sys/class/block");
+  if (!block) return fail("cannot read", "/sys/class/block");
+  int result = -1;
+  for (struct dirent *entry; result < 0 && (entry = readdir(block));)
+    if (kernel_name(entry->d_name) && diskseq_of(entry->d_name) == diskseq)
+      result = point_at_node(link, entry->d_name);
+  closedir(block);
+  if (result >= 0) return result;
+  return unlink(link) < 0 && errno != ENOENT ? fail("cannot remove", link) : 0;
+}
+
+static int stock(void) {
+  int result = 0;
+  DIR *dev = opendir("/dev");
+  if (!dev) return fail("cannot read", "/dev");
+  lock();
+  for (struct dirent *entry; (entry = readdir(dev));) {
+    char path[PATH_SIZE];
+    if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
+    snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+    DIR *directory = opendir(path);
+    if (!directory) continue;
+    for (struct dirent *link; (link = readdir(directory));) {
+      if (link->d_type != DT_LNK) continue;
+      snprintf(path, sizeof path, "/dev/%s/%s", entry->d_name, link->d_name);
+      result |= restore(path);
+    }
+    closedir(directory);
+  }
+  closedir(dev);
+  return result;
+}
+
+int main(int count, char **arguments) {
+  const char *command = count > 1 ? arguments[1] : "";
+  if (strcmp(command, "stock") == 0 && count == 2) return stock();
+  const char *kernel = kernel_name(environment("DEVNAME"));
+  if (kernel && strcmp(command, "claim") == 0) return claim(arguments + 2, kernel);
+  if (kernel && strcmp(command, "settle") == 0 && count == 2) return settle(kernel);
+  if (kernel && strcmp(command, "removed") == 0 && count == 2) return removed();
+  fprintf(stderr,
+          "usage: diskseqfs-link stock\n"
+          "       diskseqfs-link claim LINK... | settle | removed    (run by udev for a dm-N)\n");
+  return 2;
+}
