@@ -1,9 +1,11 @@
 # make [build]       build the daemon
 # make run           build, then serve MOUNTPOINT in the foreground (as root)
 # make check         build, then run the tests (as root)
+# make check-vm      the package, in virtual machines of both Debian releases (as root)
 # make check-types   type-check the sources and the tests
 # make bench         build, then run the benchmarks
-# make install       honours PREFIX, SBINDIR and DESTDIR, as does uninstall
+# make install       honours PREFIX, SBINDIR, UDEVDIR, UNITDIR and DESTDIR, as does uninstall
+# make deb           a Debian package in build/
 # make clean         remove what was built
 
 MOUNTPOINT = /dev/disk/by-diskseq
@@ -12,6 +14,12 @@ BINDIR = $(PREFIX)/bin
 LIBDIR = $(PREFIX)/lib/diskseqfs
 # where mount(8) looks for its helpers, whatever the prefix
 SBINDIR = /sbin
+# where udev looks for its rules and what they run, whatever the prefix
+UDEVDIR = /usr/lib/udev
+UNITDIR = $(PREFIX)/lib/systemd/system
+
+# A node in .node is installed too, as the system then has no other to run with.
+BUNDLED_NODE = $(wildcard .node/bin/node)
 
 # .node is there if scripts/setup found no suitable node; "su" leaves root
 # without the sbin directories.
@@ -21,7 +29,13 @@ ADDON = native/build/Release/diskseqfs_native.node
 # Stamp of npm ci; lists the packages to install with the daemon.
 DEPS = node_modules/.production
 
-build: $(ADDON) dist/cli.js
+# Run by udev; see udev/61-diskseqfs.rules.
+LINK = udev/diskseqfs-link
+
+build: $(ADDON) $(LINK) dist/cli.js
+
+$(LINK): $(LINK).c
+	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $<
 
 setup:
 	@scripts/setup $(filter check,$(MAKECMDGOALS))
@@ -56,6 +70,15 @@ check: build
 			'move the project to where others may enter (not /root)' >&2; exit 1; }
 	tap
 
+# CASES=name,... runs only some of them; see test/vm/suite.ts.
+check-vm:
+	@[ "$$(id -u)" -eq 0 ] || { echo 'make check-vm: must be root to build the machines' >&2; exit 1; }
+	@scripts/setup vm
+	@$(MAKE) --no-print-directory deb
+	rm -f build/vm/bookworm.json build/vm/trixie.json
+	status=0; tap --jobs=2 --timeout=4000 test/vm/bookworm.ts test/vm/trixie.ts || status=$$?; \
+		node test/vm/table.mjs; exit $$status
+
 check-types: $(DEPS)
 	tsc --noEmit -p test
 
@@ -63,28 +86,42 @@ bench: build
 	npm run bench
 
 # Not dependent on build: under sudo, PATH may have another node or none.
-# A node in .node is installed too, as the system then has no other to run with.
 install:
-	@[ -e dist/cli.js ] && [ -e $(ADDON) ] || $(MAKE) --no-print-directory build
+	@[ -e dist/cli.js ] && [ -e $(ADDON) ] && [ -e $(LINK) ] || $(MAKE) --no-print-directory build
 	rm -rf "$(DESTDIR)$(LIBDIR)"
 	install -d "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(SBINDIR)"
 	cp -R --parents package.json dist $(ADDON) $$(cat $(DEPS)) "$(DESTDIR)$(LIBDIR)"
-	if [ -e .node/bin/node ]; then install -D .node/bin/node "$(DESTDIR)$(LIBDIR)/bin/node"; fi
+	$(if $(BUNDLED_NODE),install -D "$(BUNDLED_NODE)" "$(DESTDIR)$(LIBDIR)/bin/node")
 	chmod -R u=rwX,go=rX "$(DESTDIR)$(LIBDIR)"
 	printf '%s\n' '#!/bin/sh' \
 		'lib=$$(dirname "$$(readlink -f "$$0")")/../lib/diskseqfs' \
-		'PATH=$$lib/bin:$$PATH exec node "$$lib/dist/cli.js" "$$@"' \
+		'PATH=$$lib/bin:$$PATH' \
+		'command -v node >/dev/null ||' \
+		'	{ echo "diskseqfs: there is no node in PATH; install Node.js 20 or later" >&2; exit 1; }' \
+		'exec node "$$lib/dist/cli.js" "$$@"' \
 		>"$(DESTDIR)$(BINDIR)/diskseqfs"
 	sed 's|@BINDIR@|$(BINDIR)|' scripts/mount.fuse.diskseqfs \
 		>"$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs"
 	chmod 755 "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs"
+	install -d "$(DESTDIR)$(UDEVDIR)/rules.d" "$(DESTDIR)$(UNITDIR)"
+	install -m 755 $(LINK) "$(DESTDIR)$(UDEVDIR)"
+	install -m 644 udev/*.rules "$(DESTDIR)$(UDEVDIR)/rules.d"
+	sed 's|@BINDIR@|$(BINDIR)|g; s|@UDEVDIR@|$(UDEVDIR)|g' systemd/diskseqfs.service \
+		>"$(DESTDIR)$(UNITDIR)/diskseqfs.service"
 
 uninstall:
 	rm -rf "$(DESTDIR)$(LIBDIR)"
-	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs"
+	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs" \
+		"$(DESTDIR)$(UDEVDIR)/diskseqfs-link" "$(DESTDIR)$(UNITDIR)/diskseqfs.service" \
+		$(patsubst udev/%,"$(DESTDIR)$(UDEVDIR)/rules.d/%",$(wildcard udev/*.rules))
+
+# Rules-Requires-Root: no, so that dpkg-buildpackage's fakeroot is not needed.
+deb: build
+	@scripts/setup deb
+	DEB_RULES_REQUIRES_ROOT=no debian/rules binary
 
 clean:
-	rm -rf dist native/build .tap
+	rm -rf dist native/build .tap $(LINK) build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
-.PHONY: build setup run check check-types bench install uninstall clean
+.PHONY: build setup run check check-vm check-types bench install uninstall deb clean
