@@ -1,4 +1,4 @@
-/** The C helper: churn, latencies, exclusive operations. Compiled on first use. */
+/** The C helper: churn, latencies, exclusive operations. Compiled on first use; static, to run in any virtual machine (PIE, as code below 4 GiB is taken for 32-bit: src/intent.ts). */
 import { execFileSync, spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, renameSync, statSync } from 'node:fs'
 import { join } from 'node:path'
@@ -16,7 +16,7 @@ function binary(): string {
     const units = sources.filter((file) => file.endsWith('.c'))
     // Renamed into place: somebody may be running the old one.
     const fresh = `${BINARY}.${process.pid}`
-    execFileSync('cc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', fresh, ...units])
+    execFileSync('cc', ['-O2', '-static-pie', '-fPIE', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', fresh, ...units])
     renameSync(fresh, BINARY)
   }
   return BINARY

@@ -164,5 +164,7 @@ int cmd_hungfs(int argc, char **argv);
 int cmd_uring_open(int argc, char **argv);
 int cmd_delays(int argc, char **argv);
 int cmd_mount(int argc, char **argv);
+int cmd_dm_race(int argc, char **argv);
+int cmd_hotplug(int argc, char **argv);
 
 #endif

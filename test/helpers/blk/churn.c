@@ -114,7 +114,7 @@ static void report(struct churn *c, double seconds, int killed)
 	static struct hist hist, hist_idle, reuse;
 	static struct errs errors, read_errors, recycle_errors;
 	struct opener_shared t = { 0 };
-	uint64_t ok_idle = 0, configures = 0, recycles = 0, busy = 0, moves = 0;
+	uint64_t ok_idle = 0, configures = 0, recycles = 0, busy = 0, moves = 0, unlinked = 0;
 
 	for (int i = 0; i < c->openers; i++) {
 		struct opener_shared *o = &c->op[i];
@@ -146,10 +146,11 @@ static void report(struct churn *c, double seconds, int killed)
 		recycles += r->recycles;
 		busy += r->busy;
 		moves += r->minor_moves;
+		unlinked += r->unlinked;
 		hist_merge(&reuse, &r->reuse);
 		errs_merge(&recycle_errors, &r->errors);
 	}
-	printf("{\"mode\":\"%s\",\"parts\":%s,\"seconds\":%.2f,", c->links ? "links" : "tree",
+	printf("{\"mode\":\"%s\",\"parts\":%s,\"seconds\":%.2f,", c->links ? "links" : c->udev ? "udev" : "tree",
 	       c->parts ? "true" : "false", seconds);
 	printf("\"opens\":%llu,\"opens_ok\":%llu,\"opens_ok_idle\":%llu,\"opens_ok_part\":%llu,\"opens_ok_retired\":%llu,",
 	       LLU(t.opens), LLU(t.ok), LLU(ok_idle), LLU(t.ok_part), LLU(t.ok_stale));
@@ -159,6 +160,8 @@ static void report(struct churn *c, double seconds, int killed)
 		printf("\"first_wrong\":{\"asked\":%llu,\"got\":%llu},", LLU(t.first_asked), LLU(t.first_got));
 	printf("\"devices\":%d,\"configures\":%llu,\"recycles\":%llu,\"recycle_waits\":%llu,\"minor_moves\":%llu,",
 	       c->recyclers * c->devices, LLU(configures), LLU(recycles), LLU(busy), LLU(moves));
+	if (c->udev)
+		printf("\"unlinked\":%llu,", LLU(unlinked));
 	printf("\"p50_reuse_us\":%.1f,\"p99_reuse_us\":%.1f,\"max_reuse_us\":%.1f,", (double)hist_pct(&reuse, 50) / 1e3,
 	       (double)hist_pct(&reuse, 99) / 1e3, (double)reuse.max / 1e3);
 	errs_print("errors", &errors);
@@ -199,8 +202,8 @@ int cmd_churn(int argc, char **argv)
 		{ "stale-pct", OPT_INT, &stale_pct, false },
 		{ 0 },
 	});
-	if (strcmp(mode, "tree") && strcmp(mode, "links"))
-		die("bad value for --mode: %s (tree or links)", mode);
+	if (strcmp(mode, "tree") && strcmp(mode, "links") && strcmp(mode, "udev"))
+		die("bad value for --mode: %s (tree, links or udev)", mode);
 	if (recyclers < 1 || recyclers > MAX_RECYCLERS || openers < 1 || openers > MAX_OPENERS ||
 	    devices < 1 || devices > MAX_DEVICES || stale_pct > 100)
 		die("churn: a number is out of range");
@@ -213,6 +216,7 @@ int cmd_churn(int argc, char **argv)
 	if (c == MAP_FAILED)
 		die("mmap: %s", strerror(errno));
 	c->links = !strcmp(mode, "links");
+	c->udev = !strcmp(mode, "udev");
 	c->parts = parts;
 	c->dir = dir;
 	c->workdir = workdir;

@@ -47,6 +47,7 @@ struct recycler_shared {
 	struct slot ring[MAX_SLOTS];
 	/* statistics, written by the recycler and read after its end */
 	uint64_t configures, recycles, busy, minor_moves;
+	uint64_t unlinked; /* disks that had no right link from udev in time */
 	struct hist reuse; /* from a disk's retirement to the next one's birth */
 	struct errs errors;
 };
@@ -63,7 +64,8 @@ struct opener_shared {
 };
 
 struct churn {
-	bool links, parts;
+	/* links: made by the recyclers; udev: made by udev, used once they are right */
+	bool links, udev, parts;
 	const char *dir, *workdir;
 	int recyclers, openers, slots, devices;
 	int live_us, stale_ms, stale_pct;

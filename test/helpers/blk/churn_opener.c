@@ -117,7 +117,8 @@ _Noreturn void churn_opener(struct churn *c, int id)
 			continue;
 		}
 		bool part = c->parts && rnd_below(&rnd, 3) > 0;
-		snprintf(path, sizeof path, "%s/%llu%s", c->dir, (unsigned long long)e.diskseq, part ? "p1" : "");
+		snprintf(path, sizeof path, "%s/%llu%s", c->dir, (unsigned long long)e.diskseq,
+			 !part ? "" : c->udev ? "-part1" : "p1");
 
 		int flags = pick_flags(&rnd);
 		uint64_t t = now_ns();

@@ -11,11 +11,14 @@ struct device {
 	 * present one is free for sure and can be stamped anew. */
 	int files[2];
 	unsigned generation;
-	enum { DETACHED, LIVE, RETIRED } state;
+	enum { DETACHED, UNLINKED, LIVE, RETIRED } state;
 	bool part;
-	struct slot *slot;
-	uint64_t diskseq, until, retired;
+	struct slot *slot; /* NULL: nobody was told of the disk */
+	uint64_t diskseq, tag, until, retired;
 };
+
+/* How long udev may take to make a link. */
+#define LINK_WITHIN_NS (5 * NS_PER_S)
 
 /* links whose disk is gone, to be removed a little too late */
 struct stale_link {
@@ -150,6 +153,30 @@ static void note_minor(struct recycler *r, const struct device *d)
 		r->s->minor_moves++;
 }
 
+/* From now on it is opened. */
+static void publish(struct recycler *r, struct device *d)
+{
+	d->slot = free_slot(r);
+	slot_write(d->slot, &(struct entry){ d->nr, d->diskseq, d->tag, 0 });
+	d->until = now_ns() + rnd_below(&r->rnd, (unsigned)r->c->live_us) * NS_PER_US;
+	d->state = LIVE;
+}
+
+/* Whether udev's links lead to the disk, which stays as long as we let it. */
+static bool linked(struct recycler *r, const struct device *d)
+{
+	for (int part = 0; part <= d->part; part++) {
+		char path[PATH_MAX], node[64];
+		struct stat link, own;
+
+		link_path(r, path, sizeof path, d->diskseq, part ? "-part1" : "");
+		snprintf(node, sizeof node, "/dev/loop%d%s", d->nr, part ? "p1" : "");
+		if (stat(path, &link) < 0 || stat(node, &own) < 0 || link.st_rdev != own.st_rdev)
+			return false;
+	}
+	return true;
+}
+
 /* false: still held by an opener of the disk before, to be tried later */
 static bool attach(struct recycler *r, struct device *d)
 {
@@ -164,9 +191,9 @@ static bool attach(struct recycler *r, struct device *d)
 		return false;
 	}
 
-	uint64_t tag = mix64(r->next_tag);
+	d->tag = mix64(r->next_tag);
 	int file = d->files[d->generation & 1];
-	file_stamp(file, tag);
+	file_stamp(file, d->tag);
 	/* LO_FLAGS_PARTSCAN: without it a partition outlives a detach which
 	 * happens before it is deleted, and shows up on the next disk. */
 	int err = loop_configure(fd, file, c->parts ? LO_FLAGS_PARTSCAN : 0);
@@ -201,10 +228,13 @@ static bool attach(struct recycler *r, struct device *d)
 				link_make(r, d, "p1");
 		}
 	}
-	d->slot = free_slot(r);
-	slot_write(d->slot, &(struct entry){ d->nr, d->diskseq, tag, 0 });
-	d->until = now_ns() + rnd_below(&r->rnd, (unsigned)c->live_us) * NS_PER_US;
-	d->state = LIVE;
+	if (c->udev) {
+		d->slot = NULL;
+		d->until = now_ns() + LINK_WITHIN_NS;
+		d->state = UNLINKED;
+	} else {
+		publish(r, d);
+	}
 	close(fd);
 	return true;
 }
@@ -215,7 +245,7 @@ static void retire(struct device *d)
 	 * too.  No reader cares whether it sees this a moment later, so the
 	 * seqlock is not needed for a single word. */
 	d->retired = now_ns();
-	if (atomic_load(&d->slot->diskseq) == d->diskseq)
+	if (d->slot && atomic_load(&d->slot->diskseq) == d->diskseq)
 		atomic_store(&d->slot->retired, d->retired);
 	d->state = RETIRED;
 }
@@ -260,7 +290,12 @@ static bool step(struct recycler *r, struct device *d)
 {
 	bool did = false;
 
-	if (d->state == LIVE && now_ns() >= d->until) {
+	if (d->state == UNLINKED && linked(r, d)) {
+		publish(r, d);
+		did = true;
+	}
+	if ((d->state == LIVE || d->state == UNLINKED) && now_ns() >= d->until) {
+		r->s->unlinked += d->state == UNLINKED;
 		retire(d);
 		did = true;
 	}
@@ -300,7 +335,7 @@ _Noreturn void churn_recycler(struct churn *c, int id)
 			did |= step(r, &r->dev[(first + (unsigned)i) % (unsigned)c->devices]);
 		links_expire(r, now_ns());
 		if (!did)
-			sleep_us(50);
+			sleep_us(c->udev ? 1000 : 50); /* udev wants to run, too */
 	}
 
 	links_expire(r, UINT64_MAX);

@@ -19,6 +19,8 @@ static const struct {
 	{ "uring-open", cmd_uring_open },
 	{ "delays", cmd_delays },
 	{ "mount", cmd_mount },
+	{ "dm-race", cmd_dm_race },
+	{ "hotplug", cmd_hotplug },
 };
 
 int main(int argc, char **argv)

@@ -1,0 +1,16 @@
+/** What a case of the tests in virtual machines is. */
+import type { Test } from 'tap'
+
+import type { Vm } from './vm.js'
+
+export interface Case {
+  /** Its row in the table of results. */
+  readonly name: string
+  /**
+   * Runs before the package is installed, on a stock system; what it returns
+   * is handed to {@link run}, to compare with.
+   */
+  readonly before?: (vm: Vm) => Promise<unknown>
+  /** Runs with the package installed and its service running; cleans up what it makes, also when it fails. */
+  readonly run: (t: Test, vm: Vm, before: unknown) => Promise<void>
+}

@@ -1,0 +1,130 @@
+/**
+ * The tree's own churn test (test/churn.test.ts) on the release's kernel: disks
+ * recycled as fast as can be, each opened by its sequence number, and every
+ * descriptor must be the disk in its name. Beside it the same through the links
+ * that udev makes on the stock system. On kernels before 6.11 a daemon that
+ * does not look whether a loop device is bound must show wrong opens.
+ */
+import { copyFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+import type { Test } from 'tap'
+
+import { ROOT } from '../../helpers/root.js'
+import type { Case } from '../case.js'
+import { note } from '../suite.js'
+import type { Vm } from '../vm.js'
+
+const TREE = '/dev/disk/by-diskseq'
+const SECONDS = 20
+/** udev needs time for each disk: how long they live then, at most. */
+const LINKED_LIVE_US = 200_000
+
+interface Result {
+  readonly opens: number
+  readonly opens_ok: number
+  readonly opens_ok_part: number
+  readonly wrong_diskseq: number
+  readonly wrong_data: number
+  readonly recycles: number
+  readonly minor_moves: number
+  readonly errors: Record<string, number>
+}
+
+/**
+ * In seconds there are more events than udev can handle in minutes, and it
+ * would leave the tests little of an emulated processor. So it handles none
+ * for now, and starts anew without them.
+ */
+const UDEV_UNITS = 'systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udevd.service'
+const UDEV_PAUSES = 'udevadm control --stop-exec-queue'
+const UDEV_RESUMES = `systemctl stop ${UDEV_UNITS}; systemctl start ${UDEV_UNITS}; udevadm settle`
+
+function parse(output: string): Result {
+  return JSON.parse(output.slice(output.indexOf('{"mode"')).split('\n')[0] as string) as Result
+}
+
+/** As fast as can be. */
+async function churn(vm: Vm, options = ''): Promise<Result> {
+  const output = await vm.run(
+    `
+    trap '${UDEV_RESUMES}' EXIT
+    ${UDEV_PAUSES}
+    /share/blk churn --mode tree --dir ${TREE} --seconds ${SECONDS} ${options}
+    `,
+  )
+  return parse(output)
+}
+
+/** At udev's pace: in mode "udev" each disk is opened once udev has made its link. */
+async function churnWithUdev(vm: Vm, mode: 'tree' | 'udev'): Promise<Result> {
+  const output = await vm.run(
+    `
+    trap 'udevadm settle --timeout=120' EXIT
+    /share/blk churn --mode ${mode} --dir ${TREE} --seconds ${SECONDS} --live-us ${LINKED_LIVE_US}
+    `,
+  )
+  return parse(output)
+}
+
+/** The daemon without the look at loop devices, on a mount point of its own. */
+async function churnWithoutLoopCheck(vm: Vm): Promise<Result> {
+  copyFileSync(join(ROOT, 'test/helpers/twin-daemon.mjs'), join(vm.share, 'twin-daemon.mjs'))
+  const output = await vm.run(
+    `
+    twin=/run/twin
+    mkdir -p $twin/test/helpers $twin/mnt
+    cp /share/twin-daemon.mjs $twin/test/helpers
+    ln -sfn /usr/lib/diskseqfs/dist $twin/dist
+    node $twin/test/helpers/twin-daemon.mjs no-loop-check $twin/mnt 2>$twin/log &
+    daemon=$!
+    trap 'kill $daemon; wait $daemon || cat $twin/log; rm -rf --one-file-system $twin; ${UDEV_RESUMES}' EXIT
+    for ((i = 0; i < 300; i++)); do
+      mountpoint -q $twin/mnt && break
+      sleep 0.1
+    done
+    mountpoint -q $twin/mnt
+    ${UDEV_PAUSES}
+    /share/blk churn --mode tree --dir $twin/mnt --seconds ${SECONDS}
+    `,
+  )
+  return parse(output)
+}
+
+const wrong = (result: Result): number => result.wrong_diskseq + result.wrong_data
+const figures = (result: Result): string => `${wrong(result)} wrong, ${result.opens_ok} right, ${result.recycles} disks recycled`
+
+export const churnCase: Case = {
+  name: 'churn',
+  before: (vm) => churnWithUdev(vm, 'udev'),
+  async run(t: Test, vm: Vm, before: unknown) {
+    const stock = before as Result
+    for (const what of ['disks', 'partitions']) {
+      const result = await churn(vm, what === 'partitions' ? '--parts' : '')
+      note(t, `${what}: ${figures(result)}`)
+      t.comment(JSON.stringify(result))
+      t.equal(result.wrong_diskseq, 0, `${what}: no open reached another disk`)
+      t.equal(result.wrong_data, 0, `${what}: no open read another disk's data`)
+      t.ok(result.opens_ok > 100, `${what}: enough were opened`)
+      t.ok(result.recycles > 100, `${what}: numbers were reused all the time`)
+      if (what === 'partitions') t.ok(result.minor_moves > 0, 'partition numbers moved between disks')
+      t.strictSame(
+        Object.keys(result.errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
+        [],
+        `${what}: no errno but those for a disk that is gone`,
+      )
+    }
+    const slow = await churnWithUdev(vm, 'tree')
+    note(t, `disks that live ${LINKED_LIVE_US / 2000} ms on average: ${figures(slow)}; stock udev's links: ${figures(stock)}`)
+    t.equal(wrong(slow), 0, 'disks that live longer: no open reached another disk')
+    t.ok(slow.opens_ok > 100, 'disks that live longer: enough were opened')
+    t.ok(wrong(stock) > 0, "udev's links reached other disks")
+
+    const twin = await churnWithoutLoopCheck(vm)
+    const kernel = (await vm.run('uname -r')).trim()
+    note(t, `without the look at loop devices, Linux ${kernel}: ${figures(twin)}`)
+    const [major = 0, minor = 0] = kernel.split('.').map(Number)
+    if (major < 6 || (major === 6 && minor < 11)) t.ok(wrong(twin) > 0, 'the look at loop devices is needed')
+    t.equal(await vm.run('ls /dev | grep -c "^loop1[0-9][0-9]" || true'), '0\n', 'no loop device is left behind')
+  },
+}

@@ -1,0 +1,142 @@
+/**
+ * Disks are plugged in and pulled out through QEMU's monitor, and media are
+ * changed, while they are opened by their sequence numbers. What is opened is
+ * the disk in its name, and the name is gone soon after the kernel said that
+ * the disk is; the times are taken in the machine (test/helpers/blk/hotplug.c).
+ */
+import { rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import type { Test } from 'tap'
+
+import type { Case } from '../case.js'
+import { note } from '../suite.js'
+import type { Vm } from '../vm.js'
+
+/** The machine needs these for {@link hotplug}: a slot that a disk can be plugged into, and a SCSI controller. */
+export const hotplugDevices: readonly string[] = [
+  ...['-device', 'pcie-root-port,id=port,chassis=1,slot=1'],
+  ...['-device', 'virtio-scsi-pci,id=scsi'],
+]
+
+const ROUNDS = 10
+/** How long a disk stays: an emulated machine takes its time to find it. */
+const STAY_MS = 2500
+const WITHIN_MS = 60_000
+
+/** Tries again as long as QEMU says that it cannot be done yet. */
+async function eventually(action: () => Promise<unknown>): Promise<void> {
+  const until = Date.now() + WITHIN_MS
+  for (;;) {
+    try {
+      await action()
+      return
+    } catch (error) {
+      if (Date.now() > until) throw error
+      await sleep(200)
+    }
+  }
+}
+
+/** A new disk, with what no other one has in its first sector. */
+function makeDisk(vm: Vm, name: string): string {
+  const file = join(vm.share, name)
+  const content = Buffer.alloc(1 << 20)
+  content.write(`diskseqfs ${name}`)
+  writeFileSync(file, content)
+  return file
+}
+
+async function plugAndPull(vm: Vm, kind: string, device: Record<string, unknown>): Promise<void> {
+  for (let i = 0; i < ROUNDS; i++) {
+    const name = `${kind}-${i}`
+    const file = makeDisk(vm, name)
+    await vm.qmp('blockdev-add', { 'node-name': name, driver: 'file', filename: file })
+    await eventually(() => vm.qmp('device_add', { ...device, id: name, drive: name }))
+    await sleep(STAY_MS)
+    let asked = 0
+    await eventually(async () => {
+      // The machine may have been too busy to see that it was asked.
+      if (Date.now() - asked > WITHIN_MS / 4) {
+        asked = Date.now()
+        await vm.qmp('device_del', { id: name }).catch(() => {})
+      }
+      await vm.qmp('blockdev-del', { 'node-name': name })
+    })
+    rmSync(file)
+  }
+}
+
+async function changeMedia(vm: Vm): Promise<void> {
+  await vm.qmp('device_add', { driver: 'scsi-cd', id: 'cd', bus: 'scsi.0' })
+  const files: string[] = []
+  for (let i = 0; i < ROUNDS; i++) {
+    const file = makeDisk(vm, `medium-${i}`)
+    files.push(file)
+    await eventually(() => vm.qmp('blockdev-change-medium', { id: 'cd', filename: file, format: 'raw', force: true }))
+    await sleep(STAY_MS)
+    if (i % 3 === 2) {
+      await eventually(() => vm.qmp('eject', { id: 'cd', force: true }))
+      await sleep(STAY_MS / 2)
+    }
+  }
+  await vm.qmp('device_del', { id: 'cd' })
+  await sleep(STAY_MS)
+  for (const file of files) rmSync(file)
+}
+
+interface Result {
+  readonly disks: number
+  readonly used: number
+  readonly opens_ok: number
+  readonly wrong_diskseq: number
+  readonly wrong_data: number
+  readonly removed: number
+  readonly late: number
+  readonly stayed: number
+  readonly disturbed: number
+  readonly media_changes: number
+  readonly p50_gone_ms: number
+  readonly max_gone_ms: number
+}
+
+export const hotplug: Case = {
+  name: 'hot-plug',
+  async run(t: Test, vm: Vm) {
+    const seconds = 600
+    const running = vm.start(`
+      echo $$ >/run/hotplug.pid
+      exec /share/blk hotplug --dir /dev/disk/by-diskseq --seconds ${seconds} 2>/run/hotplug.log
+    `)
+    await vm.run('for ((i = 0; i < 100; i++)); do grep -q ready /run/hotplug.log && break; sleep 0.1; done')
+    try {
+      await Promise.all([
+        plugAndPull(vm, 'virtio', { driver: 'virtio-blk-pci', bus: 'port' }),
+        plugAndPull(vm, 'scsi', { driver: 'scsi-hd', bus: 'scsi.0' }),
+        changeMedia(vm),
+      ])
+    } finally {
+      await vm.attempt('kill -TERM "$(cat /run/hotplug.pid)"')
+    }
+    const { output } = await running.ended()
+    const result = JSON.parse(output.trim().split('\n').at(-1) as string) as Result
+    const { disks, used, opens_ok, removed, media_changes, disturbed, p50_gone_ms, max_gone_ms } = result
+    note(
+      t,
+      `${removed} disks pulled out, ${media_changes} changes of medium: ${result.wrong_diskseq + result.wrong_data} wrong, ` +
+        `${opens_ok} right; gone after ${p50_gone_ms} ms (median), ${max_gone_ms} ms at most` +
+        (disturbed > 0 ? `, not counted: ${disturbed} while the machine stood still` : ''),
+    )
+    t.comment(JSON.stringify(result))
+    t.equal(result.wrong_diskseq, 0, 'no open reached another disk')
+    t.equal(result.wrong_data, 0, "no open read another disk's data")
+    t.ok(removed >= 2 * ROUNDS, `all ${2 * ROUNDS} disks were pulled out`)
+    t.equal(result.late, 0, 'each was gone within 100 ms')
+    t.equal(result.stayed, 0, 'none stayed')
+    t.ok(disturbed <= removed / 2, 'the machine was quick enough to tell')
+    t.ok(media_changes >= ROUNDS, `the medium was changed ${ROUNDS} times`)
+    t.ok(used >= disks / 2 && opens_ok > 100, 'they were opened while they were there')
+    t.match(await vm.run('systemctl is-active diskseqfs'), /^active/, 'the daemon still runs')
+  },
+}

@@ -1,0 +1,106 @@
+/**
+ * The race itself: device-mapper devices are removed and made anew under other
+ * names, the number of one being that of another a moment later, while others
+ * open them by /dev/mapper/NAME. udev is slow, in turn at each point where that
+ * makes a difference. What is opened must be a device of that name; the same
+ * run on the stock system must show that it need not be.
+ */
+import type { Test } from 'tap'
+
+import type { Case } from '../case.js'
+import { note } from '../suite.js'
+import type { Vm } from '../vm.js'
+
+const SECONDS = 10
+/** Of a device, at most; it begins when the name leads to it, or at once for those made by every second creator. */
+const LIVE_MS = 600
+const SLOW = '/bin/sleep 0.3'
+
+interface Variant {
+  readonly name: string
+  /** A rule that slows udev down, and the file whose place in the order makes it do so. */
+  readonly rule?: readonly [file: string, action: string]
+}
+
+const variants: readonly Variant[] = [
+  { name: 'udev as it is' },
+  // dmsetup would not wait for this: 95-dm-notify.rules comes before.
+  { name: 'udev slow at the end', rule: ['96-slow', `RUN+="${SLOW}"`] },
+  // The name has been read (55-dm.rules), the links have not been made.
+  { name: 'udev slow at the beginning', rule: ['57-slow', `PROGRAM="${SLOW}"`] },
+  // Between what our rules do and the links.
+  { name: 'udev slow before its links', rule: ['62-slow', `PROGRAM="${SLOW}"`] },
+  // Between the links and what our rules have it run then.
+  { name: 'udev slow after its links', rule: ['57-slow', `RUN+="${SLOW}"`] },
+]
+
+interface Result {
+  readonly opens: number
+  readonly opens_ok: number
+  readonly by_bare_link: number
+  readonly wrong_name: number
+  readonly wrong_data: number
+  readonly lives_wrong: number
+  readonly first_wrong: string
+  readonly created: number
+  readonly number_moves: number
+  readonly errors: Record<string, number>
+  readonly read_errors: Record<string, number>
+  readonly creator_errors: Record<string, number>
+}
+
+async function race(vm: Vm, { rule }: Variant): Promise<Result> {
+  const match = 'ACTION!="remove", KERNEL=="dm-[0-9]*", ATTR{dm/name}=="race-*"'
+  const rules = '/run/udev/rules.d'
+  const output = await vm.run(
+    `
+    trap 'rm -f ${rules}/*-slow.rules; udevadm control --reload; udevadm settle --timeout=120' EXIT
+    mkdir -p ${rules}
+    ${rule === undefined ? '' : `echo '${match}, ${rule[1]}' >${rules}/${rule[0]}.rules`}
+    udevadm control --reload
+    /share/blk dm-race --seconds ${SECONDS} --live-ms ${LIVE_MS}
+    `,
+  )
+  return JSON.parse(output.trim().split('\n').at(-1) as string) as Result
+}
+
+async function all(vm: Vm): Promise<Result[]> {
+  const results: Result[] = []
+  for (const variant of variants) results.push(await race(vm, variant))
+  return results
+}
+
+const wrong = (result: Result): number => result.wrong_name + result.wrong_data
+const sum = (numbers: readonly number[]): number => numbers.reduce((a, b) => a + b, 0)
+const figures = (result: Result): string =>
+  `${wrong(result)} wrong (in ${result.lives_wrong} lives of ${result.created}), ${result.opens_ok} right`
+
+export const mapperRace: Case = {
+  name: 'race for /dev/mapper names',
+  before: all,
+  async run(t: Test, vm: Vm, before: unknown) {
+    const stock = before as Result[]
+    const ours: Result[] = []
+    for (const [i, variant] of variants.entries()) {
+      const result = await race(vm, variant)
+      ours.push(result)
+      note(t, `${variant.name}: ${figures(result)}; stock: ${figures(stock[i] as Result)}`)
+      t.comment(JSON.stringify(result))
+      t.equal(result.wrong_name, 0, `${variant.name}: nobody got another name's device ${result.first_wrong}`)
+      t.equal(result.wrong_data, 0, `${variant.name}: nobody read another device's data`)
+      t.equal(result.by_bare_link, 0, `${variant.name}: no name led to a bare device number`)
+      t.ok(result.number_moves > 5, `${variant.name}: numbers went to other names`)
+      t.strictSame(result.creator_errors, {}, `${variant.name}: devices could be made and removed`)
+      t.strictSame(result.read_errors, {}, `${variant.name}: what was opened could be read`)
+      t.strictSame(
+        Object.keys(result.errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
+        [],
+        `${variant.name}: no errno but those for a device that is gone`,
+      )
+    }
+    // Where no open succeeds, none can be wrong.
+    t.ok(sum(ours.map(({ opens_ok }) => opens_ok)) > 100, 'names led to their devices')
+    t.ok(sum(stock.map(wrong)) > 0, 'the stock system gave wrong devices')
+    t.equal(await vm.run('ls /dev/mapper | grep -c ^race- || true'), '0\n', 'no link is left behind')
+  },
+}

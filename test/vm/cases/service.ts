@@ -1,0 +1,125 @@
+/** The service: stopped, started, killed, hung, upgraded, and with the links switched off. */
+import type { Test } from 'tap'
+
+import type { Case } from '../case.js'
+import { links } from '../links.js'
+import { note } from '../suite.js'
+import type { Vm } from '../vm.js'
+
+/** Half a minute until the watchdog bites, and as long again for the signals that a stopped process ignores. */
+const WATCHDOG_TIMEOUT_S = 100
+
+async function inTree(t: Test, vm: Vm, when: string): Promise<void> {
+  await vm.run('udevadm settle')
+  const { tree, stock, wrong } = await links(vm)
+  t.ok(tree.length > 5, `${when}: ${tree.length} links into the tree`)
+  t.strictSame({ stock, wrong }, { stock: [], wrong: [] }, `${when}: and no others`)
+}
+
+async function stockLinks(t: Test, vm: Vm, when: string): Promise<void> {
+  const { tree, stock, wrong } = await links(vm)
+  t.ok(stock.length > 5, `${when}: ${stock.length} links to the devices' own nodes`)
+  t.strictSame({ tree, wrong }, { tree: [], wrong: [] }, `${when}: and no others`)
+}
+
+const UDEV_WARNINGS = `journalctl -b -q --no-pager -p warning -u systemd-udevd -o cat | grep -v '^PV\\|^VG' || true`
+
+export const service: Case = {
+  name: 'service: stop, start, crash, hang, upgrade',
+  async run(t, vm) {
+    await inTree(t, vm, 'installed')
+    t.equal(await vm.run('systemctl show -P Type -P WatchdogUSec diskseqfs'), 'notify\n30s\n')
+    const exposure = await vm.run('systemd-analyze security --no-pager diskseqfs.service | tail -n 1')
+    note(t, exposure.replace(/^\S+\s|\S+\s*$/g, '').trim())
+
+    // What is open through the tree, mounted or swapped on, stays so.
+    await vm.run('systemctl stop diskseqfs')
+    await stockLinks(t, vm, 'stopped')
+    t.equal(await vm.run('findmnt -n /dev/disk/by-diskseq || echo no mount'), 'no mount\n')
+    await vm.run('udevadm settle')
+    t.match(
+      await vm.run('readlink /dev/disk/by-diskseq/1'),
+      /^\.\.\/\.\.\/vda\n$/,
+      "stopped: udev's own links are in disk/by-diskseq",
+    )
+
+    await vm.run('systemctl start diskseqfs')
+    await inTree(t, vm, 'started')
+    for (const unit of ['dev-mapper-vm\\x2dhome.device', 'dev-disk-by\\x2ddiskseq-1.device']) {
+      t.equal(await vm.run(`systemctl is-active '${unit}'`), 'active\n', unit)
+    }
+
+    const killed = await vm.run(`
+      systemctl kill -s KILL diskseqfs
+      for ((i = 0; i < 300; i++)); do
+        [ "$(systemctl show -P NRestarts diskseqfs)" -gt 0 ] && systemctl -q is-active diskseqfs && break
+        sleep 0.1
+      done
+      systemctl is-active diskseqfs`)
+    t.equal(killed, 'active\n', 'killed: there again by itself')
+    await inTree(t, vm, 'killed')
+
+    const hung = await vm.run(
+      `
+      before=$(systemctl show -P NRestarts diskseqfs)
+      systemctl kill -s STOP diskseqfs
+      for ((i = 0; i < ${WATCHDOG_TIMEOUT_S}; i++)); do
+        [ "$(systemctl show -P NRestarts diskseqfs)" -gt $before ] && systemctl -q is-active diskseqfs && break
+        sleep 1
+      done
+      systemctl is-active diskseqfs
+      journalctl -b -u diskseqfs -o cat --no-pager | grep -c 'Watchdog timeout'`,
+      2 * WATCHDOG_TIMEOUT_S * 1000,
+    )
+    t.equal(hung, 'active\n1\n', 'hung: the watchdog restarts it')
+    await inTree(t, vm, 'hung')
+
+    await vm.run('ln -s /dev/null /etc/udev/rules.d/61-diskseqfs.rules; systemctl restart diskseqfs; udevadm settle')
+    await stockLinks(t, vm, 'switched off')
+    await vm.run('rm /etc/udev/rules.d/61-diskseqfs.rules; udevadm control --reload; systemctl restart diskseqfs')
+    await inTree(t, vm, 'switched on')
+
+    const pid = await vm.run('systemctl show -P MainPID diskseqfs')
+    await vm.run(`
+      dpkg-deb -R /share/diskseqfs.deb /run/upgrade
+      sed -i 's/^Version: .*/&+upgrade/' /run/upgrade/DEBIAN/control
+      dpkg-deb -Zgzip -z1 -b /run/upgrade /run/upgrade.deb
+      dpkg -i /run/upgrade.deb
+      rm -rf /run/upgrade /run/upgrade.deb`)
+    t.not(await vm.run('systemctl show -P MainPID diskseqfs'), pid, 'upgraded: another process serves the tree')
+    await inTree(t, vm, 'upgraded')
+
+    t.equal(await vm.run(UDEV_WARNINGS), '', 'udev has warned of nothing')
+    t.equal(await vm.run('systemctl --failed --no-legend'), '', 'no unit has failed')
+  },
+}
+
+export const removal: Case = {
+  name: 'remove and purge',
+  async run(t, vm) {
+    const node = await vm.run(`
+      cp -a /var/lib/dpkg /run/dpkg
+      sed -i '/^Package: nodejs$/,/^$/ s/^Version: .*/Version: 18.20.4/' /run/dpkg/status
+      dpkg --admindir=/run/dpkg --no-act --install /share/diskseqfs.deb 2>&1 || true
+      rm -rf /run/dpkg`)
+    t.match(node, /depends on nodejs \\(>= 20\\)/, 'an old Node.js: the package says which it needs')
+
+    await vm.run('dpkg -r diskseqfs')
+    await stockLinks(t, vm, 'removed')
+    await vm.run('udevadm settle')
+    t.match(await vm.run('readlink /dev/disk/by-diskseq/1'), /vda/, "udev's own links are back")
+    t.equal(await vm.run('findmnt -n /dev/disk/by-diskseq || echo no mount'), 'no mount\n')
+    // What udev wrote of its devices while the rules were there says nothing of them now.
+    t.equal(await vm.run('grep -l DISKSEQFS_LINKS=. /run/udev/data/b* || true'), '', "udev's database")
+    await vm.run('dpkg -P diskseqfs')
+    t.equal(
+      await vm.run("find / -xdev -name '*diskseqfs*' -not -path '/share/*' -not -path '/tmp/*' -not -path '/var/log/*'"),
+      '',
+      'purged: nothing is left',
+    )
+    t.equal(await vm.run('systemctl --failed --no-legend'), '', 'no unit has failed')
+
+    await vm.run('dpkg -i /share/diskseqfs.deb && udevadm settle')
+    await inTree(t, vm, 'installed again')
+  },
+}

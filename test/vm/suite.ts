@@ -1,0 +1,84 @@
+/**
+ * The cases of one release, in one machine: first what needs a stock system,
+ * then the package is installed and everything runs with it.
+ *
+ * Environment: CASES=name,name runs only cases whose names contain one of these.
+ */
+import { copyFileSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { blkPath } from '../helpers/blk.js'
+import { ROOT } from '../helpers/root.js'
+import type { Case } from './case.js'
+import { cases } from './cases.js'
+import { LOGS, type Release, Vm } from './vm.js'
+
+export interface Row {
+  readonly name: string
+  readonly ok: boolean
+  readonly seconds: number
+  /** What the case printed as its findings, in a few words. */
+  readonly notes: readonly string[]
+}
+
+const TIMEOUT_MS = 50 * 60_000
+
+/** Rows of the release being tested; {@link note} adds to the last one. */
+const rows: Row[] = []
+let notes: string[] = []
+
+/** A finding for the table: printed as a comment as well. */
+export function note(t: Test, text: string): void {
+  t.comment(text)
+  notes.push(text)
+}
+
+export async function runSuite(release: Release): Promise<void> {
+  t.setTimeout(TIMEOUT_MS)
+  const filter = process.env['CASES']?.split(',')
+  const wanted = cases.filter(({ name }) => filter?.some((part) => name.includes(part)) ?? true)
+  const vm = await Vm.create(release)
+  t.teardown(() => vm.destroy())
+  copyFileSync(blkPath(), join(vm.share, 'blk'))
+  copyFileSync(packagePath(), join(vm.share, 'diskseqfs.deb'))
+  await vm.boot()
+
+  const before = new Map<Case, unknown>()
+  for (const item of wanted) if (item.before !== undefined) before.set(item, await item.before(vm))
+  await t.test('install', (t) => attempt(t, vm, { name: 'install', run: install }, undefined))
+  for (const item of wanted) {
+    await t.test(item.name, { timeout: TIMEOUT_MS }, (t) => attempt(t, vm, item, before.get(item)))
+  }
+  mkdirSync(LOGS, { recursive: true })
+  writeFileSync(join(LOGS, `../${release}.json`), JSON.stringify(rows, null, 2))
+}
+
+async function attempt(t: Test, vm: Vm, item: Case, before: unknown): Promise<void> {
+  const started = Date.now()
+  notes = []
+  let thrown: unknown
+  try {
+    await item.run(t, vm, before)
+  } catch (error) {
+    thrown = error
+  }
+  const ok = thrown === undefined && t.passing()
+  rows.push({ name: item.name, ok, seconds: Math.round((Date.now() - started) / 1000), notes })
+  if (!ok) t.comment(`logs: ${await vm.saveLogs(item.name)}`)
+  if (thrown !== undefined) throw thrown
+}
+
+async function install(t: Test, vm: Vm): Promise<void> {
+  await vm.run('dpkg -i /share/diskseqfs.deb && udevadm settle')
+  const links = await vm.run('readlink /dev/mapper/vm-* /dev/vm/*')
+  for (const link of links.trimEnd().split('\n')) t.match(link, /^\/dev\/disk\/by-diskseq\/\d+$/)
+}
+
+function packagePath(): string {
+  const build = join(ROOT, 'build')
+  const name = readdirSync(build).find((file) => /^diskseqfs_.*\.deb$/.test(file))
+  if (name === undefined) throw new Error('no package in build/: run "make deb" before')
+  return join(build, name)
+}
