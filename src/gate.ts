@@ -122,6 +122,9 @@ export class Gate {
     const pin = node.pin
     if (pin !== undefined) {
       if (sameDevice(pin.device, device) && this.opener.current(pin)) {
+        // Only an open asks a drive whether its medium is another one
+        // (disk_clear_events, 6.18); a pin that is open already does not learn of it.
+        if (node.removable) return this.wait(attempt, call, device, tries)
         return this.admitPinned(attempt, call, pin)
       }
       this.reaper.unpin(node)
@@ -168,14 +171,23 @@ export class Gate {
     return this.devnodes.with(device, check) ?? true
   }
 
-  /** Waits for the device to be opened, with all others who do. */
-  private wait(attempt: Attempt, call: Call, device: Device, tries: number): void {
+  /**
+   * Waits for the device to be opened, with all others who do.
+   *
+   * @param any whether it may have been opened before the attempt began
+   */
+  private wait(attempt: Attempt, call: Call, device: Device, tries: number, any = false): void {
     const { node, kind, caller } = attempt
+    const joined = node.opening !== undefined
     const limit = kind === 'lookup' ? this.options.lookupPatienceMs : this.options.openTimeoutMs
     this.await(this.opening(node, device), limit, attempt.onInterrupt, (end) => {
       this.step(attempt, () => {
         if (end === 'interrupted') return this.finish(attempt, { errno: E.EINTR })
-        if (end !== 'late') return this.waited(attempt, call, device, tries, end)
+        if (end !== 'late') {
+          // Whatever is under way now has begun since.
+          if (joined && node.removable && !any && 'pin' in end) return this.wait(attempt, call, device, tries, true)
+          return this.waited(attempt, call, device, tries, end)
+        }
         if (kind !== 'lookup') return this.refuse(attempt, call, E.ETIMEDOUT, HUNG)
         if (call.intent === 'open') return this.admitUnpinned(attempt, call, device, tries)
         // It comes again: what it waits for must not be gone by then.
@@ -260,8 +272,17 @@ export class Gate {
     const latest = node.opening === opening
     if (latest) node.opening = undefined
     if ('pin' in result) {
-      if (latest && node.pin === undefined) node.pin = result.pin
-      else return this.superseded(node, opening, result.pin)
+      const { pin } = result
+      if (!latest || (node.pin !== undefined && !sameDevice(node.pin.device, pin.device))) {
+        return this.superseded(node, opening, pin)
+      }
+      if (node.pin === undefined) {
+        node.pin = pin
+        node.removable = this.sysfs.removable(pin.device)
+      } else {
+        this.opener.close(pin)
+        result = { pin: node.pin }
+      }
     } else {
       this.registry.refresh(opening.device.kname)
     }

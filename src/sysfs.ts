@@ -114,6 +114,11 @@ export class Sysfs {
     return now !== undefined && sameDevice(now, device)
   }
 
+  /** Whether its medium may be changed; of a partition, its disk's. */
+  removable({ kname, partition }: Device): boolean {
+    return this.attribute(kname, partition === 0 ? 'removable' : '../removable') === '1\n'
+  }
+
   /** All devices, read on another thread. `error` is an errno, or 0; `cpuMs` what it cost. */
   scan(done: (error: number, devices: Device[], cpuMs: number) => void): void {
     this.native.scanBlock(this.classDirectory, (error, list, cpuMs) => {

@@ -1,18 +1,16 @@
 // diskseqfs-link: points the names of device-mapper devices into the tree.
 //
-// udev can make a symlink to a device's own node only, so the rules run this
-// program to make /dev/mapper/NAME (and LVM's /dev/VG/LV) lead to
-// /dev/disk/by-diskseq/N.  It is a program of its own, in C, because udev runs
-// it twice for each event of such a device.
+// udev can make a symlink to a device's own node only, and would make it anew at
+// each event (systemd 252) or at some (257).  So the rules take these names away
+// from udev, and run this program to make /dev/mapper/NAME (and LVM's /dev/VG/LV)
+// lead to /dev/disk/by-diskseq/N.  It is a program of its own, in C, because udev
+// runs it twice for each event of such a device.
 //
-//   claim LINK...   before udev makes its links: print which of them are ours
-//                   and make them.  From systemd 254 on udev leaves a link alone
-//                   that already leads to the device, so that there is no
-//                   instant with a link to the bare node.
-//   settle LINK...  after udev has made its links (252 and 253 make them anew at
-//                   each event): put ours back, take those away or give those
-//                   back to udev that are ours no longer.
-//   removed         after udev has removed the links of a device that is gone.
+//   claim LINK...   of the links udev is about to make, say which are ours, and
+//                   which are not.
+//   settle          after udev has made its links: make ours; take those away, or
+//                   give those back to udev, that are ours no longer.
+//   removed         the device goes: take its links away.
 //   stock           give every link back to udev: the daemon has stopped.
 //
 // One rule for all of them: a name may lead to a disk that is gone (ENOENT), or
@@ -35,6 +33,8 @@
 // Of a link below /dev: a device-mapper name has at most 127 bytes, each of
 // which udev may write as four.
 #define PATH_SIZE 1100
+// Lines of 61-diskseqfs.rules for links that are not ours.
+#define OTHERS_MAX 16
 
 #ifndef FUSE_SUPER_MAGIC
 #define FUSE_SUPER_MAGIC 0x65735546 // linux/magic.h, since 5.16
@@ -192,24 +192,42 @@ static bool current(const struct device *device) {
          strcmp(device->name, environment("DM_NAME")) == 0;
 }
 
+// Prints properties for the rules.  Where there are more other links than the
+// rules have lines for, udev keeps them all.
 static int claim(char **links, const char *kernel) {
   struct device device = look(kernel);
-  char path[PATH_SIZE];
-  int result = 0;
-  const char *separator = "";
-  if (tree_mounted() && !current(&device)) printf("DISKSEQFS_LATE=1\n");
-  printf("DISKSEQFS_LINKS=");
-  if (strcmp(environment("DISKSEQFS_LINK"), "0") != 0 && current(&device) && tree_answers(&device)) {
-    lock();
-    for (; *links; links++) {
-      if (!ours(*links, path, sizeof path)) continue;
-      printf("%s%s", separator, path);
-      separator = " ";
-      result |= point_into_tree(path, device.diskseq);
+  char path[PATH_SIZE], claimed[4 * PATH_SIZE] = "", others[OTHERS_MAX * PATH_SIZE] = "";
+  size_t used = 0, length = 0;
+  int count = 0;
+  bool answers = tree_answers(&device);
+  if (!answers) device = look(kernel); // as it may have gone meanwhile
+  if (!current(&device)) {
+    if (tree_mounted()) printf("DISKSEQFS_LATE=1\n");
+    return 0;
+  }
+  if (!answers || strcmp(environment("DISKSEQFS_LINK"), "0") == 0) return 0;
+  for (; *links; links++) {
+    if (ours(*links, path, sizeof path)) {
+      used += snprintf(claimed + used, sizeof claimed - used, "%s%s", used ? " " : "", path);
+      if (used >= sizeof claimed) return 0;
+    } else {
+      if (++count > OTHERS_MAX) return fputs("diskseqfs-link: too many links\n", stderr), 1;
+      length += snprintf(others + length, sizeof others - length, ".DISKSEQFS_%d=%s\n", count, *links);
+      if (length >= sizeof others) return 0;
     }
   }
-  printf("\n");
-  return result;
+  if (used) printf("DISKSEQFS_LINKS=%s\n%s", claimed, others);
+  return 0;
+}
+
+// LVM's directory of a volume group goes with its last link, as with udev's own.
+static int take_away(const char *link) {
+  char directory[PATH_SIZE];
+  if (unlink(link) < 0 && errno != ENOENT) return fail("cannot remove", link);
+  snprintf(directory, sizeof directory, "%s", link);
+  *strrchr(directory, '/') = 0;
+  rmdir(directory);
+  return 0;
 }
 
 static int settle(const char *kernel) {
@@ -219,42 +237,27 @@ static int settle(const char *kernel) {
   int result = 0;
   lock();
   char *words = strdup(claimed), *rest = words;
-  for (char *link; (link = strsep(&rest, " "));) {
-    // A device that is gone leaves the name to another one that has it now.
-    if (*link && (current(&device) || linked_diskseq(link) == 0)) result |= point_into_tree(link, diskseq);
-  }
+  // A device that is gone, or has another name, leaves them to what has them now.
+  for (char *link; current(&device) && (link = strsep(&rest, " "));)
+    if (*link) result |= point_into_tree(link, diskseq);
   free(words);
   words = strdup(environment("DISKSEQFS_BEFORE")), rest = words;
   for (char *link; (link = strsep(&rest, " "));) {
     if (*link == 0 || has_word(claimed, link) || linked_diskseq(link) != diskseq) continue;
     if (has_word(environment("DEVLINKS"), link)) result |= point_at_node(link, kernel);
-    else if (unlink(link) < 0 && errno != ENOENT) result |= fail("cannot remove", link);
+    else result |= take_away(link);
   }
   free(words);
   return result;
 }
 
-// The kernel sends this event while the device is still there (dm_kobject_uevent
-// in dev_remove), so udev 257 may have taken a link of ours for another device's
-// and left it.  And it may have given the name to another device that claims it,
-// by a link to that one's node.
 static int removed(void) {
   int result = 0;
   lock();
   char *words = strdup(environment("DISKSEQFS_LINKS")), *rest = words;
   for (char *link; (link = strsep(&rest, " "));) {
-    char text[PATH_SIZE];
-    ssize_t length = *link ? readlink(link, text, sizeof text - 1) : 0;
-    if (length <= 0) continue;
-    text[length] = 0;
-    if (linked_diskseq(link) == strtoull(environment("DISKSEQ"), NULL, 10)) {
-      if (unlink(link) < 0 && errno != ENOENT) result |= fail("cannot remove", link);
-      continue;
-    }
-    const char *kernel = kernel_name(text);
-    if (!kernel) continue;
-    struct device device = look(kernel);
-    if (device.diskseq != 0 && tree_answers(&device)) result |= point_into_tree(link, device.diskseq);
+    // The name may be another device's by now.
+    if (*link && linked_diskseq(link) == strtoull(environment("DISKSEQ"), NULL, 10)) result |= take_away(link);
   }
   free(words);
   return result;
@@ -271,7 +274,7 @@ static int restore(const char *link) {
       result = point_at_node(link, entry->d_name);
   closedir(block);
   if (result >= 0) return result;
-  return unlink(link) < 0 && errno != ENOENT ? fail("cannot remove", link) : 0;
+  return take_away(link);
 }
 
 static int stock(void) {

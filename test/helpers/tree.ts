@@ -31,6 +31,7 @@ type Mechanism =
   | 'no-pins'
   | 'whole-disk-pins'
   | 'no-loop-check'
+  | 'no-media-check'
   | 'no-inspect'
   | 'always-inspect'
   | 'no-access-rule'

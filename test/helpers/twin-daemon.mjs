@@ -138,6 +138,13 @@ const twins = {
       openDevice: (directory, name, flags, _, done) => native.openDevice(directory, name, flags, false, done),
     },
   },
+  /** A drive is not asked whether its medium is another one. */
+  'no-media-check': {
+    native: {
+      ...native,
+      readFile: (path, into) => (path.endsWith('/removable') ? -2 : native.readFile(path, into)),
+    },
+  },
   /** Every caller is taken for one that opens. */
   'no-inspect': { intents: withIntents(opensEverything) },
   /** Every caller is taken for one that only looks. */

@@ -1,7 +1,26 @@
 /** All cases, in the order in which they run. */
 import type { Case } from './case.js'
 import { boot } from './cases/boot.js'
+import { churnCase } from './cases/churn.js'
+import { cryptsetup } from './cases/cryptsetup.js'
 import { dmsetup } from './cases/dmsetup.js'
+import { hotplug } from './cases/hotplug.js'
+import { libvirt } from './cases/libvirt.js'
+import { lvm } from './cases/lvm.js'
+import { mapperRace } from './cases/race.js'
 import { removal, service } from './cases/service.js'
+// import { tools } from './cases/tools.js'
 
-export const cases: readonly Case[] = [dmsetup, service, boot, removal]
+export const cases: readonly Case[] = [
+  dmsetup,
+  cryptsetup,
+  lvm,
+  // tools,
+  libvirt,
+  mapperRace,
+  churnCase,
+  hotplug,
+  service,
+  boot,
+  removal,
+]

@@ -12,6 +12,7 @@ import t, { type Test } from 'tap'
 import { blkPath } from '../helpers/blk.js'
 import { ROOT } from '../helpers/root.js'
 import type { Case } from './case.js'
+import { hotplugDevices } from './cases/hotplug.js'
 import { cases } from './cases.js'
 import { LOGS, type Release, Vm } from './vm.js'
 
@@ -39,7 +40,7 @@ export async function runSuite(release: Release): Promise<void> {
   t.setTimeout(TIMEOUT_MS)
   const filter = process.env['CASES']?.split(',')
   const wanted = cases.filter(({ name }) => filter?.some((part) => name.includes(part)) ?? true)
-  const vm = await Vm.create(release)
+  const vm = await Vm.create(release, hotplugDevices)
   t.teardown(() => vm.destroy())
   copyFileSync(blkPath(), join(vm.share, 'blk'))
   copyFileSync(packagePath(), join(vm.share, 'diskseqfs.deb'))

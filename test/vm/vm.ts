@@ -123,8 +123,7 @@ export class Vm {
       await sleep(100)
     }
     this.agent = createConnection(socket)
-    this.agent.on('error', () => {}) // the machine is off
-    createInterface(this.agent).on('line', (line) => this.heard(line))
+    lines(this.agent, (line) => this.heard(line))
     this.monitor = new Monitor(qmp)
     const outcome = await Promise.race([
       started.then(() => 'ready' as const),
@@ -234,6 +233,14 @@ export class Vm {
   }
 }
 
+/** Errors say that the machine is off; whoever waits for it learns that otherwise. */
+function lines(socket: Socket, heard: (line: string) => void): void {
+  socket.on('error', () => {})
+  createInterface(socket)
+    .on('error', () => {})
+    .on('line', heard)
+}
+
 interface Answer {
   return?: unknown
   error?: { desc: string }
@@ -248,8 +255,7 @@ class Monitor {
 
   constructor(path: string) {
     this.socket = createConnection(path)
-    this.socket.on('error', () => {})
-    createInterface(this.socket).on('line', (line) => {
+    lines(this.socket, (line) => {
       const answer = JSON.parse(line) as Answer & { id?: number }
       if (answer.id !== undefined) this.answers.get(answer.id)?.(answer)
     })

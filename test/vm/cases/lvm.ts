@@ -24,11 +24,13 @@ function machine(withTree: boolean, script: string): string {
   return `
     cd /tmp
     undo() {
+      vgchange -qqan t-1
       for group in on-lv on-luks t-1; do vgremove $scan -qqff $group; done
       dmsetup remove --retry luks
       lvremove -qqy vm/pv
       losetup -d /dev/loop40 /dev/loop41
       rm -f key image0 image1
+      rmdir /dev/t-1
     }
     trap 'undo >/dev/null 2>&1' EXIT
     scan='--config devices/scan_lvs=1'
@@ -63,8 +65,10 @@ function machine(withTree: boolean, script: string): string {
       # And from the tree to the device.
       diff <(printf '%s\\n' "\${numbers[@]}") <(stat -Lc %Hr:%Lr "\${links[@]}") || { echo "of \${links[*]}"; return 1; }
     }
+    # The directory too: vgcreate refuses a name that is there already.
     links_gone() {
-      [ -z "$(shopt -s nullglob; echo /dev/mapper/t--1-* /dev/t-1/*)" ] || { ls -l /dev/mapper/t--1-* /dev/t-1; return 1; }
+      [ ! -e /dev/t-1 ] && [ -z "$(shopt -s nullglob; echo /dev/mapper/t--1-*)" ] ||
+        { ls -ld /dev/t-1 /dev/t-1/* /dev/mapper/t--1-*; return 1; } 2>/dev/null
     }
     ${script}
   `
@@ -111,6 +115,8 @@ const REPORTS = `
   step lvremove -qy t-1/thin
   step lvremove -qy t-1/pool
   step links_right 1
+  step vgchange -qan t-1
+  step links_gone
   step vgremove -qy t-1
   step links_gone
   step pvremove -q /dev/loop40 /dev/loop41
@@ -132,15 +138,15 @@ const CYCLE = `
       try 'links after -ay' links_right $2
     done
   }
-  vgcreate -qq t-1 /dev/loop40 /dev/loop41
-  lvcreate -qqy -L 24M -n first t-1
-  lvcreate -qqy -L 24M -n second t-1
+  try setup vgcreate -qq t-1 /dev/loop40 /dev/loop41
+  try setup lvcreate -qqy -L 24M -n first t-1
+  try setup lvcreate -qqy -L 24M -n second t-1
   start=$SECONDS
   cycle $cycles 2
   seconds=$((SECONDS - start))
-  lvcreate -qqs -L 8M -n snap t-1/first
-  lvcreate -qqy -T -L 32M -V 64M -n thin t-1/pool
-  cycle 4 9
+  try setup lvcreate -qqs -L 8M -n snap t-1/first
+  try setup lvcreate -qqy -T -L 32M -V 64M -n thin t-1/pool
+  cycle 4 10
   echo $seconds
   for message in "\${!failed[@]}"; do echo "\${failed[$message]} x $message"; done
 `
