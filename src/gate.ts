@@ -7,7 +7,7 @@
 import { Access } from './access.js'
 import type { DeviceNodes, NodeStat } from './devnode.js'
 import { E, errnoName, Exhausted } from './errno.js'
-import type { Call, Intents } from './intent.js'
+import { type Call, type Intents, RUNNING } from './intent.js'
 import { type Logger, LogLimit } from './log.js'
 import type { Node, NodeTable, Opening } from './node.js'
 import type { Pin, PinOpener, PinResult } from './pin.js'
@@ -39,6 +39,8 @@ export interface Attempt {
   /** Tells how the gate can be told that the caller gives up. */
   readonly onInterrupt: (listener: () => void) => void
   readonly done: (verdict: Verdict) => void
+  /** Monotonic ms: until when the caller is given time to go to sleep. */
+  asleepBy?: number
 }
 
 export interface GateOptions {
@@ -49,6 +51,13 @@ export interface GateOptions {
 }
 
 export const LOOKUP_PATIENCE_MS = 10
+
+/**
+ * How long a caller that does not sleep yet is waited for, ms, and how often it
+ * is looked at. It lacks nothing: it has no processor to go on with.
+ */
+const RUNNING_MAX_MS = 50
+const RUNNING_LOOK_MS = 1
 
 /** A signal ends a wait for a disk when it has lasted this long, ms: not each SIGCHLD is meant for us. */
 const INTERRUPT_AFTER_MS = 100
@@ -106,6 +115,13 @@ export class Gate {
   private admitDevice(attempt: Attempt, device: Device, tries: number): void {
     const { node, caller } = attempt
     const call = this.intents.of(caller.tid)
+    if (call === RUNNING && attempt.kind !== 'change') {
+      attempt.asleepBy ??= performance.now() + RUNNING_MAX_MS
+      if (performance.now() < attempt.asleepBy) {
+        setTimeout(() => this.step(attempt, () => this.decide(attempt, tries)), RUNNING_LOOK_MS)
+        return
+      }
+    }
     const opens = attempt.kind === 'change' || call.intent !== 'inspect'
     if (!opens) return this.inspect(attempt, call, device, tries)
     if (attempt.kind !== 'change' && !this.mayOpen(caller, node, device)) {

@@ -27,7 +27,13 @@ export interface Call {
 
 const UNKNOWN: Call = { intent: 'unknown', number: -1 }
 
-/** Times to read again while the caller has not gone to sleep yet. Two did in the slowest VM seen. */
+/**
+ * The caller has sent its request and has not gone to sleep yet: somebody else
+ * got the processor in between. It goes to sleep as soon as it has it back.
+ */
+export const RUNNING: Call = { intent: 'unknown', number: -1 }
+
+/** Times to read again at once while the caller has not gone to sleep yet. */
 const RUNNING_RETRIES = 8
 
 /**
@@ -157,7 +163,7 @@ export class Intents {
       if (line === undefined) return UNKNOWN
       if (!line.startsWith('running')) return this.parse(line)
     }
-    return UNKNOWN
+    return RUNNING
   }
 
   /**

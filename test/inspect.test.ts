@@ -106,6 +106,22 @@ t.test('twin: without a look at what the caller does, inspecting opens devices',
   for (const [i, seen] of watches.entries()) t.ok((await seen()).open > 0, `${devices[i]} was opened`)
 })
 
+async function lookedAtWhileRunning(t: Test, twin: Twin): Promise<number> {
+  const loop = loopDisk(t)
+  const tree = await startTree(t, { twin })
+  const seen = await watchNode(t, loop.path)
+  look(join(tree.mountpoint, loop.diskseq()))
+  return (await seen()).open
+}
+
+t.test('a caller that does not sleep yet is waited for, to see that it only looks', async (t) => {
+  t.equal(await lookedAtWhileRunning(t, 'callers-run'), 0, 'the device was not opened')
+})
+
+t.test('twin: if it is not waited for, its device is opened', async (t) => {
+  t.ok((await lookedAtWhileRunning(t, 'callers-run-unknown')) > 0, 'the device was opened')
+})
+
 /** @returns how often the reset was refused because somebody had the device open */
 async function resets(t: Test, rounds: number, twin?: Twin): Promise<number> {
   const zram = zramDisk(t)
@@ -140,8 +156,9 @@ async function detaches(t: Test, rounds: number, twin?: Twin): Promise<number> {
   let late = 0
   for (let i = 0; i < rounds; i++) {
     const loop = loopDisk(t)
-    look(join(tree.mountpoint, loop.diskseq()))
-    loop.detach()
+    const path = join(tree.mountpoint, loop.diskseq())
+    look(path)
+    loop.detach(path)
     if (bound(loop)) late++
   }
   return late
@@ -162,9 +179,10 @@ async function deletions(t: Test, rounds: number, twin?: Twin): Promise<number> 
   let refused = 0
   for (let i = 0; i < rounds; i++) {
     loop.addPartition(1, 64, 128)
-    for (const name of [`${loop.diskseq()}p1`, `${loop.diskseq()}-part1`]) look(join(tree.mountpoint, name))
+    const path = join(tree.mountpoint, `${loop.diskseq()}p1`)
+    for (const name of [path, join(tree.mountpoint, `${loop.diskseq()}-part1`)]) look(name)
     try {
-      loop.deletePartition(1)
+      loop.deletePartition(1, path)
     } catch (error) {
       if (!/Device or resource busy/.test(String(error))) throw error
       refused++

@@ -32,6 +32,8 @@ type Mechanism =
   | 'whole-disk-pins'
   | 'no-loop-check'
   | 'no-media-check'
+  | 'callers-run'
+  | 'callers-run-unknown'
   | 'no-inspect'
   | 'always-inspect'
   | 'no-access-rule'
@@ -136,10 +138,12 @@ export interface TestDisk {
 
 export interface LoopDisk extends TestDisk {
   readonly file: string
-  detach(): void
+  /** @param look a path that is looked at right before */
+  detach(look?: string): void
   /** Adds partition `number` by ioctl (this needs no partition table). Sectors of 512 bytes. */
   addPartition(number: number, start: number, length: number): void
-  deletePartition(number: number): void
+  /** @param look a path that is looked at right before */
+  deletePartition(number: number, look?: string): void
 }
 
 const sysfsDiskseq = (kname: string) => readFileSync(`/sys/class/block/${kname}/diskseq`, 'utf8').trim()
@@ -170,18 +174,18 @@ export function loopDisk(
   const partitions = new Set<number>()
   const partition = (...args: (string | number)[]) =>
     void execFileSync(blkPath(), ['partition', ...args.map(String)], { encoding: 'utf8' })
-  const deletePartition = (number: number) => {
-    partition('del', path, number)
+  const deletePartition = (number: number, look?: string) => {
+    partition('del', path, number, ...(look === undefined ? [] : [look]))
     partitions.delete(number)
   }
   let attached = true
-  const detach = () => {
+  const detach = (look?: string) => {
     // The kernel leaves them to the device, which then is as good as in use.
     for (const number of partitions) deletePartition(number)
-    if (attached) execFileSync('losetup', ['--detach', path])
+    if (attached) execFileSync(blkPath(), ['loop-detach', path, ...(look === undefined ? [] : [look])])
     attached = false
   }
-  cleanup(t, detach)
+  cleanup(t, () => detach())
   return {
     kname,
     path,

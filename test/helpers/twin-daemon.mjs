@@ -9,7 +9,7 @@
  */
 import { Access } from '../../dist/access.js'
 import { Daemon } from '../../dist/daemon.js'
-import { Intents } from '../../dist/intent.js'
+import { Intents, RUNNING } from '../../dist/intent.js'
 import { createLogger } from '../../dist/log.js'
 import { parseMountOptions } from '../../dist/mountpoint.js'
 import { native } from '../../dist/native.js'
@@ -40,6 +40,21 @@ class OtherPins extends PinOpener {
 const inspectsEverything = { of: () => ({ intent: 'inspect', number: -1 }) }
 const opensEverything = { of: () => ({ intent: 'open', number: -1 }) }
 const withIntents = (answers) => (calls) => Object.assign(new Intents(calls), answers)
+
+/** Each caller is seen running for some ms before it sleeps, as it may be on a busy machine. */
+const sleepsLate = (call) => (calls) => {
+  const intents = new Intents(calls)
+  const since = new Map()
+  return Object.assign(intents, {
+    of(tid) {
+      const now = performance.now()
+      if (!since.has(tid)) since.set(tid, now)
+      if (now - since.get(tid) < 5) return call
+      since.delete(tid)
+      return Intents.prototype.of.call(intents, tid)
+    },
+  })
+}
 
 const SLOW_MS = 30
 
@@ -147,6 +162,10 @@ const twins = {
   },
   /** Every caller is taken for one that opens. */
   'no-inspect': { intents: withIntents(opensEverything) },
+  /** Nothing is switched off, but callers are slow to go to sleep. */
+  'callers-run': { intents: sleepsLate(RUNNING) },
+  /** The same, and they are not waited for. */
+  'callers-run-unknown': { intents: sleepsLate({ intent: 'unknown', number: -1 }) },
   /** Every caller is taken for one that only looks. */
   'always-inspect': { intents: withIntents(inspectsEverything) },
   /** Who asks does not matter. */

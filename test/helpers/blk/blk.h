@@ -60,6 +60,7 @@ int exit_status(void);
 
 uint64_t now_ns(void);
 void sleep_us(unsigned us);
+void look(const char *path); /* stat(2) that has to work */
 
 /* To be called first in a forked child: ends it when its parent ends. */
 void child_follows(pid_t parent, int sig);
@@ -159,6 +160,7 @@ int cmd_exclusive_part(int argc, char **argv);
 int cmd_partition(int argc, char **argv);
 int cmd_watch(int argc, char **argv);
 int cmd_loops(int argc, char **argv);
+int cmd_loop_detach(int argc, char **argv);
 int cmd_loop_remove(int argc, char **argv);
 int cmd_hungfs(int argc, char **argv);
 int cmd_uring_open(int argc, char **argv);

@@ -91,6 +91,24 @@ int cmd_loops(int argc, char **argv)
 	return exit_status();
 }
 
+/* losetup -d; LOOK is a path that is looked at right before. */
+int cmd_loop_detach(int argc, char **argv)
+{
+	if (argc != 2 && argc != 3)
+		die("usage: blk loop-detach PATH [LOOK]");
+	int fd = open(argv[1], O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		die("open %s: %s", argv[1], strerror(errno));
+	if (argc == 3)
+		look(argv[2]);
+	int err = loop_clr_fd(fd);
+	if (err)
+		die("%s: detach: %s", argv[1], strerror(-err));
+	close(fd);
+	printf("{\"detached\":true}\n");
+	return exit_status();
+}
+
 /* For what losetup --find adds when all are in use. */
 int cmd_loop_remove(int argc, char **argv)
 {

@@ -14,6 +14,7 @@ static const struct {
 	{ "partition", cmd_partition },
 	{ "watch", cmd_watch },
 	{ "loops", cmd_loops },
+	{ "loop-detach", cmd_loop_detach },
 	{ "loop-remove", cmd_loop_remove },
 	{ "hungfs", cmd_hungfs },
 	{ "uring-open", cmd_uring_open },
@@ -27,7 +28,7 @@ int main(int argc, char **argv)
 {
 	if (argc < 2)
 		die("usage: blk churn|pingpong|openlat|latency|hold|exclusive-zram|exclusive-part|"
-		    "partition|watch|loops|loop-remove|hungfs|uring-open|delays|mount --option value ...");
+		    "partition|watch|loops|loop-detach|loop-remove|hungfs|uring-open|delays|mount|dm-race|hotplug --option value ...");
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (strcmp(argv[1], commands[i].name) == 0) {
 			catch_signals();

@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <time.h>
 
 char *die_sink;
@@ -100,6 +101,14 @@ void sleep_us(unsigned us)
 	struct timespec ts = { us / 1000000, (long)(us % 1000000) * 1000 };
 
 	nanosleep(&ts, NULL); /* a signal may cut it short: the callers loop */
+}
+
+void look(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st) < 0)
+		die("%s: %s", path, strerror(errno));
 }
 
 void child_follows(pid_t parent, int sig)
