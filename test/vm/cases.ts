@@ -9,13 +9,13 @@ import { libvirt } from './cases/libvirt.js'
 import { lvm } from './cases/lvm.js'
 import { mapperRace } from './cases/race.js'
 import { removal, service } from './cases/service.js'
-// import { tools } from './cases/tools.js'
+import { tools } from './cases/tools.js'
 
 export const cases: readonly Case[] = [
   dmsetup,
   cryptsetup,
   lvm,
-  // tools,
+  tools,
   libvirt,
   mapperRace,
   churnCase,

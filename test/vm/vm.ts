@@ -31,7 +31,7 @@ const HERE = join(ROOT, 'test/vm')
 export const LOGS = join(ROOT, 'build/vm/logs')
 
 /** Emulation is slow, and what else runs on the machine makes it slower. */
-const BOOT_TIMEOUT_MS = 300_000
+const BOOT_TIMEOUT_MS = 600_000
 const RUN_TIMEOUT_MS = 180_000
 const POWEROFF_TIMEOUT_MS = 120_000
 

@@ -53,6 +53,8 @@ const LIFE = `
     local message
     if message=$("\${@:2}" 2>&1); then echo "$1: done \${message:+, $message}"; else echo "$1: FAILED: $message"; fi
   }
+  # udev looks at what somebody has written to, some time after the close, and has it open then.
+  quiet() { sleep 0.5; udevadm settle; }
   life() {
     local path=$1 name=$2 what=$3
     step "$what: luksFormat" cryptsetup luksFormat -q ${FAST} $path key
@@ -61,17 +63,20 @@ const LIFE = `
     step "$what: link" leads_right $name
     cryptsetup status $name
     step "$what: use" dd if=/dev/urandom of=/dev/mapper/$name bs=64k count=16 status=none oflag=direct
+    quiet
     local sum=$(head -c 1M /dev/mapper/$name | md5sum)
     step "$what: shrink" cryptsetup resize --key-file key --device-size 4M $name
     cryptsetup status $name | grep '^ *size:'
     step "$what: grow" cryptsetup resize --key-file key $name
     cryptsetup status $name | grep '^ *size:'
     step "$what: link" leads_right $name
+    quiet
     step "$what: status by path" cryptsetup status /dev/mapper/$name
     # By path while it is open: cryptsetup has to find out by itself that it is.
     step "$what: reencrypt, open" cryptsetup reencrypt -q --key-file key ${FAST} $path
     step "$what: link" leads_right $name
     step "$what: data" [ "$(head -c 1M /dev/mapper/$name | md5sum)" = "$sum" ]
+    quiet
     dmsetup deps -o devname $name | sed 's/loop[0-9]*/loopN/'
     step "$what: close" cryptsetup close /dev/mapper/$name
     step "$what: link is gone" [ ! -L /dev/mapper/$name ]
