@@ -47,7 +47,10 @@ export async function runSuite(release: Release): Promise<void> {
   await vm.boot()
 
   const before = new Map<Case, unknown>()
-  for (const item of wanted) if (item.before !== undefined) before.set(item, await item.before(vm))
+  for (const item of wanted) {
+    // Its own test fails by it, not those of the others.
+    before.set(item, await item.before?.(vm).catch((error: unknown) => new Failed(error)))
+  }
   await t.test('install', (t) => attempt(t, vm, { name: 'install', run: install }, undefined))
   for (const item of wanted) {
     await t.test(item.name, { timeout: TIMEOUT_MS }, (t) => attempt(t, vm, item, before.get(item)))
@@ -56,11 +59,16 @@ export async function runSuite(release: Release): Promise<void> {
   writeFileSync(join(LOGS, `../${release}.json`), JSON.stringify(rows, null, 2))
 }
 
+class Failed {
+  constructor(readonly error: unknown) {}
+}
+
 async function attempt(t: Test, vm: Vm, item: Case, before: unknown): Promise<void> {
   const started = Date.now()
   notes = []
   let thrown: unknown
   try {
+    if (before instanceof Failed) throw before.error
     await item.run(t, vm, before)
   } catch (error) {
     thrown = error
