@@ -192,6 +192,25 @@ static bool current(const struct device *device) {
          strcmp(device->name, environment("DM_NAME")) == 0;
 }
 
+// Whether the root file system is on it.  In use for as long as the system runs,
+// its number cannot become another disk's, so its name is as good without the
+// tree; and grub-mkconfig writes what the name leads to into the next boot's
+// kernel command line.
+static bool has_root(const struct device *device) {
+  struct stat root, source;
+  if (stat("/", &root) < 0) return false;
+  if (major(root.st_dev) != 0) return root.st_dev == device->number;
+  // btrfs and the like have a number of their own.
+  FILE *mounts = fopen("/proc/self/mounts", "re");
+  char line[4096], path[PATH_SIZE], target[3];
+  bool found = false;
+  while (mounts && fgets(line, sizeof line, mounts))
+    if (sscanf(line, "%1099s %2s", path, target) == 2 && strcmp(target, "/") == 0)
+      found = stat(path, &source) == 0 && S_ISBLK(source.st_mode) && source.st_rdev == device->number;
+  if (mounts) fclose(mounts);
+  return found;
+}
+
 // Prints properties for the rules.  Where there are more other links than the
 // rules have lines for, udev keeps them all.
 static int claim(char **links, const char *kernel) {
@@ -205,7 +224,8 @@ static int claim(char **links, const char *kernel) {
     if (tree_mounted()) printf("DISKSEQFS_LATE=1\n");
     return 0;
   }
-  if (!answers || strcmp(environment("DISKSEQFS_LINK"), "0") == 0) return 0;
+  const char *wanted = environment("DISKSEQFS_LINK");
+  if (!answers || strcmp(wanted, "0") == 0 || (has_root(&device) && strcmp(wanted, "1") != 0)) return 0;
   for (; *links; links++) {
     if (ours(*links, path, sizeof path)) {
       used += snprintf(claimed + used, sizeof claimed - used, "%s%s", used ? " " : "", path);

@@ -14,6 +14,7 @@ import { ROOT } from '../helpers/root.js'
 import type { Case } from './case.js'
 import { hotplugDevices } from './cases/hotplug.js'
 import { cases } from './cases.js'
+import { links, ROOT_LINKS } from './links.js'
 import { LOGS, type Release, Vm } from './vm.js'
 
 export interface Row {
@@ -81,8 +82,9 @@ async function attempt(t: Test, vm: Vm, item: Case, before: unknown): Promise<vo
 
 async function install(t: Test, vm: Vm): Promise<void> {
   await vm.run('dpkg -i /share/diskseqfs.deb && udevadm settle')
-  const links = await vm.run('readlink /dev/mapper/vm-* /dev/vm/*')
-  for (const link of links.trimEnd().split('\n')) t.match(link, /^\/dev\/disk\/by-diskseq\/\d+$/)
+  const { tree, stock, root, wrong } = await links(vm)
+  t.ok(tree.length > 5, `${tree.length} links into the tree`)
+  t.strictSame({ stock, root, wrong }, { stock: [], root: ROOT_LINKS, wrong: [] }, "and no others, but the root's")
 }
 
 function packagePath(): string {

@@ -6,7 +6,7 @@
 import type { Test } from 'tap'
 
 import type { Case } from '../case.js'
-import { links } from '../links.js'
+import { links, ROOT_LINKS } from '../links.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
@@ -46,9 +46,9 @@ const PROBES = 'for target in fs device abstraction fs_uuid; do grub-probe --tar
 async function booted(t: Test, vm: Vm): Promise<void> {
   t.equal((await vm.attempt('systemctl is-system-running --wait')).output, 'running\n')
   t.equal(await vm.run('systemctl --failed --no-legend'), '', 'no unit has failed')
-  const { tree, stock, wrong } = await links(vm)
+  const { tree, stock, root, wrong } = await links(vm)
   t.ok(tree.length > 5, `${tree.length} links into the tree`)
-  t.strictSame({ stock, wrong }, { stock: [], wrong: [] }, 'and no others')
+  t.strictSame({ stock, root, wrong }, { stock: [], root: ROOT_LINKS, wrong: [] }, "and no others, but the root's")
   t.equal(await vm.run('for m in / /home /srv /secret; do findmnt -n -o TARGET $m; done'), '/\n/home\n/srv\n/secret\n')
   t.match(await vm.run('swapon --noheadings --bytes --show=SIZE'), /^1342\d+\n$/, 'swap is on')
   t.equal(
@@ -95,13 +95,34 @@ export const boot: Case = {
     const ours: Times[] = []
     for (let i = 0; i < BOOTS; i++) {
       // Shut down the right way once, with everything on the tree in use.
-      if (i === 0) await vm.powerOff().then(() => vm.boot())
-      else await reboot(vm)
+      let cursor = ''
+      if (i === 0) {
+        cursor = (await vm.run('journalctl -q -n 1 --show-cursor -o cat --no-pager | sed -n "s/^-- cursor: //p"')).trim()
+        await vm.powerOff()
+        await vm.boot()
+      } else {
+        await reboot(vm)
+      }
       ours.push(await times(vm))
       if (i === 0) {
         await t.test('the first one', (t) => booted(t, vm))
-        t.equal(await vm.run('journalctl -b -1 -q -u diskseqfs -o cat --no-pager -p warning || true'), '', 'before it, the daemon ended without complaint')
+        t.equal(
+          await vm.run(`journalctl -b -1 -q -u diskseqfs -o cat --no-pager -p warning --after-cursor='${cursor}' || true`),
+          '',
+          'before it, the daemon ended without complaint',
+        )
         t.equal(await vm.run(PROBES), probes, 'grub-probe says what it says on a stock system')
+        t.match(
+          await vm.run(`
+            echo 'ENV{DM_NAME}=="vm-root", ENV{DISKSEQFS_LINK}="1"' >/etc/udev/rules.d/60-root.rules
+            again() { udevadm control --reload; udevadm trigger --settle /dev/dm-$(dmsetup info -c --noheadings -o minor vm-root); }
+            again
+            grub-probe --target=device /
+            rm /etc/udev/rules.d/60-root.rules
+            again`),
+          /^\/dev\/disk\/by-diskseq\/\d+\n$/,
+          'twin: with the links of the root in the tree it names a number that is another one at the next boot',
+        )
         await vm.run('update-initramfs -u')
         note(t, `findmnt /srv: ${(await vm.run('findmnt -n -o SOURCE /srv')).trim()}, swap: ${(await vm.run('swapon --noheadings --show=NAME')).trim()}`)
         note(t, (await vm.run('systemd-analyze blame --no-pager | grep diskseqfs')).trim())

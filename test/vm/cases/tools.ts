@@ -275,7 +275,7 @@ const OPT_OUT = `
   again() { udevadm control --reload; udevadm trigger /dev/$dm; udevadm settle; }
   again
   say 'opted out' readlink /dev/mapper/tools
-  say 'others' bash -c 'readlink /dev/mapper/vm-root'
+  say 'others' bash -c 'readlink /dev/mapper/vm-home'
   again
   say 'still' readlink /dev/mapper/tools
   rm /etc/udev/rules.d/60-zz-optout.rules
