@@ -123,7 +123,6 @@ export const boot: Case = {
           /^\/dev\/disk\/by-diskseq\/\d+\n$/,
           'twin: with the links of the root in the tree it names a number that is another one at the next boot',
         )
-        await vm.run('update-initramfs -u')
         note(t, `findmnt /srv: ${(await vm.run('findmnt -n -o SOURCE /srv')).trim()}, swap: ${(await vm.run('swapon --noheadings --show=NAME')).trim()}`)
         note(t, (await vm.run('systemd-analyze blame --no-pager | grep diskseqfs')).trim())
       }
