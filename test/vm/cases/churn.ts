@@ -14,7 +14,7 @@ import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
 import type { Vm } from '../vm.js'
 
 const TREE = '/dev/disk/by-diskseq'
-const SECONDS = 20
+const SECONDS = 15
 /** udev needs time for each disk: how long they live then, at most. */
 const LINKED_LIVE_US = 200_000
 

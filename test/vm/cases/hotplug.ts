@@ -21,7 +21,7 @@ export const hotplugDevices: readonly string[] = [
   ...['-device', 'virtio-scsi-pci,id=scsi'],
 ]
 
-const ROUNDS = 10
+const ROUNDS = 8
 /** How long a disk stays: an emulated machine takes its time to find it. */
 const STAY_MS = 2500
 const WITHIN_MS = 60_000
