@@ -60,6 +60,8 @@ int exit_status(void);
 
 uint64_t now_ns(void);
 void sleep_us(unsigned us);
+/* Keeps how long the machine stood still since that was last set to 0, ns. */
+void watch_for_stalls(_Atomic uint64_t *longest_ns);
 void look(const char *path); /* stat(2) that has to work */
 
 /* To be called first in a forked child: ends it when its parent ends. */

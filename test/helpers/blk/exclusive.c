@@ -2,40 +2,18 @@
  * filesystem which kept what it opened for its clients would be seen here. */
 #include "blk.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
-
 #define RETRY_US 200
 #define ALLOWED_NS (20 * NS_PER_MS)
 
-/* The machine may not run anything for longer than what is measured here. A
- * thread that only sleeps notices: a late round in which it overslept by this
- * much says nothing about the filesystem, and is run again. */
+/* A late round in which the machine stood still for so long says nothing about
+ * the filesystem, and is run again. */
 #define STALL_NS (5 * NS_PER_MS)
 
 static _Atomic uint64_t stall_ns;
 
-static void *canary(void *arg)
-{
-	(void)arg;
-	for (;;) {
-		uint64_t before = now_ns(), over;
-
-		sleep_us(1000);
-		over = now_ns() - before - NS_PER_MS;
-		if (over > atomic_load(&stall_ns))
-			atomic_store(&stall_ns, over);
-	}
-	return NULL;
-}
-
 void excl_init(void)
 {
-	pthread_t thread;
-	int err = pthread_create(&thread, NULL, canary, NULL);
-
-	if (err)
-		die("pthread_create: %s", strerror(err));
+	watch_for_stalls(&stall_ns);
 }
 
 bool excl_more(const struct excl *x, int count)

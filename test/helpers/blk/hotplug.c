@@ -132,20 +132,6 @@ static void *open_all(void *arg)
 	return NULL;
 }
 
-static void *canary(void *arg)
-{
-	(void)arg;
-	for (;;) {
-		uint64_t before = now_ns(), over;
-
-		sleep_us(1000);
-		over = now_ns() - before - NS_PER_MS;
-		if (over > stall_ns)
-			stall_ns = over;
-	}
-	return NULL;
-}
-
 /* ---- what the kernel says ---- */
 
 static void *watch_go(void *arg)
@@ -266,7 +252,6 @@ int cmd_hotplug(int argc, char **argv)
 {
 	struct sockaddr_nl address = { .nl_family = AF_NETLINK, .nl_groups = 1 };
 	static struct opens all[KINDS];
-	pthread_t thread;
 	double seconds = 0;
 	int size = 1 << 20;
 
@@ -280,8 +265,7 @@ int cmd_hotplug(int argc, char **argv)
 	if (events < 0 || bind(events, (struct sockaddr *)&address, sizeof address) < 0 ||
 	    setsockopt(events, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size) < 0)
 		die("uevents: %s", strerror(errno));
-	if (pthread_create(&thread, NULL, canary, NULL))
-		die("pthread_create");
+	watch_for_stalls(&stall_ns);
 	for (int i = 0; i < OPENERS; i++)
 		if (pthread_create(&openers[i].thread, NULL, open_all, &openers[i]))
 			die("pthread_create");

@@ -1,5 +1,6 @@
 #include "blk.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -101,6 +102,32 @@ void sleep_us(unsigned us)
 	struct timespec ts = { us / 1000000, (long)(us % 1000000) * 1000 };
 
 	nanosleep(&ts, NULL); /* a signal may cut it short: the callers loop */
+}
+
+/* A thread that only sleeps notices when the machine runs nothing for longer
+ * than what is measured. */
+static void *canary(void *arg)
+{
+	_Atomic uint64_t *longest_ns = arg;
+
+	for (;;) {
+		uint64_t before = now_ns(), over;
+
+		sleep_us(1000);
+		over = now_ns() - before - NS_PER_MS;
+		if (over > *longest_ns)
+			*longest_ns = over;
+	}
+	return NULL;
+}
+
+void watch_for_stalls(_Atomic uint64_t *longest_ns)
+{
+	pthread_t thread;
+	int err = pthread_create(&thread, NULL, canary, longest_ns);
+
+	if (err)
+		die("pthread_create: %s", strerror(err));
 }
 
 void look(const char *path)
