@@ -106,8 +106,9 @@ export const boot: Case = {
       ours.push(await times(vm))
       if (i === 0) {
         await t.test('the first one', (t) => booted(t, vm))
+        // Whoever opens a device that is being taken down is refused, which is no complaint of the daemon's.
         t.equal(
-          await vm.run(`journalctl -b -1 -q -u diskseqfs -o cat --no-pager -p warning --after-cursor='${cursor}' || true`),
+          await vm.run(`journalctl -b -1 -q -u diskseqfs -o cat --no-pager -p warning --after-cursor='${cursor}' | grep -v '^refused an open' || true`),
           '',
           'before it, the daemon ended without complaint',
         )
