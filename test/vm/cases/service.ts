@@ -110,7 +110,7 @@ export const removal: Case = {
       '',
       'purged: nothing is left',
     )
-    t.equal(await vm.run("systemctl --failed --no-legend '*diskseq*'"), '', 'no unit of ours has failed')
+    t.equal(await vm.run("systemctl list-units --failed --no-legend '*diskseq*'"), '', 'no unit of ours has failed')
 
     const node = (await vm.run("dpkg-query -W -f '${Version}' nodejs")).trim()
     const nodeIs = (version: string) => `sed -i '/^Package: nodejs$/,/^$/ s/^Version: .*/Version: ${version}/' /var/lib/dpkg/status`
