@@ -320,23 +320,25 @@ export function direntType(mode: number): number {
 
 export interface Dirent {
   readonly ino: bigint
+  /** d_off: what the kernel names this entry by when it wants those behind it. Ascending. */
+  readonly cookie: bigint
   /** S_IFMT bits. */
   readonly mode: number
   readonly name: string
 }
 
-/**
- * Directory entries as FUSE_READDIR wants them. `offsets[i]` is where entry i
- * begins; the entry's own `off` field is i + 1, where the next read goes on.
- */
+/** Directory entries as FUSE_READDIR wants them; entry i begins at `offsets[i]`. */
 export function encodeDirents(entries: readonly Dirent[]): {
   bytes: Buffer
   offsets: number[]
+  cookies: bigint[]
 } {
   let size = 0
   const offsets: number[] = []
+  const cookies: bigint[] = []
   for (const entry of entries) {
     offsets.push(size)
+    cookies.push(entry.cookie)
     size += (DIRENT_SIZE + entry.name.length + 7) & ~7
   }
   offsets.push(size)
@@ -344,10 +346,10 @@ export function encodeDirents(entries: readonly Dirent[]): {
   entries.forEach((entry, i) => {
     const at = offsets[i] as number
     bytes.writeBigUInt64LE(entry.ino, at)
-    bytes.writeBigUInt64LE(BigInt(i + 1), at + 8)
+    bytes.writeBigUInt64LE(entry.cookie, at + 8)
     bytes.writeUInt32LE(entry.name.length, at + 16)
     bytes.writeUInt32LE(direntType(entry.mode), at + 20)
     bytes.write(entry.name, at + DIRENT_SIZE, 'latin1')
   })
-  return { bytes, offsets }
+  return { bytes, offsets, cookies }
 }

@@ -2,6 +2,8 @@
  * The tree: names and answers. Who may have a node, and what keeps it that
  * node, is decided by the gate.
  */
+import { randomInt } from 'node:crypto'
+
 import {
   type Attr,
   type Dirent,
@@ -43,10 +45,11 @@ const STATFS_NAME_LENGTH = 255
 const NOTHING = new Uint8Array(0)
 
 /** An open directory: what it held when it was opened. */
-interface Listing {
-  readonly bytes: Uint8Array
-  readonly offsets: readonly number[]
-}
+type Listing = ReturnType<typeof encodeDirents>
+
+/** Behind these two come the inode numbers of the nodes, in the order they are listed in. */
+const DOT: Dirent = { ino: FUSE_ROOT_ID, cookie: 1n, mode: S_IFDIR, name: '.' }
+const DOT_DOT: Dirent = { ...DOT, cookie: 2n, name: '..' }
 
 interface Link {
   readonly target: string
@@ -61,7 +64,8 @@ interface Link {
 
 export class Tree implements TreeOperations {
   private readonly listings = new Map<bigint, Listing>()
-  private nextHandle = 1n
+  /** Not those of the daemon before this one, whose directories may still be open. */
+  private nextHandle = BigInt(randomInt(1, 2 ** 47)) << 16n
   private readonly links = new Map<bigint, Link>()
   private readonly started = Math.floor(Date.now() / 1000)
 
@@ -221,30 +225,33 @@ export class Tree implements TreeOperations {
 
   opendir(nodeid: bigint, reply: Reply): void {
     if (nodeid !== FUSE_ROOT_ID) return reply.error(E.ENOTDIR)
-    const entries: Dirent[] = [
-      { ino: FUSE_ROOT_ID, mode: S_IFDIR, name: '.' },
-      { ino: FUSE_ROOT_ID, mode: S_IFDIR, name: '..' },
-    ]
+    const handle = this.nextHandle++
+    this.listings.set(handle, this.list())
+    reply.open(handle)
+  }
+
+  private list(): Listing {
+    const entries: Dirent[] = [DOT, DOT_DOT]
     for (const { diskseq, partition, name } of this.registry.devices()) {
       const ino = nodeId(diskseq, partition, false)
       const linkIno = nodeId(diskseq, partition, true)
       if (ino === undefined || linkIno === undefined) continue
-      entries.push({ ino, mode: S_IFBLK, name })
+      entries.push({ ino, cookie: ino, mode: S_IFBLK, name })
       if (partition !== 0) {
-        entries.push({ ino: linkIno, mode: S_IFLNK, name: linkName(diskseq, partition) })
+        entries.push({ ino: linkIno, cookie: linkIno, mode: S_IFLNK, name: linkName(diskseq, partition) })
       }
     }
-    const handle = this.nextHandle++
-    this.listings.set(handle, encodeDirents(entries))
-    reply.open(handle)
+    return encodeDirents(entries)
   }
 
-  readdir(handle: bigint, offset: bigint, size: number, reply: Reply): void {
-    const listing = this.listings.get(handle)
-    if (listing === undefined) return reply.error(E.EBADF)
-    const { bytes, offsets } = listing
-    const last = offsets.length - 1
-    const first = offset < BigInt(last) ? Number(offset) : last
+  /** @param cookie of the last entry that was read; 0 before the first */
+  readdir(handle: bigint, cookie: bigint, size: number, reply: Reply): void {
+    let listing = this.listings.get(handle)
+    // Opened by the daemon before this one.
+    if (listing === undefined) this.listings.set(handle, (listing = this.list()))
+    const { bytes, offsets, cookies } = listing
+    const last = cookies.length
+    const first = firstAfter(cookies, cookie)
     const start = offsets[first] as number
     let end = first
     while (end < last && (offsets[end + 1] as number) - start <= size) end++
@@ -366,6 +373,17 @@ export class Tree implements TreeOperations {
       ctimeNs: 0,
     }
   }
+}
+
+/** Index of the first of these ascending numbers that is larger. */
+function firstAfter(numbers: readonly bigint[], number: bigint): number {
+  let low = 0
+  for (let high = numbers.length; low < high; ) {
+    const middle = (low + high) >> 1
+    if ((numbers[middle] as bigint) > number) high = middle
+    else low = middle + 1
+  }
+  return low
 }
 
 function blockAttr(node: Node, { device, stat }: { device: Device; stat: NodeStat }): Attr {
