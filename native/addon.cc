@@ -11,6 +11,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitBlockdev(env, exports);
   InitConstants(env, exports);
   InitDescriptor(env, exports);
+  InitHandover(env, exports);
   InitInotify(env, exports);
   InitMount(env, exports);
   InitPoll(env, exports);

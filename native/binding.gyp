@@ -8,6 +8,7 @@
         "constants.cc",
         "datagram.cc",
         "descriptor.cc",
+        "handover.cc",
         "inotify.cc",
         "mount.cc",
         "poll.cc",

@@ -65,6 +65,9 @@ export const InitFlag = {
   POSIX_ACL: 1 << 20,
 } as const
 
+/** Of enum fuse_notify_code; stands where an answer has its errno. */
+const NOTIFY_INVAL_INODE = 2
+
 /** fuse_setattr_in.valid */
 export const SetattrValid = {
   MODE: 1 << 0,
@@ -219,6 +222,15 @@ export class ReplyBuffer {
     this.view.setInt32(4, -error, true)
     this.view.setBigUint64(8, unique, true)
     return length
+  }
+
+  /** struct fuse_notify_inval_inode_out, whole: of the attributes only, none of the content. */
+  invalidateInode(nodeid: bigint): number {
+    const at = this.header(0n, -NOTIFY_INVAL_INODE, 24) - 24
+    this.view.setBigUint64(at, nodeid, true)
+    this.view.setBigInt64(at + 8, -1n, true)
+    this.view.setBigInt64(at + 16, 0n, true)
+    return at + 24
   }
 
   entry(entry: Entry): number {

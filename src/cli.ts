@@ -29,6 +29,7 @@ export interface MountArguments {
   linger: number
   hold: number
   openTimeout: number
+  fdStore?: boolean
   logLevel: LogLevel
   logFormat?: LogFormat
 }
@@ -75,6 +76,10 @@ function program(): Command {
       'how long a program waits for a disk that does not answer',
       wholeNumber(HOLD_MAX_S),
       10,
+    )
+    .option(
+      '--fd-store',
+      'leave the tree mounted for the next daemon when this one ends; for a systemd service with FileDescriptorStoreMax=',
     )
     .addOption(new Option('--log-level <level>', 'least important lines to log').choices(LOG_LEVELS).default('info'))
     .addOption(

@@ -13,22 +13,26 @@ import {
   FSTYPE,
   isDead,
   mountData,
+  type MountEntry,
   type MountOptions,
   mountsAt,
   MountWatch,
   prepareMountpoint,
   SOURCE,
+  withoutSymlinks,
 } from './mountpoint.js'
 import { type Native, native as realNative } from './native.js'
-import { type Node, NodeTable } from './node.js'
+import { NodeTable } from './node.js'
 import { PinOpener } from './pin.js'
 import { Reaper } from './reaper.js'
 import { Registry } from './registry.js'
 import { FuseSession } from './session.js'
 import { Sysfs } from './sysfs.js'
-import type { Transport } from './transport.js'
+import type { Descriptors, DescriptorStore } from './service.js'
+import { SharedState, STATE_SIZE } from './state.js'
 import { Tree } from './tree.js'
 import { UeventSocket } from './uevent.js'
+import { type KeptPin, Vault } from './vault.js'
 
 export interface DaemonOptions {
   readonly mountpoint: string
@@ -45,12 +49,15 @@ export interface DaemonOptions {
  * that it is missed.
  */
 export interface Parts {
-  readonly opener?: (native: Native, devDirectory: number) => PinOpener
+  readonly opener?: (native: Native, devDirectory: number, vault: Vault | undefined) => PinOpener
   readonly intents?: (native: Native) => Intents
   readonly access?: (native: Native) => Access
   readonly native?: Native
   readonly lookupPatienceMs?: number
 }
+
+/** Names of the descriptors that a daemon which takes over needs. */
+const KEPT = { fuse: 'fuse', mount: 'mount', closes: 'closes', lock: 'lock', state: 'state', pins: 'pins' } as const
 
 export class Daemon {
   private mountpoint = ''
@@ -59,7 +66,10 @@ export class Daemon {
   private devDirectory = -1
   private mountWatch: MountWatch | undefined
   private stopping: Promise<void> | undefined
-  private transport: Transport | undefined
+  private transport: FuseSession | undefined
+  private state = new SharedState()
+  private stateFd = -1
+  private vault: Vault | undefined
   private closes: CloseWatch | undefined
   private readonly native: Native
   private readonly nodes = new NodeTable()
@@ -69,12 +79,14 @@ export class Daemon {
   private reaper: Reaper | undefined
   private opener: PinOpener | undefined
   private intents: Intents | undefined
-  private readonly touching = new Map<Node, boolean>()
+  private readonly touching = new Map<string, boolean>()
 
   constructor(
     private readonly options: DaemonOptions,
     private readonly log: Logger,
     private readonly parts: Parts = {},
+    /** Where the tree outlives this daemon; nowhere, if there is none. */
+    private readonly store?: DescriptorStore,
   ) {
     this.native = parts.native ?? realNative
     this.sysfs = new Sysfs(this.native)
@@ -84,10 +96,12 @@ export class Daemon {
   }
 
   /**
-   * Mounts the tree; resolves once it answers.
+   * Mounts the tree, or takes over a mounted one; resolves once it answers.
+   *
+   * @param kept descriptors that an earlier daemon left in a store
    * @throws UserError where this machine, this user or this mount point will not do
    */
-  async start(): Promise<void> {
+  async start(kept: Descriptors = new Map()): Promise<void> {
     if (process.geteuid?.() !== 0) {
       throw new UserError('only root can mount the tree and open block devices; run this as root')
     }
@@ -95,11 +109,16 @@ export class Daemon {
     // Listen first: what changes during the scan is then not missed.
     this.uevents.open()
     await this.registry.start()
+    if (kept.size > 0) {
+      if (this.takeOver(kept)) return
+      await this.discard(kept)
+    }
     this.mountpoint = prepareMountpoint(this.options.mountpoint)
     await this.claimMountpoint()
-    const tree = this.assemble()
+    if (this.store !== undefined) this.shareState(this.store)
+    const tree = this.assemble(false)
     const fuse = openFuse()
-    const transport = new FuseSession(this.native, fuse, this.log)
+    const transport = new FuseSession(this.native, fuse, this.log, this.state)
     this.transport = transport
     const rc = this.native.mount(
       SOURCE,
@@ -117,11 +136,8 @@ export class Daemon {
             : `cannot mount at ${this.mountpoint}: mount(2) says ${errnoName(rc)}`,
       )
     }
-    this.mountId = mountsAt(this.mountpoint).at(-1)?.id ?? -1
-    this.mountWatch = new MountWatch(this.native, this.mountId, () => {
-      this.log.info({ mountpoint: this.mountpoint }, 'somebody unmounted the tree')
-      this.release()
-    })
+    const mount = mountsAt(this.mountpoint).at(-1)
+    if (mount !== undefined) this.watchMount(mount)
     await transport.start(tree)
     // Both walk a path into this mount: only now, and on another thread.
     const [mountFd, watchFd] = await Promise.all([
@@ -130,9 +146,124 @@ export class Daemon {
         this.native.inotifyWatch(this.mountpoint, WATCH_MASK, done),
       ),
     ])
-    this.reaper?.start(mountFd)
+    this.reaper?.start(mountFd, (id) => transport.hasInode(id))
     this.closes = new CloseWatch(this.native, watchFd, this, this.log)
+    if (this.store !== undefined && mount !== undefined) {
+      // Whoever finds a mount in it finds all else in the store.
+      for (const [name, fd] of [
+        [KEPT.lock, this.lock],
+        [KEPT.mount, mountFd],
+        [KEPT.closes, watchFd],
+        [KEPT.fuse, fuse],
+      ] as const) this.store.put(name, [fd])
+      this.state.mount = { mountpoint: this.mountpoint, device: mount.device }
+    }
     this.log.info({ mountpoint: this.mountpoint, devices: this.registry.size }, 'mounted')
+  }
+
+  private watchMount({ id }: MountEntry): void {
+    this.mountId = id
+    this.mountWatch = new MountWatch(this.native, id, () => {
+      this.log.info({ mountpoint: this.mountpoint }, 'somebody unmounted the tree')
+      this.release()
+    })
+  }
+
+  private shareState(store: DescriptorStore): void {
+    const fd = this.native.sharedMemory(STATE_SIZE)
+    const memory = fd < 0 ? fd : this.native.mapMemory(fd, STATE_SIZE)
+    if (typeof memory === 'number') throw new Error(`no memory to share: ${errnoName(memory)}`)
+    this.state = new SharedState(memory)
+    this.stateFd = fd
+    store.put(KEPT.state, [fd])
+    this.vault = new Vault(this.native, this.state, (sockets) => store.put(KEPT.pins, sockets), this.log)
+  }
+
+  /**
+   * Goes on with a mount that an earlier daemon has left. Whoever waits for an
+   * answer of that one is answered.
+   *
+   * @returns false where there is none, or not the one that is wanted
+   */
+  private takeOver(kept: Descriptors): boolean {
+    const [lock, mountFd, closes, fuse, stateFd] = [KEPT.lock, KEPT.mount, KEPT.closes, KEPT.fuse, KEPT.state].map(
+      (name) => kept.get(name)?.at(-1),
+    )
+    if (this.store === undefined || lock === undefined || mountFd === undefined || closes === undefined) return false
+    if (fuse === undefined || stateFd === undefined) return false
+    const memory = this.native.mapMemory(stateFd, STATE_SIZE)
+    if (typeof memory === 'number') return false
+    const state = new SharedState(memory)
+    const identity = state.mount
+    const mount = identity === undefined ? undefined : mountsAt(identity.mountpoint).at(-1)
+    if (!state.compatible || identity === undefined || mount === undefined || mount.device !== identity.device) return false
+    if (identity.mountpoint !== withoutSymlinks(this.options.mountpoint)) return false
+    const { store } = this
+    this.mountpoint = identity.mountpoint
+    this.state = state
+    this.stateFd = stateFd
+    this.lock = lock
+    this.vault = new Vault(this.native, state, (sockets) => store.put(KEPT.pins, sockets), this.log)
+    const pins = this.vault.adopt(kept.get(KEPT.pins) ?? [])
+    const tree = this.assemble(true)
+    this.watchMount(mount)
+    const transport = new FuseSession(this.native, fuse, this.log, state)
+    this.transport = transport
+    for (const pin of pins) this.adopt(pin)
+    this.reaper?.start(mountFd, (id) => transport.hasInode(id))
+    this.closes = new CloseWatch(this.native, closes, this, this.log)
+    transport.resume(tree)
+    this.log.info(
+      { mountpoint: this.mountpoint, devices: this.registry.size, pins: pins.length },
+      'took over the tree from an earlier daemon',
+    )
+    return true
+  }
+
+  /** A pin of an earlier daemon: its callers may still be about to open what they were answered. */
+  private adopt({ fd, place, record }: KeptPin): void {
+    // The same disk opened twice at once, say.
+    const node = this.nodes.get(record.id) === undefined ? this.nodes.recall(record.id) : undefined
+    const device = node === undefined ? undefined : this.registry.find(node.name)
+    const pin = device === undefined ? undefined : { fd, device, place }
+    if (node === undefined || pin === undefined || !this.opener?.holds(pin)) {
+      // Its disk is gone, say. Nobody may get its number before they are through.
+      setTimeout(() => {
+        this.vault?.drop(place)
+        this.native.closeDevice(fd, () => {})
+      }, this.options.holdSeconds * 1000).unref()
+      if (node !== undefined) this.nodes.release(node)
+      return
+    }
+    node.pin = pin
+    node.removable = this.sysfs.removable(pin.device)
+    node.lingers = record.lingers
+    node.moreCallers = record.more
+    for (const { tid, call, outlasts } of record.callers) {
+      node.callers.set(tid, call)
+      if (outlasts) node.lingerers.set(tid, call)
+    }
+    this.opener?.adopted()
+    this.reaper?.adopted(node)
+  }
+
+  /** What was kept is of no use: whoever waits for an answer through it must not wait for ever. */
+  private async discard(kept: Descriptors): Promise<void> {
+    this.log.warn('what an earlier daemon left does not fit; its mount is taken away')
+    this.store?.remove(Object.values(KEPT))
+    const stateFd = kept.get(KEPT.state)?.at(-1) ?? -1
+    const memory = stateFd < 0 ? stateFd : this.native.mapMemory(stateFd, STATE_SIZE)
+    const identity = typeof memory === 'number' ? undefined : new SharedState(memory).mount
+    if (identity !== undefined && mountsAt(identity.mountpoint).at(-1)?.device === identity.device) {
+      const error = await detach(this.native, identity.mountpoint, true)
+      if (error !== 0) this.log.error({ errno: errnoName(error), mountpoint: identity.mountpoint }, 'cannot unmount')
+    }
+    for (const fds of kept.values()) for (const fd of fds) this.native.close(fd)
+  }
+
+  /** Whether another daemon can go on with the tree when this one just ends. */
+  get survives(): boolean {
+    return this.store !== undefined && this.state.mount !== undefined && this.stopping === undefined
   }
 
   /** Resolves when the tree is gone, by {@link stop} or because somebody unmounted it. */
@@ -157,6 +288,12 @@ export class Daemon {
 
   /** Lets go of everything; the mount, if it is still there, is dead after this. */
   release(): void {
+    // Not wanted by anyone any more.
+    if (this.stateFd >= 0) {
+      this.store?.remove(Object.values(KEPT))
+      this.native.close(this.stateFd)
+      this.stateFd = -1
+    }
     this.mountId = -1
     this.mountWatch?.close()
     this.mountWatch = undefined
@@ -164,6 +301,7 @@ export class Daemon {
     this.reaper?.close()
     this.intents?.close()
     this.transport?.close()
+    this.vault?.close()
     this.registry.close()
     this.uevents.close()
     for (const fd of [this.devDirectory, this.lock]) if (fd >= 0) this.native.close(fd)
@@ -177,10 +315,9 @@ export class Daemon {
   }
 
   closed(name: string, wrote: boolean): void {
+    if (wrote) this.touch(name)
     const node = this.nodes.named(name)
-    if (node === undefined) return
-    if (wrote) this.touch(node)
-    this.reaper?.closed(node)
+    if (node !== undefined) this.reaper?.closed(node)
   }
 
   lost(): void {
@@ -192,32 +329,33 @@ export class Daemon {
    * udev watches the device's own node for writers that close it, to look at
    * what they wrote. It does not see those that came through the tree.
    */
-  private touch(node: Node): void {
-    const device = this.registry.find(node.name)
+  private touch(name: string): void {
+    const device = this.registry.find(name)
     if (device === undefined) return
-    if (this.touching.has(node)) {
-      this.touching.set(node, true) // once more when this one is done
+    if (this.touching.has(name)) {
+      this.touching.set(name, true) // once more when this one is done
       return
     }
-    this.touching.set(node, false)
+    this.touching.set(name, false)
     this.opener?.touch(device, () => {
-      const again = this.touching.get(node)
-      this.touching.delete(node)
-      if (again) this.touch(node)
+      const again = this.touching.get(name)
+      this.touching.delete(name)
+      if (again) this.touch(name)
     })
   }
 
-  private assemble(): Tree {
-    const { native, registry, sysfs, nodes, log, options, parts } = this
+  /** @param inherits the kernel may know nodes from an earlier daemon */
+  private assemble(inherits: boolean): Tree {
+    const { native, registry, sysfs, nodes, log, options, parts, vault, state } = this
     this.devDirectory = native.openDirectory('/dev')
     if (this.devDirectory < 0) {
       throw new UserError(`cannot open /dev: ${errnoName(this.devDirectory)}`)
     }
     const devnodes = new DeviceNodes(native, this.devDirectory)
-    const opener = parts.opener?.(native, this.devDirectory) ?? new PinOpener(native, this.devDirectory)
+    const opener = parts.opener?.(native, this.devDirectory, vault) ?? new PinOpener(native, this.devDirectory, vault)
     const intents = parts.intents?.(native) ?? new Intents(native)
     const access = parts.access?.(native) ?? new Access(native)
-    const reaper = new Reaper(native, nodes, opener, intents, options, log)
+    const reaper = new Reaper(native, nodes, opener, intents, options, log, state)
     const gate = new Gate(
       registry,
       sysfs,
@@ -233,7 +371,7 @@ export class Daemon {
     this.opener = opener
     this.intents = intents
     this.reaper = reaper
-    return new Tree(registry, sysfs, nodes, devnodes, gate, reaper, intents)
+    return new Tree(registry, sysfs, nodes, devnodes, gate, reaper, intents, inherits)
   }
 
   /**

@@ -85,6 +85,16 @@ export function nodeId(diskseq: DiskSeq, partition: number, symlink: boolean): N
   )
 }
 
+/** What {@link nodeId} and {@link waitingId} made an id of; undefined for an id that neither makes. */
+export function parseNodeId(id: NodeId): (ParsedName & { readonly waits: boolean }) | undefined {
+  const diskseq = id >> DISKSEQ_SHIFT
+  const waits = (id & WAITING_BIT) !== 0n
+  const symlink = waits || (id & SYMLINK_BIT) !== 0n
+  const partition = Number((id >> PARTITION_SHIFT) & BigInt(PARTITION_MAX))
+  if (diskseq === 0n || (waits && (id & SYMLINK_BIT) !== 0n) || (symlink && !waits && partition === 0)) return undefined
+  return { diskseq: diskseq as DiskSeq, partition, symlink, waits }
+}
+
 /** Of the symlink that stands for a node whose disk is slow to open; see {@link Tree.lookup}. */
 export function waitingId(id: NodeId): NodeId {
   return id | WAITING_BIT

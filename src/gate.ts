@@ -130,9 +130,10 @@ export class Gate {
       if (attempt.kind === 'getattr' && call.intent === 'open') return this.finish(attempt, { errno: E.EACCES })
       return this.inspect(attempt, call, device, tries)
     }
-    // The inode has another number than the name has now; it is never
-    // updated. The kernel looks the name up again.
-    if (attempt.kind === 'getattr' && node.last !== undefined && !sameDevice(node.last.device, device)) {
+    // The inode has another number than the name has now (or, given by an
+    // earlier daemon, may have); it is never updated. The kernel looks the
+    // name up again.
+    if (attempt.kind === 'getattr' && (node.last === undefined ? node.inherited : !sameDevice(node.last.device, device))) {
       return this.finish(attempt, { errno: E.ESTALE })
     }
     const pin = node.pin
@@ -154,8 +155,9 @@ export class Gate {
     const { node } = attempt
     const stat = this.devnodes.stat(pin.fd)
     node.last = { device: pin.device, stat }
+    this.reaper.answering(node, attempt.caller, call)
     this.finish(attempt, { device: pin.device, stat, pinned: true })
-    if (node.nlookup > 0) this.reaper.answered(node, attempt.caller, call)
+    if (node.known) this.reaper.answered(node, attempt.caller, call)
   }
 
   /** Answers without opening anything. */
@@ -273,7 +275,7 @@ export class Gate {
     }
     node.last = { device, stat }
     this.finish(attempt, { device, stat, pinned: false })
-    if (node.nlookup > 0) this.reaper.answered(node, caller, call)
+    if (node.known) this.reaper.answered(node, caller, call)
   }
 
   private opening(node: Node, device: Device): Opening {

@@ -95,6 +95,8 @@ export function mountData(fuseFd: number, options: MountOptions): string {
 
 export interface MountEntry {
   readonly id: number
+  /** Of the filesystem, "0:53". */
+  readonly device: string
   readonly target: string
   readonly type: string
   readonly source: string
@@ -141,6 +143,7 @@ export function mountsAt(path: string): MountEntry[] {
     if (target !== path) continue
     entries.push({
       id: Number(fields[0]),
+      device: fields[2] ?? '',
       target,
       type: fields[separator + 1] ?? '',
       source: unescapeOctal(fields[separator + 2] ?? ''),
@@ -155,11 +158,16 @@ function unescapeOctal(text: string): string {
 }
 
 /** sys/mount.h */
+const MNT_FORCE = 1
 const MNT_DETACH = 2
 
-/** Takes a mount away, busy or not; 0, or an errno. */
-export function detach(native: Pick<Native, 'unmount'>, path: string): Promise<number> {
-  return new Promise((resolve) => native.unmount(path, MNT_DETACH, resolve))
+/**
+ * Takes a mount away, busy or not; 0, or an errno.
+ *
+ * @param abort and ends the FUSE connection: whoever waits for an answer gets an error
+ */
+export function detach(native: Pick<Native, 'unmount'>, path: string, abort = false): Promise<number> {
+  return new Promise((resolve) => native.unmount(path, abort ? MNT_DETACH | MNT_FORCE : MNT_DETACH, resolve))
 }
 
 /** Whether the daemon behind a FUSE mount is gone: each call fails with ENOTCONN. */

@@ -84,6 +84,16 @@ export interface Native {
   /** Does not wait: -EAGAIN where nobody reads. */
   datagramSend(fd: number, text: string): number
 
+  /** A descriptor of memory, all zeros. */
+  sharedMemory(bytes: number): number
+  mapMemory(fd: number, bytes: number): ArrayBuffer | number
+  /** A datagram socket that receives what it sends: descriptors sent through it stay open while they wait there. */
+  selfSocket(): number
+  /** Does not wait. */
+  sendDescriptors(socket: number, text: string, fds: readonly number[]): number
+  /** [bytes, descriptor, ...]; with `peek` the message stays, and the descriptors are copies. */
+  receiveDescriptors(socket: number, into: Uint8Array, peek: boolean): number[] | number
+
   readonly syscalls: Readonly<Record<string, number>>
   readonly O_PATH: number
   readonly UTIME_NOW: number

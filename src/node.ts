@@ -1,6 +1,6 @@
 /** What the kernel knows of the tree: one node for each inode it may have. */
 import type { NodeStat } from './devnode.js'
-import { type DiskSeq, type NodeId, nodeId, nodeName } from './diskseq.js'
+import { type DiskSeq, type NodeId, nodeId, nodeName, parseNodeId } from './diskseq.js'
 import type { Pin, PinResult } from './pin.js'
 import type { Device } from './sysfs.js'
 
@@ -9,6 +9,8 @@ export class Node {
   readonly name: string
   /** Lookups answered and not yet forgotten by the kernel. */
   nlookup = 0
+  /** An earlier daemon answered some, too: how many is not known. */
+  inherited = false
   /** Requests at the gate. */
   attempts = 0
   pin: Pin | undefined
@@ -31,6 +33,8 @@ export class Node {
   /** For the reaper: when to prune next (ms, monotonic) and how long to wait after that. */
   pruneDue = Infinity
   pruneDelay = 0
+  /** An earlier daemon answered others, of whom nothing is known. */
+  moreCallers = false
   /** Ticks of hold since the last answer. */
   heldTicks = 0
   /** Monotonic ms: when the kernel forgot it, and until when its pin stays. */
@@ -43,6 +47,11 @@ export class Node {
     readonly partition: number,
   ) {
     this.name = nodeName(diskseq, partition)
+  }
+
+  /** The kernel may have its inode. */
+  get known(): boolean {
+    return this.nlookup > 0 || this.inherited
   }
 
   get unused(): boolean {
@@ -84,6 +93,15 @@ export class NodeTable {
     const node = new Node(id, diskseq, partition)
     this.byId.set(id, node)
     this.byName.set(node.name, node)
+    return node
+  }
+
+  /** A node that the kernel knows from an earlier daemon; undefined for the id of anything else. */
+  recall(id: NodeId): Node | undefined {
+    const parsed = parseNodeId(id)
+    if (parsed === undefined || parsed.symlink) return undefined
+    const node = this.create(parsed.diskseq, parsed.partition)
+    if (node !== undefined) node.inherited = true
     return node
   }
 

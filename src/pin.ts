@@ -5,15 +5,19 @@
  */
 import { constants } from 'node:fs'
 
+import { nodeId } from './diskseq.js'
 import { E } from './errno.js'
-import type { Native } from './native.js'
+import { type Native, STAT } from './native.js'
 import { type Device, parseDevice, sameDevice } from './sysfs.js'
+import type { Vault } from './vault.js'
 
 export interface Pin {
   /** O_RDONLY: conflicts with nobody's O_EXCL, mount or mkfs. */
   readonly fd: number
   /** What it was verified to be. */
   readonly device: Device
+  /** Where it is kept for a daemon that takes over, see {@link Vault}. */
+  readonly place?: number
 }
 
 export type PinResult =
@@ -23,7 +27,7 @@ export type PinResult =
   /** What was opened is another device, or a loop device without a backing file. */
   | { readonly mismatch: string }
 
-type Calls = Pick<Native, 'openDevice' | 'closeDevice' | 'diskseq'>
+type Calls = Pick<Native, 'openDevice' | 'closeDevice' | 'diskseq' | 'fstat'>
 
 export class PinOpener {
   /** Descriptors of devices that this daemon has open now. */
@@ -33,11 +37,17 @@ export class PinOpener {
   constructor(
     private readonly native: Calls,
     protected readonly directory: number,
+    private readonly vault?: Vault,
   ) {}
 
   /** Opens and verifies, on another thread; `done` may come very late. */
   open(device: Device, done: (result: PinResult) => void): void {
-    this.openVerified(device, constants.O_RDONLY, done)
+    this.openVerified(device, constants.O_RDONLY, (result) => {
+      if (!('pin' in result) || this.vault === undefined) return done(result)
+      const { fd } = result.pin
+      const id = nodeId(device.diskseq, device.partition, false)
+      done({ pin: { fd, device, place: id === undefined ? -1 : this.vault.put(id, fd) } })
+    })
   }
 
   /**
@@ -78,12 +88,29 @@ export class PinOpener {
     )
   }
 
+  /** Whether a descriptor that an earlier daemon opened is that very device. */
+  holds(pin: Pin): boolean {
+    const fields = new Float64Array(STAT.FIELDS)
+    return (
+      this.native.fstat(pin.fd, fields) === 0 &&
+      fields[STAT.RDEV_MAJOR] === pin.device.major &&
+      fields[STAT.RDEV_MINOR] === pin.device.minor &&
+      this.current(pin)
+    )
+  }
+
+  /** A pin came from an earlier daemon. */
+  adopted(): void {
+    this.count++
+  }
+
   /** Whether the pinned device still has the diskseq it was verified with. */
   current(pin: Pin): boolean {
     return this.native.diskseq(pin.fd) === pin.device.diskseq
   }
 
   close(pin: Pin): void {
+    if (pin.place !== undefined) this.vault?.drop(pin.place)
     this.native.closeDevice(pin.fd, () => {
       this.count--
     })

@@ -19,6 +19,7 @@ import type { Logger } from './log.js'
 import type { Native } from './native.js'
 import type { Node, NodeTable } from './node.js'
 import type { PinOpener } from './pin.js'
+import type { SharedState } from './state.js'
 import type { Caller } from './transport.js'
 
 export interface ReaperOptions {
@@ -60,6 +61,7 @@ export class Reaper {
   private pruning = false
   private pruneAgain = false
   private mountFd = -1
+  private hasInode: (id: bigint) => boolean = () => true
 
   constructor(
     private readonly native: Pick<Native, 'prune' | 'close'>,
@@ -68,11 +70,16 @@ export class Reaper {
     private readonly intents: Intents,
     private readonly options: ReaperOptions,
     private readonly log: Logger,
+    private readonly state: Pick<SharedState, 'pinnedFor'>,
   ) {}
 
-  /** @param mountFd from {@link Native.pickMount}; owned from now on */
-  start(mountFd: number): void {
+  /**
+   * @param mountFd from {@link Native.pickMount}; owned from now on
+   * @param hasInode whether the kernel has an inode of that id
+   */
+  start(mountFd: number, hasInode: (id: bigint) => boolean): void {
     this.mountFd = mountFd
+    this.hasInode = hasInode
     if (this.active.size > 0) this.armPrune(performance.now())
   }
 
@@ -89,6 +96,19 @@ export class Reaper {
     this.lingering.clear()
     if (this.mountFd >= 0 && !this.pruning) this.native.close(this.mountFd)
     this.mountFd = -1
+  }
+
+  /** A pin that an earlier daemon had: the kernel may know its inode. */
+  adopted(node: Node): void {
+    this.watch(node)
+  }
+
+  /** An opener is about to be answered: whoever takes over must know of it. */
+  answering(node: Node, caller: Caller, call: Call): void {
+    if (node.pin?.place === undefined) return
+    const unknown = call.intent === 'unknown'
+    const outlasts = unknown && this.intents.outlastsInode(call)
+    this.state.pinnedFor(node.pin.place, { tid: caller.tid, call: call.number, outlasts }, unknown)
   }
 
   /** An opener was answered, or is about to be: from here the pin must stay. */
@@ -115,7 +135,7 @@ export class Reaper {
 
   /** An attempt to pin it has ended; those who asked for it are answered, or have given up. */
   settled(node: Node): void {
-    if (node.nlookup === 0) this.forgotten(node)
+    if (!node.known) this.forgotten(node)
     else if (node.pin !== undefined) this.watch(node)
   }
 
@@ -150,7 +170,8 @@ export class Reaper {
     node.openFiles = 0
     if (node.pin === undefined || !node.lingers) return this.unpin(node)
     node.forgottenAt = performance.now()
-    node.lingerUntil = node.forgottenAt + this.options.lingerMs
+    node.lingerUntil =
+      node.forgottenAt + (node.moreCallers ? this.options.holdSeconds * TICK_MS : this.options.lingerMs)
     this.lingering.set(node.id, node)
     this.armLinger()
   }
@@ -170,7 +191,7 @@ export class Reaper {
     node.pin = undefined
     node.callers.clear()
     node.lingerers.clear()
-    node.lingers = false
+    node.lingers = node.moreCallers = false
     this.deactivate(node)
     if (pin !== undefined) this.opener.close(pin)
     this.nodes.release(node)
@@ -199,6 +220,7 @@ export class Reaper {
     let next = Infinity
     for (const node of this.active) {
       if (node.pruneDue <= now) {
+        if (node.inherited && this.forgottenBefore(node)) continue
         due = true
         // In use: the close will tell. Otherwise try again, ever more rarely.
         node.pruneDue = node.openFiles > 0 ? Infinity : now + node.pruneDelay
@@ -208,6 +230,20 @@ export class Reaper {
     }
     if (due) this.prune()
     this.armPrune(next)
+  }
+
+  /**
+   * An earlier daemon may have heard that the kernel has forgotten a node, and
+   * died before it let go of the pin. That there is no inode says nothing of a
+   * caller that was answered and has not come to make one.
+   */
+  private forgottenBefore(node: Node): boolean {
+    if (node.nlookup > 0 || node.moreCallers || this.hasInode(node.id)) return false
+    this.sweep(node.callers)
+    if (node.callers.size > 0) return false
+    node.inherited = false
+    this.forgotten(node)
+    return true
   }
 
   private prune(): void {

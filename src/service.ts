@@ -1,6 +1,7 @@
 /**
  * What a systemd service tells its manager, sd_notify(3): that the tree
- * answers, that it stops, and, for the watchdog, that the daemon is alive.
+ * answers, that it stops, and, for the watchdog, that the daemon is alive. And
+ * what the manager keeps for it: descriptors, for the daemon that comes next.
  */
 import { E, errnoName } from './errno.js'
 import type { Logger } from './log.js'
@@ -9,24 +10,44 @@ import type { Native } from './native.js'
 /** How long to wait before a message is tried again that the manager had no room for, ms. */
 const RETRY_MS = 100
 
-export class ServiceManager {
+/** The first descriptor that a manager hands over (SD_LISTEN_FDS_START). */
+const FIRST_FD = 3
+
+/** Descriptors by name; a name may stand for many. */
+export type Descriptors = ReadonlyMap<string, readonly number[]>
+
+/** Keeps descriptors open for a daemon that takes over. */
+export interface DescriptorStore {
+  put(name: string, fds: readonly number[]): void
+  /** Everything that was put there under these names. */
+  remove(names: readonly string[]): void
+}
+
+type Calls = Pick<Native, 'datagramOpen' | 'sendDescriptors' | 'close'>
+
+export class ServiceManager implements DescriptorStore {
   private watchdog: NodeJS.Timeout | undefined
 
   constructor(
-    private readonly native: Pick<Native, 'datagramOpen' | 'datagramSend' | 'close'>,
+    private readonly native: Calls,
     private readonly log: Logger,
     private readonly socket: string,
     /** How often the manager wants to hear of us, us; 0 for never. */
     private readonly watchdogUs = 0,
+    /** What it has kept for us. */
+    readonly kept: Descriptors = new Map(),
   ) {}
 
   /** `undefined` where no manager wants to know. Programs that this one starts are not told of it. */
   static ofThisProcess(native: Native, log: Logger): ServiceManager | undefined {
-    const { NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC } = process.env
-    for (const name of ['NOTIFY_SOCKET', 'WATCHDOG_PID', 'WATCHDOG_USEC']) delete process.env[name]
+    const { NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC, LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES } = process.env
+    for (const name of Object.keys(process.env)) {
+      if (/^(NOTIFY_SOCKET|WATCHDOG_(PID|USEC)|LISTEN_(PID|FDS|FDNAMES))$/.test(name)) delete process.env[name]
+    }
     if (NOTIFY_SOCKET === undefined) return undefined
     const watched = WATCHDOG_PID === undefined || WATCHDOG_PID === String(process.pid)
-    return new ServiceManager(native, log, NOTIFY_SOCKET, watched ? Number(WATCHDOG_USEC ?? 0) : 0)
+    const kept = LISTEN_PID === String(process.pid) ? descriptors(Number(LISTEN_FDS), LISTEN_FDNAMES ?? '') : new Map()
+    return new ServiceManager(native, log, NOTIFY_SOCKET, watched ? Number(WATCHDOG_USEC ?? 0) : 0, kept)
   }
 
   ready(status: string): void {
@@ -37,16 +58,37 @@ export class ServiceManager {
     }
   }
 
-  stopping(): void {
+  stopping(status: string): void {
     clearInterval(this.watchdog)
-    this.send('STOPPING=1\nSTATUS=unmounting')
+    this.send(`STOPPING=1\nSTATUS=${status}`)
   }
 
-  private send(message: string): void {
-    const fd = this.native.datagramOpen(this.socket)
-    const rc = fd < 0 ? fd : this.native.datagramSend(fd, message)
-    if (fd >= 0) this.native.close(fd)
-    if (rc === -E.EAGAIN) setTimeout(() => this.send(message), RETRY_MS)
+  put(name: string, fds: readonly number[]): void {
+    // Without FDPOLL=0 it would let go of a socket whose other end is closed.
+    this.send(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, fds)
+  }
+
+  remove(names: readonly string[]): void {
+    for (const name of names) this.send(`FDSTOREREMOVE=1\nFDNAME=${name}`)
+  }
+
+  private send(message: string, fds: readonly number[] = []): void {
+    const socket = this.native.datagramOpen(this.socket)
+    const rc = socket < 0 ? socket : this.native.sendDescriptors(socket, message, fds)
+    if (socket >= 0) this.native.close(socket)
+    if (rc === -E.EAGAIN) setTimeout(() => this.send(message, fds), RETRY_MS)
     else if (rc < 0) this.log.warn({ errno: errnoName(rc), socket: this.socket }, 'cannot tell the service manager')
   }
+}
+
+/** sd_listen_fds_with_names(3) */
+function descriptors(count: number, names: string): Descriptors {
+  const found = new Map<string, number[]>()
+  names.split(':').forEach((name, i) => {
+    if (i >= count) return
+    const fds = found.get(name)
+    if (fds === undefined) found.set(name, [FIRST_FD + i])
+    else fds.push(FIRST_FD + i)
+  })
+  return found
 }

@@ -9,7 +9,6 @@ import {
   type InHeader,
   InitFlag,
   Message,
-  MIN_READ_BUFFER,
   OUT_HEADER_SIZE,
   Opcode,
   ReplyBuffer,
@@ -22,18 +21,17 @@ import {
 import { E, errnoName } from './errno.js'
 import type { Logger } from './log.js'
 import type { Native, Poll } from './native.js'
+import { SharedState } from './state.js'
 import type { AttrChange, Reply, Transport, TreeOperations } from './transport.js'
-
-/** Largest xattr value (XATTR_SIZE_MAX, linux/limits.h): the largest request there is. */
-const XATTR_SIZE_MAX = 65536
 
 /** What FUSE_WRITE may carry. Nothing here is written to; the kernel insists on a page. */
 const MAX_WRITE = 4096
 
-const READ_BUFFER_SIZE = Math.max(MIN_READ_BUFFER, XATTR_SIZE_MAX + 8192)
-
 /** Answers are at most a directory listing of 32 pages, or a list of xattrs. */
 export const PAYLOAD_MAX = 128 * 1024
+
+/** How many daemons may end in the middle of one request before it is taken for the reason. */
+const TRIES_MAX = 2
 
 /** Requests handled before the event loop gets to look at anything else. */
 const BATCH = 64
@@ -73,6 +71,8 @@ const SHAPE_CHANGES: ReadonlySet<number> = new Set([
 /** The answer to one request; the request's memory is free again once it is given. */
 class SessionReply implements Reply {
   answered = false
+  /** Where the request is kept while it waits. */
+  slot = -1
   private listener: (() => void) | undefined
   private interrupted = false
 
@@ -87,8 +87,8 @@ class SessionReply implements Reply {
   attr(attr: Attr, valid: Validity): void {
     this.send(0, this.session.out.attr(attr, valid))
   }
-  open(handle: bigint): void {
-    this.send(0, this.session.out.open(handle))
+  open(handle: bigint): boolean {
+    return this.send(0, this.session.out.open(handle))
   }
   data(bytes: Uint8Array): void {
     this.send(0, this.session.out.data(bytes))
@@ -115,13 +115,16 @@ class SessionReply implements Reply {
   interrupt(): void {
     if (this.interrupted) return
     this.interrupted = true
+    this.session.state.interrupt(this.slot)
     this.listener?.()
   }
 
   private send(error: number, payload: number): boolean {
     if (this.answered) throw new Error('a request was answered twice')
     this.answered = true
-    return this.session.send(this.unique, error, payload)
+    const taken = this.session.send(this.unique, error, payload)
+    this.session.state.drop(this.slot)
+    return taken
   }
 }
 
@@ -130,7 +133,6 @@ export class FuseSession implements Transport {
   readonly out = new ReplyBuffer(OUT_HEADER_SIZE + PAYLOAD_MAX)
   readonly ended: Promise<void>
 
-  private readonly buffer = new Uint8Array(READ_BUFFER_SIZE)
   /** Requests read and not yet answered, for FUSE_INTERRUPT. */
   private readonly pending = new Map<bigint, SessionReply>()
   private operations: TreeOperations | undefined
@@ -138,11 +140,15 @@ export class FuseSession implements Transport {
   private started: { resolve: () => void; reject: (error: Error) => void } | undefined
   private end!: () => void
 
-  /** @param fd /dev/fuse, non-blocking, already given to mount(2); closed by {@link close}. */
+  /**
+   * @param fd /dev/fuse, non-blocking, already given to mount(2); closed by {@link close}.
+   * @param state where requests are kept for a daemon that takes over
+   */
   constructor(
     private readonly native: Pick<Native, 'Poll' | 'read' | 'write' | 'close'>,
     private fd: number,
     private readonly log: Logger,
+    readonly state = new SharedState(),
   ) {
     this.ended = new Promise((resolve) => {
       this.end = resolve
@@ -155,6 +161,30 @@ export class FuseSession implements Transport {
       this.started = { resolve, reject }
       this.poll = new this.native.Poll(this.fd, () => this.readable())
     })
+  }
+
+  /**
+   * Goes on where an earlier daemon ended: answers what it has read, and serves.
+   * The kernel has agreed to the protocol with that one.
+   */
+  resume(operations: TreeOperations): void {
+    this.operations = operations
+    for (const { message, slot, tries, interrupted } of this.state.unanswered()) {
+      this.replay(message, slot, tries, interrupted)
+    }
+    this.poll = new this.native.Poll(this.fd, () => this.readable())
+  }
+
+  private replay(message: Message, slot: number, tries: number, interrupted: boolean): void {
+    const header = message.header()
+    if (tries > TRIES_MAX) {
+      this.log.error({ opcode: header.opcode, tries }, 'daemons end in the middle of a request; it is refused')
+      if (!UNANSWERED.has(header.opcode)) this.send(header.unique, E.EIO, 0)
+      return this.state.drop(slot)
+    }
+    if (UNANSWERED.has(header.opcode)) this.state.drop(slot) // as in handle()
+    const reply = this.handle(message, UNANSWERED.has(header.opcode) ? -1 : slot)
+    if (interrupted) reply?.interrupt()
   }
 
   close(): void {
@@ -170,9 +200,10 @@ export class FuseSession implements Transport {
 
   private readable(): void {
     for (let i = 0; i < BATCH && this.fd >= 0; i++) {
-      const n = this.native.read(this.fd, this.buffer)
+      const n = this.native.read(this.fd, this.state.landing)
       if (n >= 0) {
-        this.handle(new Message(this.buffer, n))
+        this.handle(new Message(this.state.landing, n))
+        this.state.clear()
         continue
       }
       switch (-n) {
@@ -205,14 +236,31 @@ export class FuseSession implements Transport {
     return false
   }
 
-  /** Everything that arrives on the descriptor. Public for tests of malformed requests. */
-  handle(message: Message): void {
+  /**
+   * Whether the kernel has an inode of that id. It answers so when it is asked to
+   * read the inode's attributes again (FUSE_NOTIFY_INVAL_INODE), which is all that
+   * this does to it.
+   */
+  hasInode(nodeid: bigint): boolean {
+    return this.fd >= 0 && this.native.write(this.fd, this.out.bytes, this.out.invalidateInode(nodeid)) !== -E.ENOENT
+  }
+
+  /**
+   * Everything that arrives on the descriptor. Public for tests of malformed requests.
+   *
+   * @param slot where the request is kept, if it is
+   * @returns the reply that is still to be given
+   */
+  handle(message: Message, slot = -1): SessionReply | undefined {
     if (message.length < IN_HEADER_SIZE) {
       this.log.error({ length: message.length }, 'a FUSE request without a whole header was dropped')
-      return
+      return undefined
     }
     const header = message.header()
     const reply = new SessionReply(this, header.unique)
+    reply.slot = slot
+    // Not twice: what is forgotten twice may be forgotten too early.
+    if (UNANSWERED.has(header.opcode)) this.state.clear()
     try {
       if (header.length !== message.length || message.bodySize < (BODY_MIN[header.opcode] ?? 0)) {
         throw new MalformedRequest(header, message.length)
@@ -226,7 +274,10 @@ export class FuseSession implements Transport {
       }
       if (!reply.answered && !UNANSWERED.has(header.opcode)) reply.error(E.EIO)
     }
-    if (!reply.answered && !UNANSWERED.has(header.opcode)) this.pending.set(header.unique, reply)
+    if (reply.answered || UNANSWERED.has(header.opcode)) return undefined
+    this.pending.set(header.unique, reply)
+    if (reply.slot < 0) reply.slot = this.state.keep(message.bytes.subarray(0, message.length))
+    return reply
   }
 
   private dispatch(header: InHeader, message: Message, reply: SessionReply): void {

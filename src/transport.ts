@@ -19,7 +19,7 @@ export interface Reply {
   /** False where nobody was left to take it: then the lookup it counted for never happened. */
   entry(entry: Entry): boolean
   attr(attr: Attr, valid: Validity): void
-  open(handle: bigint): void
+  open(handle: bigint): boolean
   data(bytes: Uint8Array): void
   xattrSize(size: number): void
   statfs(files: number, nameLength: number): void

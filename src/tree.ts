@@ -13,7 +13,7 @@ import {
   type Validity,
 } from './abi.js'
 import type { DeviceNodes, NodeStat } from './devnode.js'
-import { type DiskSeq, linkName, nodeId, nodeName, parseName, waitingId } from './diskseq.js'
+import { type DiskSeq, linkName, nodeId, nodeName, parseName, parseNodeId, waitingId } from './diskseq.js'
 import { E, EOPNOTSUPP } from './errno.js'
 import type { Attempt, Gate } from './gate.js'
 import type { Intents } from './intent.js'
@@ -77,7 +77,21 @@ export class Tree implements TreeOperations {
     private readonly gate: Gate,
     private readonly reaper: Reaper,
     private readonly intents: Intents,
+    /** The kernel may know nodes and links that another daemon gave it. */
+    private readonly inherits = false,
   ) {}
+
+  private node(id: bigint): Node | undefined {
+    return this.nodes.get(id) ?? (this.inherits ? this.nodes.recall(id) : undefined)
+  }
+
+  private link(id: bigint): Link | undefined {
+    const link = this.links.get(id)
+    if (link !== undefined || !this.inherits) return link
+    const parsed = parseNodeId(id)
+    if (parsed === undefined || !parsed.symlink) return undefined
+    return { target: nodeName(parsed.diskseq, parsed.partition), waits: parsed.waits, nlookup: 0 }
+  }
 
   lookup(caller: Caller, parent: bigint, name: string, reply: Reply): void {
     if (parent !== FUSE_ROOT_ID) return reply.error(E.ENOENT)
@@ -154,8 +168,10 @@ export class Tree implements TreeOperations {
   forget(nodeid: bigint, count: bigint): void {
     const node = this.nodes.get(nodeid)
     if (node !== undefined) {
+      // The kernel counts those of an earlier daemon, too, when it drops an inode.
+      if (count > node.nlookup) node.inherited = false
       node.nlookup = Math.max(0, node.nlookup - Number(count))
-      if (node.nlookup === 0) this.reaper.forgotten(node)
+      if (!node.known) this.reaper.forgotten(node)
       return
     }
     const link = this.links.get(nodeid)
@@ -166,9 +182,9 @@ export class Tree implements TreeOperations {
 
   getattr(caller: Caller, nodeid: bigint, reply: Reply): void {
     if (nodeid === FUSE_ROOT_ID) return reply.attr(this.rootAttr(), LONG)
-    const link = this.links.get(nodeid)
+    const link = this.link(nodeid)
     if (link !== undefined) return reply.attr(this.linkAttr(nodeid, link.target), STALE)
-    const node = this.nodes.get(nodeid)
+    const node = this.node(nodeid)
     if (node === undefined) return reply.error(E.ESTALE)
     this.admit('getattr', caller, node, reply, (verdict) => {
       if ('later' in verdict) throw new Error('only a lookup can be put off')
@@ -185,7 +201,7 @@ export class Tree implements TreeOperations {
   }
 
   setattr(caller: Caller, nodeid: bigint, change: AttrChange, reply: Reply): void {
-    const node = this.nodes.get(nodeid)
+    const node = this.node(nodeid)
     if (node === undefined) return reply.error(E.EPERM)
     this.pinned(caller, node, reply, (device, fd) => {
       const errno = this.devnodes.change(fd, change)
@@ -213,7 +229,7 @@ export class Tree implements TreeOperations {
   }
 
   readlink(nodeid: bigint, reply: Reply): void {
-    const link = this.links.get(nodeid)
+    const link = this.link(nodeid)
     if (link === undefined) return reply.error(E.EINVAL)
     const answer = (errno: number) => {
       if (errno !== 0) reply.error(errno)
@@ -227,7 +243,7 @@ export class Tree implements TreeOperations {
     if (nodeid !== FUSE_ROOT_ID) return reply.error(E.ENOTDIR)
     const handle = this.nextHandle++
     this.listings.set(handle, this.list())
-    reply.open(handle)
+    if (!reply.open(handle)) this.listings.delete(handle)
   }
 
   private list(): Listing {
@@ -271,7 +287,7 @@ export class Tree implements TreeOperations {
   }
 
   listxattr(nodeid: bigint, size: number, reply: Reply): void {
-    if (this.nodes.get(nodeid) === undefined) return this.sized(NOTHING, size, reply)
+    if (this.node(nodeid) === undefined) return this.sized(NOTHING, size, reply)
     this.readXattr(nodeid, size, reply, (fd) => this.devnodes.xattrs(fd))
   }
 
@@ -282,7 +298,7 @@ export class Tree implements TreeOperations {
     reply: Reply,
     read: (fd: number) => Uint8Array | number,
   ): void {
-    const node = this.nodes.get(nodeid)
+    const node = this.node(nodeid)
     // Only device nodes have any. (Not EOPNOTSUPP: to the kernel, asking for
     // the root's ACL, that would be a reason to deny access.)
     if (node === undefined) return reply.error(E.ENODATA)
@@ -334,7 +350,7 @@ export class Tree implements TreeOperations {
     reply: Reply,
     change: (fd: number) => number,
   ): void {
-    const node = this.nodes.get(nodeid)
+    const node = this.node(nodeid)
     if (node === undefined) return reply.error(EOPNOTSUPP)
     this.pinned(caller, node, reply, (_, fd) => {
       const errno = change(fd)

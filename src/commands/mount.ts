@@ -59,6 +59,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
       ? { kind: 'syslog', native }
       : { kind: 'stderr', format: options.logFormat ?? defaultFormat() },
   )
+  const manager = ServiceManager.ofThisProcess(native, log)
   const daemon = new Daemon(
     {
       mountpoint: resolve(mountpoint),
@@ -68,24 +69,39 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
       openTimeoutMs: options.openTimeout * 1000,
     },
     log,
+    {},
+    options.fdStore === true ? manager : undefined,
   )
   // A daemon keeps nobody's directory busy.
   if (inBackground) process.chdir('/')
-  const manager = ServiceManager.ofThisProcess(native, log)
-  const starting = daemon.start()
+  const starting = daemon.start(manager?.kept)
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => {
-      log.info({ signal }, 'stopping')
-      manager?.stopping()
       // A start under way is short, and cannot be left half done.
       starting.then(
-        () => daemon.stop(),
+        () => {
+          if (daemon.survives) return leave(signal)
+          log.info({ signal }, 'stopping')
+          manager?.stopping('unmounting')
+          return daemon.stop()
+        },
         () => {},
       )
     })
   }
+  /** What was begun stays as it is: the next daemon goes on with it, as it would after a crash. */
+  const leave = async (why: string, code = 0) => {
+    log.info({ why }, 'leaving the tree to the next daemon')
+    manager?.stopping('leaving the tree to the next daemon')
+    await flush()
+    process.exit(code)
+  }
   // A bug must not leave a dead mount behind: it would stop whatever looks at it.
   process.on('uncaughtException', (error) => {
+    if (daemon.survives) {
+      log.fatal({ err: error }, 'unexpected error')
+      return void leave('unexpected error', 1)
+    }
     log.fatal({ err: error }, 'unexpected error; unmounting')
     void daemon
       .stop()

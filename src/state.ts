@@ -1,0 +1,323 @@
+/**
+ * What a daemon that takes over must know of the one before it, in memory that
+ * outlives a crash: which requests were read and not yet answered, and whom the
+ * pins were taken for. Everything else can be found out again.
+ *
+ * The memory is written so that it is right at every instant: a process may be
+ * killed between any two stores. What is in doubt is written down twice rather
+ * than not at all.
+ */
+import { IN_HEADER_SIZE, Message, MIN_READ_BUFFER } from './abi.js'
+
+/** Largest xattr value (XATTR_SIZE_MAX, linux/limits.h): the largest request there is. */
+const XATTR_SIZE_MAX = 65536
+
+/** Of the requests: the kernel refuses to fill a smaller one. */
+const LANDING_SIZE = Math.max(MIN_READ_BUFFER, XATTR_SIZE_MAX + 8192)
+
+/** "diskseqfs" and the revision of this layout: another one cannot be taken over. */
+const MAGIC = 0x7165736b_73696401n
+const VERSION = 1
+
+/**
+ * Byte offsets. Header: magic (8), version (4), device number of the mount (4),
+ * length of its path (4), how many of each kind of slot were ever used (4 each,
+ * so that the others are not even looked at), path.
+ */
+const HEADER_SIZE = 8192
+const SMALL_USED_AT = 20
+const BIG_USED_AT = 24
+const PINS_USED_AT = 28
+const PATH_AT = 32
+
+/** A kept request: its length (4, 0 where the slot is free), how often it was tried (4), interrupted (4), unused (4), bytes. */
+const SLOT_HEADER = 16
+const TRIES_AT = 4
+const INTERRUPTED_AT = 8
+
+/** Nearly all requests that wait for a disk are a name long. */
+const SMALL = { size: 512, count: 4096 }
+/** The others are changes of xattrs. */
+const BIG = { size: SLOT_HEADER + LANDING_SIZE, count: 16 }
+
+/**
+ * A pin: 1 (4), whether it lingers (4), number of callers (4), whether there
+ * were more (4), node id (8); of each caller thread, call, and whether that outlasts the inode (4 each).
+ */
+const PIN_SIZE = 192
+const LINGERS_AT = 4
+const COUNT_AT = 8
+const MORE_AT = 12
+const ID_AT = 16
+const CALLERS_AT = 24
+const CALLER_SIZE = 12
+export const CALLERS_MAX = Math.floor((PIN_SIZE - CALLERS_AT) / CALLER_SIZE)
+export const PINS_MAX = 4096
+
+const LANDING_AT = HEADER_SIZE
+const SMALL_AT = LANDING_AT + SLOT_HEADER + LANDING_SIZE
+const BIG_AT = SMALL_AT + SMALL.size * SMALL.count
+const PINS_AT = BIG_AT + BIG.size * BIG.count
+/** Bytes; nearly all of them are never touched, and so take no memory. */
+export const STATE_SIZE = PINS_AT + PIN_SIZE * PINS_MAX
+
+/** Which mount the state belongs to. */
+export interface MountIdentity {
+  readonly mountpoint: string
+  /** As in mountinfo, "0:53". */
+  readonly device: string
+}
+
+/** A request that was read and not answered. */
+export interface Unanswered {
+  readonly message: Message
+  readonly slot: number
+  /** How often a daemon has ended with this one unanswered. */
+  readonly tries: number
+  readonly interrupted: boolean
+}
+
+/** Somebody a pin was taken for. */
+export interface PinnedCaller {
+  readonly tid: number
+  readonly call: number
+  readonly outlasts: boolean
+}
+
+export interface PinRecord {
+  readonly index: number
+  readonly id: bigint
+  readonly lingers: boolean
+  readonly callers: readonly PinnedCaller[]
+  /** There were others, of which nothing is known. */
+  readonly more: boolean
+}
+
+/** Pieces of one size; those in use say so themselves, by a number that is not 0 at their beginning. */
+class Slots {
+  private readonly free: number[] = []
+  private used = 0
+
+  constructor(
+    private readonly view: DataView,
+    private readonly usedAt: number,
+    readonly start: number,
+    readonly size: number,
+    private readonly count: number,
+  ) {
+    this.used = Math.min(count, view.getUint32(usedAt, true))
+    for (let i = this.used - 1; i >= 0; i--) {
+      if (view.getUint32(this.at(i), true) === 0) this.free.push(i)
+    }
+  }
+
+  at(index: number): number {
+    return this.start + index * this.size
+  }
+
+  /** -1 where all are in use. */
+  take(): number {
+    const free = this.free.pop()
+    if (free !== undefined) return free
+    if (this.used === this.count) return -1
+    this.view.setUint32(this.usedAt, this.used + 1, true)
+    return this.used++
+  }
+
+  /** The slot's first number must be 0 by now. */
+  give(index: number): void {
+    this.free.push(index)
+  }
+
+  inUse(): number[] {
+    const found: number[] = []
+    for (let i = 0; i < this.used; i++) if (this.view.getUint32(this.at(i), true) !== 0) found.push(i)
+    return found
+  }
+}
+
+export class SharedState {
+  /** Where requests are read to. */
+  readonly landing: Uint8Array
+  private readonly view: DataView
+  private readonly bytes: Uint8Array
+  private readonly small: Slots
+  private readonly big: Slots
+  private readonly pins: Slots
+
+  /** @param memory {@link STATE_SIZE} bytes; zeros, or what an earlier daemon left */
+  constructor(memory: ArrayBuffer = new ArrayBuffer(STATE_SIZE)) {
+    const view = new DataView(memory)
+    this.view = view
+    this.bytes = new Uint8Array(memory)
+    this.landing = new Uint8Array(memory, LANDING_AT + SLOT_HEADER, LANDING_SIZE)
+    this.small = new Slots(view, SMALL_USED_AT, SMALL_AT, SMALL.size, SMALL.count)
+    this.big = new Slots(view, BIG_USED_AT, BIG_AT, BIG.size, BIG.count)
+    this.pins = new Slots(view, PINS_USED_AT, PINS_AT, PIN_SIZE, PINS_MAX)
+  }
+
+  /** Whether it has this revision's layout. The header is the same in all of them. */
+  get compatible(): boolean {
+    return this.view.getUint32(8, true) === VERSION
+  }
+
+  /** The mount it is of; undefined where this is no state, or not of a mount yet. */
+  get mount(): MountIdentity | undefined {
+    const { view } = this
+    if (view.getBigUint64(0, true) !== MAGIC) return undefined
+    const length = view.getUint32(16, true)
+    if (length === 0 || PATH_AT + length > HEADER_SIZE) return undefined
+    const device = view.getUint32(12, true)
+    return {
+      mountpoint: Buffer.from(this.bytes.subarray(PATH_AT, PATH_AT + length)).toString(),
+      device: `${device >>> 20}:${device & 0xfffff}`,
+    }
+  }
+
+  /** From here on somebody else may go on with it. */
+  set mount({ mountpoint, device }: MountIdentity) {
+    const path = Buffer.from(mountpoint)
+    if (PATH_AT + path.length > HEADER_SIZE) throw new Error(`path too long: ${mountpoint}`)
+    const [major = 0, minor = 0] = device.split(':').map(Number)
+    this.bytes.set(path, PATH_AT)
+    this.view.setUint32(16, path.length, true)
+    this.view.setUint32(12, ((major << 20) | minor) >>> 0, true)
+    this.view.setUint32(8, VERSION, true)
+    this.view.setBigUint64(0, MAGIC, true)
+  }
+
+  /** Nothing is in {@link landing}: before a request is read (the kernel writes its length), and when it is done with. */
+  clear(): void {
+    this.view.setUint32(LANDING_AT + SLOT_HEADER, 0, true)
+  }
+
+  /**
+   * Keeps a request that cannot be answered at once.
+   *
+   * @returns what {@link drop} wants; -1 where there is no room
+   */
+  keep(request: Uint8Array, tries = 0): number {
+    const small = SLOT_HEADER + request.length <= SMALL.size
+    const slots = small ? this.small : this.big
+    const index = slots.take()
+    if (index < 0) return -1
+    const at = slots.at(index)
+    this.view.setUint32(at + TRIES_AT, tries, true)
+    this.view.setUint32(at + INTERRUPTED_AT, 0, true)
+    this.bytes.set(request, at + SLOT_HEADER)
+    this.view.setUint32(at, request.length, true)
+    return at
+  }
+
+  /** The caller of a kept request wants to give up. */
+  interrupt(slot: number): void {
+    if (slot >= 0) this.view.setUint32(slot + INTERRUPTED_AT, 1, true)
+  }
+
+  /** A kept request was answered. */
+  drop(slot: number): void {
+    if (slot < 0) return
+    this.view.setUint32(slot, 0, true)
+    const slots = slot < BIG_AT ? this.small : this.big
+    slots.give((slot - slots.start) / slots.size)
+  }
+
+  /** The requests an earlier daemon has not answered; each counts as tried once more from here on. */
+  unanswered(): Unanswered[] {
+    const found: Unanswered[] = []
+    const known = new Set<bigint>()
+    for (const slots of [this.small, this.big]) {
+      for (const index of slots.inUse()) {
+        const slot = slots.at(index)
+        const length = this.view.getUint32(slot, true)
+        if (length < IN_HEADER_SIZE || length > slots.size - SLOT_HEADER) {
+          this.drop(slot)
+          continue
+        }
+        const message = this.copy(slot + SLOT_HEADER, length)
+        const tries = this.view.getUint32(slot + TRIES_AT, true) + 1
+        this.view.setUint32(slot + TRIES_AT, tries, true)
+        const interrupted = this.view.getUint32(slot + INTERRUPTED_AT, true) !== 0
+        found.push({ message, slot, tries, interrupted })
+        known.add(message.header().unique)
+      }
+    }
+    const length = this.view.getUint32(LANDING_AT + SLOT_HEADER, true)
+    if (length >= IN_HEADER_SIZE && length <= LANDING_SIZE) {
+      const message = this.copy(LANDING_AT + SLOT_HEADER, length)
+      // It was being kept at that very moment.
+      if (!known.has(message.header().unique)) {
+        found.push({ message, slot: this.keep(message.bytes, 1), tries: 1, interrupted: false })
+      }
+    }
+    this.clear()
+    return found
+  }
+
+  private copy(at: number, length: number): Message {
+    return new Message(this.bytes.slice(at, at + length), length)
+  }
+
+  /**
+   * A place to write down whom a pin is taken for.
+   *
+   * @returns its number, for the other calls; -1 where there is no room
+   */
+  takePin(id: bigint): number {
+    const index = this.pins.take()
+    if (index < 0) return -1
+    const at = this.pins.at(index)
+    this.view.setUint32(at + LINGERS_AT, 0, true)
+    this.view.setUint32(at + COUNT_AT, 0, true)
+    this.view.setUint32(at + MORE_AT, 0, true)
+    this.view.setBigUint64(at + ID_AT, id, true)
+    this.view.setUint32(at, 1, true)
+    return index
+  }
+
+  dropPin(index: number): void {
+    if (index < 0) return
+    this.view.setUint32(this.pins.at(index), 0, true)
+    this.pins.give(index)
+  }
+
+  /** Before the caller is answered. A thread is in one call at a time: the last one counts. */
+  pinnedFor(index: number, caller: PinnedCaller, lingers: boolean): void {
+    if (index < 0) return
+    const { view } = this
+    const at = this.pins.at(index)
+    if (lingers) view.setUint32(at + LINGERS_AT, 1, true)
+    const count = view.getUint32(at + COUNT_AT, true)
+    let i = 0
+    while (i < count && view.getUint32(at + CALLERS_AT + i * CALLER_SIZE, true) !== caller.tid) i++
+    if (i === CALLERS_MAX || caller.tid === 0) return view.setUint32(at + MORE_AT, 1, true)
+    const entry = at + CALLERS_AT + i * CALLER_SIZE
+    view.setUint32(entry, caller.tid, true)
+    view.setInt32(entry + 4, caller.call, true)
+    view.setUint32(entry + 8, caller.outlasts ? 1 : 0, true)
+    if (i === count) view.setUint32(at + COUNT_AT, count + 1, true)
+  }
+
+  pinRecords(): PinRecord[] {
+    const { view } = this
+    return this.pins.inUse().map((index) => {
+      const at = this.pins.at(index)
+      const callers: PinnedCaller[] = []
+      for (let i = 0; i < Math.min(view.getUint32(at + COUNT_AT, true), CALLERS_MAX); i++) {
+        const entry = at + CALLERS_AT + i * CALLER_SIZE
+        callers.push({
+          tid: view.getUint32(entry, true),
+          call: view.getInt32(entry + 4, true),
+          outlasts: view.getUint32(entry + 8, true) !== 0,
+        })
+      }
+      return {
+        index,
+        id: view.getBigUint64(at + ID_AT, true),
+        lingers: view.getUint32(at + LINGERS_AT, true) !== 0,
+        callers,
+        more: view.getUint32(at + MORE_AT, true) !== 0,
+      }
+    })
+  }
+}
