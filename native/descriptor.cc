@@ -81,6 +81,11 @@ static Napi::Value LockDirectory(const Napi::CallbackInfo& info) {
   return Result(info.Env(), -1);
 }
 
+// unlock(fd): of lockDirectory, for whoever else has that descriptor, too.
+static Napi::Value Unlock(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), flock(IntArg(info, 0), LOCK_UN));
+}
+
 // openNode(dirfd, name): O_PATH descriptor of a node below dirfd on the same
 // filesystem, no symlink followed. Never opens the device.
 static Napi::Value OpenNode(const Napi::CallbackInfo& info) {
@@ -159,6 +164,7 @@ void InitDescriptor(Napi::Env env, Napi::Object exports) {
   exports.Set("readAgain", Napi::Function::New<ReadAgain>(env));
   exports.Set("openDirectory", Napi::Function::New<OpenDirectory>(env));
   exports.Set("lockDirectory", Napi::Function::New<LockDirectory>(env));
+  exports.Set("unlock", Napi::Function::New<Unlock>(env));
   exports.Set("openNode", Napi::Function::New<OpenNode>(env));
   exports.Set("fstat", Napi::Function::New<Fstat>(env));
   exports.Set("fchmod", Napi::Function::New<Fchmod>(env));

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "addon.h"
+#include "state.h"
 
 namespace diskseqfs {
 
@@ -65,6 +66,27 @@ Napi::Value SelfSocket(const Napi::CallbackInfo& info) {
   return Result(info.Env(), -1);
 }
 
+// A message that carries descriptors; `control` must have CMSG_SPACE for them.
+// What it points to is the caller's.
+struct msghdr WithDescriptors(std::string& text, const int* fds, size_t count, char* control) {
+  static thread_local struct iovec data;
+  data = {text.data(), text.size()};
+  struct msghdr message = {};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  if (count == 0) return message;
+  size_t bytes = count * sizeof(int);
+  memset(control, 0, CMSG_SPACE(bytes));
+  message.msg_control = control;
+  message.msg_controllen = CMSG_SPACE(bytes);
+  struct cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(bytes);
+  memcpy(CMSG_DATA(header), fds, bytes);
+  return message;
+}
+
 // sendDescriptors(socket, text, [fd, ...]): does not wait.
 Napi::Value SendDescriptors(const Napi::CallbackInfo& info) {
   std::string text = StringArg(info, 1);
@@ -74,21 +96,10 @@ Napi::Value SendDescriptors(const Napi::CallbackInfo& info) {
     errno = EINVAL;
     return Result(info.Env(), -1);
   }
-  alignas(struct cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))] = {};
-  struct iovec data = {text.data(), text.size()};
-  struct msghdr message = {};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  if (count > 0) {
-    message.msg_control = control;
-    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-    struct cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(count * sizeof(int));
-    int* fds = reinterpret_cast<int*>(CMSG_DATA(header));
-    for (size_t i = 0; i < count; i++) fds[i] = list.Get(i).As<Napi::Number>().Int32Value();
-  }
+  int fds[kMaxDescriptors];
+  for (size_t i = 0; i < count; i++) fds[i] = list.Get(i).As<Napi::Number>().Int32Value();
+  alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof fds)];
+  struct msghdr message = WithDescriptors(text, fds, count, control);
   return Result(info.Env(), sendmsg(IntArg(info, 0), &message, MSG_DONTWAIT | MSG_NOSIGNAL));
 }
 
@@ -119,9 +130,46 @@ Napi::Value ReceiveDescriptors(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// callGuard(path, mountpoint, fuse, state): a connection to the guard, which has
+// agreed (guard.c). It answers at once or not at all, so a second is waited.
+Napi::Value CallGuard(const Napi::CallbackInfo& info) {
+  std::string path = StringArg(info, 0), mountpoint = StringArg(info, 1);
+  struct sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) {
+    errno = ENAMETOOLONG;
+    return Result(info.Env(), -1);
+  }
+  memcpy(address.sun_path, path.data(), path.size());
+  int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  if (fd < 0) return Result(info.Env(), fd);
+  struct timeval patience = {1, 0};
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+  int fds[2] = {IntArg(info, 2), IntArg(info, 3)};
+  char answer[2];
+  alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof fds)];
+  struct msghdr message = WithDescriptors(mountpoint, fds, 2, control);
+  ssize_t n = -1;
+  if (connect(fd, reinterpret_cast<struct sockaddr*>(&address), sizeof address) == 0 &&
+      sendmsg(fd, &message, MSG_NOSIGNAL) >= 0 && (n = recv(fd, answer, sizeof answer, 0)) > 0) {
+    return Result(info.Env(), fd);
+  }
+  int saved = n == 0 ? ECONNRESET : errno;
+  close(fd);
+  errno = saved;
+  return Result(info.Env(), -1);
+}
+
 }  // namespace
 
 void InitHandover(Napi::Env env, Napi::Object exports) {
+  Napi::Object layout = Napi::Object::New(env);
+#define FIELD(name, value) layout.Set(#name, Napi::Number::New(env, value));
+  STATE_LAYOUT(FIELD)
+#undef FIELD
+  exports.Set("layout", layout);
+  exports.Set("callGuard", Napi::Function::New<CallGuard>(env));
   exports.Set("sharedMemory", Napi::Function::New<SharedMemory>(env));
   exports.Set("mapMemory", Napi::Function::New<MapMemory>(env));
   exports.Set("selfSocket", Napi::Function::New<SelfSocket>(env));

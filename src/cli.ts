@@ -30,6 +30,7 @@ export interface MountArguments {
   hold: number
   openTimeout: number
   fdStore?: boolean
+  guard?: string
   logLevel: LogLevel
   logFormat?: LogFormat
 }
@@ -81,6 +82,7 @@ function program(): Command {
       '--fd-store',
       'leave the tree mounted for the next daemon when this one ends; for a systemd service with FileDescriptorStoreMax=',
     )
+    .option('--guard <socket>', 'socket of the diskseqfs-guard that stands in for this daemon if it dies; with --fd-store')
     .addOption(new Option('--log-level <level>', 'least important lines to log').choices(LOG_LEVELS).default('info'))
     .addOption(
       new Option('--log-format <format>', 'format of log lines on stderr (default: pretty on a terminal, journal in a systemd service, else json)').choices(

@@ -6,6 +6,7 @@ import { CloseWatch, WATCH_MASK } from './closes.js'
 import { DeviceNodes } from './devnode.js'
 import { E, errnoName, errnoOf, UserError } from './errno.js'
 import { Gate, LOOKUP_PATIENCE_MS } from './gate.js'
+import { Guard } from './guard.js'
 import { Intents } from './intent.js'
 import type { Logger } from './log.js'
 import {
@@ -66,10 +67,16 @@ export class Daemon {
   private devDirectory = -1
   private mountWatch: MountWatch | undefined
   private stopping: Promise<void> | undefined
+  /** Whether another daemon can go on with the tree when this one just ends. */
+  survives = false
   private transport: FuseSession | undefined
   private state = new SharedState()
   private stateFd = -1
   private vault: Vault | undefined
+  private guard: Guard | undefined
+  /** What is in the store while somebody else may go on with the tree. */
+  private kept: [name: string, fd: number][] = []
+  private stored = false
   private closes: CloseWatch | undefined
   private readonly native: Native
   private readonly nodes = new NodeTable()
@@ -87,6 +94,8 @@ export class Daemon {
     private readonly parts: Parts = {},
     /** Where the tree outlives this daemon; nowhere, if there is none. */
     private readonly store?: DescriptorStore,
+    /** Socket of the guard, if there is to be one. */
+    private readonly guardSocket?: string,
   ) {
     this.native = parts.native ?? realNative
     this.sysfs = new Sysfs(this.native)
@@ -149,16 +158,32 @@ export class Daemon {
     this.reaper?.start(mountFd, (id) => transport.hasInode(id))
     this.closes = new CloseWatch(this.native, watchFd, this, this.log)
     if (this.store !== undefined && mount !== undefined) {
-      // Whoever finds a mount in it finds all else in the store.
-      for (const [name, fd] of [
-        [KEPT.lock, this.lock],
-        [KEPT.mount, mountFd],
-        [KEPT.closes, watchFd],
-        [KEPT.fuse, fuse],
-      ] as const) this.store.put(name, [fd])
       this.state.mount = { mountpoint: this.mountpoint, device: mount.device }
+      this.survive(fuse, mountFd, watchFd)
     }
     this.log.info({ mountpoint: this.mountpoint, devices: this.registry.size }, 'mounted')
+  }
+
+  /** From now on another daemon can go on, if somebody stands in meanwhile. */
+  private survive(fuse: number, mountFd: number, watchFd: number): void {
+    this.kept = [
+      [KEPT.lock, this.lock],
+      [KEPT.mount, mountFd],
+      [KEPT.closes, watchFd],
+      [KEPT.fuse, fuse],
+    ]
+    const { native, guardSocket, mountpoint, state, stateFd, log } = this
+    if (guardSocket === undefined) return this.keep(true)
+    this.guard = new Guard(native, guardSocket, { mountpoint, fuse, state, stateFd }, (present) => this.keep(present), log)
+    this.guard.start()
+  }
+
+  private keep(wanted: boolean): void {
+    this.survives = wanted
+    if (wanted === this.stored) return
+    this.stored = wanted
+    if (wanted) for (const [name, fd] of this.kept) this.store?.put(name, [fd])
+    else this.store?.remove(this.kept.map(([name]) => name))
   }
 
   private watchMount({ id }: MountEntry): void {
@@ -209,6 +234,8 @@ export class Daemon {
     this.watchMount(mount)
     const transport = new FuseSession(this.native, fuse, this.log, state)
     this.transport = transport
+    this.stored = true
+    this.survive(fuse, mountFd, closes)
     for (const pin of pins) this.adopt(pin)
     this.reaper?.start(mountFd, (id) => transport.hasInode(id))
     this.closes = new CloseWatch(this.native, closes, this, this.log)
@@ -258,13 +285,10 @@ export class Daemon {
       const error = await detach(this.native, identity.mountpoint, true)
       if (error !== 0) this.log.error({ errno: errnoName(error), mountpoint: identity.mountpoint }, 'cannot unmount')
     }
+    for (const fd of kept.get(KEPT.lock) ?? []) this.native.unlock(fd)
     for (const fds of kept.values()) for (const fd of fds) this.native.close(fd)
   }
 
-  /** Whether another daemon can go on with the tree when this one just ends. */
-  get survives(): boolean {
-    return this.store !== undefined && this.state.mount !== undefined && this.stopping === undefined
-  }
 
   /** Resolves when the tree is gone, by {@link stop} or because somebody unmounted it. */
   get ended(): Promise<void> {
@@ -277,6 +301,7 @@ export class Daemon {
   }
 
   private async unmount(): Promise<void> {
+    this.survives = false
     this.mountWatch?.close()
     this.mountWatch = undefined
     if (this.mountId === -1 || mountsAt(this.mountpoint).at(-1)?.id !== this.mountId) return
@@ -297,6 +322,8 @@ export class Daemon {
     this.mountId = -1
     this.mountWatch?.close()
     this.mountWatch = undefined
+    this.survives = false
+    this.guard?.close()
     this.closes?.close()
     this.reaper?.close()
     this.intents?.close()

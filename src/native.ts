@@ -19,6 +19,32 @@ export type OpenDeviceCallback = (
   uevent: string,
 ) => void
 
+type LayoutField =
+  | 'STATE_REQUEST_MAX'
+  | 'STATE_HEADER_SIZE'
+  | 'STATE_VERSION_AT'
+  | 'STATE_DEVICE_AT'
+  | 'STATE_PATH_LENGTH_AT'
+  | 'STATE_SMALL_USED_AT'
+  | 'STATE_BIG_USED_AT'
+  | 'STATE_PINS_USED_AT'
+  | 'STATE_HEARTBEAT_AT'
+  | 'STATE_PATH_AT'
+  | 'SLOT_TRIES_AT'
+  | 'SLOT_INTERRUPTED_AT'
+  | 'SLOT_HEADER_SIZE'
+  | 'STATE_LANDING_AT'
+  | 'STATE_SMALL_AT'
+  | 'STATE_SMALL_SIZE'
+  | 'STATE_SMALL_COUNT'
+  | 'STATE_BIG_AT'
+  | 'STATE_BIG_SIZE'
+  | 'STATE_BIG_COUNT'
+  | 'STATE_PINS_AT'
+  | 'STATE_PIN_SIZE'
+  | 'STATE_PINS_COUNT'
+  | 'STATE_SIZE'
+
 export interface Poll {
   close(): void
 }
@@ -39,6 +65,8 @@ export interface Native {
   openDirectory(path: string): number
   /** A descriptor that holds an exclusive flock(2) on a directory. */
   lockDirectory(path: string): number
+  /** Gives that up for all who have the descriptor. */
+  unlock(fd: number): number
   /** An O_PATH descriptor of a node below `dir`; follows no symlink, leaves no filesystem. */
   openNode(dir: number, name: string): number
   /** Fields of struct stat, in the order of {@link STAT}. */
@@ -84,6 +112,10 @@ export interface Native {
   /** Does not wait: -EAGAIN where nobody reads. */
   datagramSend(fd: number, text: string): number
 
+  /** Offsets and sizes of `native/state.h`, bytes. */
+  readonly layout: Readonly<Record<LayoutField, number>>
+  /** A connection to the guard at `path`, which has agreed to look after the mount. */
+  callGuard(path: string, mountpoint: string, fuse: number, state: number): number
   /** A descriptor of memory, all zeros. */
   sharedMemory(bytes: number): number
   mapMemory(fd: number, bytes: number): ArrayBuffer | number

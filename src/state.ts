@@ -7,59 +7,31 @@
  * killed between any two stores. What is in doubt is written down twice rather
  * than not at all.
  */
-import { IN_HEADER_SIZE, Message, MIN_READ_BUFFER } from './abi.js'
+import { IN_HEADER_SIZE, Message } from './abi.js'
+import { native } from './native.js'
 
-/** Largest xattr value (XATTR_SIZE_MAX, linux/limits.h): the largest request there is. */
-const XATTR_SIZE_MAX = 65536
+const layout = native.layout
 
-/** Of the requests: the kernel refuses to fill a smaller one. */
-const LANDING_SIZE = Math.max(MIN_READ_BUFFER, XATTR_SIZE_MAX + 8192)
-
-/** "diskseqfs" and the revision of this layout: another one cannot be taken over. */
+/** "diskseqfs". */
 const MAGIC = 0x7165736b_73696401n
+/** Of the layout; state of another revision cannot be taken over. */
 const VERSION = 1
 
-/**
- * Byte offsets. Header: magic (8), version (4), device number of the mount (4),
- * length of its path (4), how many of each kind of slot were ever used (4 each,
- * so that the others are not even looked at), path.
- */
-const HEADER_SIZE = 8192
-const SMALL_USED_AT = 20
-const BIG_USED_AT = 24
-const PINS_USED_AT = 28
-const PATH_AT = 32
+const SLOT_HEADER = layout.SLOT_HEADER_SIZE
+/** Of a slot's landing place, which has the same header. */
+const LANDING = layout.STATE_LANDING_AT + SLOT_HEADER
 
-/** A kept request: its length (4, 0 where the slot is free), how often it was tried (4), interrupted (4), unused (4), bytes. */
-const SLOT_HEADER = 16
-const TRIES_AT = 4
-const INTERRUPTED_AT = 8
-
-/** Nearly all requests that wait for a disk are a name long. */
-const SMALL = { size: 512, count: 4096 }
-/** The others are changes of xattrs. */
-const BIG = { size: SLOT_HEADER + LANDING_SIZE, count: 16 }
-
-/**
- * A pin: 1 (4), whether it lingers (4), number of callers (4), whether there
- * were more (4), node id (8); of each caller thread, call, and whether that outlasts the inode (4 each).
- */
-const PIN_SIZE = 192
+// Of a pin.
 const LINGERS_AT = 4
 const COUNT_AT = 8
 const MORE_AT = 12
 const ID_AT = 16
 const CALLERS_AT = 24
 const CALLER_SIZE = 12
-export const CALLERS_MAX = Math.floor((PIN_SIZE - CALLERS_AT) / CALLER_SIZE)
-export const PINS_MAX = 4096
+export const CALLERS_MAX = Math.floor((layout.STATE_PIN_SIZE - CALLERS_AT) / CALLER_SIZE)
 
-const LANDING_AT = HEADER_SIZE
-const SMALL_AT = LANDING_AT + SLOT_HEADER + LANDING_SIZE
-const BIG_AT = SMALL_AT + SMALL.size * SMALL.count
-const PINS_AT = BIG_AT + BIG.size * BIG.count
 /** Bytes; nearly all of them are never touched, and so take no memory. */
-export const STATE_SIZE = PINS_AT + PIN_SIZE * PINS_MAX
+export const STATE_SIZE = layout.STATE_SIZE
 
 /** Which mount the state belongs to. */
 export interface MountIdentity {
@@ -150,26 +122,26 @@ export class SharedState {
     const view = new DataView(memory)
     this.view = view
     this.bytes = new Uint8Array(memory)
-    this.landing = new Uint8Array(memory, LANDING_AT + SLOT_HEADER, LANDING_SIZE)
-    this.small = new Slots(view, SMALL_USED_AT, SMALL_AT, SMALL.size, SMALL.count)
-    this.big = new Slots(view, BIG_USED_AT, BIG_AT, BIG.size, BIG.count)
-    this.pins = new Slots(view, PINS_USED_AT, PINS_AT, PIN_SIZE, PINS_MAX)
+    this.landing = new Uint8Array(memory, LANDING, layout.STATE_REQUEST_MAX)
+    this.small = new Slots(view, layout.STATE_SMALL_USED_AT, layout.STATE_SMALL_AT, layout.STATE_SMALL_SIZE, layout.STATE_SMALL_COUNT)
+    this.big = new Slots(view, layout.STATE_BIG_USED_AT, layout.STATE_BIG_AT, layout.STATE_BIG_SIZE, layout.STATE_BIG_COUNT)
+    this.pins = new Slots(view, layout.STATE_PINS_USED_AT, layout.STATE_PINS_AT, layout.STATE_PIN_SIZE, layout.STATE_PINS_COUNT)
   }
 
   /** Whether it has this revision's layout. The header is the same in all of them. */
   get compatible(): boolean {
-    return this.view.getUint32(8, true) === VERSION
+    return this.view.getUint32(layout.STATE_VERSION_AT, true) === VERSION
   }
 
   /** The mount it is of; undefined where this is no state, or not of a mount yet. */
   get mount(): MountIdentity | undefined {
     const { view } = this
     if (view.getBigUint64(0, true) !== MAGIC) return undefined
-    const length = view.getUint32(16, true)
-    if (length === 0 || PATH_AT + length > HEADER_SIZE) return undefined
-    const device = view.getUint32(12, true)
+    const length = view.getUint32(layout.STATE_PATH_LENGTH_AT, true)
+    if (length === 0 || layout.STATE_PATH_AT + length > layout.STATE_HEADER_SIZE) return undefined
+    const device = view.getUint32(layout.STATE_DEVICE_AT, true)
     return {
-      mountpoint: Buffer.from(this.bytes.subarray(PATH_AT, PATH_AT + length)).toString(),
+      mountpoint: Buffer.from(this.bytes.subarray(layout.STATE_PATH_AT, layout.STATE_PATH_AT + length)).toString(),
       device: `${device >>> 20}:${device & 0xfffff}`,
     }
   }
@@ -177,18 +149,24 @@ export class SharedState {
   /** From here on somebody else may go on with it. */
   set mount({ mountpoint, device }: MountIdentity) {
     const path = Buffer.from(mountpoint)
-    if (PATH_AT + path.length > HEADER_SIZE) throw new Error(`path too long: ${mountpoint}`)
+    if (layout.STATE_PATH_AT + path.length > layout.STATE_HEADER_SIZE) throw new Error(`path too long: ${mountpoint}`)
     const [major = 0, minor = 0] = device.split(':').map(Number)
-    this.bytes.set(path, PATH_AT)
-    this.view.setUint32(16, path.length, true)
-    this.view.setUint32(12, ((major << 20) | minor) >>> 0, true)
-    this.view.setUint32(8, VERSION, true)
+    this.bytes.set(path, layout.STATE_PATH_AT)
+    this.view.setUint32(layout.STATE_PATH_LENGTH_AT, path.length, true)
+    this.view.setUint32(layout.STATE_DEVICE_AT, ((major << 20) | minor) >>> 0, true)
+    this.view.setUint32(layout.STATE_VERSION_AT, VERSION, true)
     this.view.setBigUint64(0, MAGIC, true)
+  }
+
+  /** The daemon is alive, see {@link Guard}. */
+  beat(): void {
+    const at = layout.STATE_HEARTBEAT_AT
+    this.view.setUint32(at, (this.view.getUint32(at, true) + 1) >>> 0, true)
   }
 
   /** Nothing is in {@link landing}: before a request is read (the kernel writes its length), and when it is done with. */
   clear(): void {
-    this.view.setUint32(LANDING_AT + SLOT_HEADER, 0, true)
+    this.view.setUint32(LANDING, 0, true)
   }
 
   /**
@@ -197,13 +175,13 @@ export class SharedState {
    * @returns what {@link drop} wants; -1 where there is no room
    */
   keep(request: Uint8Array, tries = 0): number {
-    const small = SLOT_HEADER + request.length <= SMALL.size
+    const small = SLOT_HEADER + request.length <= layout.STATE_SMALL_SIZE
     const slots = small ? this.small : this.big
     const index = slots.take()
     if (index < 0) return -1
     const at = slots.at(index)
-    this.view.setUint32(at + TRIES_AT, tries, true)
-    this.view.setUint32(at + INTERRUPTED_AT, 0, true)
+    this.view.setUint32(at + layout.SLOT_TRIES_AT, tries, true)
+    this.view.setUint32(at + layout.SLOT_INTERRUPTED_AT, 0, true)
     this.bytes.set(request, at + SLOT_HEADER)
     this.view.setUint32(at, request.length, true)
     return at
@@ -211,14 +189,14 @@ export class SharedState {
 
   /** The caller of a kept request wants to give up. */
   interrupt(slot: number): void {
-    if (slot >= 0) this.view.setUint32(slot + INTERRUPTED_AT, 1, true)
+    if (slot >= 0) this.view.setUint32(slot + layout.SLOT_INTERRUPTED_AT, 1, true)
   }
 
   /** A kept request was answered. */
   drop(slot: number): void {
     if (slot < 0) return
     this.view.setUint32(slot, 0, true)
-    const slots = slot < BIG_AT ? this.small : this.big
+    const slots = slot < layout.STATE_BIG_AT ? this.small : this.big
     slots.give((slot - slots.start) / slots.size)
   }
 
@@ -235,16 +213,16 @@ export class SharedState {
           continue
         }
         const message = this.copy(slot + SLOT_HEADER, length)
-        const tries = this.view.getUint32(slot + TRIES_AT, true) + 1
-        this.view.setUint32(slot + TRIES_AT, tries, true)
-        const interrupted = this.view.getUint32(slot + INTERRUPTED_AT, true) !== 0
+        const tries = this.view.getUint32(slot + layout.SLOT_TRIES_AT, true) + 1
+        this.view.setUint32(slot + layout.SLOT_TRIES_AT, tries, true)
+        const interrupted = this.view.getUint32(slot + layout.SLOT_INTERRUPTED_AT, true) !== 0
         found.push({ message, slot, tries, interrupted })
         known.add(message.header().unique)
       }
     }
-    const length = this.view.getUint32(LANDING_AT + SLOT_HEADER, true)
-    if (length >= IN_HEADER_SIZE && length <= LANDING_SIZE) {
-      const message = this.copy(LANDING_AT + SLOT_HEADER, length)
+    const length = this.view.getUint32(LANDING, true)
+    if (length >= IN_HEADER_SIZE && length <= layout.STATE_REQUEST_MAX) {
+      const message = this.copy(LANDING, length)
       // It was being kept at that very moment.
       if (!known.has(message.header().unique)) {
         found.push({ message, slot: this.keep(message.bytes, 1), tries: 1, interrupted: false })

@@ -71,6 +71,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
     log,
     {},
     options.fdStore === true ? manager : undefined,
+    options.guard,
   )
   // A daemon keeps nobody's directory busy.
   if (inBackground) process.chdir('/')
