@@ -38,7 +38,8 @@ export interface Attempt {
   readonly kind: 'lookup' | 'getattr' | 'change'
   /** Tells how the gate can be told that the caller gives up. */
   readonly onInterrupt: (listener: () => void) => void
-  readonly done: (verdict: Verdict) => void
+  /** @returns false where nobody was left to take a device */
+  readonly done: (verdict: Verdict) => boolean
   /** Monotonic ms: until when the caller is given time to go to sleep. */
   asleepBy?: number
 }
@@ -127,14 +128,13 @@ export class Gate {
     if (attempt.kind !== 'change' && !this.mayOpen(caller, node, device)) {
       // The kernel is about to refuse. It would do so by attributes that may
       // change before it looks at them, so say it here.
-      if (attempt.kind === 'getattr' && call.intent === 'open') return this.finish(attempt, { errno: E.EACCES })
+      if (attempt.kind === 'getattr' && call.intent === 'open') return void this.finish(attempt, { errno: E.EACCES })
       return this.inspect(attempt, call, device, tries)
     }
-    // The inode has another number than the name has now (or, given by an
-    // earlier daemon, may have); it is never updated. The kernel looks the
-    // name up again.
-    if (attempt.kind === 'getattr' && (node.last === undefined ? node.inherited : !sameDevice(node.last.device, device))) {
-      return this.finish(attempt, { errno: E.ESTALE })
+    // The inode has another number than the name has now; it is never
+    // updated. The kernel looks the name up again.
+    if (attempt.kind === 'getattr' && !this.inodeIs(node, device)) {
+      return void this.finish(attempt, { errno: E.ESTALE })
     }
     const pin = node.pin
     if (pin !== undefined) {
@@ -151,13 +151,20 @@ export class Gate {
     this.wait(attempt, call, device, tries)
   }
 
+  /** Which number an earlier daemon gave a partition's inode is not known; that of a disk never changes. */
+  private inodeIs(node: Node, device: Device): boolean {
+    if (node.last !== undefined) return sameDevice(node.last.device, device)
+    return !node.inherited || node.partition === 0
+  }
+
   private admitPinned(attempt: Attempt, call: Call, pin: Pin): void {
     const { node } = attempt
     const stat = this.devnodes.stat(pin.fd)
     node.last = { device: pin.device, stat }
     this.reaper.answering(node, attempt.caller, call)
-    this.finish(attempt, { device: pin.device, stat, pinned: true })
-    if (node.known) this.reaper.answered(node, attempt.caller, call)
+    const taken = this.finish(attempt, { device: pin.device, stat, pinned: true })
+    if (!taken) this.reaper.notAnswered(node, attempt.caller)
+    else if (node.known) this.reaper.answered(node, attempt.caller, call)
   }
 
   /** Answers without opening anything. */
@@ -200,7 +207,7 @@ export class Gate {
     const limit = kind === 'lookup' ? this.options.lookupPatienceMs : this.options.openTimeoutMs
     this.await(this.opening(node, device), limit, attempt.onInterrupt, (end) => {
       this.step(attempt, () => {
-        if (end === 'interrupted') return this.finish(attempt, { errno: E.EINTR })
+        if (end === 'interrupted') return void this.finish(attempt, { errno: E.EINTR })
         if (end !== 'late') {
           // Whatever is under way now has begun since.
           if (joined && node.removable && !any && 'pin' in end) return this.wait(attempt, call, device, tries, true)
@@ -274,8 +281,8 @@ export class Gate {
       return this.again(attempt, call, tries, 'it is gone')
     }
     node.last = { device, stat }
-    this.finish(attempt, { device, stat, pinned: false })
-    if (node.known) this.reaper.answered(node, caller, call)
+    const taken = this.finish(attempt, { device, stat, pinned: false })
+    if (taken && node.known) this.reaper.answered(node, caller, call)
   }
 
   private opening(node: Node, device: Device): Opening {
@@ -332,9 +339,10 @@ export class Gate {
     this.finish(attempt, { errno: gone ? E.ENXIO : errno })
   }
 
-  private finish(attempt: Attempt, verdict: Verdict): void {
-    attempt.done(verdict)
+  private finish(attempt: Attempt, verdict: Verdict): boolean {
+    const taken = attempt.done(verdict)
     attempt.node.attempts--
     this.nodes.release(attempt.node)
+    return taken
   }
 }

@@ -70,7 +70,7 @@ export class Reaper {
     private readonly intents: Intents,
     private readonly options: ReaperOptions,
     private readonly log: Logger,
-    private readonly state: Pick<SharedState, 'pinnedFor'>,
+    private readonly state: Pick<SharedState, 'pinnedFor' | 'notPinnedFor'>,
   ) {}
 
   /**
@@ -109,6 +109,12 @@ export class Reaper {
     const unknown = call.intent === 'unknown'
     const outlasts = unknown && this.intents.outlastsInode(call)
     this.state.pinnedFor(node.pin.place, { tid: caller.tid, call: call.number, outlasts }, unknown)
+  }
+
+  /** It had gone, or another daemon had answered it. */
+  notAnswered(node: Node, caller: Caller): void {
+    if (node.pin?.place !== undefined) this.state.notPinnedFor(node.pin.place, caller.tid)
+    if (node.pin !== undefined && node.known && !this.active.has(node)) this.watch(node)
   }
 
   /** An opener was answered, or is about to be: from here the pin must stay. */

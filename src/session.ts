@@ -84,8 +84,8 @@ class SessionReply implements Reply {
   entry(entry: Entry): boolean {
     return this.send(0, this.session.out.entry(entry))
   }
-  attr(attr: Attr, valid: Validity): void {
-    this.send(0, this.session.out.attr(attr, valid))
+  attr(attr: Attr, valid: Validity): boolean {
+    return this.send(0, this.session.out.attr(attr, valid))
   }
   open(handle: bigint): boolean {
     return this.send(0, this.session.out.open(handle))

@@ -28,6 +28,7 @@ const MORE_AT = 12
 const ID_AT = 16
 const CALLERS_AT = 24
 const CALLER_SIZE = 12
+const NO_CALL = -2
 export const CALLERS_MAX = Math.floor((layout.STATE_PIN_SIZE - CALLERS_AT) / CALLER_SIZE)
 
 /** Bytes; nearly all of them are never touched, and so take no memory. */
@@ -274,6 +275,18 @@ export class SharedState {
     view.setInt32(entry + 4, caller.call, true)
     view.setUint32(entry + 8, caller.outlasts ? 1 : 0, true)
     if (i === count) view.setUint32(at + COUNT_AT, count + 1, true)
+  }
+
+  /** The caller that was written down last was not answered after all. */
+  notPinnedFor(index: number, tid: number): void {
+    if (index < 0) return
+    const { view } = this
+    const at = this.pins.at(index)
+    for (let i = view.getUint32(at + COUNT_AT, true) - 1; i >= 0; i--) {
+      const entry = at + CALLERS_AT + i * CALLER_SIZE
+      // A call that no thread is in.
+      if (view.getUint32(entry, true) === tid) view.setInt32(entry + 4, NO_CALL, true)
+    }
   }
 
   pinRecords(): PinRecord[] {

@@ -16,9 +16,9 @@ export interface Caller {
 
 /** The one answer to a request. Each request gets exactly one. */
 export interface Reply {
-  /** False where nobody was left to take it: then the lookup it counted for never happened. */
+  /** These are false where nobody was left to take it: then what it counted for never happened. */
   entry(entry: Entry): boolean
-  attr(attr: Attr, valid: Validity): void
+  attr(attr: Attr, valid: Validity): boolean
   open(handle: bigint): boolean
   data(bytes: Uint8Array): void
   xattrSize(size: number): void

@@ -112,9 +112,13 @@ export class Tree implements TreeOperations {
     this.admit('lookup', caller, node, reply, (verdict) => {
       if ('errno' in verdict) {
         this.reaper.inspected()
-        return reply.error(verdict.errno)
+        reply.error(verdict.errno)
+        return true
       }
-      if ('later' in verdict) return this.replyLink(waitingId(node.id), node.name, true, reply)
+      if ('later' in verdict) {
+        this.replyLink(waitingId(node.id), node.name, true, reply)
+        return true
+      }
       const { device } = verdict
       // Counted first: the answer may be forgotten as soon as it is given.
       node.nlookup++
@@ -125,6 +129,7 @@ export class Tree implements TreeOperations {
         attrValid: verdict.pinned ? ONE_JIFFY : STALE,
       })
       if (!taken) this.forget(node.id, 1n)
+      return taken
     })
   }
 
@@ -181,9 +186,9 @@ export class Tree implements TreeOperations {
   }
 
   getattr(caller: Caller, nodeid: bigint, reply: Reply): void {
-    if (nodeid === FUSE_ROOT_ID) return reply.attr(this.rootAttr(), LONG)
+    if (nodeid === FUSE_ROOT_ID) return void reply.attr(this.rootAttr(), LONG)
     const link = this.link(nodeid)
-    if (link !== undefined) return reply.attr(this.linkAttr(nodeid, link.target), STALE)
+    if (link !== undefined) return void reply.attr(this.linkAttr(nodeid, link.target), STALE)
     const node = this.node(nodeid)
     if (node === undefined) return reply.error(E.ESTALE)
     this.admit('getattr', caller, node, reply, (verdict) => {
@@ -197,6 +202,7 @@ export class Tree implements TreeOperations {
         return reply.attr({ ...blockAttr(node, node.last), nlink: 0 }, STALE)
       }
       reply.error(verdict.errno)
+      return true
     })
   }
 
@@ -219,12 +225,16 @@ export class Tree implements TreeOperations {
     use: (device: Device, fd: number) => void,
   ): void {
     this.admit('change', caller, node, reply, (verdict) => {
-      if ('errno' in verdict) return reply.error(verdict.errno)
+      if ('errno' in verdict) {
+        reply.error(verdict.errno)
+        return true
+      }
       const pin = node.pin
       if (pin === undefined || !('device' in verdict)) {
         throw new Error(`node ${node.name} was admitted without a pin`)
       }
       use(verdict.device, pin.fd)
+      return true
     })
   }
 

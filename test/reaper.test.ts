@@ -43,6 +43,8 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30, ...rest }: Options =
     errors: 0,
     /** Threads that are still in the call they were seen in. */
     inCall: new Set<number>(),
+    /** Whether the kernel has an inode of the node. */
+    hasInode: true,
     onPrune: () => {},
     pending: [] as (() => void)[],
   }
@@ -74,8 +76,9 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30, ...rest }: Options =
     intents,
     { lingerMs, holdSeconds },
     { error: () => void state.errors++, debug() {} } as unknown as Logger,
+    { pinnedFor() {}, notPinnedFor() {} },
   )
-  reaper.start(MOUNT_FD)
+  reaper.start(MOUNT_FD, () => state.hasInode)
   t.teardown(() => reaper.close())
   let next = 1
   return {
@@ -315,11 +318,11 @@ t.test('a prune that fails is told, and tried again', async (t) => {
 
 t.test('without a mount there is nothing to prune, until there is one', async (t) => {
   const { state, reaper, answered } = bound(fixture(t))
-  reaper.start(-1)
+  reaper.start(-1, () => true)
   answered(OPENAT)
   await sleep(50)
   t.equal(state.prunes.length, 0)
-  reaper.start(MOUNT_FD)
+  reaper.start(MOUNT_FD, () => state.hasInode)
   await sleep(200)
   t.ok(state.prunes.length > 0)
 })

@@ -12,15 +12,15 @@ function socket(results: number[] = []) {
   const sent: string[] = []
   const open = new Set<number>()
   const warnings: unknown[] = []
-  const native: Pick<Native, 'datagramOpen' | 'datagramSend' | 'close'> = {
+  const native: Pick<Native, 'datagramOpen' | 'sendDescriptors' | 'close'> = {
     datagramOpen: (path) => {
       if (path === '/missing') return -E.ENOENT
       open.add(3)
       return 3
     },
-    datagramSend: (_, text) => {
+    sendDescriptors: (_, text, fds) => {
       const result = results.shift() ?? text.length
-      if (result >= 0) sent.push(text)
+      if (result >= 0) sent.push(fds.length === 0 ? text : `${text} ${fds}`)
       return result
     },
     close: (fd) => (open.delete(fd), 0),
@@ -31,7 +31,7 @@ function socket(results: number[] = []) {
 
 /** `ServiceManager.ofThisProcess` with these variables only. */
 function ofThisProcess(t: Test, { native, log }: ReturnType<typeof socket>, variables: Record<string, string>) {
-  t.teardown(() => ['NOTIFY_SOCKET', 'WATCHDOG_PID', 'WATCHDOG_USEC'].forEach((name) => delete process.env[name]))
+  t.teardown(() => ['NOTIFY_SOCKET', 'WATCHDOG_PID', 'WATCHDOG_USEC', 'LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES'].forEach((name) => delete process.env[name]))
   Object.assign(process.env, variables)
   return ServiceManager.ofThisProcess(native as Native, log)
 }
@@ -46,7 +46,7 @@ t.test('ready and stopping, each with a status', async (t) => {
   const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '/run/systemd/notify' })
   t.equal(process.env['NOTIFY_SOCKET'], undefined, 'programs that are started are not told of the socket')
   manager?.ready('serving /x')
-  manager?.stopping()
+  manager?.stopping('unmounting')
   t.strictSame(fake.sent, ['READY=1\nSTATUS=serving /x', 'STOPPING=1\nSTATUS=unmounting'])
   t.equal(fake.open.size, 0, 'no descriptor is left open')
 })
@@ -56,7 +56,7 @@ t.test('the watchdog hears of us twice as often as it must, and no more once we 
   const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: String(process.pid), WATCHDOG_USEC: '40000' })
   manager?.ready('x')
   await until(() => fake.sent.filter((text) => text === 'WATCHDOG=1').length >= 3)
-  manager?.stopping()
+  manager?.stopping('unmounting')
   const count = fake.sent.length
   await sleep(100)
   t.equal(fake.sent.length, count)
@@ -81,4 +81,27 @@ t.test('a manager that is not there costs a line in the log', async (t) => {
   const fake = socket()
   ofThisProcess(t, fake, { NOTIFY_SOCKET: '/missing' })?.ready('x')
   t.strictSame(fake.warnings, [{ errno: 'ENOENT', socket: '/missing' }])
+})
+
+t.test('descriptors are put into its store by name, and taken out', async (t) => {
+  const fake = socket()
+  const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x' })
+  manager?.put('pins', [7, 8])
+  manager?.remove(['fuse', 'pins'])
+  t.strictSame(fake.sent, [
+    'FDSTORE=1\nFDNAME=pins\nFDPOLL=0 7,8',
+    'FDSTOREREMOVE=1\nFDNAME=fuse',
+    'FDSTOREREMOVE=1\nFDNAME=pins',
+  ])
+})
+
+t.test('what it has kept for us comes with its name', async (t) => {
+  const listen = { NOTIFY_SOCKET: '@x', LISTEN_PID: String(process.pid), LISTEN_FDS: '3', LISTEN_FDNAMES: 'pins:fuse:pins' }
+  const manager = ofThisProcess(t, socket(), listen)
+  t.strictSame([...(manager?.kept ?? [])], [['pins', [3, 5]], ['fuse', [4]]])
+  t.equal(process.env['LISTEN_FDS'], undefined, 'programs that are started are not told of it')
+  const others = ofThisProcess(t, socket(), { ...listen, LISTEN_PID: '1' })
+  t.equal(others?.kept.size, 0, "another process's are none of ours")
+  const fewer = ofThisProcess(t, socket(), { ...listen, LISTEN_FDS: '1' })
+  t.strictSame([...(fewer?.kept ?? [])], [['pins', [3]]], 'more names than descriptors')
 })

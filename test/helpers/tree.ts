@@ -1,5 +1,5 @@
 /** A daemon of the test's own, on a mount point of its own, and real devices to serve. */
-import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process'
+import { type ChildProcess, execFile, execFileSync, spawn, spawnSync } from 'node:child_process'
 import {
   mkdtempSync,
   readdirSync,
@@ -43,6 +43,8 @@ type Mechanism =
   | 'lookups-wait'
   | 'one-thread'
   | 'no-interrupts'
+  | 'no-vault'
+  | 'no-journal'
   | 'deaf'
 
 export interface RunningTree {
@@ -125,6 +127,67 @@ export async function startTree(
     await sleep(10)
   }
   return { mountpoint, pid: child.pid as number, log, stop }
+}
+
+const MANAGER = join(ROOT, 'test/helpers/manager.py')
+
+export interface ManagedTree {
+  readonly mountpoint: string
+  /** Of the manager, which starts daemons. */
+  readonly manager: number
+  /** The daemon that runs now. */
+  pid(): number
+  /** How many daemons were ready. */
+  ready(): number
+  /** Ends the daemon that runs now; the manager starts the next. */
+  end(signal: 'SIGKILL' | 'SIGTERM'): void
+  log(): Record<string, any>[]
+}
+
+/**
+ * A daemon that a service manager starts anew whenever it ends, and keeps
+ * descriptors for. Both are stopped when the test ends, and the mount is taken away.
+ */
+export async function startManaged(
+  t: Test,
+  { twin, args = [], expectErrors = false }: { twin?: Twin; args?: string[]; expectErrors?: boolean } = {},
+): Promise<ManagedTree> {
+  const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
+  const daemon = twin === undefined ? [CLI, 'mount', '-f', '--fd-store', mountpoint, ...args] : [TWIN, twin, mountpoint]
+  const child = spawn('python3', [MANAGER, process.execPath, ...daemon], { stdio: 'pipe', env: ENVIRONMENT })
+  let said = ''
+  let logged = ''
+  child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
+  child.stderr.on('data', (chunk: Buffer) => (logged += chunk.toString()))
+  const ended = new Promise((resolve) => child.on('close', resolve))
+  const log = () =>
+    logged
+      .split('\n')
+      .filter((line) => line.startsWith('{'))
+      .map((line) => JSON.parse(line) as Record<string, any>)
+  cleanup(t, async () => {
+    child.stdin.end('stop\n')
+    const code = await Promise.race([ended, sleep(15_000, 'late', { ref: false })])
+    if (code === 'late') child.kill('SIGKILL')
+    spawnSync('umount', ['--lazy', '--force', '--quiet', mountpoint])
+    rmdirSync(mountpoint)
+    if (code === 'late') throw new Error(`the manager did not stop:\n${logged}`)
+    const errors = log().filter((line) => line['level'] === 'error')
+    if (errors.length > 0 && !expectErrors) throw new Error(`the daemon logged errors:\n${logged}`)
+  })
+  const ready = () => said.split('\n').filter((line) => line === 'ready').length
+  for (let i = 0; ready() === 0; i++) {
+    if (child.exitCode !== null || i > 1000) throw new Error(`the daemon did not start:\n${logged}`)
+    await sleep(10)
+  }
+  return {
+    mountpoint,
+    manager: child.pid as number,
+    pid: () => Number([...said.matchAll(/^pid (\d+)$/gm)].at(-1)?.[1]),
+    ready,
+    end: (signal) => child.stdin.write(signal === 'SIGKILL' ? 'kill\n' : 'term\n'),
+    log,
+  }
 }
 
 export interface TestDisk {

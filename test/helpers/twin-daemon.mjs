@@ -14,6 +14,7 @@ import { createLogger } from '../../dist/log.js'
 import { parseMountOptions } from '../../dist/mountpoint.js'
 import { native } from '../../dist/native.js'
 import { PinOpener } from '../../dist/pin.js'
+import { ServiceManager } from '../../dist/service.js'
 
 /** Verifies as the real one does, and then holds something else than the device. */
 class OtherPins extends PinOpener {
@@ -192,6 +193,26 @@ const twins = {
       },
     },
   },
+  /** Pins end with the daemon. */
+  'no-vault': {
+    native: {
+      ...native,
+      sendDescriptors: (socket, text, fds) =>
+        /^\d+$/.test(text) ? text.length : native.sendDescriptors(socket, text, fds),
+    },
+  },
+  /** What an earlier daemon has read and not answered is lost. */
+  'no-journal': {
+    native: {
+      ...native,
+      mapMemory: (fd, bytes) => {
+        const { STATE_LANDING_AT, STATE_PINS_AT } = native.layout
+        const memory = native.mapMemory(fd, bytes)
+        new Uint8Array(memory).fill(0, STATE_LANDING_AT, STATE_PINS_AT)
+        return memory
+      },
+    },
+  },
   /** No uevent ever arrives. */
   'deaf': { native: { ...native, ueventReceive: () => EAGAIN } },
 }
@@ -201,9 +222,10 @@ if (option !== undefined && option !== '--open-timeout') throw new Error(`no suc
 const [name, pace] = twin.split('+')
 const parts = twins[name]
 if (parts === undefined) throw new Error(`no such twin: ${name}`)
-const makeOpener = parts.opener ?? ((calls, directory) => new PinOpener(calls, directory))
+const makeOpener = parts.opener ?? ((...given) => new PinOpener(...given))
 const opener = pace === 'slow' ? (...given) => slow(makeOpener(...given)) : makeOpener
 const { logger: log } = await createLogger('info', { kind: 'stderr', format: 'json' })
+const manager = ServiceManager.ofThisProcess(native, log)
 const daemon = new Daemon(
   {
     mountpoint,
@@ -214,8 +236,10 @@ const daemon = new Daemon(
   },
   log,
   { ...parts, opener },
+  manager,
 )
-process.once('SIGTERM', () => daemon.stop())
-await daemon.start()
+process.once('SIGTERM', () => (daemon.survives ? process.exit(0) : daemon.stop()))
+await daemon.start(manager?.kept)
+manager?.ready('serving')
 await daemon.ended
 process.exit(0)

@@ -1,0 +1,264 @@
+/**
+ * The daemon dies, or is told to end, and another one goes on: whoever waits is
+ * answered, nobody gets an error or another disk. Here a small manager keeps the
+ * descriptors; that systemd does the same is shown in the virtual machines.
+ */
+import { spawn, spawnSync } from 'node:child_process'
+import { closeSync, existsSync, fstatSync, mkdtempSync, openSync, opendirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { native } from '../src/native.js'
+import { blk } from './helpers/blk.js'
+import { ROOT } from './helpers/root.js'
+import { cleanup, loopDisk, type ManagedTree, openDevices, sleep, startManaged, type Twin, until } from './helpers/tree.js'
+
+const SECONDS = 20
+const KILLS_MIN = 20
+/** How long a daemon serves before the next kill. */
+const SERVES_MS = 250
+
+/** Kills, or ends, each daemon a moment after it is ready, for as long as `during` lasts. */
+async function ending<T>(tree: ManagedTree, signal: 'SIGKILL' | 'SIGTERM', during: Promise<T>): Promise<{ result: T; times: number }> {
+  let going = true
+  let times = 0
+  const over = during.finally(() => (going = false))
+  while (going) {
+    const ready = tree.ready()
+    await sleep(SERVES_MS * (0.5 + Math.random()))
+    if (!going) break
+    tree.end(signal)
+    times++
+    while (tree.ready() === ready) await sleep(5)
+  }
+  return { result: await over, times }
+}
+
+async function churn(t: Test, tree: ManagedTree, signal: 'SIGKILL' | 'SIGTERM', seconds: number) {
+  const run = blk('churn', '--mode', 'tree', '--dir', tree.mountpoint, '--seconds', String(seconds))
+  const { result, times } = await ending(tree, signal, run)
+  t.comment(
+    `${t.name}: ${times} times, ${result['opens_ok']} opens right, ${result['wrong_diskseq']} wrong, ` +
+      `longest wait ${Math.round(result['max_open_us'] / 1000)} ms, errors ${JSON.stringify(result['errors'])}`,
+  )
+  return { result, times }
+}
+
+for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
+  t.test(`${signal} again and again while disks are recycled: no wrong open, no failed one`, async (t) => {
+    const tree = await startManaged(t)
+    const { result, times } = await churn(t, tree, signal, SECONDS)
+    t.equal(result['wrong_diskseq'] + result['wrong_data'], 0, 'no open reached another disk')
+    t.strictSame(
+      Object.keys(result['errors']).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
+      [],
+      'no errno but those for a disk that is gone',
+    )
+    t.ok(times >= KILLS_MIN, `${times} daemons ended`)
+    t.ok(result['opens_ok'] > 1000, 'disks were opened all the time')
+    await until(() => openDevices(tree.pid()).length === 0)
+    t.pass('no pin is left')
+  })
+}
+
+/** Opens a disk whose answers are late, and has the daemon killed meanwhile. */
+async function openedWhileKilled(t: Test, twin: Twin): Promise<'opened' | 'still waiting' | string> {
+  const loop = loopDisk(t)
+  const tree = await startManaged(t, { twin })
+  const child = spawn('dd', [`if=${join(tree.mountpoint, loop.diskseq())}`, 'of=/dev/null', 'count=1', 'status=none'], { stdio: ['ignore', 'ignore', 'pipe'] })
+  let stderr = ''
+  child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString()))
+  const ended = new Promise<number | null>((resolve) => child.on('close', resolve))
+  // The request has been read, and is answered 30 ms later.
+  await until(() => openDevices(tree.pid()).length > 0 || child.exitCode !== null)
+  tree.end('SIGKILL')
+  await until(() => tree.ready() === 2)
+  const code = await Promise.race([ended, sleep(2000, 'late')])
+  if (code === 'late') return 'still waiting'
+  return code === 0 ? 'opened' : stderr
+}
+
+t.test('a request that the dead daemon had read is answered by the next one', async (t) => {
+  for (let i = 0; i < 5; i++) t.equal(await openedWhileKilled(t, 'none+slow'), 'opened')
+})
+
+t.test('twin: if requests are not kept, their callers wait for ever', async (t) => {
+  t.equal(await openedWhileKilled(t, 'no-journal+slow'), 'still waiting')
+})
+
+/** The pin of an open that was answered and is not done yet; two crashes in a row. */
+async function pinsAfterCrashes(t: Test, twin: Twin): Promise<number[]> {
+  const loop = loopDisk(t)
+  const tree = await startManaged(t, { twin })
+  const path = join(tree.mountpoint, loop.diskseq())
+  const fd = openSync(path, 'r')
+  const counts: number[] = []
+  for (let i = 1; i <= 2; i++) {
+    await until(() => openDevices(tree.pid()).length > 0)
+    await sleep(50) // nothing is under way
+    tree.end('SIGKILL')
+    await until(() => tree.ready() === i + 1)
+    counts.push(openDevices(tree.pid()).length)
+    // Of use again: the next crash finds a pin in any case.
+    closeSync(openSync(path, 'r'))
+  }
+  closeSync(fd)
+  await until(() => openDevices(tree.pid()).length === 0)
+  return counts
+}
+
+t.test('pins outlive the daemon', async (t) => {
+  t.strictSame(await pinsAfterCrashes(t, 'none'), [1, 1], 'the next daemon has them open')
+})
+
+t.test('twin: if pins are not kept, they end with it', async (t) => {
+  t.strictSame(await pinsAfterCrashes(t, 'no-vault'), [0, 0])
+})
+
+t.test('what is open goes on', async (t) => {
+  const loop = loopDisk(t)
+  const tree = await startManaged(t)
+  const path = join(tree.mountpoint, loop.diskseq())
+  const fd = openSync(path, 'r')
+  const opath = openSync(path, native.O_PATH)
+  const directory = opendirSync(tree.mountpoint)
+  const before = fstatSync(fd)
+  tree.end('SIGKILL')
+  t.equal(fstatSync(fd).rdev, before.rdev, 'fstat')
+  closeSync(openSync(`/proc/self/fd/${fd}`, 'r'))
+  t.pass('a descriptor opened again')
+  closeSync(openSync(`/proc/self/fd/${opath}`, 'r'))
+  t.pass('an O_PATH descriptor opened')
+  const names: string[] = []
+  for (let entry = directory.readSync(); entry !== null; entry = directory.readSync()) names.push(entry.name)
+  t.ok(names.includes(loop.diskseq()), 'an open directory is read on')
+  directory.closeSync()
+  for (const each of [fd, opath]) closeSync(each)
+  t.equal(statSync(path).isBlockDevice(), true)
+  await until(() => tree.ready() === 2 && openDevices(tree.pid()).length === 0)
+})
+
+t.test('where the mount is gone, or another one is wanted, the next daemon mounts anew', async (t) => {
+  const loop = loopDisk(t)
+  const tree = await startManaged(t)
+  process.kill(tree.manager, 'SIGSTOP')
+  process.kill(tree.pid(), 'SIGKILL')
+  spawnSync('umount', ['--lazy', tree.mountpoint])
+  process.kill(tree.manager, 'SIGCONT')
+  await until(() => tree.ready() === 2)
+  t.equal(statSync(join(tree.mountpoint, loop.diskseq())).isBlockDevice(), true)
+  t.match(tree.log().map(({ msg }) => msg), ['mounted', /does not fit/, 'mounted'])
+})
+
+const GUARD = join(ROOT, 'native/diskseqfs-guard')
+
+/** Somebody who stats a path when asked: the service manager, as far as the guard is concerned. */
+function looker(t: Test) {
+  const child = spawn('python3', [
+    '-uc',
+    'import os, sys\nfor line in sys.stdin:\n  try: os.stat(line.strip()); print("found")\n  except OSError as error: print(error.strerror)',
+  ])
+  cleanup(t, () => child.kill('SIGKILL'))
+  let said = ''
+  child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
+  return {
+    pid: child.pid as number,
+    async look(path: string, withinMs: number): Promise<string> {
+      said = ''
+      child.stdin.write(`${path}\n`)
+      for (let i = 0; i < withinMs / 10 && !said.endsWith('\n'); i++) await sleep(10)
+      return said.trim() || 'waits'
+    },
+  }
+}
+
+async function guarded(t: Test, manager: number, args: string[] = []) {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
+  cleanup(t, () => rmSync(directory, { recursive: true }))
+  const socket = join(directory, 'guard')
+  const guard = spawn(GUARD, ['-m', String(manager), ...args, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
+  let logged = ''
+  guard.stderr.on('data', (chunk: Buffer) => (logged += chunk.toString()))
+  cleanup(t, () => guard.kill('SIGKILL'))
+  await until(() => existsSync(socket))
+  return { tree: await startManaged(t, { args: ['--guard', socket] }), guard, log: () => logged }
+}
+
+/** The daemon dies, and nobody starts the next one before `during` is over. */
+async function withoutDaemon<T>(tree: ManagedTree, during: () => Promise<T>): Promise<T> {
+  const ready = tree.ready()
+  process.kill(tree.manager, 'SIGSTOP')
+  process.kill(tree.pid(), 'SIGKILL')
+  try {
+    return await during()
+  } finally {
+    process.kill(tree.manager, 'SIGCONT')
+    await until(() => tree.ready() > ready)
+  }
+}
+
+t.test('the service manager never waits for a daemon that it has to start; others do', async (t) => {
+  const loop = loopDisk(t)
+  const manager = looker(t)
+  const other = looker(t)
+  const { tree } = await guarded(t, manager.pid)
+  const path = join(tree.mountpoint, loop.diskseq())
+  t.equal(await manager.look(path, 2000), 'found')
+  await withoutDaemon(tree, async () => {
+    t.equal(await other.look(path, 500), 'waits', 'others wait')
+    t.equal(await manager.look(path, 2000), 'No such file or directory', 'the manager is answered')
+  })
+  t.equal(await other.look('/', 2000), 'found\nfound', 'whoever waited was answered')
+  t.equal(await manager.look(path, 2000), 'found')
+})
+
+t.test('twin: without a guard it waits, and the next daemon never comes', async (t) => {
+  const loop = loopDisk(t)
+  const manager = looker(t)
+  const tree = await startManaged(t)
+  const path = join(tree.mountpoint, loop.diskseq())
+  await withoutDaemon(tree, async () => t.equal(await manager.look(path, 1000), 'waits'))
+})
+
+t.test('what the dead daemon had read of the manager is answered as well', async (t) => {
+  const loop = loopDisk(t)
+  const manager = looker(t)
+  const { tree } = await guarded(t, manager.pid)
+  process.kill(tree.pid(), 'SIGSTOP') // whatever is asked now waits unread, or was just read
+  const answer = manager.look(join(tree.mountpoint, loop.diskseq()), 3000)
+  await sleep(100)
+  await withoutDaemon(tree, async () => t.equal(await answer, 'No such file or directory'))
+})
+
+t.test('where no daemon comes, waiting has an end', async (t) => {
+  const loop = loopDisk(t)
+  const other = looker(t)
+  const { tree, log } = await guarded(t, 1, ['-a', '2'])
+  await withoutDaemon(tree, async () => {
+    t.match(await other.look(join(tree.mountpoint, loop.diskseq()), 10_000), /connection abort|not connected/)
+  })
+  t.match(log(), /no daemon has come; the mount is taken away/)
+  t.equal(await other.look(join(tree.mountpoint, loop.diskseq()), 2000), 'found', 'the next one mounts anew')
+})
+
+t.test('a daemon that stands still is killed, and the next one goes on', async (t) => {
+  const loop = loopDisk(t)
+  const other = looker(t)
+  const { tree, log } = await guarded(t, 1, ['-h', '3'])
+  process.kill(tree.pid(), 'SIGSTOP')
+  t.equal(await other.look(join(tree.mountpoint, loop.diskseq()), 15_000), 'found')
+  t.match(log(), /does not answer any more; it is killed/)
+  await until(() => tree.ready() === 2)
+})
+
+t.test('a daemon whose guard ends goes on, and does not rely on it', async (t) => {
+  const { tree, guard } = await guarded(t, 1)
+  guard.kill('SIGKILL')
+  await until(() => tree.log().some(({ msg }) => msg === 'the guard has ended'))
+  tree.end('SIGTERM')
+  await until(() => tree.ready() === 2)
+  t.ok(tree.log().some(({ msg }) => msg === 'unmounted'), 'it takes its mount away')
+  t.match(readFileSync('/proc/self/mountinfo', 'utf8'), tree.mountpoint, 'and the next one mounts anew')
+})
