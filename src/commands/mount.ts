@@ -91,7 +91,10 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
     })
   }
   /** What was begun stays as it is: the next daemon goes on with it, as it would after a crash. */
+  let leaving = false
   const leave = async (why: string, code = 0) => {
+    if (leaving) return
+    leaving = true
     log.info({ why }, 'leaving the tree to the next daemon')
     manager?.stopping('leaving the tree to the next daemon')
     await flush()

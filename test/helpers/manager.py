@@ -69,7 +69,7 @@ signal.signal(signal.SIGCHLD, lambda *_: None)
 start()
 running = True
 while running:
-    ready, _, _ = select.select([0, notify, child_read], [], [])
+    ready, _, _ = select.select([notify, child_read] + ([] if stopping else [0]), [], [])
     if notify in ready:
         heard()
     if 0 in ready:
