@@ -31,8 +31,13 @@ DEPS = node_modules/.production
 
 # Run by udev; see udev/61-diskseqfs.rules.
 LINK = udev/diskseqfs-link
+# Stands in for the daemon while there is none.
+GUARD = native/diskseqfs-guard
 
-build: $(ADDON) $(LINK) dist/cli.js
+build: $(ADDON) $(LINK) $(GUARD) dist/cli.js
+
+$(GUARD): native/guard.c native/state.h
+	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $<
 
 $(LINK): $(LINK).c
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $<
@@ -88,10 +93,13 @@ bench: build
 
 # Not dependent on build: under sudo, PATH may have another node or none.
 install:
-	@[ -e dist/cli.js ] && [ -e $(ADDON) ] && [ -e $(LINK) ] || $(MAKE) --no-print-directory build
+	@[ -e dist/cli.js ] && [ -e $(ADDON) ] && [ -e $(LINK) ] && [ -e $(GUARD) ] || $(MAKE) --no-print-directory build
 	rm -rf "$(DESTDIR)$(LIBDIR)"
 	install -d "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(SBINDIR)"
 	cp -R --parents package.json dist $(ADDON) $$(cat $(DEPS)) "$(DESTDIR)$(LIBDIR)"
+	cp $(GUARD) "$(DESTDIR)$(LIBDIR)"
+	sed 's|@UDEVDIR@|$(UDEVDIR)|g' systemd/diskseqfs-stock >"$(DESTDIR)$(LIBDIR)/diskseqfs-stock"
+	chmod +x "$(DESTDIR)$(LIBDIR)/diskseqfs-stock"
 	$(if $(BUNDLED_NODE),install -D "$(BUNDLED_NODE)" "$(DESTDIR)$(LIBDIR)/bin/node")
 	chmod -R u=rwX,go=rX "$(DESTDIR)$(LIBDIR)"
 	printf '%s\n' '#!/bin/sh' \
@@ -107,13 +115,15 @@ install:
 	install -d "$(DESTDIR)$(UDEVDIR)/rules.d" "$(DESTDIR)$(UNITDIR)"
 	install -m 755 $(LINK) "$(DESTDIR)$(UDEVDIR)"
 	install -m 644 udev/*.rules "$(DESTDIR)$(UDEVDIR)/rules.d"
-	sed 's|@BINDIR@|$(BINDIR)|g; s|@UDEVDIR@|$(UDEVDIR)|g' systemd/diskseqfs.service \
-		>"$(DESTDIR)$(UNITDIR)/diskseqfs.service"
+	for unit in diskseqfs.service diskseqfs-guard.service; do \
+		sed 's|@BINDIR@|$(BINDIR)|g; s|@LIBDIR@|$(LIBDIR)|g' systemd/$$unit >"$(DESTDIR)$(UNITDIR)/$$unit"; \
+	done
 
 uninstall:
 	rm -rf "$(DESTDIR)$(LIBDIR)"
 	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs" \
-		"$(DESTDIR)$(UDEVDIR)/diskseqfs-link" "$(DESTDIR)$(UNITDIR)/diskseqfs.service" \
+		"$(DESTDIR)$(UDEVDIR)/diskseqfs-link" \
+		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" "$(DESTDIR)$(UNITDIR)/diskseqfs-guard.service" \
 		$(patsubst udev/%,"$(DESTDIR)$(UDEVDIR)/rules.d/%",$(wildcard udev/*.rules))
 
 # Rules-Requires-Root: no, so that dpkg-buildpackage's fakeroot is not needed.
@@ -122,7 +132,7 @@ deb: build
 	DEB_RULES_REQUIRES_ROOT=no debian/rules binary
 
 clean:
-	rm -rf dist native/build .tap $(LINK) build/diskseqfs_*.deb
+	rm -rf dist native/build .tap $(LINK) $(GUARD) build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
 .PHONY: build setup run check check-vm check-types bench install uninstall deb clean

@@ -11,11 +11,11 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitBlockdev(env, exports);
   InitConstants(env, exports);
   InitDescriptor(env, exports);
-  InitHandover(env, exports);
+  InitMemory(env, exports);
   InitInotify(env, exports);
   InitMount(env, exports);
   InitPoll(env, exports);
-  InitDatagram(env, exports);
+  InitSockets(env, exports);
   InitUevent(env, exports);
   return exports;
 }

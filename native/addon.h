@@ -24,11 +24,11 @@ inline TaskPool& Tasks(Napi::Env env) { return *env.GetInstanceData<Addon>()->ta
 void InitBlockdev(Napi::Env env, Napi::Object exports);
 void InitConstants(Napi::Env env, Napi::Object exports);
 void InitDescriptor(Napi::Env env, Napi::Object exports);
-void InitHandover(Napi::Env env, Napi::Object exports);
+void InitMemory(Napi::Env env, Napi::Object exports);
 void InitInotify(Napi::Env env, Napi::Object exports);
 void InitMount(Napi::Env env, Napi::Object exports);
 void InitPoll(Napi::Env env, Napi::Object exports);
-void InitDatagram(Napi::Env env, Napi::Object exports);
+void InitSockets(Napi::Env env, Napi::Object exports);
 void InitTasks(Napi::Env env);
 void InitUevent(Napi::Env env, Napi::Object exports);
 

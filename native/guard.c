@@ -7,15 +7,17 @@
 //
 // A daemon connects to the guard and hands over the FUSE descriptor and the
 // memory it shares with its successor (state.h). While it serves, the guard
-// does nothing but see that it is alive. Once it is dead, the guard
+// sees that it answers: another process asks the kernel for a name in the tree,
+// and the daemon is told of each answer. One that does not answer any more is
+// killed. Once it is dead, the guard
 //
 //   - answers what the service manager asks (there is nothing of that name),
 //   - keeps all other requests in that memory, for the daemon that comes next,
 //   - takes the mount away when none has come for a while: an error is better
 //     than waiting for ever.
 //
-// A daemon whose heartbeat has stopped is killed. The guard has a unit of its
-// own, never touches the tree, and does nothing that may block.
+// A daemon that is leaving for good says so first. The guard has a unit of its
+// own, never touches the tree itself, and does nothing that may block.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -23,12 +25,14 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -41,17 +45,26 @@
 // In ticks of a second each, counted by wake-ups: a clock that jumps, or a
 // machine that stood still, costs one.
 #define TICK_MS 1000
-static unsigned hung_ticks = 10;   // without a heartbeat
+#define PROBE_TICKS 5              // between two looks at the tree
+static unsigned hung_ticks = 20;   // without an answer
 static unsigned absent_ticks = 30; // without a daemon
 // Who is answered while there is no daemon.
 static uint32_t manager = 1;
+// A command of the shell, for when the mount has been taken away.
+static const char *afterwards;
+
+// The process that asks, see probe().
+static int prober = -1;
+static bool probing;
 
 static struct daemon {
-  int connection, fuse, process; // descriptors, -1 for none
+  // Descriptors, -1 for none. One that has hung up may be alive, and about to
+  // call again; one that is dead has no process.
+  int connection, fuse, process;
   char mountpoint[4096];
   unsigned char *state;
-  uint32_t heartbeat;
-  unsigned ticks; // since it changed; or since the daemon died
+  bool killed;
+  unsigned ticks; // since it was asked, or answered; or since it died
 } served = {.connection = -1, .fuse = -1, .process = -1};
 
 static void say(const char *text, const char *detail) { fprintf(stderr, "diskseqfs-guard: %s%s\n", text, detail); }
@@ -150,23 +163,92 @@ static void read_requests(void) {
   }
 }
 
+// Runs as a process of its own, which may wait in the kernel for as long as
+// there is no answer.
+static void probe(int guard) {
+  char path[sizeof served.mountpoint + 16];
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  for (;;) {
+    ssize_t n = recv(guard, path, sizeof served.mountpoint - 1, 0);
+    if (n <= 0) _exit(0);
+    strcpy(path + n, "/.probe");
+    struct stat found;
+    char answer = lstat(path, &found) == 0 ? 0 : (char)errno;
+    if (send(guard, &answer, 1, MSG_NOSIGNAL) < 0) _exit(0);
+  }
+}
+
+static void start_prober(void) {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) exit(1);
+  pid_t pid = fork();
+  if (pid == 0) {
+    close(ends[0]);
+    probe(ends[1]);
+  }
+  close(ends[1]);
+  if (pid < 0) exit(1);
+  prober = ends[0];
+}
+
+static void ask(void) {
+  if (send(prober, served.mountpoint, strlen(served.mountpoint), MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return;
+  probing = true;
+  served.ticks = 0;
+}
+
+// The kernel has answered the process that asks; ENOENT comes from the daemon.
+static void answered(void) {
+  char answer;
+  if (recv(prober, &answer, 1, MSG_DONTWAIT) != 1) {
+    say("the process that looks at the tree has ended", "");
+    exit(1);
+  }
+  probing = false;
+  served.ticks = 0;
+  if (served.connection >= 0 && answer == ENOENT) send(served.connection, "ok", 2, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static void hung_up(void) {
+  close(served.connection);
+  served.connection = -1;
+}
+
+// It will not read or answer any more requests.
+static void died(void) {
+  if (served.connection >= 0) hung_up();
+  close(served.process);
+  served.process = -1;
+  stand_in();
+}
+
+static void take_away(void) {
+  say("no daemon has come; the mount is taken away: ", served.mountpoint);
+  if (umount2(served.mountpoint, MNT_FORCE | MNT_DETACH) < 0) say("cannot unmount: ", strerror(errno));
+  set_down(&served);
+  if (afterwards && fork() == 0) {
+    execl("/bin/sh", "sh", "-c", afterwards, (char *)NULL);
+    say("cannot run a shell: ", strerror(errno));
+    _exit(1);
+  }
+}
+
 static void tick(void) {
   if (served.fuse < 0) return;
   served.ticks++;
-  if (served.connection >= 0) {
-    uint32_t now = load(STATE_HEARTBEAT_AT);
-    if (now != served.heartbeat) {
-      served.heartbeat = now;
-      served.ticks = 0;
-    } else if (served.ticks >= hung_ticks) {
-      say("the daemon does not answer any more; it is killed", "");
-      served.ticks = 0;
-      if (syscall(SYS_pidfd_send_signal, served.process, SIGKILL, NULL, 0) < 0) say("cannot kill it: ", strerror(errno));
-    }
-  } else if (served.ticks >= absent_ticks) {
-    say("no daemon has come; the mount is taken away: ", served.mountpoint);
-    if (umount2(served.mountpoint, MNT_FORCE | MNT_DETACH) < 0) say("cannot unmount: ", strerror(errno));
-    set_down(&served);
+  if (served.process < 0) {
+    if (served.ticks >= absent_ticks) take_away();
+  } else if (served.killed) {
+    // Threads of it may still wait for a disk, and its end with them. They
+    // never come back to the program.
+    died();
+  } else if (!probing) {
+    if (served.ticks >= PROBE_TICKS && served.connection >= 0) ask();
+  } else if (served.ticks >= hung_ticks) {
+    say("the daemon does not answer any more; it is killed", "");
+    if (syscall(SYS_pidfd_send_signal, served.process, SIGKILL, NULL, 0) < 0) say("cannot kill it: ", strerror(errno));
+    else served.killed = true;
+    served.ticks = 0;
   }
 }
 
@@ -198,7 +280,9 @@ static void welcome(int listener) {
     memory = mmap(NULL, STATE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
   if (fds[1] >= 0) close(fds[1]);
   if (memory != MAP_FAILED) next.state = memory;
-  if (next.state && getsockopt(next.connection, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0)
+  uint32_t version = 0;
+  if (next.state) memcpy(&version, next.state + STATE_VERSION_AT, sizeof version);
+  if (version == STATE_VERSION && getsockopt(next.connection, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0)
     next.process = (int)syscall(SYS_pidfd_open, peer.pid, 0);
   if (next.process < 0) {
     say("a daemon that cannot be understood was sent away", "");
@@ -207,8 +291,21 @@ static void welcome(int listener) {
   // From here on it is its turn to read requests.
   set_down(&served);
   served = next;
-  served.heartbeat = load(STATE_HEARTBEAT_AT);
   if (send(served.connection, "ok", 2, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) say("cannot answer: ", strerror(errno));
+}
+
+// It waits for nobody to be ready; see sd_notify(3).
+static void tell_ready(void) {
+  const char *path = getenv("NOTIFY_SOCKET");
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  if (!path || strlen(path) >= sizeof address.sun_path) return;
+  strcpy(address.sun_path, path);
+  socklen_t length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
+  if (path[0] == '@') address.sun_path[0] = 0;
+  int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0 || sendto(fd, "READY=1", 7, MSG_NOSIGNAL, (struct sockaddr *)&address, length) < 0)
+    say("cannot tell the service manager: ", strerror(errno));
+  if (fd >= 0) close(fd);
 }
 
 static int listen_at(const char *path) {
@@ -224,15 +321,16 @@ static int listen_at(const char *path) {
 
 int main(int count, char **arguments) {
   int option;
-  while ((option = getopt(count, arguments, "m:h:a:")) != -1) {
+  while ((option = getopt(count, arguments, "m:h:a:x:")) != -1) {
     unsigned long value = optarg ? strtoul(optarg, NULL, 10) : 0;
     if (option == 'm') manager = (uint32_t)value;
+    else if (option == 'x') afterwards = optarg;
     else if (option == 'h') hung_ticks = (unsigned)value;
     else if (option == 'a') absent_ticks = (unsigned)value;
     else return 2;
   }
   if (optind != count - 1) {
-    fprintf(stderr, "usage: diskseqfs-guard [-m MANAGER_PID] [-h HUNG_SECONDS] [-a ABSENT_SECONDS] SOCKET\n");
+    fprintf(stderr, "usage: diskseqfs-guard [-m MANAGER_PID] [-h HUNG_SECONDS] [-a ABSENT_SECONDS] [-x COMMAND] SOCKET\n");
     return 2;
   }
   int listener = listen_at(arguments[optind]);
@@ -240,14 +338,19 @@ int main(int count, char **arguments) {
     say("cannot listen: ", strerror(errno));
     return 1;
   }
+  signal(SIGCHLD, SIG_IGN);
+  start_prober();
+  tell_ready();
   struct timespec next;
   clock_gettime(CLOCK_MONOTONIC, &next);
   for (;;) {
-    bool absent = served.fuse >= 0 && served.connection < 0;
+    bool absent = served.fuse >= 0 && served.process < 0;
     struct pollfd fds[] = {
         {.fd = listener, .events = POLLIN},
         {.fd = served.connection, .events = POLLIN},
+        {.fd = served.process, .events = POLLIN},
         {.fd = absent ? served.fuse : -1, .events = POLLIN},
+        {.fd = prober, .events = POLLIN},
     };
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -258,13 +361,14 @@ int main(int count, char **arguments) {
       tick();
       continue;
     }
-    if (poll(fds, 3, served.fuse >= 0 ? (int)wait : -1) < 0) continue;
+    if (poll(fds, 5, served.fuse >= 0 ? (int)wait : -1) < 0) continue;
+    char farewell[8];
     if (fds[0].revents) welcome(listener);
+    else if (fds[2].revents) died();
     else if (fds[1].revents) {
-      // It says nothing any more: it is dead.
-      close(served.connection);
-      served.connection = -1;
-      stand_in();
-    } else if (fds[2].revents) read_requests();
+      if (recv(served.connection, farewell, sizeof farewell, MSG_DONTWAIT) > 0) set_down(&served);
+      else hung_up();
+    } else if (fds[4].revents) answered();
+    else if (fds[3].revents) read_requests();
   }
 }

@@ -8,10 +8,11 @@
 // Offsets and sizes, bytes; in an order that lets each be computed from those
 // before it.
 //
+// - The version counts layouts: state of another one cannot be taken over.
 // - struct fuse_in_header begins a request with its length; the largest one is a
 //   change of an xattr.
 // - Header: magic (64 bits), version, device number of the mount, length of its
-//   path, how many of each kind of slot were ever used, heartbeat, path.
+//   path, how many of each kind of slot were ever used, path.
 // - A slot for a request: its length (0: free), how often it was tried, whether
 //   it was interrupted, unused; the request.
 // - The request being handled, then those that wait: names, and the rest.
@@ -19,6 +20,7 @@
 //   more, node id (64 bits); of each caller thread, call, whether that outlasts
 //   the inode.
 #define STATE_LAYOUT(FIELD) \
+  FIELD(STATE_VERSION, 1) \
   FIELD(STATE_REQUEST_MAX, (65536 + 8192)) \
   FIELD(STATE_HEADER_SIZE, 8192) \
   FIELD(STATE_VERSION_AT, 8) \
@@ -27,8 +29,7 @@
   FIELD(STATE_SMALL_USED_AT, 20) \
   FIELD(STATE_BIG_USED_AT, 24) \
   FIELD(STATE_PINS_USED_AT, 28) \
-  FIELD(STATE_HEARTBEAT_AT, 32) \
-  FIELD(STATE_PATH_AT, 36) \
+  FIELD(STATE_PATH_AT, 32) \
   FIELD(SLOT_TRIES_AT, 4) \
   FIELD(SLOT_INTERRUPTED_AT, 8) \
   FIELD(SLOT_HEADER_SIZE, 16) \

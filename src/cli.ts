@@ -25,6 +25,7 @@ function wholeNumber(max: number): (text: string) => number {
 /** What `diskseqfs mount` was told. */
 export interface MountArguments {
   foreground?: boolean
+  replace?: boolean
   o: string[]
   linger: number
   hold: number
@@ -51,6 +52,7 @@ function program(): Command {
     )
     .argument('[mountpoint]', 'where to mount; made if missing', DEFAULT_MOUNTPOINT)
     .option('-f, --foreground', 'stay in the foreground')
+    .option('--replace', 'take the tree over from the daemon that serves it, which ends; nobody who uses the tree notices')
     .addOption(
       new Option(
         '-o <options>',

@@ -7,6 +7,7 @@ import { DeviceNodes } from './devnode.js'
 import { E, errnoName, errnoOf, UserError } from './errno.js'
 import { Gate, LOOKUP_PATIENCE_MS } from './gate.js'
 import { Guard } from './guard.js'
+import { discard, inherit, KEPT } from './handover.js'
 import { Intents } from './intent.js'
 import type { Logger } from './log.js'
 import {
@@ -31,6 +32,7 @@ import { FuseSession } from './session.js'
 import { Sysfs } from './sysfs.js'
 import type { Descriptors, DescriptorStore } from './service.js'
 import { SharedState, STATE_SIZE } from './state.js'
+import { type Predecessor, socketOf, Succession } from './successor.js'
 import { Tree } from './tree.js'
 import { UeventSocket } from './uevent.js'
 import { type KeptPin, Vault } from './vault.js'
@@ -57,9 +59,6 @@ export interface Parts {
   readonly lookupPatienceMs?: number
 }
 
-/** Names of the descriptors that a daemon which takes over needs. */
-const KEPT = { fuse: 'fuse', mount: 'mount', closes: 'closes', lock: 'lock', state: 'state', pins: 'pins' } as const
-
 export class Daemon {
   private mountpoint = ''
   private mountId = -1
@@ -69,13 +68,17 @@ export class Daemon {
   private stopping: Promise<void> | undefined
   /** Whether another daemon can go on with the tree when this one just ends. */
   survives = false
+  /** Whether it went on with the mount of an earlier one. */
+  inherited = false
   private transport: FuseSession | undefined
   private state = new SharedState()
   private stateFd = -1
   private vault: Vault | undefined
   private guard: Guard | undefined
-  /** What is in the store while somebody else may go on with the tree. */
-  private kept: [name: string, fd: number][] = []
+  private succession: Succession | undefined
+  /** What somebody else needs to go on with the tree; see {@link KEPT}. */
+  private estate: Descriptors = new Map()
+  /** Whether the store has that. */
   private stored = false
   private closes: CloseWatch | undefined
   private readonly native: Native
@@ -96,6 +99,8 @@ export class Daemon {
     private readonly store?: DescriptorStore,
     /** Socket of the guard, if there is to be one. */
     private readonly guardSocket?: string,
+    /** Called when another daemon has taken over: this process is to end at once. */
+    private readonly yielded?: () => void,
   ) {
     this.native = parts.native ?? realNative
     this.sysfs = new Sysfs(this.native)
@@ -107,10 +112,11 @@ export class Daemon {
   /**
    * Mounts the tree, or takes over a mounted one; resolves once it answers.
    *
-   * @param kept descriptors that an earlier daemon left in a store
+   * @param kept descriptors of an earlier daemon
+   * @param predecessor that daemon, if it is still there
    * @throws UserError where this machine, this user or this mount point will not do
    */
-  async start(kept: Descriptors = new Map()): Promise<void> {
+  async start(kept: Descriptors = new Map(), predecessor?: Predecessor): Promise<void> {
     if (process.geteuid?.() !== 0) {
       throw new UserError('only root can mount the tree and open block devices; run this as root')
     }
@@ -119,12 +125,16 @@ export class Daemon {
     this.uevents.open()
     await this.registry.start()
     if (kept.size > 0) {
-      if (this.takeOver(kept)) return
-      await this.discard(kept)
+      if (await this.takeOver(kept, predecessor)) return
+      if (predecessor !== undefined) {
+        throw new UserError(`${this.options.mountpoint}: what the daemon that serves it has does not fit; it goes on`)
+      }
+      this.store?.remove(Object.values(KEPT))
+      await discard(this.native, kept, this.log)
     }
     this.mountpoint = prepareMountpoint(this.options.mountpoint)
     await this.claimMountpoint()
-    if (this.store !== undefined) this.shareState(this.store)
+    this.shareState()
     const tree = this.assemble(false)
     const fuse = openFuse()
     const transport = new FuseSession(this.native, fuse, this.log, this.state)
@@ -157,51 +167,86 @@ export class Daemon {
     ])
     this.reaper?.start(mountFd, (id) => transport.hasInode(id))
     this.closes = new CloseWatch(this.native, watchFd, this, this.log)
-    if (this.store !== undefined && mount !== undefined) {
+    if (mount !== undefined) {
       this.state.mount = { mountpoint: this.mountpoint, device: mount.device }
-      this.survive(fuse, mountFd, watchFd)
+      await this.survive(mount.device, fuse, mountFd, watchFd)
     }
     this.log.info({ mountpoint: this.mountpoint, devices: this.registry.size }, 'mounted')
   }
 
-  /** From now on another daemon can go on, if somebody stands in meanwhile. */
-  private survive(fuse: number, mountFd: number, watchFd: number): void {
-    this.kept = [
-      [KEPT.lock, this.lock],
-      [KEPT.mount, mountFd],
-      [KEPT.closes, watchFd],
-      [KEPT.fuse, fuse],
-    ]
-    const { native, guardSocket, mountpoint, state, stateFd, log } = this
+  /** From now on another daemon can go on: one that asks, or one that is started after this. */
+  private async survive(device: string, fuse: number, mountFd: number, closes: number): Promise<void> {
+    const { native, guardSocket, mountpoint, stateFd, lock, log } = this
+    this.estate = new Map([
+      [KEPT.lock, [lock]],
+      [KEPT.mount, [mountFd]],
+      [KEPT.closes, [closes]],
+      [KEPT.fuse, [fuse]],
+      [KEPT.state, [stateFd]],
+    ])
+    if (this.store === undefined) {
+      this.succession = new Succession(native, socketOf(device), () => this.offer(), (done) => this.yield(done), log)
+      return this.succession.start()
+    }
     if (guardSocket === undefined) return this.keep(true)
-    this.guard = new Guard(native, guardSocket, { mountpoint, fuse, state, stateFd }, (present) => this.keep(present), log)
-    this.guard.start()
+    this.guard = new Guard(native, guardSocket, { mountpoint, fuse, stateFd }, (present) => this.keep(present), log)
+    await this.guard.start()
+  }
+
+  private offer(): Descriptors {
+    return new Map([...this.estate, [KEPT.pins, this.vault?.all ?? []]])
   }
 
   private keep(wanted: boolean): void {
     this.survives = wanted
     if (wanted === this.stored) return
     this.stored = wanted
-    if (wanted) for (const [name, fd] of this.kept) this.store?.put(name, [fd])
-    else this.store?.remove(this.kept.map(([name]) => name))
+    if (wanted) for (const [name, fds] of this.offer()) this.store?.put(name, fds)
+    else this.store?.remove(Object.values(KEPT))
+  }
+
+  /** Sockets that were made for pins. */
+  private keepPins(sockets: readonly number[]): void {
+    if (this.stored) this.store?.put(KEPT.pins, sockets)
+    this.succession?.send(KEPT.pins, sockets)
+  }
+
+  /** What was begun stays as it is, for the daemon that comes next: this process is to end at once. */
+  leave(): void {
+    this.transport?.leave()
+  }
+
+  /** Another daemon goes on from here. */
+  private yield(done: () => void): void {
+    this.leave()
+    done()
+    this.yielded?.()
+  }
+
+  /** Whether the tree has answered since this was last asked, as far as that is known. */
+  answers(): boolean {
+    return this.guard?.answers() ?? true
   }
 
   private watchMount({ id }: MountEntry): void {
     this.mountId = id
     this.mountWatch = new MountWatch(this.native, id, () => {
-      this.log.info({ mountpoint: this.mountpoint }, 'somebody unmounted the tree')
+      this.log.info({ mountpoint: this.mountpoint }, 'the tree was unmounted')
       this.release()
     })
   }
 
-  private shareState(store: DescriptorStore): void {
+  private shareState(): void {
     const fd = this.native.sharedMemory(STATE_SIZE)
     const memory = fd < 0 ? fd : this.native.mapMemory(fd, STATE_SIZE)
     if (typeof memory === 'number') throw new Error(`no memory to share: ${errnoName(memory)}`)
-    this.state = new SharedState(memory)
+    this.useState(new SharedState(memory), fd)
+  }
+
+  private useState(state: SharedState, fd: number): Vault {
+    this.state = state
     this.stateFd = fd
-    store.put(KEPT.state, [fd])
-    this.vault = new Vault(this.native, this.state, (sockets) => store.put(KEPT.pins, sockets), this.log)
+    return (this.vault = new Vault(this.native, state, (sockets) => this.keepPins(sockets), this.log))
   }
 
   /**
@@ -210,40 +255,27 @@ export class Daemon {
    *
    * @returns false where there is none, or not the one that is wanted
    */
-  private takeOver(kept: Descriptors): boolean {
-    const [lock, mountFd, closes, fuse, stateFd] = [KEPT.lock, KEPT.mount, KEPT.closes, KEPT.fuse, KEPT.state].map(
-      (name) => kept.get(name)?.at(-1),
-    )
-    if (this.store === undefined || lock === undefined || mountFd === undefined || closes === undefined) return false
-    if (fuse === undefined || stateFd === undefined) return false
-    const memory = this.native.mapMemory(stateFd, STATE_SIZE)
-    if (typeof memory === 'number') return false
-    const state = new SharedState(memory)
-    const identity = state.mount
-    const mount = identity === undefined ? undefined : mountsAt(identity.mountpoint).at(-1)
-    if (!state.compatible || identity === undefined || mount === undefined || mount.device !== identity.device) return false
-    if (identity.mountpoint !== withoutSymlinks(this.options.mountpoint)) return false
-    const { store } = this
-    this.mountpoint = identity.mountpoint
-    this.state = state
-    this.stateFd = stateFd
+  private async takeOver(kept: Descriptors, predecessor: Predecessor | undefined): Promise<boolean> {
+    const inherited = inherit(this.native, kept, withoutSymlinks(this.options.mountpoint))
+    if (inherited === undefined) return false
+    const { fuse, mountFd, closes, lock, stateFd, state, mountpoint, mount } = inherited
+    const sockets = [...inherited.pins]
+    if (predecessor !== undefined) sockets.push(...((await predecessor.take()).get(KEPT.pins) ?? []))
+    this.inherited = true
+    this.mountpoint = mountpoint
     this.lock = lock
-    this.vault = new Vault(this.native, state, (sockets) => store.put(KEPT.pins, sockets), this.log)
-    const pins = this.vault.adopt(kept.get(KEPT.pins) ?? [])
+    const pins = this.useState(state, stateFd).adopt(sockets)
     const tree = this.assemble(true)
     this.watchMount(mount)
     const transport = new FuseSession(this.native, fuse, this.log, state)
     this.transport = transport
-    this.stored = true
-    this.survive(fuse, mountFd, closes)
+    this.stored = this.store !== undefined
     for (const pin of pins) this.adopt(pin)
+    await this.survive(mount.device, fuse, mountFd, closes)
     this.reaper?.start(mountFd, (id) => transport.hasInode(id))
     this.closes = new CloseWatch(this.native, closes, this, this.log)
     transport.resume(tree)
-    this.log.info(
-      { mountpoint: this.mountpoint, devices: this.registry.size, pins: pins.length },
-      'took over the tree from an earlier daemon',
-    )
+    this.log.info({ mountpoint, devices: this.registry.size, pins: pins.length }, 'took over the tree from an earlier daemon')
     return true
   }
 
@@ -274,22 +306,6 @@ export class Daemon {
     this.reaper?.adopted(node)
   }
 
-  /** What was kept is of no use: whoever waits for an answer through it must not wait for ever. */
-  private async discard(kept: Descriptors): Promise<void> {
-    this.log.warn('what an earlier daemon left does not fit; its mount is taken away')
-    this.store?.remove(Object.values(KEPT))
-    const stateFd = kept.get(KEPT.state)?.at(-1) ?? -1
-    const memory = stateFd < 0 ? stateFd : this.native.mapMemory(stateFd, STATE_SIZE)
-    const identity = typeof memory === 'number' ? undefined : new SharedState(memory).mount
-    if (identity !== undefined && mountsAt(identity.mountpoint).at(-1)?.device === identity.device) {
-      const error = await detach(this.native, identity.mountpoint, true)
-      if (error !== 0) this.log.error({ errno: errnoName(error), mountpoint: identity.mountpoint }, 'cannot unmount')
-    }
-    for (const fd of kept.get(KEPT.lock) ?? []) this.native.unlock(fd)
-    for (const fds of kept.values()) for (const fd of fds) this.native.close(fd)
-  }
-
-
   /** Resolves when the tree is gone, by {@link stop} or because somebody unmounted it. */
   get ended(): Promise<void> {
     return this.transport?.ended ?? Promise.resolve()
@@ -314,15 +330,11 @@ export class Daemon {
   /** Lets go of everything; the mount, if it is still there, is dead after this. */
   release(): void {
     // Not wanted by anyone any more.
-    if (this.stateFd >= 0) {
-      this.store?.remove(Object.values(KEPT))
-      this.native.close(this.stateFd)
-      this.stateFd = -1
-    }
+    this.keep(false)
+    this.succession?.close()
     this.mountId = -1
     this.mountWatch?.close()
     this.mountWatch = undefined
-    this.survives = false
     this.guard?.close()
     this.closes?.close()
     this.reaper?.close()
@@ -331,8 +343,8 @@ export class Daemon {
     this.vault?.close()
     this.registry.close()
     this.uevents.close()
-    for (const fd of [this.devDirectory, this.lock]) if (fd >= 0) this.native.close(fd)
-    this.devDirectory = this.lock = -1
+    for (const fd of [this.devDirectory, this.lock, this.stateFd]) if (fd >= 0) this.native.close(fd)
+    this.devDirectory = this.lock = this.stateFd = -1
   }
 
   /** See {@link CloseListener}. */

@@ -20,6 +20,7 @@ export type OpenDeviceCallback = (
 ) => void
 
 type LayoutField =
+  | 'STATE_VERSION'
   | 'STATE_REQUEST_MAX'
   | 'STATE_HEADER_SIZE'
   | 'STATE_VERSION_AT'
@@ -28,7 +29,6 @@ type LayoutField =
   | 'STATE_SMALL_USED_AT'
   | 'STATE_BIG_USED_AT'
   | 'STATE_PINS_USED_AT'
-  | 'STATE_HEARTBEAT_AT'
   | 'STATE_PATH_AT'
   | 'SLOT_TRIES_AT'
   | 'SLOT_INTERRUPTED_AT'
@@ -111,11 +111,14 @@ export interface Native {
   datagramOpen(path: string): number
   /** Does not wait: -EAGAIN where nobody reads. */
   datagramSend(fd: number, text: string): number
+  /** A connection that keeps messages apart (SOCK_SEQPACKET), as are the two below. */
+  packetConnect(path: string): number
+  /** For this user only; takes the place of a socket there. */
+  packetListen(path: string): number
+  packetAccept(fd: number): number
 
   /** Offsets and sizes of `native/state.h`, bytes. */
   readonly layout: Readonly<Record<LayoutField, number>>
-  /** A connection to the guard at `path`, which has agreed to look after the mount. */
-  callGuard(path: string, mountpoint: string, fuse: number, state: number): number
   /** A descriptor of memory, all zeros. */
   sharedMemory(bytes: number): number
   mapMemory(fd: number, bytes: number): ArrayBuffer | number

@@ -50,11 +50,15 @@ export class ServiceManager implements DescriptorStore {
     return new ServiceManager(native, log, NOTIFY_SOCKET, watched ? Number(WATCHDOG_USEC ?? 0) : 0, kept)
   }
 
-  ready(status: string): void {
+  /** @param answers whether the tree has answered since this was last asked */
+  ready(status: string, answers: () => boolean): void {
     this.send(`READY=1\nSTATUS=${status}`)
     if (this.watchdogUs > 0) {
       // Half of what is allowed, as sd_watchdog_enabled(3) advises.
-      this.watchdog = setInterval(() => this.send('WATCHDOG=1'), this.watchdogUs / 2000).unref()
+      this.watchdog = setInterval(() => {
+        if (answers()) this.send('WATCHDOG=1')
+        else this.log.error('the tree has not answered for a while')
+      }, this.watchdogUs / 2000).unref()
     }
   }
 

@@ -30,8 +30,11 @@ const MAX_WRITE = 4096
 /** Answers are at most a directory listing of 32 pages, or a list of xattrs. */
 export const PAYLOAD_MAX = 128 * 1024
 
-/** How many daemons may end in the middle of one request before it is taken for the reason. */
-const TRIES_MAX = 2
+/**
+ * How many daemons may die with one request unanswered before it is taken for the
+ * reason. Fewer than the deaths after which systemd starts no other (StartLimitBurst=).
+ */
+const TRIES_MAX = 5
 
 /** Requests handled before the event loop gets to look at anything else. */
 const BATCH = 64
@@ -187,9 +190,21 @@ export class FuseSession implements Transport {
     if (interrupted) reply?.interrupt()
   }
 
+  /** Reads no more requests. */
+  pause(): void {
+    this.poll?.close()
+    this.poll = undefined
+  }
+
+  /** As {@link pause}; and what is unanswered is left to the next daemon, which is not to take it for a reason to die. */
+  leave(): void {
+    this.pause()
+    this.state.acquit()
+  }
+
   close(): void {
     if (this.fd < 0) return
-    this.poll?.close()
+    this.pause()
     this.native.close(this.fd)
     this.fd = -1
     this.pending.clear()
@@ -199,7 +214,7 @@ export class FuseSession implements Transport {
   }
 
   private readable(): void {
-    for (let i = 0; i < BATCH && this.fd >= 0; i++) {
+    for (let i = 0; i < BATCH && this.poll !== undefined; i++) {
       const n = this.native.read(this.fd, this.state.landing)
       if (n >= 0) {
         this.handle(new Message(this.state.landing, n))

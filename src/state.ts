@@ -14,9 +14,6 @@ const layout = native.layout
 
 /** "diskseqfs". */
 const MAGIC = 0x7165736b_73696401n
-/** Of the layout; state of another revision cannot be taken over. */
-const VERSION = 1
-
 const SLOT_HEADER = layout.SLOT_HEADER_SIZE
 /** Of a slot's landing place, which has the same header. */
 const LANDING = layout.STATE_LANDING_AT + SLOT_HEADER
@@ -131,7 +128,7 @@ export class SharedState {
 
   /** Whether it has this revision's layout. The header is the same in all of them. */
   get compatible(): boolean {
-    return this.view.getUint32(layout.STATE_VERSION_AT, true) === VERSION
+    return this.view.getUint32(layout.STATE_VERSION_AT, true) === layout.STATE_VERSION
   }
 
   /** The mount it is of; undefined where this is no state, or not of a mount yet. */
@@ -155,14 +152,8 @@ export class SharedState {
     this.bytes.set(path, layout.STATE_PATH_AT)
     this.view.setUint32(layout.STATE_PATH_LENGTH_AT, path.length, true)
     this.view.setUint32(layout.STATE_DEVICE_AT, ((major << 20) | minor) >>> 0, true)
-    this.view.setUint32(layout.STATE_VERSION_AT, VERSION, true)
+    this.view.setUint32(layout.STATE_VERSION_AT, layout.STATE_VERSION, true)
     this.view.setBigUint64(0, MAGIC, true)
-  }
-
-  /** The daemon is alive, see {@link Guard}. */
-  beat(): void {
-    const at = layout.STATE_HEARTBEAT_AT
-    this.view.setUint32(at, (this.view.getUint32(at, true) + 1) >>> 0, true)
   }
 
   /** Nothing is in {@link landing}: before a request is read (the kernel writes its length), and when it is done with. */
@@ -199,6 +190,13 @@ export class SharedState {
     this.view.setUint32(slot, 0, true)
     const slots = slot < layout.STATE_BIG_AT ? this.small : this.big
     slots.give((slot - slots.start) / slots.size)
+  }
+
+  /** This daemon ends of its own will: none of the requests that are kept is the reason. */
+  acquit(): void {
+    for (const slots of [this.small, this.big]) {
+      for (const index of slots.inUse()) this.view.setUint32(slots.at(index) + layout.SLOT_TRIES_AT, 0, true)
+    }
   }
 
   /** The requests an earlier daemon has not answered; each counts as tried once more from here on. */

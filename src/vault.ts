@@ -64,6 +64,11 @@ export class Vault {
     this.state.dropPin(place)
   }
 
+  /** All of them. */
+  get all(): readonly number[] {
+    return this.sockets.filter((socket) => socket !== undefined)
+  }
+
   /** Closes the sockets; what is in them stays with whoever has them too. */
   close(): void {
     for (const socket of this.sockets) this.native.close(socket)

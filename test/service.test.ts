@@ -45,7 +45,7 @@ t.test('ready and stopping, each with a status', async (t) => {
   const fake = socket()
   const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '/run/systemd/notify' })
   t.equal(process.env['NOTIFY_SOCKET'], undefined, 'programs that are started are not told of the socket')
-  manager?.ready('serving /x')
+  manager?.ready('serving /x', () => true)
   manager?.stopping('unmounting')
   t.strictSame(fake.sent, ['READY=1\nSTATUS=serving /x', 'STOPPING=1\nSTATUS=unmounting'])
   t.equal(fake.open.size, 0, 'no descriptor is left open')
@@ -54,7 +54,7 @@ t.test('ready and stopping, each with a status', async (t) => {
 t.test('the watchdog hears of us twice as often as it must, and no more once we stop', async (t) => {
   const fake = socket()
   const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: String(process.pid), WATCHDOG_USEC: '40000' })
-  manager?.ready('x')
+  manager?.ready('x', () => true)
   await until(() => fake.sent.filter((text) => text === 'WATCHDOG=1').length >= 3)
   manager?.stopping('unmounting')
   const count = fake.sent.length
@@ -64,14 +64,14 @@ t.test('the watchdog hears of us twice as often as it must, and no more once we 
 
 t.test("another process's watchdog is none of ours", async (t) => {
   const fake = socket()
-  ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: '1', WATCHDOG_USEC: '2000' })?.ready('x')
+  ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: '1', WATCHDOG_USEC: '2000' })?.ready('x', () => true)
   await sleep(50)
   t.strictSame(fake.sent, ['READY=1\nSTATUS=x'])
 })
 
 t.test('a manager that has no room for a message gets it later', async (t) => {
   const fake = socket([-E.EAGAIN, -E.EAGAIN])
-  ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x' })?.ready('x')
+  ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x' })?.ready('x', () => true)
   t.strictSame(fake.sent, [])
   await until(() => fake.sent.length === 1)
   t.strictSame(fake.warnings, [])
@@ -79,7 +79,7 @@ t.test('a manager that has no room for a message gets it later', async (t) => {
 
 t.test('a manager that is not there costs a line in the log', async (t) => {
   const fake = socket()
-  ofThisProcess(t, fake, { NOTIFY_SOCKET: '/missing' })?.ready('x')
+  ofThisProcess(t, fake, { NOTIFY_SOCKET: '/missing' })?.ready('x', () => true)
   t.strictSame(fake.warnings, [{ errno: 'ENOENT', socket: '/missing' }])
 })
 

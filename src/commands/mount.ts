@@ -9,9 +9,10 @@ import type { MountArguments } from '../cli.js'
 import { Daemon } from '../daemon.js'
 import { errnoOf, E, UserError } from '../errno.js'
 import { createLogger, defaultFormat } from '../log.js'
-import { type MountOptions, parseMountOptions } from '../mountpoint.js'
+import { type MountOptions, parseMountOptions, withoutSymlinks } from '../mountpoint.js'
 import { native } from '../native.js'
 import { ServiceManager } from '../service.js'
+import { Predecessor } from '../successor.js'
 
 /** Options that may also stand behind -o, as fstab has no other place for them. */
 const OWN = {
@@ -72,10 +73,11 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
     {},
     options.fdStore === true ? manager : undefined,
     options.guard,
+    () => process.exit(0),
   )
   // A daemon keeps nobody's directory busy.
   if (inBackground) process.chdir('/')
-  const starting = daemon.start(manager?.kept)
+  const starting = start(daemon, manager, mountpoint, options.replace === true)
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => {
       // A start under way is short, and cannot be left half done.
@@ -95,6 +97,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   const leave = async (why: string, code = 0) => {
     if (leaving) return
     leaving = true
+    daemon.leave()
     log.info({ why }, 'leaving the tree to the next daemon')
     manager?.stopping('leaving the tree to the next daemon')
     await flush()
@@ -125,12 +128,17 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
     throw error
   }
   await tellParent?.('')
-  manager?.ready(`serving ${mountpoint}`)
+  manager?.ready(`serving ${mountpoint}${daemon.inherited ? ', taken over' : ''}`, () => daemon.answers())
   await daemon.ended
   daemon.release()
   // A disk that hangs may hold a thread for ever; the rest is done.
   await flush()
   process.exit(0)
+}
+
+async function start(daemon: Daemon, manager: ServiceManager | undefined, mountpoint: string, replace: boolean): Promise<void> {
+  const before = replace ? await Predecessor.ask(native, withoutSymlinks(mountpoint)) : undefined
+  await daemon.start(before?.kept ?? manager?.kept, before?.daemon)
 }
 
 /** Starts this very command again as the daemon, and waits until the tree answers. */

@@ -1,0 +1,173 @@
+// Unix sockets: of the system log, the service manager, the guard and other
+// daemons, and those that pins wait in. A filesystem daemon must not wait for
+// any of them, so nothing here does.
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "addon.h"
+#include "tasks.h"
+
+namespace diskseqfs {
+
+namespace {
+
+// SCM_MAX_FD, net/scm.h
+constexpr size_t kMaxDescriptors = 253;
+constexpr int kBacklog = 4;
+
+struct Address {
+  struct sockaddr_un un = {};
+  socklen_t length = 0;
+};
+
+// A path that begins with "@" is a name in the abstract namespace.
+bool ToAddress(const std::string& path, Address* address) {
+  if (path.empty() || path.size() >= sizeof address->un.sun_path) {
+    errno = path.empty() ? EINVAL : ENAMETOOLONG;
+    return false;
+  }
+  address->un.sun_family = AF_UNIX;
+  memcpy(address->un.sun_path, path.data(), path.size());
+  address->length = sizeof address->un;
+  if (path[0] == '@') {
+    address->un.sun_path[0] = 0;
+    address->length = static_cast<socklen_t>(offsetof(struct sockaddr_un, sun_path) + path.size());
+  }
+  return true;
+}
+
+UniqueFd Socket(int type) { return UniqueFd(socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)); }
+
+struct sockaddr* Generic(Address& address) { return reinterpret_cast<struct sockaddr*>(&address.un); }
+
+Napi::Value Connected(const Napi::CallbackInfo& info, int type) {
+  Address address;
+  if (!ToAddress(StringArg(info, 0), &address)) return Result(info.Env(), -1);
+  UniqueFd fd = Socket(type);
+  if (fd.Get() < 0 || connect(fd.Get(), Generic(address), address.length) < 0) return Result(info.Env(), -1);
+  return Result(info.Env(), fd.Release());
+}
+
+// datagramOpen(path)
+Napi::Value DatagramOpen(const Napi::CallbackInfo& info) { return Connected(info, SOCK_DGRAM); }
+
+// datagramSend(fd, text)
+Napi::Value DatagramSend(const Napi::CallbackInfo& info) {
+  std::string text = StringArg(info, 1);
+  return Result(info.Env(), send(IntArg(info, 0), text.data(), text.size(), MSG_DONTWAIT | MSG_NOSIGNAL));
+}
+
+// packetConnect(path)
+Napi::Value PacketConnect(const Napi::CallbackInfo& info) { return Connected(info, SOCK_SEQPACKET); }
+
+// packetListen(path): for this user only; takes the place of a socket there.
+Napi::Value PacketListen(const Napi::CallbackInfo& info) {
+  std::string path = StringArg(info, 0);
+  Address address;
+  if (!ToAddress(path, &address)) return Result(info.Env(), -1);
+  UniqueFd fd = Socket(SOCK_SEQPACKET);
+  // bind(2) makes the socket with the descriptor's own mode.
+  if (fd.Get() < 0 || fchmod(fd.Get(), S_IRUSR | S_IWUSR) < 0) return Result(info.Env(), -1);
+  if (unlink(path.c_str()) < 0 && errno != ENOENT) return Result(info.Env(), -1);
+  if (bind(fd.Get(), Generic(address), address.length) < 0 || listen(fd.Get(), kBacklog) < 0) {
+    return Result(info.Env(), -1);
+  }
+  return Result(info.Env(), fd.Release());
+}
+
+// packetAccept(fd)
+Napi::Value PacketAccept(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), accept4(IntArg(info, 0), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+}
+
+// selfSocket(): a datagram socket that receives what it sends. A descriptor
+// sent through it stays open for as long as the message waits, whoever has
+// the socket.
+Napi::Value SelfSocket(const Napi::CallbackInfo& info) {
+  UniqueFd fd = Socket(SOCK_DGRAM);
+  Address address;
+  address.un.sun_family = AF_UNIX;
+  address.length = sizeof address.un;
+  // No path: the kernel picks a free name (autobind, unix(7)).
+  if (fd.Get() < 0 || bind(fd.Get(), Generic(address), sizeof(sa_family_t)) < 0 ||
+      getsockname(fd.Get(), Generic(address), &address.length) < 0 ||
+      connect(fd.Get(), Generic(address), address.length) < 0) {
+    return Result(info.Env(), -1);
+  }
+  return Result(info.Env(), fd.Release());
+}
+
+// sendDescriptors(socket, text, [fd, ...])
+Napi::Value SendDescriptors(const Napi::CallbackInfo& info) {
+  std::string text = StringArg(info, 1);
+  auto list = info[2].As<Napi::Array>();
+  size_t count = list.Length();
+  if (count > kMaxDescriptors) {
+    errno = EINVAL;
+    return Result(info.Env(), -1);
+  }
+  struct iovec data = {text.data(), text.size()};
+  struct msghdr message = {};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  alignas(struct cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))] = {};
+  if (count > 0) {
+    int fds[kMaxDescriptors];
+    for (size_t i = 0; i < count; i++) fds[i] = list.Get(i).As<Napi::Number>().Int32Value();
+    message.msg_control = control;
+    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+    struct cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(count * sizeof(int));
+    memcpy(CMSG_DATA(header), fds, count * sizeof(int));
+  }
+  return Result(info.Env(), sendmsg(IntArg(info, 0), &message, MSG_DONTWAIT | MSG_NOSIGNAL));
+}
+
+// receiveDescriptors(socket, buffer, peek): [bytes, fd, ...], or -errno. With
+// `peek` the message stays where it is, and the descriptors are copies.
+Napi::Value ReceiveDescriptors(const Napi::CallbackInfo& info) {
+  Bytes out = BytesArg(info, 1);
+  alignas(struct cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
+  struct iovec data = {out.data, out.size};
+  struct msghdr message = {};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  ssize_t n = recvmsg(IntArg(info, 0), &message,
+                      MSG_DONTWAIT | MSG_CMSG_CLOEXEC | (info[2].ToBoolean() ? MSG_PEEK : 0));
+  if (n < 0) return Result(info.Env(), -1);
+  Napi::Array result = Napi::Array::New(info.Env());
+  uint32_t length = 0;
+  result.Set(length++, Napi::Number::New(info.Env(), double(n)));
+  for (struct cmsghdr* header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    int fds[kMaxDescriptors];
+    memcpy(fds, CMSG_DATA(header), count * sizeof(int));
+    for (size_t i = 0; i < count; i++) result.Set(length++, Napi::Number::New(info.Env(), fds[i]));
+  }
+  return result;
+}
+
+}  // namespace
+
+void InitSockets(Napi::Env env, Napi::Object exports) {
+  exports.Set("datagramOpen", Napi::Function::New<DatagramOpen>(env));
+  exports.Set("datagramSend", Napi::Function::New<DatagramSend>(env));
+  exports.Set("packetConnect", Napi::Function::New<PacketConnect>(env));
+  exports.Set("packetListen", Napi::Function::New<PacketListen>(env));
+  exports.Set("packetAccept", Napi::Function::New<PacketAccept>(env));
+  exports.Set("selfSocket", Napi::Function::New<SelfSocket>(env));
+  exports.Set("sendDescriptors", Napi::Function::New<SendDescriptors>(env));
+  exports.Set("receiveDescriptors", Napi::Function::New<ReceiveDescriptors>(env));
+}
+
+}  // namespace diskseqfs
