@@ -8,6 +8,7 @@ import { hotplug } from './cases/hotplug.js'
 import { libvirt } from './cases/libvirt.js'
 import { lvm } from './cases/lvm.js'
 import { mapperRace } from './cases/race.js'
+import { restart } from './cases/restart.js'
 import { removal, service } from './cases/service.js'
 import { tools } from './cases/tools.js'
 
@@ -21,6 +22,7 @@ export const cases: readonly Case[] = [
   churnCase,
   hotplug,
   service,
+  restart,
   boot,
   removal,
 ]

@@ -102,7 +102,7 @@ export const mapperRace: Case = {
       )
     }
     // Where no open succeeds, none can be wrong.
-    t.ok(sum(ours.map(({ opens_ok }) => opens_ok)) > 50, 'names led to their devices')
+    t.ok(sum(ours.map(({ opens_ok }) => opens_ok)) > 100, 'names led to their devices')
     t.ok(sum([...stock.values()].map(wrong)) > 0, 'the stock system gave wrong devices')
     t.equal(await vm.run('ls /dev/mapper | grep -c ^race- || true'), '0\n', 'no link is left behind')
   },

@@ -1,0 +1,141 @@
+/** The daemon is restarted, killed, upgraded, hung and broken, while the tree is in use. */
+import type { Test } from 'tap'
+
+import type { Case } from '../case.js'
+import { links, ROOT_LINKS } from '../links.js'
+import { note } from '../suite.js'
+import type { Vm } from '../vm.js'
+
+const CHURN_S = 60
+/** Of the guard: how long it waits for an answer of the daemon (-h), and for a daemon (-a), with what emulation adds. */
+const HUNG_S = 60
+const ABSENT_S = 60
+/** How long the service manager must not have answered to be taken for blocked. */
+const BLOCKED_S = 30
+
+const MOUNT_ID = "awk '$5 == \"/dev/disk/by-diskseq\" { print $1 }' /proc/self/mountinfo"
+
+/** Waits until another process than $before serves the tree. */
+const ANOTHER = `
+  another() {
+    for ((i = 0; i < 600; i++)); do
+      [ "$(systemctl show -P MainPID diskseqfs)" != $before ] && systemctl -q is-active diskseqfs && return
+      sleep 0.1
+    done
+    return 1
+  }`
+
+async function served(t: Test, vm: Vm, how: string, script: string): Promise<void> {
+  const again = await vm.run(`${ANOTHER}\nbefore=$(systemctl show -P MainPID diskseqfs)\n${script}\nanother && echo again`, 120_000)
+  t.match(again, /again\n$/, how)
+}
+
+/** Each way in which a daemon ends and the next one goes on with its mount. */
+async function endings(t: Test, vm: Vm): Promise<void> {
+  await served(t, vm, 'restarted', 'systemctl restart diskseqfs')
+  await served(t, vm, 'killed', 'systemctl kill -s KILL diskseqfs')
+  await served(
+    t,
+    vm,
+    'killed, and the next one before it answers',
+    `systemctl kill -s KILL diskseqfs
+     for ((i = 0; i < 600; i++)); do [ "$(systemctl show -P SubState diskseqfs)" != start ] || break; sleep 0.05; done
+     systemctl kill -s KILL diskseqfs`,
+  )
+  await served(
+    t,
+    vm,
+    'upgraded',
+    `dpkg-deb -R /share/diskseqfs.deb /run/upgrade
+     sed -i 's/^Version: .*/&+upgrade/' /run/upgrade/DEBIAN/control
+     dpkg-deb -Zgzip -z1 -b /run/upgrade /run/upgrade.deb
+     dpkg -i /run/upgrade.deb
+     rm -rf /run/upgrade /run/upgrade.deb`,
+  )
+}
+
+async function inUse(t: Test, vm: Vm): Promise<void> {
+  const mount = await vm.run(MOUNT_ID)
+  const churn = vm.start(`/share/blk churn --mode tree --dir /dev/disk/by-diskseq --seconds ${CHURN_S}`)
+  const opener = vm.start(`
+    /share/blk openlat --path /dev/mapper/vm-srv --count 100000000 --close-immediately &
+    until [ -e /run/enough ]; do sleep 0.2; done
+    kill -TERM $!
+    wait $! || true
+    rm /run/enough`)
+  await endings(t, vm)
+  await vm.run('touch /run/enough')
+  const steady = JSON.parse((await opener.ended()).output)
+  const recycled = JSON.parse((await churn.ended(2 * CHURN_S * 1000 + 60_000)).output)
+  t.equal(await vm.run(MOUNT_ID), mount, 'the mount is the same one')
+  t.strictSame(steady['errors'], {}, 'no open of a disk that is there has failed')
+  t.equal(recycled['wrong_diskseq'] + recycled['wrong_data'], 0, 'no open reached another disk')
+  t.strictSame(
+    Object.keys(recycled['errors']).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
+    [],
+    'no errno but those for a disk that is gone',
+  )
+  t.ok(recycled['opens_ok'] > 10, `${recycled['opens_ok']} opens of recycled disks`)
+  note(t, `restarted, killed three times, upgraded: 0 wrong of ${recycled['opens_ok']}, longest wait ${(steady['max_ns'] / 1e9).toFixed(1)} s`)
+}
+
+/**
+ * The service manager stats the source of each mount when something is mounted.
+ * While nobody answers it, it does nothing at all.
+ */
+async function hung(t: Test, vm: Vm): Promise<void> {
+  const outcome = await vm.run(
+    `
+    ${ANOTHER}
+    before=$(systemctl show -P MainPID diskseqfs)
+    guard=$(systemctl show -P MainPID diskseqfs-guard)
+    kill -STOP $guard $before
+    mount -t tmpfs diskseqfs-test /mnt
+    umount /mnt
+    timeout ${BLOCKED_S} systemctl is-active diskseqfs || echo "status $?"
+    kill -CONT $guard
+    timeout ${HUNG_S} systemctl show -P Type diskseqfs
+    another && echo again
+    journalctl -b -u diskseqfs-guard -o cat --no-pager | grep -c 'does not answer any more'`,
+    (BLOCKED_S + 2 * HUNG_S + 60) * 1000,
+  )
+  t.equal(outcome, 'status 124\nnotify\nagain\n1\n', 'a daemon that hangs blocks the service manager until the guard has it killed')
+}
+
+/** What can be started no more, after an upgrade that went wrong, say. */
+async function broken(t: Test, vm: Vm): Promise<void> {
+  const outcome = await vm.run(
+    `
+    systemctl reset-failed diskseqfs
+    mv /usr/bin/diskseqfs /usr/bin/diskseqfs.away
+    systemctl kill -s KILL diskseqfs
+    timeout ${ABSENT_S} dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none 2>&1 | sed 's/.*: //' || true
+    mv /usr/bin/diskseqfs.away /usr/bin/diskseqfs
+    for ((i = 0; i < 100; i++)); do
+      [[ $(readlink /dev/mapper/vm-srv) == /dev/disk/by-diskseq/* ]] || break
+      sleep 0.1
+    done
+    udevadm settle
+    systemctl is-active diskseqfs || true`,
+    (ABSENT_S + 120) * 1000,
+  )
+  t.equal(outcome, 'Software caused connection abort\nfailed\n', 'whoever waits for a daemon that does not come gets an error')
+  const { tree, wrong } = await links(vm)
+  t.strictSame({ tree, wrong }, { tree: [], wrong: [] }, 'and the names lead to the bare devices')
+  await vm.run('dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none')
+  await vm.run('systemctl reset-failed diskseqfs; systemctl start diskseqfs; udevadm settle')
+}
+
+export const restart: Case = {
+  name: 'restart: systemctl, SIGKILL, upgrade, hang, no successor',
+  async run(t, vm) {
+    await vm.run('systemctl reset-failed diskseqfs')
+    await inUse(t, vm)
+    await vm.run('systemctl reset-failed diskseqfs')
+    await hung(t, vm)
+    await broken(t, vm)
+    const { tree, stock, root, wrong } = await links(vm)
+    t.ok(tree.length > 5, `${tree.length} links into the tree`)
+    t.strictSame({ stock, root, wrong }, { stock: [], root: ROOT_LINKS, wrong: [] }, 'and no others')
+  },
+}
