@@ -47,7 +47,7 @@
 #define TICK_MS 1000
 #define PROBE_TICKS 5              // between two looks at the tree
 static unsigned hung_ticks = 20;   // without an answer
-static unsigned absent_ticks = 30; // without a daemon
+static unsigned absent_ticks = 60; // without a daemon
 // Who is answered while there is no daemon.
 static uint32_t manager = 1;
 // A command of the shell, for when the mount has been taken away.

@@ -162,7 +162,8 @@ try {
     process.exitCode = error.exitCode === 0 ? 0 : 2
   } else if (error instanceof UserError) {
     process.stderr.write(`diskseqfs: ${error.message}\n`)
-    process.exitCode = error.exitCode
+    // A thread may wait for a daemon that hangs.
+    process.exit(error.exitCode)
   } else {
     throw error
   }

@@ -1,5 +1,6 @@
 /** Mount points, mount options, and what is mounted where. */
 import { closeSync, existsSync, lstatSync, mkdirSync, readlinkSync, openSync, readFileSync, realpathSync, statSync } from 'node:fs'
+import { stat } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 
 import { errnoName, errnoOf, E, UserError } from './errno.js'
@@ -170,13 +171,28 @@ export function detach(native: Pick<Native, 'unmount'>, path: string, abort = fa
   return new Promise((resolve) => native.unmount(path, abort ? MNT_DETACH | MNT_FORCE : MNT_DETACH, resolve))
 }
 
-/** Whether the daemon behind a FUSE mount is gone: each call fails with ENOTCONN. */
-export function isDead(path: string): boolean {
+/** How long a mount is waited for that somebody serves, ms. */
+const PATIENCE_MS = 5000
+
+/**
+ * Whether the daemon behind a FUSE mount is gone: each call fails with ENOTCONN.
+ * Asked on another thread, as it may hang as well.
+ *
+ * @throws UserError if it does
+ */
+export async function isDead(path: string): Promise<boolean> {
+  let late: NodeJS.Timeout | undefined
+  const patience = new Promise<never>((_, reject) => {
+    late = setTimeout(reject, PATIENCE_MS, new UserError(`${path}: the daemon that serves it does not answer`))
+  })
   try {
-    statSync(path)
+    await Promise.race([stat(path), patience])
     return false
   } catch (error) {
+    if (error instanceof UserError) throw error
     return errnoOf(error) === E.ENOTCONN
+  } finally {
+    clearTimeout(late)
   }
 }
 

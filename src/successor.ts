@@ -132,7 +132,7 @@ export class Predecessor {
    */
   static async ask(native: Calls, mountpoint: string): Promise<{ daemon: Predecessor; kept: Descriptors } | undefined> {
     const top = mountsAt(mountpoint).at(-1)
-    if (top?.type !== FSTYPE || isDead(mountpoint)) return undefined
+    if (top?.type !== FSTYPE || (await isDead(mountpoint))) return undefined
     const { device } = top
     const fd = native.packetConnect(socketOf(device))
     if (fd < 0) {

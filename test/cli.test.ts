@@ -14,10 +14,13 @@ const COMMANDS = {
   mount: [
     '[mountpoint]',
     '-f, --foreground',
+    '--replace',
     '-o <options>',
     '--linger <ms>',
     '--hold <seconds>',
     '--open-timeout <seconds>',
+    '--fd-store',
+    '--guard <socket>',
     '--log-level <level>',
     '--log-format <format>',
     '-h, --help',

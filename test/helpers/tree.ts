@@ -54,6 +54,8 @@ export interface RunningTree {
   log(): Record<string, any>[]
   /** SIGTERM, and wait; the exit code. */
   stop(): Promise<number | null>
+  /** The exit code. */
+  readonly ended: Promise<number | null>
 }
 
 /** Without the options by which tap loads itself into each node that is started. */
@@ -126,7 +128,7 @@ export async function startTree(
     if (child.exitCode !== null || i > 1000) throw new Error(`the daemon did not start:\n${text}`)
     await sleep(10)
   }
-  return { mountpoint, pid: child.pid as number, log, stop }
+  return { mountpoint, pid: child.pid as number, log, stop, ended }
 }
 
 const MANAGER = join(ROOT, 'test/helpers/manager.py')

@@ -240,6 +240,6 @@ const daemon = new Daemon(
 )
 process.once('SIGTERM', () => (daemon.survives ? process.exit(0) : daemon.stop()))
 await daemon.start(manager?.kept)
-manager?.ready('serving')
+manager?.ready('serving', () => true)
 await daemon.ended
 process.exit(0)
