@@ -1,0 +1,59 @@
+/**
+ * The long form: as many inputs as wanted, the same checks as in the short one.
+ *
+ *   make fuzz [INPUTS=10000000] [SEED=n] [SURFACE=name]
+ */
+import { Random } from './choices.js'
+import { smaller } from './corpus.js'
+import { SURFACES, type Surface } from './surfaces.js'
+
+const [inputs = '10000000', seed = String(Date.now() % 2 ** 31), only] = process.argv.slice(2)
+/** Of all inputs; what takes a world of its own for each comes in smaller numbers. */
+const SHARES: Readonly<Record<string, number>> = { 'FUSE requests': 60, 'uevents': 10, 'names': 10, 'sysfs': 6, 'hand-over': 1 }
+const shown = SURFACES.filter(({ name }) => only === undefined || name === only)
+const shares = shown.map(({ name }) => SHARES[name] ?? 2)
+const all = shares.reduce((sum, share) => sum + share, 0)
+
+const mib = () => (process.memoryUsage.rss() / 2 ** 20).toFixed(1)
+let failures = 0
+let uncaught: Error | undefined
+process.on('uncaughtException', (error) => (uncaught ??= error))
+
+/** @returns how many inputs there were */
+async function fuzz(surface: Surface, count: number, from: number): Promise<number> {
+  let done = 0
+  for (let round = 0; done < count; round++) {
+    // Each input has a seed of its own, from which it can be made again.
+    const c = new Random(from + round)
+    const input = surface.generate(c, surface.pieces)
+    try {
+      await surface.check(input)
+      if (uncaught !== undefined) throw uncaught
+    } catch (error) {
+      uncaught = undefined
+      failures++
+      console.log(`\n${surface.name}, seed ${from + round}: ${(error as Error).stack}`)
+      for (const piece of await smaller(surface, input)) console.log(`  ${piece.toString('hex')}`)
+      if (failures >= 10) return done
+    }
+    done += input.length
+  }
+  return done
+}
+
+console.log(`seed ${seed}`)
+for (const surface of shown) await fuzz(surface, Math.min(surface.pieces * 20, 20_000), Number(seed))
+const row = (...cells: string[]) => console.log(cells.map((cell, i) => (i === 0 ? cell.padEnd(20) : cell.padStart(14))).join(''))
+row('surface', 'inputs', 'per second', 'failures', 'MiB before', 'MiB after')
+let total = 0
+for (const [i, surface] of shown.entries()) {
+  const before = mib()
+  const known = failures
+  const began = performance.now()
+  const done = await fuzz(surface, Math.ceil((Number(inputs) * (shares[i] as number)) / all), Number(seed) + 1_000_000 * i)
+  const seconds = (performance.now() - began) / 1000
+  total += done
+  row(surface.name, String(done), (done / seconds).toFixed(0), String(failures - known), before, mib())
+}
+row('all', String(total), '', String(failures), '', mib())
+process.exit(failures > 0 ? 1 : 0)

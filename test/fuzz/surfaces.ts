@@ -1,0 +1,412 @@
+/**
+ * What takes bytes from outside, one surface each: how inputs for it are made,
+ * and what must hold for any input. The rules are written down here a second
+ * time, in other words than in src/, so that both must agree.
+ */
+import { Access, granted } from '../../src/access.js'
+import { CloseWatch } from '../../src/closes.js'
+import { linkName, nodeId, nodeName, parseDiskSeq, parseName, parseNodeId, waitingId } from '../../src/diskseq.js'
+import { E } from '../../src/errno.js'
+import { Intents } from '../../src/intent.js'
+import type { Logger } from '../../src/log.js'
+import { type Native, native as real } from '../../src/native.js'
+import { ServiceManager } from '../../src/service.js'
+import type { FuseSession } from '../../src/session.js'
+import { SharedState, STATE_SIZE } from '../../src/state.js'
+import { type Device, parseDevice, Sysfs } from '../../src/sysfs.js'
+import { UeventSocket } from '../../src/uevent.js'
+import { Vault } from '../../src/vault.js'
+import type { Choices } from './choices.js'
+import * as make from './generators.js'
+import { type Legacy, World } from './world.js'
+
+/** One input is one or more pieces; those of most surfaces have one. */
+export type Input = readonly Buffer[]
+
+export interface Surface {
+  readonly name: string
+  /** @param length of inputs with more than one piece */
+  generate(c: Choices, length: number): Input
+  /** Throws where something does not hold. */
+  check(input: Input): void | Promise<void>
+  /** How many pieces an input has at most; each counts. */
+  readonly pieces: number
+}
+
+/** Throws on what must not be. */
+export function must(holds: boolean, what: string): asserts holds {
+  if (!holds) throw new Error(what)
+}
+
+const quiet = { error() {}, warn() {}, info() {}, debug() {} } as unknown as Logger
+
+function single(name: string, generate: (c: Choices) => Buffer, check: (bytes: Buffer) => void): Surface {
+  return { name, pieces: 1, generate: (c) => [generate(c)], check: ([bytes]) => check(bytes as Buffer) }
+}
+
+const STEPS_AT_ONCE = 64
+
+/** Episodes of requests, with whatever may happen to disks and callers meanwhile. */
+export function requests(session?: typeof FuseSession): Surface {
+  return {
+    name: 'FUSE requests',
+    pieces: 1000,
+    generate: (c, length) => Array.from({ length }, (_, i) => make.item(c, i)),
+    async check(input) {
+      const world = new World(session === undefined ? {} : { session })
+      await world.start()
+      await play(world, input)
+      await world.end()
+    },
+  }
+}
+
+async function play(world: World, input: Input): Promise<void> {
+  for (let i = 0; i < input.length; i++) {
+    world.take(input[i] as Buffer)
+    if (world.failure !== undefined) {
+      world.close()
+      throw world.failure
+    }
+    if (i % STEPS_AT_ONCE === STEPS_AT_ONCE - 1) await world.step()
+  }
+  await world.step()
+}
+
+/** A daemon dies, what it has left is tampered with (the first piece), and another one goes on. */
+export const handover: Surface = {
+  name: 'hand-over',
+  pieces: 24,
+  generate: (c, length) => [c.oneIn(4) ? Buffer.alloc(0) : make.patches(c), ...Array.from({ length }, (_, i) => make.item(c, i))],
+  async check([changes = Buffer.alloc(0), ...steps]) {
+    const before = new World()
+    await before.start()
+    const half = steps.length >> 1
+    await play(before, steps.slice(0, half))
+    const legacy: Legacy = { ...before.die(), damaged: changes.length > 0 }
+    before.close()
+    patch(legacy.memory, changes)
+    const after = new World({ from: legacy })
+    await after.start()
+    await play(after, steps.slice(half))
+    await after.end()
+  },
+}
+
+function patch(memory: ArrayBuffer, changes: Buffer): void {
+  const bytes = new Uint8Array(memory)
+  for (let at = 0; at + 5 <= changes.length; ) {
+    const content = changes.subarray(at + 5, at + 5 + (changes[at + 4] as number))
+    const to = changes.readUInt32LE(at)
+    if (to + content.length <= bytes.length) bytes.set(content, to)
+    at += 5 + content.length
+  }
+}
+
+/** The memory alone: what is read from it has bounds, and it goes on to work. */
+export function state(make_: (memory: ArrayBuffer) => SharedState = (memory) => new SharedState(memory)): Surface {
+  const { layout } = real
+  const memory = new ArrayBuffer(STATE_SIZE)
+  // Slots are taken from the front: the rest stays as it is.
+  const clear = () => {
+    new Uint8Array(memory, 0, layout.STATE_SMALL_AT + 32 * layout.STATE_SMALL_SIZE).fill(0)
+    new Uint8Array(memory, layout.STATE_BIG_AT, 16 * layout.STATE_BIG_SIZE).fill(0)
+    new Uint8Array(memory, layout.STATE_PINS_AT, 32 * layout.STATE_PIN_SIZE).fill(0)
+  }
+  return single('shared memory', make.patches, (changes) => {
+    clear()
+    const first = new SharedState(memory)
+    first.mount = { mountpoint: '/dev/disk/by-diskseq', device: '0:53' }
+    for (let i = 0; i < 4; i++) first.keep(Buffer.alloc(48, i))
+    first.keep(Buffer.alloc(5000))
+    const place = first.takePin(13n << 12n)
+    for (let tid = 1; tid < 4; tid++) first.pinnedFor(place, { tid, call: 257, outlasts: false }, false)
+    patch(memory, changes)
+    const next = make_(memory)
+    void next.compatible
+    const { mount } = next
+    must(mount === undefined || mount.mountpoint !== '', 'a mount without a path')
+    for (const { message, slot } of next.unanswered()) {
+      must(message.length >= 40 && message.length <= layout.STATE_REQUEST_MAX, `a request of ${message.length} bytes`)
+      message.header()
+      next.interrupt(slot)
+      next.drop(slot)
+    }
+    must(next.unanswered().length === 0, 'requests that were dropped are still there')
+    for (const { index, callers } of next.pinRecords()) {
+      must(callers.length <= 14, `${callers.length} callers`)
+      for (let tid = 90; tid < 93; tid++) next.pinnedFor(index, { tid, call: 2, outlasts: true }, true)
+      next.notPinnedFor(index, 91)
+      const seen = next.pinRecords().find((record) => record.index === index)
+      must(seen?.more === true || (seen?.callers.some(({ tid }) => tid === 92) ?? false), 'a caller was not written down')
+      next.dropPin(index)
+    }
+    must(next.pinRecords().length === 0, 'pins that were dropped are still there')
+    const slot = next.keep(Buffer.alloc(48, 7))
+    const again = new SharedState(memory).unanswered().find((each) => each.slot === slot)
+    must(slot < 0 || (again?.message.bytes.every((byte) => byte === 7) ?? false), 'a request was not kept')
+  })
+}
+
+/** What an earlier daemon left in its sockets. */
+export const vault: Surface = single('vault', make.vaultMessages, (bytes) => {
+  const open = new Set<number>()
+  let nextFd = 10
+  const opened = () => (open.add(nextFd), nextFd++)
+  type Queue = { text: Buffer; count: number }[]
+  const queues = new Map<number, Queue>()
+  /** By descriptor that came out of it. */
+  const queueOf = new Map<number, Queue>()
+  let at = 0
+  const byte = () => bytes[at++] ?? 0
+  while (at < bytes.length) {
+    const queue = Array.from({ length: Math.min(byte(), 8) }, () => {
+      const count = Math.min(byte(), 8)
+      const length = byte()
+      at += length
+      return { text: bytes.subarray(at - length, at), count }
+    })
+    queues.set(opened(), queue)
+  }
+  const sockets = [...queues.keys()]
+  const native: Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'close'> = {
+    selfSocket: () => {
+      const fd = opened()
+      queues.set(fd, [])
+      return fd
+    },
+    sendDescriptors: (fd, text, fds) => (queues.get(fd)?.push({ text: Buffer.from(text), count: fds.length }), text.length),
+    receiveDescriptors: (fd, into, peek) => {
+      const queue = queues.get(fd)
+      const message = peek ? queue?.[0] : queue?.shift()
+      if (message === undefined) return -E.EAGAIN
+      const fds = Array.from({ length: message.count }, opened)
+      for (const each of fds) queueOf.set(each, queue as Queue)
+      return [message.text.copy(into), ...fds]
+    },
+    close: (fd) => {
+      must(open.delete(fd), `descriptor ${fd} was closed, and is not open`)
+      return 0
+    },
+  }
+  const memory = new SharedState(new ArrayBuffer(STATE_SIZE))
+  for (let i = 0; i < 4; i++) memory.takePin(BigInt(i))
+  const kept = new Vault(native, memory, () => {}, quiet)
+  const pins = kept.adopt(sockets)
+  must(new Set(pins.map(({ place }) => place)).size === pins.length, 'two pins at one place')
+  must(memory.pinRecords().length === pins.length, 'pins are written down that are not there')
+  for (const { fd, place } of pins) {
+    native.close(fd)
+    kept.drop(place)
+  }
+  for (let i = 0; i < 3; i++) kept.drop(kept.put(7n, 1))
+  // Of what stands behind a pin nobody knows; no daemon puts it there.
+  const known = new Set(pins.map(({ fd }) => queueOf.get(fd)))
+  must([...queues.values()].every((queue) => queue.length === 0 || known.has(queue)), 'descriptors wait in a socket that nobody takes them from')
+  kept.close()
+  must(open.size === 0, `${open.size} descriptors are left`)
+})
+
+/** As sd_listen_fds(3) has it: a number of descriptors from 3 on. */
+export const listen: Surface = single('LISTEN_FDS', make.listenVariables, (bytes) => {
+  const [count = '', ...names] = bytes.toString('latin1').replaceAll('\0', '').split('\n')
+  Object.assign(process.env, { NOTIFY_SOCKET: '@x', LISTEN_PID: String(process.pid), LISTEN_FDS: count, LISTEN_FDNAMES: names.join('\n') })
+  const manager = ServiceManager.ofThisProcess(real, quiet)
+  const fds = [...(manager?.kept.values() ?? [])].flat()
+  const most = /^[0-9]{1,9}$/.test(count) ? Number(count) : 0
+  must(fds.every((fd) => Number.isInteger(fd) && fd >= 3 && fd < 3 + most), `LISTEN_FDS=${count} gave ${fds}`)
+  must(new Set(fds).size === fds.length, 'one descriptor twice')
+})
+
+export const names = (parse = parseName): Surface =>
+  single('names', make.name, (bytes) => {
+    const text = bytes.toString('latin1')
+    const parsed = parse(text)
+    const [, first = '', kind, second = ''] = /^([^p-]*)(-part|p)?(.*)$/s.exec(text) ?? []
+    const decimal = (digits: string, most: number) => digits.length >= 1 && digits.length <= most && [...digits].every((d) => d >= '0' && d <= '9') && digits[0] !== '0'
+    const isName = decimal(first, 20) && BigInt(first) < 2n ** 64n && (kind === undefined ? second === '' : decimal(second, 5))
+    must((parsed !== undefined) === isName, `${JSON.stringify(text)} is ${isName ? 'a' : 'no'} name`)
+    if (parsed === undefined) return
+    const { diskseq, partition, symlink } = parsed
+    must((symlink ? linkName : nodeName)(diskseq, partition) === text, `${JSON.stringify(text)} is not canonical`)
+    must(parseDiskSeq(first) === diskseq, 'the number is another')
+    const id = nodeId(diskseq, partition, symlink)
+    if (id === undefined) return
+    must(id > 1n && id < 2n ** 64n, `node id ${id}`)
+    const back = parseNodeId(id)
+    must(back?.diskseq === diskseq && back.partition === partition && back.symlink === symlink && !back.waits, `node id ${id} is another's`)
+  })
+
+export const nodeIds: Surface = single('node ids', (c) => {
+  const bytes = Buffer.alloc(8)
+  bytes.writeBigUInt64LE(BigInt.asUintN(64, make.anId(c)))
+  return bytes
+}, (bytes) => {
+  if (bytes.length < 8) return
+  const id = bytes.readBigUInt64LE()
+  const parsed = parseNodeId(id)
+  if (parsed === undefined) return
+  const { diskseq, partition, symlink, waits } = parsed
+  const again = nodeId(diskseq, partition, symlink && !waits)
+  must((waits && again !== undefined ? waitingId(again) : again) === id, `node id ${id} is taken for one that it is not`)
+})
+
+/** The first byte says whose message it is. */
+export const uevents: Surface = single('uevents', (c) => Buffer.concat([Buffer.from([c.below(8)]), make.uevent(c)]), (bytes) => {
+  const [sender = 0] = bytes
+  const message = bytes.subarray(1)
+  const changed: string[] = []
+  let waiting = true
+  let lost = 0
+  const socket = new UeventSocket(
+    {
+      Poll: class {
+        close() {}
+      },
+      ueventOpen: () => 5,
+      close: () => 0,
+      ueventReceive: (_, into, from) => {
+        if (!waiting) return -E.EAGAIN
+        waiting = false
+        from.set([sender === 6 ? 4711 : 0, sender === 5 ? 2 : 1, sender === 7 || message.length > into.length ? 1 : 0])
+        into.fill(0xff)
+        return message.copy(into)
+      },
+    },
+    { changed: (knames) => void changed.push(...knames), lost: () => void lost++ },
+    quiet,
+  )
+  socket.open()
+  socket.drain()
+  socket.close()
+  const truncated = sender === 7 || message.length > 8192
+  const kernels = sender !== 5 && sender !== 6
+  must(lost === (truncated && kernels ? 1 : 0), 'a message that was cut off went unnoticed, or one that was not')
+  const parts = message.toString('latin1').split('\0')
+  const path = parts.slice(1, -1).find((part) => part.startsWith('DEVPATH=') && part.length > 8)?.slice(8)
+  const component = path?.split('/').at(-1) ?? ''
+  const block = parts.at(-1) === '' && /^[a-z]+@\//.test(parts[0] as string) && parts.slice(1, -1).includes('SUBSYSTEM=block')
+  const expected = kernels && !truncated && block && !['', '.', '..'].includes(component) ? [component] : []
+  must(changed.length === expected.length && changed[0] === expected[0], `names ${JSON.stringify(changed)}, not ${JSON.stringify(expected)}`)
+  must(changed.every((kname) => !kname.includes('/') && !kname.includes('\0')), 'a name that leads elsewhere')
+})
+
+export const sysfs: Surface = single('sysfs', make.sysfsText, (bytes) => {
+  const native: Pick<Native, 'readFile' | 'scanBlock'> = {
+    readFile: (_, into) => bytes.copy(into),
+    scanBlock: (_, done) => done(0, ['loop0', bytes.toString('utf8'), true], 0),
+  }
+  const files = new Sysfs(native)
+  const device = files.read('loop0')
+  let scanned: Device[] = []
+  files.scan((_, devices) => (scanned = devices))
+  must(JSON.stringify(scanned, big) === JSON.stringify(device === undefined ? [] : [device], big), 'a scan sees another device')
+  if (device === undefined) return
+  must(files.shows(device), 'it is not shown')
+  files.removable(device)
+  const lines = bytes.toString('utf8').split('\n')
+  const last = (key: string) => lines.findLast((line) => line.startsWith(`${key}=`))?.slice(key.length + 1)
+  const { major, minor, diskseq, partition, devname, name } = device
+  must(last('DISKSEQ') === String(diskseq) && diskseq >= 1n && diskseq < 2n ** 64n, `diskseq ${diskseq}`)
+  must(Number(last('MAJOR')) === major && Number(last('MINOR')) === minor && Number.isInteger(major) && Number.isInteger(minor), `${major}:${minor}`)
+  must(devname !== '' && last('DEVNAME') === devname, `node ${devname}`)
+  must(last('DEVTYPE') === (partition === 0 ? 'disk' : 'partition') && Number.isInteger(partition) && partition >= 0, `partition ${partition}`)
+  must(partition > 99999 || parseName(name)?.diskseq === diskseq, `${name} is no name`)
+  must(parseDevice('loop0', lines.join('\n')) !== undefined, 'it is not seen again')
+})
+
+const big = (_: string, value: unknown) => (typeof value === 'bigint' ? String(value) : value)
+
+const TID = 4711
+const LINE = /^(-?(?:0|[1-9]\d*))((?: 0x[0-9a-f]{1,16}){6}) 0x[0-9a-f]{1,16} 0x([0-9a-f]{1,16})\n$/
+const OUTSIDE = /^-1 0x[0-9a-f]{1,16} 0x[0-9a-f]{1,16}\n$/
+const { syscalls, O_PATH } = real
+const OPEN: Readonly<Record<number, number>> = {
+  ...(syscalls['open'] !== undefined && { [syscalls['open']]: 1 }),
+  ...(syscalls['creat'] !== undefined && { [syscalls['creat']]: -1 }),
+  [syscalls['openat'] as number]: 2,
+  [syscalls['openat2'] as number]: -1,
+}
+const LOOKS = new Set(Object.entries(syscalls).filter(([name]) => !/^(open|openat|openat2|creat|io_uring_enter)$/.test(name)).map(([, n]) => n))
+const O_DIRECTORY = 0o200000
+
+/** Garbage is unknown: whoever is not seen for sure to look only, may open. */
+export const syscallFiles = (make_: (native: Native) => Intents = (native) => new Intents(native)): Surface =>
+  single('/proc/TID/syscall', make.syscallLine, (bytes) => {
+    const read = (into: Uint8Array) => bytes.copy(into)
+    const native = { ...real, openFile: () => 5, readAgain: (_: number, into: Uint8Array) => read(into), readFile: (_: string, into: Uint8Array) => read(into), close: () => 0 }
+    const intents = make_(native as Native)
+    const call = intents.of(TID)
+    const text = bytes.toString('latin1', 0, 256)
+    const [, number_, args, pc] = LINE.exec(text) ?? []
+    const number = Number(number_)
+    let expected: string = 'unknown'
+    if (number_ !== undefined && BigInt(`0x${pc}`) >= 1n << 32n) {
+      const flagsAt = OPEN[number]
+      if (LOOKS.has(number)) expected = 'inspect'
+      else if (flagsAt !== undefined) {
+        const flags = flagsAt < 0 ? 0n : BigInt((args as string).split(' ')[1 + flagsAt] as string)
+        expected = (flags & BigInt(O_PATH | O_DIRECTORY)) !== 0n ? 'inspect' : 'open'
+      }
+    }
+    must(call.intent === expected, `${JSON.stringify(text)} is ${expected}, not ${call.intent}`)
+    intents.outlastsInode(call)
+    const gone = OUTSIDE.test(text) || (number_ !== undefined && number !== 257)
+    must(intents.mayStillBeIn(TID, 257) === !gone, `${JSON.stringify(text)}: ${gone ? 'out of' : 'perhaps still in'} the call`)
+    intents.isUdevWorker(TID)
+    intents.close()
+  })
+
+const CALLER = { tid: TID, uid: 60001, gid: 60001 }
+const NODE = { mode: 0o060660, uid: 0, gid: make.NODE_GROUP }
+
+/** The first byte of two is not zero where the caller is in the daemon's user namespace. */
+export const statusFiles: Surface = single('/proc/TID/status', make.statusText, (bytes) => {
+  const read = (path: string, into: Uint8Array) => (path.endsWith('/status') ? bytes.copy(into) : -E.ENOENT)
+  const may = new Access({ readFile: read }).mayOpen(CALLER, NODE)
+  const lines = bytes.toString('latin1').split('\n').slice(0, -1)
+  const [groups, ...more] = lines.filter((line) => line.startsWith('Groups:'))
+  const [effective, ...others] = lines.filter((line) => line.startsWith('CapEff:'))
+  const plain = /^Groups:\t(\d+ )* ?$/.test(groups ?? '') && /^CapEff:\t[0-9a-f]{16}$/.test(effective ?? '')
+  if (!plain) return void must(may, 'a caller of whom nothing certain is known is taken for one that may not open')
+  // The kernel writes each once.
+  if (more.length + others.length > 0) return
+  const member = (groups as string).slice(8).split(' ').includes(String(make.NODE_GROUP))
+  const overrides = (BigInt(`0x${(effective as string).slice(8)}`) & 6n) !== 0n
+  // Of the user namespaces nothing is known: then a capability counts.
+  must(may === (member || overrides), `${JSON.stringify(bytes.toString('latin1'))}: ${may ? 'may' : 'may not'} open`)
+})
+
+export const acls: Surface = single('ACLs', make.acl, (bytes) => {
+  const node = { ...NODE, mode: 0o060670, acl: bytes }
+  const may = granted(node, CALLER.uid, new Set([CALLER.gid]))
+  const whole = bytes.length >= 4 && bytes.readUInt32LE(0) === 2 && bytes.length % 8 === 4
+  must(whole || may, 'what is no ACL refuses somebody')
+})
+
+export const closes: Surface = single('inotify', make.inotifyEvents, (bytes) => {
+  let readable = () => {}
+  const told: string[] = []
+  const watch = new CloseWatch(
+    {
+      Poll: class {
+        constructor(_: number, ready: () => void) {
+          readable = ready
+        }
+        close() {}
+      },
+      read: (_, into) => bytes.copy(into),
+      close: () => 0,
+    },
+    5,
+    { opened: (name) => void told.push(name), closed: (name) => void told.push(name), lost() {} },
+    quiet,
+  )
+  readable()
+  watch.close()
+  must(told.every((name) => !name.includes('\0')), 'a name with more behind it')
+})
+
+export const SURFACES: readonly Surface[] = [
+  requests(), handover, state(), vault, listen, names(), nodeIds, uevents, sysfs, syscallFiles(), statusFiles, acls, closes,
+]

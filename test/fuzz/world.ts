@@ -1,0 +1,692 @@
+/**
+ * The whole daemon from session to pins, and a kernel that it cannot tell from
+ * a real one, except that it sends anything. What must hold whatever comes is
+ * checked here, as the answers go out and when all is over.
+ */
+import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
+
+import { IN_HEADER_SIZE, Opcode, OUT_HEADER_SIZE, UNANSWERED } from '../../src/abi.js'
+import { Access } from '../../src/access.js'
+import { Daemon } from '../../src/daemon.js'
+import { DeviceNodes } from '../../src/devnode.js'
+import { parseName, parseNodeId } from '../../src/diskseq.js'
+import { E } from '../../src/errno.js'
+import { Gate } from '../../src/gate.js'
+import { Intents } from '../../src/intent.js'
+import type { Logger } from '../../src/log.js'
+import { native as real, type Native, STAT } from '../../src/native.js'
+import { NodeTable } from '../../src/node.js'
+import { PinOpener } from '../../src/pin.js'
+import { Reaper } from '../../src/reaper.js'
+import { Registry } from '../../src/registry.js'
+import { FuseSession, PAYLOAD_MAX } from '../../src/session.js'
+import { SharedState, STATE_SIZE } from '../../src/state.js'
+import { Sysfs } from '../../src/sysfs.js'
+import { Tree } from '../../src/tree.js'
+import { type KeptPin, Vault } from '../../src/vault.js'
+import { DISKS, DISKSEQ_FIRST, EVENT, HANDLE_FIRST, NODE_GROUP, PARTITIONS, TID_FIRST, TIDS } from './generators.js'
+
+const FUSE_FD = 3
+const S_IFBLK = 0o060000
+const FUSE_NOTIFY_INVAL_INODE = 2
+/** linux/errno.h; Node does not know it. */
+const ENOMEDIUM = 123
+/** EHWPOISON is the last one. */
+const ERRNO_MAX = 133
+/** Anything that is not over after as long is taken to hang, ms. */
+const HANG_MS = 5000
+
+export interface Message {
+  readonly text: Buffer
+  /** What its descriptors refer to. */
+  readonly files: readonly File[]
+}
+
+type File =
+  | { readonly kind: 'other' }
+  | { readonly kind: 'device'; readonly device: Disk }
+  | { readonly kind: 'text'; readonly tid: number }
+  | { readonly kind: 'socket'; readonly queue: Message[] }
+
+/** A disk or partition; one that takes another's place is another object. */
+interface Disk {
+  readonly kname: string
+  readonly major: number
+  readonly minor: number
+  readonly partition: number
+  diskseq: bigint
+  bound: boolean
+  removable: boolean
+  readonly xattrs: Map<string, Uint8Array>
+  /** How it opens: an errno, or 0; with `mood` late, never, or as another. */
+  errno: number
+  mood: 'prompt' | 'late' | 'never' | 'another'
+  /** Instead of what sysfs should show. */
+  nonsense?: string
+}
+
+/** What threads are seen doing. */
+const CALLS = [
+  `${real.syscalls['openat']} 0xffffff9c 0x7f0000000000 0x80000 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n`,
+  `${real.syscalls['newfstatat']} 0xffffff9c 0x7f0000000000 0x7ffd1a2b3c48 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n`,
+  '165 0x7f0000000000 0x7f0000000000 0x0 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n',
+  'running\n',
+  '-1 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n',
+  'garbage',
+  '',
+]
+
+/** A request that the kernel waits for the answer of. */
+interface Waiting {
+  readonly opcode: number
+  readonly nodeid: bigint
+  readonly name: string
+  /** Of the payload that it has room for. */
+  readonly room: number
+  readonly cookie: bigint
+}
+
+export interface WorldOptions {
+  /** Defences to switch off. */
+  readonly session?: typeof FuseSession
+  /** What an earlier daemon left. */
+  readonly from?: Legacy
+}
+
+/** What a daemon leaves to the next. */
+export interface Legacy {
+  readonly memory: ArrayBuffer
+  readonly disks: readonly Disk[]
+  readonly sockets: readonly Message[][]
+  readonly counts: ReadonlyMap<bigint, bigint>
+  readonly waiting: ReadonlyMap<bigint, readonly Waiting[]>
+  /** Its memory has been tampered with: there may be answers to what nobody asked. */
+  readonly damaged: boolean
+}
+
+export class World {
+  /** The first thing that must not happen and did. */
+  failure: Error | undefined
+  readonly memory: ArrayBuffer
+  private readonly state: SharedState
+  private readonly session: FuseSession
+  private readonly nodes = new NodeTable()
+  private readonly registry: Registry
+  private readonly reaper: Reaper
+  private readonly opener: PinOpener
+  private readonly intents: Intents
+  private readonly vault: Vault
+  private readonly tree: Tree
+
+  private disks: Disk[] = []
+  private readonly files = new Map<number, File>()
+  private nextFd = 100
+  private nextDiskSeq = DISKSEQ_FIRST
+  private readonly doing: number[] = Array.from({ length: TIDS }, (_, i) => i % 3)
+  private reads: Uint8Array[] = []
+  private ready = () => {}
+  private calm = false
+  /** Started when all is to come to its end. */
+  private readonly never: (() => void)[] = []
+  private writeErrno = 0
+  private nodeErrno = 0
+  private scanErrno = 0
+  private readonly sockets: Message[][]
+
+  /** The kernel's books. */
+  private readonly counts = new Map<bigint, bigint>()
+  private readonly waiting = new Map<bigint, Waiting[]>()
+  private readonly handles = new Set<bigint>()
+
+  constructor(private readonly options: WorldOptions = {}) {
+    const { from } = options
+    this.memory = from?.memory ?? new ArrayBuffer(STATE_SIZE)
+    this.sockets = from?.sockets.map((queue) => [...queue]) ?? []
+    if (from === undefined) {
+      for (let i = 0; i < DISKS; i++) this.addDisk(i)
+    } else {
+      this.disks = from.disks.map((disk) => ({ ...disk }))
+      this.nextDiskSeq += 1000n
+      for (const [id, count] of from.counts) this.counts.set(id, count)
+      for (const [unique, waiting] of from.waiting) this.waiting.set(unique, [...waiting])
+    }
+    const native = this.native()
+    const log = this.log()
+    const settings = { lingerMs: 1, holdSeconds: from === undefined ? 1 : 0.02, openTimeoutMs: 30, lookupPatienceMs: 2 }
+    const sysfs = new Sysfs(native)
+    this.registry = new Registry(sysfs, log)
+    this.state = new SharedState(this.memory)
+    this.vault = new Vault(native, this.state, () => {}, log)
+    const devnodes = new DeviceNodes(native, this.open({ kind: 'other' }))
+    this.opener = new PinOpener(native, devnodes.directory, this.vault)
+    this.intents = new Intents(native)
+    this.reaper = new Reaper(native, this.nodes, this.opener, this.intents, settings, log, this.state)
+    const access = new Access(native)
+    const gate = new Gate(
+      this.registry, sysfs, this.nodes, devnodes, this.opener, this.reaper, this.intents, access, settings, log,
+    )
+    this.tree = new Tree(this.registry, sysfs, this.nodes, devnodes, gate, this.reaper, this.intents, from !== undefined)
+    // So that inputs have handles that mean something.
+    Object.assign(this.tree, { nextHandle: HANDLE_FIRST })
+    this.session = new (options.session ?? FuseSession)(native, FUSE_FD, log, this.state)
+  }
+
+  async start(): Promise<void> {
+    await this.registry.start()
+    if (this.options.from === undefined) {
+      this.session.start(this.tree).catch(() => {})
+    } else {
+      const kept = this.vault.adopt(this.sockets.map((queue) => this.open({ kind: 'socket', queue })))
+      const { opener, vault, reaper, nodes, registry } = this
+      const daemon = { opener, vault, reaper, nodes, registry, native: this.native(), sysfs: new Sysfs(this.native()), options: { holdSeconds: 0.02 } }
+      const { adopt } = Daemon.prototype as unknown as { adopt(this: typeof daemon, pin: KeptPin): void }
+      for (const pin of kept) adopt.call(daemon, pin)
+    }
+    this.reaper.start(this.open({ kind: 'other' }), (id) => this.session.hasInode(id))
+    if (this.options.from !== undefined) this.session.resume(this.tree)
+  }
+
+  /** One step of an episode, see {@link item}. */
+  take(step: Buffer): void {
+    if (step[0] === EVENT) this.happen(step)
+    else this.receive(step.subarray(1))
+  }
+
+  private receive(bytes: Buffer): void {
+    if (bytes.length >= IN_HEADER_SIZE) this.book(bytes)
+    this.reads.push(bytes)
+    this.ready()
+  }
+
+  /** What the kernel knows of a request that it sends. */
+  private book(bytes: Buffer): void {
+    const opcode = bytes.readUInt32LE(4)
+    const unique = bytes.readBigUInt64LE(8)
+    const nodeid = bytes.readBigUInt64LE(16)
+    const body = bytes.subarray(IN_HEADER_SIZE)
+    const whole = bytes.readUInt32LE(0) === bytes.length
+    if (opcode === Opcode.FORGET && whole && body.length >= 8) this.forget(nodeid, body.readBigUInt64LE(0))
+    if (opcode === Opcode.BATCH_FORGET && whole && body.length >= 8) {
+      const count = body.readUInt32LE(0)
+      if (8 + 16 * count <= body.length) {
+        for (let at = 8; at < 8 + 16 * count; at += 16) this.forget(body.readBigUInt64LE(at), body.readBigUInt64LE(at + 8))
+      }
+    }
+    if (whole && opcode === Opcode.READDIR && body.length >= 24) this.handles.add(body.readBigUInt64LE(0))
+    if (UNANSWERED.has(opcode)) return
+    const end = body.indexOf(0)
+    const room = whole && body.length >= 24 ? body.readUInt32LE(16) : 0
+    const waiting = {
+      opcode,
+      nodeid,
+      name: body.toString('latin1', 0, Math.max(0, end)),
+      room: opcode === Opcode.READDIR ? Math.min(room, PAYLOAD_MAX) : PAYLOAD_MAX,
+      cookie: whole && body.length >= 16 ? body.readBigUInt64LE(8) : 0n,
+    }
+    const others = this.waiting.get(unique)
+    if (others === undefined) this.waiting.set(unique, [waiting])
+    else others.push(waiting)
+  }
+
+  private forget(id: bigint, count: bigint): void {
+    const left = (this.counts.get(id) ?? 0n) - count
+    if (left > 0n) this.counts.set(id, left)
+    else this.counts.delete(id)
+  }
+
+  /** An answer, as fuse_dev_do_write (fs/fuse/dev.c) looks at it and further. */
+  private answered(bytes: Buffer): number {
+    if (bytes.length < OUT_HEADER_SIZE || bytes.readUInt32LE(0) !== bytes.length) return this.wrong('an answer has another length than it says', bytes)
+    if (bytes.length > OUT_HEADER_SIZE + PAYLOAD_MAX) return this.wrong('an answer is too long', bytes)
+    const error = bytes.readInt32LE(4)
+    const unique = bytes.readBigUInt64LE(8)
+    if (unique === 0n && error === FUSE_NOTIFY_INVAL_INODE && bytes.length === OUT_HEADER_SIZE + 24) {
+      return this.counts.has(bytes.readBigUInt64LE(OUT_HEADER_SIZE)) ? bytes.length : -E.ENOENT
+    }
+    if (error > 0 || error < -ERRNO_MAX) return this.wrong(`error ${error}`, bytes)
+    if (error !== 0 && bytes.length !== OUT_HEADER_SIZE) return this.wrong('an error has a payload', bytes)
+    const queue = this.waiting.get(unique)
+    const waiting = queue?.shift()
+    if (queue?.length === 0) this.waiting.delete(unique)
+    if (waiting === undefined) return this.options.from?.damaged ? -E.ENOENT : this.wrong('an answer that nobody waits for', bytes)
+    if (this.writeErrno !== 0) {
+      const errno = this.writeErrno
+      this.writeErrno = 0
+      return -errno
+    }
+    if (error === 0) this.check(waiting, bytes.subarray(OUT_HEADER_SIZE), bytes)
+    return bytes.length
+  }
+
+  /** How long the payload of a success is. */
+  private static readonly SIZES: Readonly<Record<number, number>> = {
+    [Opcode.LOOKUP]: 128, [Opcode.GETATTR]: 104, [Opcode.SETATTR]: 104, [Opcode.OPENDIR]: 16, [Opcode.STATFS]: 80,
+    [Opcode.INIT]: 64, [Opcode.RELEASEDIR]: 0, [Opcode.FSYNCDIR]: 0, [Opcode.DESTROY]: 0, [Opcode.SETXATTR]: 0,
+    [Opcode.REMOVEXATTR]: 0,
+  }
+
+  private check(waiting: Waiting, payload: Buffer, bytes: Buffer): void {
+    const { opcode, nodeid, name } = waiting
+    const size = World.SIZES[opcode]
+    if (size !== undefined && payload.length !== size) return void this.wrong(`opcode ${opcode} answered with ${payload.length} bytes`, bytes)
+    switch (opcode) {
+      case Opcode.LOOKUP: {
+        const id = payload.readBigUInt64LE(0)
+        const parsed = parseNodeId(id)
+        const wanted = parseName(name)
+        if (nodeid !== 1n || parsed === undefined || wanted === undefined) return void this.wrong('a name that is none was found', bytes)
+        const fits = parsed.diskseq === wanted.diskseq && parsed.partition === wanted.partition
+        if (!fits || (wanted.symlink && !parsed.symlink)) return void this.wrong('a name was found under another id', bytes)
+        if (payload.readBigUInt64LE(16) !== 0n || payload.readUInt32LE(32) !== 0) return void this.wrong('a name may be cached', bytes)
+        this.counts.set(id, (this.counts.get(id) ?? 0n) + 1n)
+        return this.checkAttr(id, payload.subarray(40), payload.readUInt32LE(36), bytes)
+      }
+      case Opcode.GETATTR:
+        return this.checkAttr(nodeid, payload.subarray(16), payload.readUInt32LE(8), bytes)
+      case Opcode.OPENDIR:
+        this.handles.add(payload.readBigUInt64LE(0))
+        return
+      case Opcode.READDIR:
+        return this.checkDirents(waiting, payload, bytes)
+      case Opcode.READLINK: {
+        const target = parseName(payload.toString('latin1'))
+        if (target === undefined || target.symlink) this.wrong('a link leads to no name', bytes)
+      }
+    }
+  }
+
+  /** Attributes that may be used to open the device must have its pin behind them. */
+  private checkAttr(id: bigint, attr: Buffer, validNs: number, bytes: Buffer): void {
+    if (id === 1n) return
+    if (attr.readBigUInt64LE(0) !== id) return void this.wrong('attributes of another inode', bytes)
+    if (validNs === 0) return
+    const node = parseNodeId(id)
+    const rdev = attr.readUInt32LE(76)
+    for (const file of this.files.values()) {
+      if (file.kind !== 'device') continue
+      const { device } = file
+      const same = device.diskseq === node?.diskseq && device.partition === node.partition
+      if (same && rdev === ((device.minor & 0xff) | (device.major << 8))) return
+    }
+    this.wrong('a caller may open what is not pinned', bytes)
+  }
+
+  private checkDirents({ room, cookie }: Waiting, payload: Buffer, bytes: Buffer): void {
+    if (payload.length > room) return void this.wrong('more directory entries than there is room for', bytes)
+    let last = cookie
+    for (let at = 0; at < payload.length; ) {
+      const length = payload.readUInt32LE(at + 16)
+      const name = payload.toString('latin1', at + 24, at + 24 + length)
+      const next = payload.readBigUInt64LE(at + 8)
+      if (next <= last) return void this.wrong('directory entries out of order', bytes)
+      if (name !== '.' && name !== '..' && parseName(name) === undefined) return void this.wrong('a directory entry that is no name', bytes)
+      last = next
+      at += (24 + length + 7) & ~7
+    }
+  }
+
+  private wrong(what: string, bytes?: Uint8Array): number {
+    const shown = bytes === undefined ? '' : `: ${Buffer.from(bytes.subarray(0, 160)).toString('hex')}`
+    this.failure ??= new Error(what + shown)
+    return -E.EINVAL
+  }
+
+  // What happens to the world.
+
+  private addDisk(i: number): void {
+    const diskseq = this.nextDiskSeq++
+    const kname = i % 2 === 0 ? `loop${i}` : `sd${String.fromCharCode(97 + i)}`
+    const common = { bound: true, errno: 0, mood: 'prompt' as const, removable: i === 3 }
+    this.disks.push({ ...common, kname, major: 7, minor: i, partition: 0, diskseq, xattrs: new Map() })
+    for (let p = 1; p <= PARTITIONS; p++) {
+      const partition = i % 2 === 0 ? `${kname}p${p}` : `${kname}${p}`
+      this.disks.push({ ...common, kname: partition, major: 259, minor: 16 * i + p, partition: p, diskseq, xattrs: new Map() })
+    }
+  }
+
+  private family(i: number): Disk[] {
+    const disk = this.disks.find(({ partition, minor }) => partition === 0 && minor === i)
+    return this.disks.filter(({ diskseq }) => diskseq === disk?.diskseq)
+  }
+
+  private removeDisk(i: number): string[] {
+    const family = this.family(i)
+    this.disks = this.disks.filter((disk) => !family.includes(disk))
+    return family.map(({ kname }) => kname)
+  }
+
+  private happen(step: Buffer): void {
+    const [, what = 0, a = 0, b = 0, d = 0] = step
+    const i = a % DISKS
+    const disk = this.disks[a % Math.max(1, this.disks.length)]
+    switch (what % 16) {
+      case 1:
+        return this.registry.changed(new Set(this.removeDisk(i)))
+      case 2: {
+        const gone = this.removeDisk(i)
+        this.addDisk(i)
+        return this.registry.changed(new Set([...gone, ...this.family(i).map(({ kname }) => kname)]))
+      }
+      case 3: {
+        // A change of medium, without an event.
+        const diskseq = this.nextDiskSeq++
+        for (const each of this.family(i)) each.diskseq = diskseq
+        return
+      }
+      case 4:
+        if (disk !== undefined) disk.errno = b % 3 === 0 ? 0 : ([E.EIO, E.ENXIO, ENOMEDIUM, E.EBUSY, E.EMFILE][d % 5] as number)
+        return
+      case 5:
+        if (disk !== undefined) disk.mood = (['prompt', 'late', 'never', 'another'] as const)[b % 4] as Disk['mood']
+        return
+      case 6:
+        this.writeErrno = [E.ENOENT, E.ENOENT, E.ENODEV, E.EINVAL][b % 4] as number
+        return
+      case 7:
+        this.nodeErrno = [E.EMFILE, E.ENOENT, E.ENOMEM][b % 3] as number
+        return
+      case 8:
+        this.doing[a % TIDS] = b % CALLS.length
+        return
+      case 9:
+        if (disk !== undefined) {
+          const nonsense = ['', 'DISKSEQ=0\n', 'MAJOR=x\n', '\0'.repeat(99), `MAJOR=7\nMINOR=0\nDEVNAME=loop0\nDEVTYPE=disk\nDISKSEQ=${13 + d}\n`]
+          if (b % 2 === 0) delete disk.nonsense
+          else disk.nonsense = nonsense[d % nonsense.length] as string
+        }
+        return
+      case 10:
+        this.scanErrno = E.EMFILE
+        return this.registry.lost()
+      case 11:
+        return this.registry.changed(new Set([disk?.kname ?? 'x', String.fromCharCode(b, d)]))
+      case 12:
+        for (const node of this.nodes) if (d % 2 === 0) this.reaper.opened(node)
+        return
+      case 13:
+        for (const node of this.nodes) this.reaper.closed(node)
+        return
+      case 14:
+        return this.reaper.lostTrack()
+      case 15:
+        if (disk !== undefined) disk.bound = b % 2 === 0
+        return
+      default:
+        return
+    }
+  }
+
+  // The kernel, as the addon calls it.
+
+  private open(file: File): number {
+    const fd = this.nextFd++
+    this.files.set(fd, file)
+    return fd
+  }
+
+  private text(path: string): string | number {
+    const proc = /^\/proc\/(\d+)\/(\w+)$/.exec(path)
+    if (proc !== null) {
+      const i = Number(proc[1]) - TID_FIRST
+      if (this.calm || i < 0 || i >= TIDS) return -E.ENOENT
+      if (proc[2] === 'syscall') return CALLS[this.doing[i] as number] as string
+      if (proc[2] === 'comm') return i === 1 ? '(udev-worker)\n' : 'x\n'
+      if (proc[2] === 'status') return i === 2 ? 'garbage' : `Name:\tx\nGroups:\t${i === 3 ? NODE_GROUP : 5} \nCapEff:\t0000000000000000\n`
+      return -E.ENOENT
+    }
+    const sys = /^\/sys\/class\/block\/([^/]*)\/(.*)$/.exec(path)
+    const disk = this.disks.find(({ kname }) => kname === sys?.[1])
+    if (disk === undefined) return -E.ENOENT
+    if (sys?.[2] === 'uevent') return disk.nonsense ?? ueventText(disk)
+    if (sys?.[2] === 'loop/backing_file') return disk.bound ? '/tmp/disk\n' : -E.ENOENT
+    return sys?.[2]?.endsWith('removable') ? (disk.removable ? '1\n' : '0\n') : -E.ENOENT
+  }
+
+  private fill(into: Uint8Array, text: string | number): number {
+    if (typeof text === 'number') return text
+    return Buffer.from(text, 'latin1').copy(into)
+  }
+
+  private device(fd: number): Disk | undefined {
+    const file = this.files.get(fd)
+    return file?.kind === 'device' ? file.device : undefined
+  }
+
+  private queue(fd: number): Message[] | undefined {
+    const file = this.files.get(fd)
+    return file?.kind === 'socket' ? file.queue : undefined
+  }
+
+  private native(): Native {
+    const world = this
+    const byName = (name: string) => this.disks.find(({ kname }) => kname === name)
+    const calls: Partial<Native> = {
+      Poll: class {
+        constructor(_: number, ready: () => void) {
+          world.ready = ready
+        }
+        close() {
+          world.ready = () => {}
+        }
+      },
+      read: (_, into) => {
+        const next = this.reads.shift()
+        if (next === undefined) return -E.EAGAIN
+        into.set(next)
+        return next.length
+      },
+      write: (_, from, length) => this.answered(Buffer.from(from.slice(0, length))),
+      close: (fd) => {
+        if (fd !== FUSE_FD && !this.files.delete(fd)) this.wrong(`descriptor ${fd} was closed, and is not open`)
+        return 0
+      },
+      readFile: (path, into) => this.fill(into, this.text(path)),
+      openFile: (path) => {
+        const text = this.text(path)
+        return typeof text === 'number' ? text : this.open({ kind: 'text', tid: Number(path.split('/')[2]) })
+      },
+      readAgain: (fd, into) => {
+        const file = this.files.get(fd)
+        return file?.kind === 'text' ? this.fill(into, this.text(`/proc/${file.tid}/syscall`)) : -E.EBADF
+      },
+      openNode: (_, name) => {
+        const errno = this.nodeErrno
+        this.nodeErrno = 0
+        const device = byName(name)
+        return errno !== 0 ? -errno : device === undefined ? -E.ENOENT : this.open({ kind: 'device', device: { ...device, diskseq: 0n } })
+      },
+      fstat: (fd, into) => {
+        const device = this.device(fd)
+        if (device === undefined) return -E.EBADF
+        into[STAT.MODE] = S_IFBLK | 0o660
+        into[STAT.UID] = 0
+        into[STAT.GID] = NODE_GROUP
+        into[STAT.RDEV_MAJOR] = device.major
+        into[STAT.RDEV_MINOR] = device.minor
+        return 0
+      },
+      fchmod: () => 0,
+      fchown: () => 0,
+      futimens: (_, ...times) => (times.every(Number.isFinite) ? 0 : -E.EINVAL),
+      getxattr: (fd, name, into) => {
+        const value = this.device(fd)?.xattrs.get(name)
+        if (value === undefined) return -E.ENODATA
+        if (into.length > 0) into.set(value)
+        return value.length
+      },
+      listxattr: (fd, into) => {
+        const names = Buffer.from([...(this.device(fd)?.xattrs.keys() ?? [])].map((name) => `${name}\0`).join(''), 'latin1')
+        if (into.length > 0) into.set(names)
+        return names.length
+      },
+      setxattr: (fd, name, value) => {
+        if (name === '') return -E.ERANGE
+        this.device(fd)?.xattrs.set(name, value)
+        return 0
+      },
+      removexattr: (fd, name) => (this.device(fd)?.xattrs.delete(name) ? 0 : -E.ENODATA),
+      openDevice: (_, name, __, ___, done) => {
+        const finish = () => {
+          const device = byName(name)
+          const errno = device === undefined ? E.ENXIO : device.errno
+          if (device === undefined || errno !== 0) return done(errno, -1, 0, 0, 0n, '')
+          if (device.kname.startsWith('loop') && !device.bound) return done(E.ENXIO, -1, 0, 0, 0n, '')
+          const shown = device.mood === 'another' ? (this.disks[0] ?? device) : device
+          done(0, this.open({ kind: 'device', device }), device.major, device.minor, shown.diskseq, ueventText(shown))
+        }
+        const mood = byName(name)?.mood
+        if (this.calm || mood === 'prompt' || mood === 'another' || mood === undefined) setImmediate(finish)
+        else if (mood === 'late') setTimeout(finish, 5)
+        else this.never.push(finish)
+      },
+      closeDevice: (fd, done) => {
+        if (this.device(fd) === undefined || !this.files.delete(fd)) this.wrong(`device ${fd} was closed, and is not open`)
+        setImmediate(done)
+      },
+      diskseq: (fd) => this.device(fd)?.diskseq ?? -E.EBADF,
+      scanBlock: (_, done) => {
+        const errno = this.scanErrno
+        this.scanErrno = 0
+        const list = errno !== 0 ? [] : this.disks.flatMap((disk) => [disk.kname, disk.nonsense ?? ueventText(disk), disk.bound || !disk.kname.startsWith('loop')])
+        setImmediate(done, errno, list, 0)
+      },
+      prune: (_, done) => void setImmediate(done, 0),
+      selfSocket: () => this.open({ kind: 'socket', queue: this.addSocket() }),
+      sendDescriptors: (fd, text, fds) => {
+        const files = fds.map((each) => this.files.get(each))
+        if (files.includes(undefined)) this.wrong('a descriptor was sent that is not open')
+        this.queue(fd)?.push({ text: Buffer.from(text), files: files as File[] })
+        return text.length
+      },
+      receiveDescriptors: (fd, into, peek) => {
+        const queue = this.queue(fd)
+        const message = peek ? queue?.[0] : queue?.shift()
+        if (message === undefined) return -E.EAGAIN
+        return [message.text.copy(into), ...message.files.map((file) => this.open(file))]
+      },
+      syscalls: real.syscalls,
+      O_PATH: real.O_PATH,
+      UTIME_NOW: real.UTIME_NOW,
+      UTIME_OMIT: real.UTIME_OMIT,
+    }
+    return calls as Native
+  }
+
+  private addSocket(): Message[] {
+    const queue: Message[] = []
+    this.sockets.push(queue)
+    return queue
+  }
+
+  /** Malformed requests may be complained of. What was not expected is a failure. */
+  private log(): Logger {
+    const error = (fields: { err?: unknown }, text?: string) => {
+      if (fields.err !== undefined) this.failure ??= new Error(`${text}: ${(fields.err as Error).stack}`)
+    }
+    return { error, warn() {}, info() {}, debug() {} } as unknown as Logger
+  }
+
+  // The end.
+
+  /** Lets the daemon come to what waits for the event loop. */
+  async step(): Promise<void> {
+    await turn()
+    await turn()
+  }
+
+  private async until(done: () => boolean, what: () => string): Promise<void> {
+    const began = performance.now()
+    while (!done()) {
+      if (performance.now() - began > HANG_MS) throw new Error(`hangs: ${what()}`)
+      await sleep(1)
+    }
+  }
+
+  /** What is left of a daemon that dies now. */
+  die(): Legacy {
+    const { layout } = real
+    const memory = new ArrayBuffer(STATE_SIZE)
+    // What is beyond has not been touched by as few requests as that.
+    for (const [start, size] of [
+      [0, layout.STATE_SMALL_AT + 256 * layout.STATE_SMALL_SIZE],
+      [layout.STATE_BIG_AT, 4 * layout.STATE_BIG_SIZE],
+      [layout.STATE_PINS_AT, 256 * layout.STATE_PIN_SIZE],
+    ] as const) {
+      new Uint8Array(memory, start, size).set(new Uint8Array(this.memory, start, size))
+    }
+    return {
+      memory,
+      disks: this.disks,
+      sockets: this.sockets.map((queue) => [...queue]),
+      counts: new Map(this.counts),
+      waiting: new Map([...this.waiting].map(([unique, waiting]) => [unique, [...waiting]])),
+      damaged: false,
+    }
+  }
+
+  /** Everybody gets an answer, the kernel forgets everything: then nothing must be left. */
+  async end(): Promise<void> {
+    this.calm = true
+    this.writeErrno = this.nodeErrno = 0
+    for (const disk of this.disks) disk.mood = 'prompt'
+    const finish = () => this.never.splice(0).forEach((start) => start())
+    await this.until(
+      () => (finish(), (this.options.from?.damaged ?? false) || this.waiting.size === 0),
+      () => `${this.waiting.size} requests without an answer, the first of opcode ${[...this.waiting.values()][0]?.[0]?.opcode}`,
+    )
+    await this.until(() => this.hidden(this.session, 'pending') === 0, () => 'requests are pending')
+    if (this.options.from === undefined) {
+      for (const node of this.nodes) {
+        if (BigInt(node.nlookup) !== (this.counts.get(node.id) ?? 0n)) this.wrong(`node ${node.name} counts ${node.nlookup} lookups, the kernel ${this.counts.get(node.id)}`)
+      }
+    }
+    for (const node of this.nodes) if (node.inherited) this.counts.set(node.id, 1n << 40n)
+    for (const [id, count] of this.counts) this.tree.forget(id, count)
+    for (const handle of this.handles) this.tree.releasedir(handle)
+    await this.until(
+      () => (finish(), this.nodes.size === 0 && this.opener.count === 0),
+      () => {
+        const nodes = [...this.nodes].map(({ name, attempts, pin, nlookup, inherited }) => ({ name, attempts, pinned: pin !== undefined, nlookup, inherited }))
+        return `left: ${JSON.stringify(nodes)}, ${this.opener.count} devices`
+      },
+    )
+    const left = {
+      links: this.hidden(this.tree, 'links'),
+      listings: this.hidden(this.tree, 'listings'),
+      requests: this.inUse('small') + this.inUse('big'),
+      pins: this.options.from?.damaged ? 0 : this.inUse('pins'),
+    }
+    for (const [what, count] of Object.entries(left)) if (count > 0) this.wrong(`${count} ${what} are left`)
+    // Pins that nobody could be found for are let go of after the hold.
+    if (this.options.from !== undefined) await sleep(25)
+    this.close()
+    await this.step()
+    const open = [...this.files.values()].filter(({ kind }) => kind !== 'other')
+    if (open.length > 0) this.wrong(`${open.length} descriptors are left: ${open.map(({ kind }) => kind)}`)
+    if (this.failure !== undefined) throw this.failure
+  }
+
+  close(): void {
+    this.calm = true
+    this.never.splice(0).forEach((start) => start())
+    this.reaper.close()
+    this.intents.close()
+    this.registry.close()
+    this.session.close()
+    this.vault.close()
+  }
+
+  private hidden(of: object, field: string): number {
+    return (of as Record<string, { size: number }>)[field]?.size ?? 0
+  }
+
+  private inUse(field: string): number {
+    return (this.state as unknown as Record<string, { inUse(): number[] }>)[field]?.inUse().length ?? 0
+  }
+}
+
+function ueventText({ kname, major, minor, diskseq, partition }: Disk): string {
+  const type = partition === 0 ? 'DEVTYPE=disk' : `DEVTYPE=partition\nPARTN=${partition}`
+  return `MAJOR=${major}\nMINOR=${minor}\nDEVNAME=${kname}\n${type}\nDISKSEQ=${diskseq}\n`
+}
+
