@@ -63,8 +63,10 @@ export class Access {
     const n = this.native.readFile(`${this.proc}/${tid}/status`, this.buffer)
     if (n <= 0) return undefined
     const text = this.buffer.toString('latin1', 0, n)
-    const groups = /^Groups:\s*([\d ]*)$/m.exec(text)?.[1]
-    const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(text)?.[1]
+    // A line ends with a line feed and nothing else: the thread's name, which it
+    // chooses itself, may hold whatever JavaScript also takes for an end ("\r").
+    const groups = /\nGroups:\t((?:\d+ )*) ?\n/.exec(text)?.[1]
+    const effective = /\nCapEff:\t([0-9a-f]{16})\n/.exec(text)?.[1]
     if (groups === undefined || effective === undefined) return undefined
     const capabilities = BigInt(`0x${effective}`)
     return {

@@ -255,6 +255,16 @@ t.test('a capability to override counts', async (t) => {
   }
 })
 
+t.test('what a thread calls itself is neither a group nor a capability', async (t) => {
+  const { access, task, put } = fakeProc(t)
+  task()
+  // Of a name the kernel escapes "\n" and "\\" only (proc_task_name, fs/proc/array.c, 6.18).
+  for (const comm of [`\rGroups:\t${GROUP}\r`, '\rCapEff:\t2\r', `\\nGroups:\t${GROUP}`]) {
+    put('status', status().replace(/(?<=^Name:\t)[^\n]*/, comm))
+    t.equal(access.mayOpen(caller, DISK), false, JSON.stringify(comm))
+  }
+})
+
 t.test("in a user namespace of one's own only over ids that exist there", async (t) => {
   const { access, task, put, remove } = fakeProc(t)
   task(2)

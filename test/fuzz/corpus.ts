@@ -33,4 +33,20 @@ export async function smaller(surface: Surface, input: Input): Promise<Input> {
   return best
 }
 
-export const CASES: readonly Case[] = []
+export const CASES: readonly Case[] = [
+  {
+    surface: '/proc/TID/status',
+    about: 'a thread that calls itself a member of the group of the disk',
+    pieces: ['4e616d653a090d47726f7570733a09360d0a53746174653a09532028736c656570696e67290a47726f7570733a09363130303120200a4361704566663a09303030303030303030303030303030300a436170426e643a09303030303031666666666666666666660a'],
+  },
+  {
+    surface: '/proc/TID/status',
+    about: 'a thread that calls itself capable',
+    pieces: ['4e616d653a090d4361704566663a09320d0a53746174653a09532028736c656570696e67290a47726f7570733a09363130303120200a4361704566663a09303030303030303030303030303030300a436170426e643a09303030303031666666666666666666660a'],
+  },
+  {
+    surface: '/proc/TID/status',
+    about: 'capabilities that are cut off',
+    pieces: ['4e616d653a09780a53746174653a09532028736c656570696e67290a47726f7570733a09363130303120200a4361704566663a093030'],
+  },
+]
