@@ -107,6 +107,12 @@ const INSPECTING = [
   'rmdir',
 ]
 
+/**
+ * "257 0xffffff9c 0x7ffd... 0x80000 0x0 0x0 0x0 SP PC\n", or "-1 SP PC\n" outside of
+ * a call, as proc_pid_syscall writes it (fs/proc/base.c). Anything else is garbage.
+ */
+const LINE = /^(-1|0|[1-9]\d*)((?: 0x[0-9a-f]{1,16}){2}|(?: 0x[0-9a-f]{1,16}){8})\n$/
+
 type Syscalls = Pick<
   Native,
   'readFile' | 'openFile' | 'readAgain' | 'close' | 'syscalls' | 'O_PATH'
@@ -175,8 +181,8 @@ export class Intents {
     const n = this.native.readFile(`${this.proc}/${tid}/syscall`, this.buffer)
     if (n === -E.ENOENT || n === -E.ESRCH) return false
     const line = this.buffer.toString('latin1', 0, Math.max(0, n))
-    if (n <= 0 || line.startsWith('running') || number === -1) return true
-    return Number.parseInt(line, 10) === number
+    const now = LINE.exec(line)?.[1]
+    return now === undefined || number === -1 || Number(now) === number
   }
 
   /**
@@ -208,13 +214,11 @@ export class Intents {
     return n > 0 ? this.buffer.toString('latin1', 0, n) : undefined
   }
 
-  /** "257 0xffffff9c 0x7ffd... 0x80000 0x0 0x0 0x0 SP PC\n", or "-1 SP PC\n" outside of a call. */
   private parse(line: string): Call {
-    const fields = line.trimEnd().split(' ')
-    if (fields.length !== 9) return UNKNOWN
+    const fields = LINE.test(line) ? line.trimEnd().split(' ') : []
     const number = Number(fields[0])
     const pc = Number(fields[8])
-    if (!Number.isInteger(number) || !(pc >= FOUR_GIB)) return UNKNOWN
+    if (fields.length !== 9 || pc < FOUR_GIB) return UNKNOWN
     if (this.inspecting.has(number)) return { intent: 'inspect', number }
     const flagsAt = this.opening.get(number)
     if (flagsAt === undefined) return { intent: 'unknown', number }

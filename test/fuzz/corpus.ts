@@ -49,4 +49,24 @@ export const CASES: readonly Case[] = [
     about: 'capabilities that are cut off',
     pieces: ['4e616d653a09780a53746174653a09532028736c656570696e67290a47726f7570733a09363130303120200a4361704566663a093030'],
   },
+  {
+    surface: '/proc/TID/syscall',
+    about: 'an address that is none',
+    pieces: ['3420307830203078302030783020307830203078302030783020307837666664316132623363343820496e66696e6974790a'],
+  },
+  {
+    surface: '/proc/TID/syscall',
+    about: 'a call that is no number',
+    pieces: ['3078342030783020307830203078302030783020307830203078302030783766666431613262336334382030783766313264346535613662370a'],
+  },
+  {
+    surface: '/proc/TID/syscall',
+    about: 'garbage is no proof that a call is over',
+    pieces: ['78'],
+  },
+  {
+    surface: '/proc/TID/syscall',
+    about: 'a line that is cut off',
+    pieces: ['34203078302030783020307830203078302030783020307830203078376666643161326233633438203078376631326434653561366237'],
+  },
 ]

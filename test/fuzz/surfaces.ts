@@ -318,7 +318,7 @@ export const sysfs: Surface = single('sysfs', make.sysfsText, (bytes) => {
 const big = (_: string, value: unknown) => (typeof value === 'bigint' ? String(value) : value)
 
 const TID = 4711
-const LINE = /^(-?(?:0|[1-9]\d*))((?: 0x[0-9a-f]{1,16}){6}) 0x[0-9a-f]{1,16} 0x([0-9a-f]{1,16})\n$/
+const LINE = /^(-1|0|[1-9]\d*)((?: 0x[0-9a-f]{1,16}){6}) 0x[0-9a-f]{1,16} 0x([0-9a-f]{1,16})\n$/
 const OUTSIDE = /^-1 0x[0-9a-f]{1,16} 0x[0-9a-f]{1,16}\n$/
 const { syscalls, O_PATH } = real
 const OPEN: Readonly<Record<number, number>> = {
