@@ -46,7 +46,7 @@ export class ServiceManager implements DescriptorStore {
     }
     if (NOTIFY_SOCKET === undefined) return undefined
     const watched = WATCHDOG_PID === undefined || WATCHDOG_PID === String(process.pid)
-    const kept = LISTEN_PID === String(process.pid) ? descriptors(Number(LISTEN_FDS), LISTEN_FDNAMES ?? '') : new Map()
+    const kept = LISTEN_PID === String(process.pid) ? descriptors(LISTEN_FDS ?? '', LISTEN_FDNAMES ?? '') : new Map()
     return new ServiceManager(native, log, NOTIFY_SOCKET, watched ? Number(WATCHDOG_USEC ?? 0) : 0, kept)
   }
 
@@ -85,8 +85,9 @@ export class ServiceManager implements DescriptorStore {
   }
 }
 
-/** sd_listen_fds_with_names(3) */
-function descriptors(count: number, names: string): Descriptors {
+/** sd_listen_fds_with_names(3). Beyond their number lie descriptors of our own: one that makes no sense is 0. */
+function descriptors(fds: string, names: string): Descriptors {
+  const count = /^\d{1,9}$/.test(fds) ? Number(fds) : 0
   const found = new Map<string, number[]>()
   names.split(':').forEach((name, i) => {
     if (i >= count) return

@@ -104,4 +104,7 @@ t.test('what it has kept for us comes with its name', async (t) => {
   t.equal(others?.kept.size, 0, "another process's are none of ours")
   const fewer = ofThisProcess(t, socket(), { ...listen, LISTEN_FDS: '1' })
   t.strictSame([...(fewer?.kept ?? [])], [['pins', [3]]], 'more names than descriptors')
+  for (const LISTEN_FDS of ['', 'x', '-1', '0x2', '1e1', 'Infinity']) {
+    t.equal(ofThisProcess(t, socket(), { ...listen, LISTEN_FDS })?.kept.size, 0, `"${LISTEN_FDS}" is no number of descriptors`)
+  }
 })

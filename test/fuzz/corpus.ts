@@ -69,4 +69,14 @@ export const CASES: readonly Case[] = [
     about: 'a line that is cut off',
     pieces: ['34203078302030783020307830203078302030783020307830203078376666643161326233633438203078376631326434653561366237'],
   },
+  {
+    surface: 'LISTEN_FDS',
+    about: 'a number that is none hands over descriptors that are our own',
+    pieces: ['780a667573653a70696e73'],
+  },
+  {
+    surface: 'LISTEN_FDS',
+    about: 'no number at all',
+    pieces: ['0a70696e73'],
+  },
 ]
