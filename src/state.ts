@@ -258,13 +258,18 @@ export class SharedState {
     this.pins.give(index)
   }
 
+  /** How many callers are written down; an earlier daemon's word for it may be anything. */
+  private callers(at: number): number {
+    return Math.min(this.view.getUint32(at + COUNT_AT, true), CALLERS_MAX)
+  }
+
   /** Before the caller is answered. A thread is in one call at a time: the last one counts. */
   pinnedFor(index: number, caller: PinnedCaller, lingers: boolean): void {
     if (index < 0) return
     const { view } = this
     const at = this.pins.at(index)
     if (lingers) view.setUint32(at + LINGERS_AT, 1, true)
-    const count = view.getUint32(at + COUNT_AT, true)
+    const count = this.callers(at)
     let i = 0
     while (i < count && view.getUint32(at + CALLERS_AT + i * CALLER_SIZE, true) !== caller.tid) i++
     if (i === CALLERS_MAX || caller.tid === 0) return view.setUint32(at + MORE_AT, 1, true)
@@ -280,7 +285,7 @@ export class SharedState {
     if (index < 0) return
     const { view } = this
     const at = this.pins.at(index)
-    for (let i = view.getUint32(at + COUNT_AT, true) - 1; i >= 0; i--) {
+    for (let i = this.callers(at) - 1; i >= 0; i--) {
       const entry = at + CALLERS_AT + i * CALLER_SIZE
       // A call that no thread is in.
       if (view.getUint32(entry, true) === tid) view.setInt32(entry + 4, NO_CALL, true)
@@ -292,7 +297,7 @@ export class SharedState {
     return this.pins.inUse().map((index) => {
       const at = this.pins.at(index)
       const callers: PinnedCaller[] = []
-      for (let i = 0; i < Math.min(view.getUint32(at + COUNT_AT, true), CALLERS_MAX); i++) {
+      for (let i = 0; i < this.callers(at); i++) {
         const entry = at + CALLERS_AT + i * CALLER_SIZE
         callers.push({
           tid: view.getUint32(entry, true),

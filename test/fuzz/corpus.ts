@@ -79,4 +79,14 @@ export const CASES: readonly Case[] = [
     about: 'no number at all',
     pieces: ['0a70696e73'],
   },
+  {
+    surface: 'shared memory',
+    about: 'a pin with more callers than it has room for',
+    pieces: ['184133000445000000'],
+  },
+  {
+    surface: 'shared memory',
+    about: 'a pin with so many callers that they would lie beyond the memory',
+    pieces: ['1841330004ffffffff'],
+  },
 ]
