@@ -71,7 +71,8 @@ export class Vault {
 
   /** Closes the sockets; what is in them stays with whoever has them too. */
   close(): void {
-    for (const socket of this.sockets) this.native.close(socket)
+    // Not of places that have none.
+    this.sockets.forEach((socket) => this.native.close(socket))
     this.sockets.length = 0
   }
 
@@ -81,12 +82,13 @@ export class Vault {
     const records = new Map(this.state.pinRecords().map((record) => [record.index, record]))
     const kept: KeptPin[] = []
     for (const socket of sockets) {
-      const [length, fd] = this.look(socket)
-      const place = length > 0 ? Number(Buffer.from(this.buffer.subarray(0, length)).toString()) : -1
-      const record = records.get(place)
-      if (fd === undefined || record === undefined || this.sockets[place] !== undefined) {
-        if (fd !== undefined) this.native.close(fd)
-        if (length > 0) this.take(socket)
+      const [text, fds] = this.look(socket)
+      const place = Number(text)
+      const record = text === String(place) ? records.get(place) : undefined
+      const [fd] = fds
+      if (fd === undefined || fds.length > 1 || record === undefined || this.sockets[place] !== undefined) {
+        for (const each of fds) this.native.close(each)
+        while (this.take(socket)) continue
         empty.push(socket)
         continue
       }
@@ -114,13 +116,18 @@ export class Vault {
     return this.sockets[place] ?? -1
   }
 
-  private look(socket: number): [number, number | undefined] {
+  private look(socket: number): [text: string, fds: number[]] {
     const found = this.native.receiveDescriptors(socket, this.buffer, true)
-    return typeof found === 'number' ? [found, undefined] : [found[0] as number, found[1]]
+    if (typeof found === 'number') return ['', []]
+    const [length, ...fds] = found
+    return [Buffer.from(this.buffer.subarray(0, length)).toString(), fds]
   }
 
-  private take(socket: number): void {
+  /** @returns false where nothing was waiting */
+  private take(socket: number): boolean {
     const found = this.native.receiveDescriptors(socket, this.buffer, false)
-    if (typeof found !== 'number') for (const fd of found.slice(1)) this.native.close(fd)
+    if (typeof found === 'number') return false
+    for (const fd of found.slice(1)) this.native.close(fd)
+    return true
   }
 }

@@ -89,4 +89,29 @@ export const CASES: readonly Case[] = [
     about: 'a pin with so many callers that they would lie beyond the memory',
     pieces: ['1841330004ffffffff'],
   },
+  {
+    surface: 'vault',
+    about: 'a socket of the last of several pins, and none of the others',
+    pieces: ['01010132'],
+  },
+  {
+    surface: 'vault',
+    about: 'a place that is no number in decimal',
+    pieces: ['010103307831'],
+  },
+  {
+    surface: 'vault',
+    about: 'a message without a text, which nobody took out',
+    pieces: ['020100010131'],
+  },
+  {
+    surface: 'vault',
+    about: 'more than one descriptor',
+    pieces: ['01030130'],
+  },
+  {
+    surface: 'vault',
+    about: 'several messages that are no pins',
+    pieces: ['0301017802000000'],
+  },
 ]
