@@ -36,6 +36,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -252,6 +253,13 @@ static void tick(void) {
   }
 }
 
+// Anything else might block, or end this process with a signal.
+static bool is_fuse(int fd) {
+  struct stat file;
+  return fstat(fd, &file) == 0 && S_ISCHR(file.st_mode) && file.st_rdev == makedev(10, 229) &&
+         (fcntl(fd, F_GETFL) & O_NONBLOCK);
+}
+
 // A daemon says which mount it serves, and hands over two descriptors.
 static void welcome(int listener) {
   struct daemon next = {.fuse = -1, .process = -1};
@@ -267,10 +275,12 @@ static void welcome(int listener) {
   struct msghdr message = {
       .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
   ssize_t n = recvmsg(next.connection, &message, MSG_CMSG_CLOEXEC);
-  struct cmsghdr *header = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+  struct cmsghdr *header = n >= 0 ? CMSG_FIRSTHDR(&message) : NULL;
   int fds[2] = {-1, -1};
-  if (header && header->cmsg_type == SCM_RIGHTS && header->cmsg_len == CMSG_LEN(sizeof fds))
-    memcpy(fds, CMSG_DATA(header), sizeof fds);
+  // However few there are: they are this process's now. There is no room for more.
+  if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
+    memcpy(fds, CMSG_DATA(header), header->cmsg_len - CMSG_LEN(0));
+  bool whole = n > 0 && !(message.msg_flags & (MSG_TRUNC | MSG_CTRUNC));
   struct ucred peer;
   socklen_t length = sizeof peer;
   struct stat state;
@@ -282,7 +292,8 @@ static void welcome(int listener) {
   if (memory != MAP_FAILED) next.state = memory;
   uint32_t version = 0;
   if (next.state) memcpy(&version, next.state + STATE_VERSION_AT, sizeof version);
-  if (version == STATE_VERSION && getsockopt(next.connection, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0)
+  if (whole && version == STATE_VERSION && is_fuse(next.fuse) &&
+      getsockopt(next.connection, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0)
     next.process = (int)syscall(SYS_pidfd_open, peer.pid, 0);
   if (next.process < 0) {
     say("a daemon that cannot be understood was sent away", "");
