@@ -14,7 +14,7 @@ import {
 } from './abi.js'
 import type { DeviceNodes, NodeStat } from './devnode.js'
 import { type DiskSeq, linkName, nodeId, nodeName, parseName, parseNodeId, waitingId } from './diskseq.js'
-import { E, EOPNOTSUPP } from './errno.js'
+import { E, EOPNOTSUPP, Exhausted } from './errno.js'
 import type { Attempt, Gate } from './gate.js'
 import type { Intents } from './intent.js'
 import type { Node, NodeTable } from './node.js'
@@ -312,16 +312,21 @@ export class Tree implements TreeOperations {
     // Only device nodes have any. (Not EOPNOTSUPP: to the kernel, asking for
     // the root's ACL, that would be a reason to deny access.)
     if (node === undefined) return reply.error(E.ENODATA)
-    const device = this.registry.find(node.name)
-    const value =
-      node.pin !== undefined
-        ? read(node.pin.fd)
-        : device !== undefined && this.sysfs.shows(device)
-          ? this.devnodes.with(device, read)
-          : undefined
+    const value = this.readFrom(node, read)
     if (value === undefined) return reply.error(E.ENOENT)
     if (typeof value === 'number') return reply.error(value)
     this.sized(value, size, reply)
+  }
+
+  private readFrom(node: Node, read: (fd: number) => Uint8Array | number): Uint8Array | number | undefined {
+    if (node.pin !== undefined) return read(node.pin.fd)
+    try {
+      const device = this.registry.find(node.name)
+      return device !== undefined && this.sysfs.shows(device) ? this.devnodes.with(device, read) : undefined
+    } catch (error) {
+      if (!(error instanceof Exhausted)) throw error
+      return E.EIO
+    }
   }
 
   private sized(value: Uint8Array, size: number, reply: Reply): void {

@@ -114,4 +114,9 @@ export const CASES: readonly Case[] = [
     about: 'several messages that are no pins',
     pieces: ['0301017802000000'],
   },
+  {
+    surface: 'FUSE requests',
+    about: 'no descriptor is left for a look at xattrs',
+    pieces: ['0108d65017', '015752968c', '002d000000010000004e0b000000000000010000000000000061ea00000000000062120000000000003136703100', '003000000017000000840b0000000000000200010000000000ffffffffe80300005d120000000000000000000000000000'],
+  },
 ]
