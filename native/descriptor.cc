@@ -98,13 +98,16 @@ static Napi::Value Fstat(const Napi::CallbackInfo& info) {
   struct stat st;
   if (fstat(IntArg(info, 0), &st) < 0) return Result(info.Env(), -1);
   auto array = info[1].As<Napi::Float64Array>();
-  double* out = array.Data();
   const double fields[] = {
       double(st.st_mode),        double(st.st_uid),          double(st.st_gid),
       double(st.st_nlink),       double(major(st.st_rdev)),  double(minor(st.st_rdev)),
       double(st.st_atim.tv_sec), double(st.st_atim.tv_nsec), double(st.st_mtim.tv_sec),
       double(st.st_mtim.tv_nsec), double(st.st_ctim.tv_sec), double(st.st_ctim.tv_nsec)};
-  std::copy(std::begin(fields), std::end(fields), out);
+  if (array.ElementLength() < std::size(fields)) {
+    errno = EINVAL;
+    return Result(info.Env(), -1);
+  }
+  std::copy(std::begin(fields), std::end(fields), array.Data());
   return Result(info.Env(), 0);
 }
 

@@ -40,6 +40,11 @@ Napi::Value UeventOpen(const Napi::CallbackInfo& info) {
 // size of the message.
 Napi::Value UeventReceive(const Napi::CallbackInfo& info) {
   Bytes out = BytesArg(info, 1);
+  auto from = info[2].As<Napi::Uint32Array>();
+  if (from.ElementLength() < 3) {
+    errno = EINVAL;
+    return Result(info.Env(), -1);
+  }
   struct sockaddr_nl sender = {};
   struct iovec iov = {out.data, out.size};
   struct msghdr message = {};
@@ -49,7 +54,6 @@ Napi::Value UeventReceive(const Napi::CallbackInfo& info) {
   message.msg_iovlen = 1;
   ssize_t n = recvmsg(IntArg(info, 0), &message, MSG_DONTWAIT);
   if (n < 0) return Result(info.Env(), n);
-  uint32_t* from = info[2].As<Napi::Uint32Array>().Data();
   from[0] = sender.nl_pid;
   from[1] = sender.nl_groups;
   from[2] = (message.msg_flags & MSG_TRUNC) != 0;
