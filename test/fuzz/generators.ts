@@ -66,6 +66,13 @@ export function name(c: Choices): Buffer {
   return c.oneIn(4) ? mutate(c, bytes, 1) : bytes
 }
 
+/** One that the world is likely to have. */
+function realName(c: Choices): Buffer {
+  const n = diskseq(c)
+  const partition = 1 + c.below(PARTITIONS)
+  return Buffer.from(c.pick([nodeName(n, 0), nodeName(n, 0), nodeName(n, partition), linkName(n, partition)]))
+}
+
 /** Node ids of the world's nodes, and any others. */
 export function anId(c: Choices): bigint {
   if (c.oneIn(8)) return c.u64()
@@ -87,7 +94,7 @@ const UIDS = [0, 1000, 60001, 0xffffffff]
 export const UNIQUE_FIRST = 1000n
 
 const OPCODES = [
-  Opcode.LOOKUP, Opcode.LOOKUP, Opcode.LOOKUP, Opcode.GETATTR, Opcode.GETATTR, Opcode.FORGET, Opcode.BATCH_FORGET,
+  Opcode.LOOKUP, Opcode.LOOKUP, Opcode.LOOKUP, Opcode.LOOKUP, Opcode.LOOKUP, Opcode.LOOKUP, Opcode.GETATTR, Opcode.GETATTR, Opcode.FORGET, Opcode.BATCH_FORGET,
   Opcode.INTERRUPT, Opcode.SETATTR, Opcode.READLINK, Opcode.OPENDIR, Opcode.READDIR, Opcode.READDIR, Opcode.RELEASEDIR,
   Opcode.STATFS, Opcode.GETXATTR, Opcode.SETXATTR, Opcode.LISTXATTR, Opcode.REMOVEXATTR, Opcode.UNLINK,
   Opcode.FSYNCDIR, Opcode.MKDIR, Opcode.RENAME2, Opcode.TMPFILE, Opcode.INIT, Opcode.DESTROY,
@@ -110,6 +117,7 @@ const cat = (...parts: Buffer[]) => Buffer.concat(parts)
 function body(c: Choices, opcode: number, recent: bigint): Buffer {
   switch (opcode) {
     case Opcode.LOOKUP:
+      return cat(c.oneIn(4) ? name(c) : realName(c), Buffer.alloc(1))
     case Opcode.UNLINK:
     case Opcode.MKDIR:
       return cat(name(c), Buffer.alloc(1))

@@ -5,7 +5,7 @@
  */
 import { Random } from './choices.js'
 import { smaller } from './corpus.js'
-import { SURFACES, type Surface } from './surfaces.js'
+import { generate, SURFACES, type Surface } from './surfaces.js'
 
 const [inputs = '10000000', seed = String(Date.now() % 2 ** 31), only] = process.argv.slice(2)
 /** Of all inputs; what takes a world of its own for each comes in smaller numbers. */
@@ -14,7 +14,11 @@ const shown = SURFACES.filter(({ name }) => only === undefined || name === only)
 const shares = shown.map(({ name }) => SHARES[name] ?? 2)
 const all = shares.reduce((sum, share) => sum + share, 0)
 
-const mib = () => (process.memoryUsage.rss() / 2 ** 20).toFixed(1)
+/** Resident memory when garbage is gone. */
+const mib = () => {
+  gc?.()
+  return (process.memoryUsage.rss() / 2 ** 20).toFixed(1)
+}
 let failures = 0
 let uncaught: Error | undefined
 process.on('uncaughtException', (error) => (uncaught ??= error))
@@ -25,7 +29,7 @@ async function fuzz(surface: Surface, count: number, from: number): Promise<numb
   for (let round = 0; done < count; round++) {
     // Each input has a seed of its own, from which it can be made again.
     const c = new Random(from + round)
-    const input = surface.generate(c, surface.pieces)
+    const input = generate(surface, c)
     try {
       await surface.check(input)
       if (uncaught !== undefined) throw uncaught

@@ -11,26 +11,30 @@ import { Intents } from '../../src/intent.js'
 import type { Logger } from '../../src/log.js'
 import { type Native, native as real } from '../../src/native.js'
 import { ServiceManager } from '../../src/service.js'
-import type { FuseSession } from '../../src/session.js'
 import { SharedState, STATE_SIZE } from '../../src/state.js'
 import { type Device, parseDevice, Sysfs } from '../../src/sysfs.js'
 import { UeventSocket } from '../../src/uevent.js'
 import { Vault } from '../../src/vault.js'
 import type { Choices } from './choices.js'
 import * as make from './generators.js'
-import { type Legacy, World } from './world.js'
+import { type Legacy, World, type WorldOptions } from './world.js'
 
 /** One input is one or more pieces; those of most surfaces have one. */
 export type Input = readonly Buffer[]
 
 export interface Surface {
   readonly name: string
-  /** @param length of inputs with more than one piece */
-  generate(c: Choices, length: number): Input
+  /** @param index of the piece in its input */
+  piece(c: Choices, index: number): Buffer
   /** Throws where something does not hold. */
   check(input: Input): void | Promise<void>
   /** How many pieces an input has at most; each counts. */
   readonly pieces: number
+}
+
+/** A whole input. */
+export function generate(surface: Surface, c: Choices): Input {
+  return Array.from({ length: surface.pieces }, (_, i) => surface.piece(c, i))
 }
 
 /** Throws on what must not be. */
@@ -41,22 +45,23 @@ export function must(holds: boolean, what: string): asserts holds {
 const quiet = { error() {}, warn() {}, info() {}, debug() {} } as unknown as Logger
 
 function single(name: string, generate: (c: Choices) => Buffer, check: (bytes: Buffer) => void): Surface {
-  return { name, pieces: 1, generate: (c) => [generate(c)], check: ([bytes]) => check(bytes as Buffer) }
+  return { name, pieces: 1, piece: generate, check: ([bytes]) => check(bytes as Buffer) }
 }
 
 const STEPS_AT_ONCE = 64
 
 /** Episodes of requests, with whatever may happen to disks and callers meanwhile. */
-export function requests(session?: typeof FuseSession): Surface {
+export function requests(twin: WorldOptions = {}): Surface {
   return {
     name: 'FUSE requests',
     pieces: 1000,
-    generate: (c, length) => Array.from({ length }, (_, i) => make.item(c, i)),
+    piece: make.item,
     async check(input) {
-      const world = new World(session === undefined ? {} : { session })
+      const world = new World(twin)
       await world.start()
       await play(world, input)
       await world.end()
+      world.recycle()
     },
   }
 }
@@ -77,7 +82,7 @@ async function play(world: World, input: Input): Promise<void> {
 export const handover: Surface = {
   name: 'hand-over',
   pieces: 24,
-  generate: (c, length) => [c.oneIn(4) ? Buffer.alloc(0) : make.patches(c), ...Array.from({ length }, (_, i) => make.item(c, i))],
+  piece: (c, index) => (index > 0 ? make.item(c, index) : c.oneIn(4) ? Buffer.alloc(0) : make.patches(c)),
   async check([changes = Buffer.alloc(0), ...steps]) {
     const before = new World()
     await before.start()
@@ -90,6 +95,8 @@ export const handover: Surface = {
     await after.start()
     await play(after, steps.slice(half))
     await after.end()
+    before.recycle()
+    after.recycle()
   },
 }
 
@@ -107,14 +114,8 @@ function patch(memory: ArrayBuffer, changes: Buffer): void {
 export function state(make_: (memory: ArrayBuffer) => SharedState = (memory) => new SharedState(memory)): Surface {
   const { layout } = real
   const memory = new ArrayBuffer(STATE_SIZE)
-  // Slots are taken from the front: the rest stays as it is.
-  const clear = () => {
-    new Uint8Array(memory, 0, layout.STATE_SMALL_AT + 32 * layout.STATE_SMALL_SIZE).fill(0)
-    new Uint8Array(memory, layout.STATE_BIG_AT, 16 * layout.STATE_BIG_SIZE).fill(0)
-    new Uint8Array(memory, layout.STATE_PINS_AT, 32 * layout.STATE_PIN_SIZE).fill(0)
-  }
   return single('shared memory', make.patches, (changes) => {
-    clear()
+    clearSlots(memory)
     const first = new SharedState(memory)
     first.mount = { mountpoint: '/dev/disk/by-diskseq', device: '0:53' }
     for (let i = 0; i < 4; i++) first.keep(Buffer.alloc(48, i))
@@ -146,6 +147,16 @@ export function state(make_: (memory: ArrayBuffer) => SharedState = (memory) => 
     const again = new SharedState(memory).unanswered().find((each) => each.slot === slot)
     must(slot < 0 || (again?.message.bytes.every((byte) => byte === 7) ?? false), 'a request was not kept')
   })
+}
+
+const spare = new ArrayBuffer(STATE_SIZE)
+
+/** Slots are taken from the front: the rest stays as it is. */
+function clearSlots(memory: ArrayBuffer): void {
+  const { layout } = real
+  new Uint8Array(memory, 0, layout.STATE_SMALL_AT + 32 * layout.STATE_SMALL_SIZE).fill(0)
+  new Uint8Array(memory, layout.STATE_BIG_AT, make.SLOTS_TOUCHED * layout.STATE_BIG_SIZE).fill(0)
+  new Uint8Array(memory, layout.STATE_PINS_AT, 32 * layout.STATE_PIN_SIZE).fill(0)
 }
 
 /** What an earlier daemon left in its sockets. */
@@ -189,7 +200,8 @@ export const vault: Surface = single('vault', make.vaultMessages, (bytes) => {
       return 0
     },
   }
-  const memory = new SharedState(new ArrayBuffer(STATE_SIZE))
+  clearSlots(spare)
+  const memory = new SharedState(spare)
   for (let i = 0; i < 4; i++) memory.takePin(BigInt(i))
   const kept = new Vault(native, memory, () => {}, quiet)
   const pins = kept.adopt(sockets)
@@ -367,10 +379,10 @@ export const statusFiles: Surface = single('/proc/TID/status', make.statusText, 
   const lines = bytes.toString('latin1').split('\n').slice(0, -1)
   const [groups, ...more] = lines.filter((line) => line.startsWith('Groups:'))
   const [effective, ...others] = lines.filter((line) => line.startsWith('CapEff:'))
-  const plain = /^Groups:\t(\d+ )* ?$/.test(groups ?? '') && /^CapEff:\t[0-9a-f]{16}$/.test(effective ?? '')
-  if (!plain) return void must(may, 'a caller of whom nothing certain is known is taken for one that may not open')
   // The kernel writes each once.
   if (more.length + others.length > 0) return
+  const plain = /^Groups:\t(\d+ )* ?$/.test(groups ?? '') && /^CapEff:\t[0-9a-f]{16}$/.test(effective ?? '')
+  if (!plain) return void must(may, 'a caller of whom nothing certain is known is taken for one that may not open')
   const member = (groups as string).slice(8).split(' ').includes(String(make.NODE_GROUP))
   const overrides = (BigInt(`0x${(effective as string).slice(8)}`) & 6n) !== 0n
   // Of the user namespaces nothing is known: then a capability counts.

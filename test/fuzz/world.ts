@@ -36,6 +36,15 @@ const ERRNO_MAX = 133
 /** Anything that is not over after as long is taken to hang, ms. */
 const HANG_MS = 5000
 
+/** Memory of worlds that are over: so much of it at a time costs more than all else. */
+const spare: ArrayBuffer[] = []
+
+export function takeMemory(): ArrayBuffer {
+  const memory = spare.pop() ?? new ArrayBuffer(STATE_SIZE)
+  new Uint8Array(memory).fill(0)
+  return memory
+}
+
 export interface Message {
   readonly text: Buffer
   /** What its descriptors refer to. */
@@ -89,6 +98,7 @@ interface Waiting {
 export interface WorldOptions {
   /** Defences to switch off. */
   readonly session?: typeof FuseSession
+  readonly opener?: typeof PinOpener
   /** What an earlier daemon left. */
   readonly from?: Legacy
 }
@@ -140,7 +150,7 @@ export class World {
 
   constructor(private readonly options: WorldOptions = {}) {
     const { from } = options
-    this.memory = from?.memory ?? new ArrayBuffer(STATE_SIZE)
+    this.memory = from?.memory ?? takeMemory()
     this.sockets = from?.sockets.map((queue) => [...queue]) ?? []
     if (from === undefined) {
       for (let i = 0; i < DISKS; i++) this.addDisk(i)
@@ -158,7 +168,7 @@ export class World {
     this.state = new SharedState(this.memory)
     this.vault = new Vault(native, this.state, () => {}, log)
     const devnodes = new DeviceNodes(native, this.open({ kind: 'other' }))
-    this.opener = new PinOpener(native, devnodes.directory, this.vault)
+    this.opener = new (options.opener ?? PinOpener)(native, devnodes.directory, this.vault)
     this.intents = new Intents(native)
     this.reaper = new Reaper(native, this.nodes, this.opener, this.intents, settings, log, this.state)
     const access = new Access(native)
@@ -193,7 +203,11 @@ export class World {
   }
 
   private receive(bytes: Buffer): void {
-    if (bytes.length >= IN_HEADER_SIZE) this.book(bytes)
+    if (bytes.length >= IN_HEADER_SIZE) {
+      // No kernel gives a number to two requests at once.
+      if (this.waiting.has(bytes.readBigUInt64LE(8))) return
+      this.book(bytes)
+    }
     this.reads.push(bytes)
     this.ready()
   }
@@ -605,7 +619,7 @@ export class World {
   /** What is left of a daemon that dies now. */
   die(): Legacy {
     const { layout } = real
-    const memory = new ArrayBuffer(STATE_SIZE)
+    const memory = takeMemory()
     // What is beyond has not been touched by as few requests as that.
     for (const [start, size] of [
       [0, layout.STATE_SMALL_AT + 256 * layout.STATE_SMALL_SIZE],
@@ -674,6 +688,11 @@ export class World {
     this.registry.close()
     this.session.close()
     this.vault.close()
+  }
+
+  /** Nothing uses its memory any more. */
+  recycle(): void {
+    spare.push(this.memory)
   }
 
   private hidden(of: object, field: string): number {

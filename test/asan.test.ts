@@ -1,0 +1,81 @@
+/**
+ * The addon and the guard with sanitizers: nothing is read or written where it
+ * must not be, whatever comes. The long form is `make fuzz`.
+ */
+import { spawn } from 'node:child_process'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t from 'tap'
+
+import { ROOT } from './helpers/root.js'
+import { ended, guardFuzzPath, guardPath, node } from './helpers/sanitized.js'
+import { cleanup, sleep, until } from './helpers/tree.js'
+
+const SEED = Number(process.env['FUZZ_SEED'] ?? Date.now() % 2 ** 31)
+
+t.test('the addon, whatever it is called with', async (t) => {
+  t.comment(`seed ${SEED}`)
+  const { code, out, err, leaks } = await node('addon.js', '30000', String(SEED))
+  t.equal(code, 0, err.slice(0, 4000))
+  t.match(JSON.parse(out || '{}'), { descriptors: 0 })
+  t.strictSame(leaks, [])
+})
+
+for (const [twin, says] of [
+  ['overrun', 'heap-buffer-overflow'],
+  ['useAfterFree', 'heap-use-after-free'],
+  ['overflow', 'signed integer overflow'],
+] as const) {
+  t.test(`twin: ${twin} in the addon does not go unnoticed`, async (t) => {
+    const { code, err } = await node('addon.js', '0', '0', twin)
+    t.equal(code, null, 'SIGABRT')
+    t.match(err, says)
+  })
+}
+
+t.test('twin: a leak in the addon does not go unnoticed', async (t) => {
+  const { leaks } = await node('addon.js', '0', '0', 'leak')
+  t.match(leaks, [/471100 byte/])
+})
+
+t.test('the functions of the guard, whatever is handed over to them', async (t) => {
+  t.comment(`seed ${SEED}`)
+  const { code, out, err } = await ended(guardFuzzPath(), ['run', '5000', String(SEED)])
+  t.equal(code, 0, out + err.slice(0, 4000))
+  t.match(JSON.parse(out || '{}'), { accepted: Number, requests: Number })
+})
+
+t.test('twin: a guard that believes how many slots are in use', async (t) => {
+  const scratch = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
+  cleanup(t, () => rmSync(scratch, { recursive: true }))
+  const source = readFileSync(join(ROOT, 'native/guard.c'), 'utf8')
+  const wrong = source.replace('return count < slots->count ? count : slots->count;', 'return count;')
+  t.not(wrong, source)
+  writeFileSync(join(scratch, 'guard.c'), wrong)
+  const { code, err } = await ended(guardFuzzPath(join(scratch, 'guard.c')), ['run', '5000', '1'])
+  t.not(code, 0)
+  t.match(err, 'AddressSanitizer')
+})
+
+t.test('a guard that runs, whoever calls it', async (t) => {
+  const scratch = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
+  cleanup(t, () => rmSync(scratch, { recursive: true }))
+  const socket = join(scratch, 'guard')
+  // It would take a caller that says nothing more for a daemon that hangs.
+  const never = ['-h', '4000000000', '-a', '4000000000']
+  const guard = spawn(guardPath(), [...never, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
+  cleanup(t, () => guard.kill('SIGKILL'))
+  let said = ''
+  guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
+  const fds = () => readdirSync(`/proc/${guard.pid}/fd`).length
+  await until(() => readdirSync(scratch).length > 0)
+  await sleep(50)
+  const before = fds()
+  const { code, out, err } = await ended(guardFuzzPath(), ['connect', socket, '2000', String(SEED)])
+  t.equal(code, 0, `seed ${SEED}: ${out}${err}`)
+  await until(() => fds() <= before)
+  t.equal(guard.exitCode, null, 'it goes on')
+  t.notMatch(said, /Sanitizer|runtime error/)
+})

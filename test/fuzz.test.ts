@@ -1,0 +1,140 @@
+/**
+ * Garbage on any input: nothing throws, nothing hangs, nothing is left, and what
+ * is not understood is taken for the harmless thing. What comes in and what must
+ * hold is in test/fuzz/; the long form is `make fuzz`.
+ */
+import fc from 'fast-check'
+import t from 'tap'
+
+import { Message } from '../src/abi.js'
+import { nodeName, parseName } from '../src/diskseq.js'
+import { Intents } from '../src/intent.js'
+import { PinOpener } from '../src/pin.js'
+import { FuseSession } from '../src/session.js'
+import { SharedState } from '../src/state.js'
+import { Random, Tape } from './fuzz/choices.js'
+import { CASES, smaller } from './fuzz/corpus.js'
+import { generate, type Input, names, requests, state, type Surface, SURFACES, syscallFiles } from './fuzz/surfaces.js'
+
+/** Another one in each run; FUZZ_SEED repeats one. */
+const SEED = Number(process.env['FUZZ_SEED'] ?? Date.now() % 2 ** 31)
+
+/** For how long each surface is fuzzed, ms: with inputs that can be shortened, then with many. */
+const SHRINKABLE_MS = 400
+const MANY_MS: Readonly<Record<string, number>> = { 'FUSE requests': 7000, 'hand-over': 3000 }
+const MANY_OTHERS_MS = 500
+
+const hex = (input: Input) => input.map((piece) => piece.toString('hex')).join('\n')
+
+t.test('what was found once', async (t) => {
+  for (const { surface: name, about, pieces } of CASES) {
+    const surface = SURFACES.find((each) => each.name === name)
+    try {
+      await surface?.check(pieces.map((piece) => Buffer.from(piece, 'hex')))
+      t.ok(surface, `${name}: ${about}`)
+    } catch (error) {
+      t.fail(`${name}: ${about}: ${(error as Error).message}`)
+    }
+  }
+})
+
+/** A tape for each piece, so that both the number of pieces and each of them can be made smaller. */
+const inputs = (surface: Surface) =>
+  fc
+    .array(fc.uint8Array({ maxLength: 300 }), { minLength: 1, maxLength: Math.min(surface.pieces, 60) })
+    .map((tapes): Input => tapes.map((tape, i) => surface.piece(new Tape(tape), i)))
+
+for (const surface of SURFACES) {
+  t.test(`${surface.name}: whatever comes`, async (t) => {
+    const run = await fc.check(
+      fc.asyncProperty(inputs(surface), async (input) => surface.check(input)),
+      { seed: SEED, numRuns: 1e6, interruptAfterTimeLimit: SHRINKABLE_MS, skipEqualValues: false },
+    )
+    if (run.counterexample !== null) t.fail(`seed ${SEED}: ${run.errorInstance}\n${hex(run.counterexample[0])}`)
+    const until = performance.now() + (MANY_MS[surface.name] ?? MANY_OTHERS_MS)
+    let count = 0
+    let failed = false
+    for (let i = 0; performance.now() < until && !failed; i++) {
+      const input = generate(surface, new Random(SEED + i))
+      count += input.length
+      try {
+        await surface.check(input)
+      } catch (error) {
+        failed = true
+        t.fail(`seed ${SEED + i}: ${(error as Error).message}\n${hex(await smaller(surface, input))}`)
+      }
+    }
+    t.pass(`seed ${SEED}: ${run.numRuns} inputs that could be shortened, ${count} others`)
+  })
+}
+
+/** What the fuzzer says of a daemon with one defence less. */
+async function found(surface: Surface): Promise<string> {
+  for (let i = 0; i < 20_000 / surface.pieces; i++) {
+    try {
+      await surface.check(generate(surface, new Random(i)))
+    } catch (error) {
+      return (error as Error).message
+    }
+  }
+  return 'nothing'
+}
+
+/** Every length is enough. */
+class Endless extends Message {
+  override get bodySize() {
+    return Infinity
+  }
+}
+
+t.test('twin: bodies whose size nobody looks at', async (t) => {
+  class Trusting extends FuseSession {
+    override handle(message: Message, slot?: number) {
+      return super.handle(new Endless(message.bytes, message.length), slot)
+    }
+  }
+  t.match(await found(requests({ session: Trusting })), /a request failed unexpectedly: RangeError/)
+})
+
+t.test('twin: a request that is answered twice', async (t) => {
+  class Talkative extends FuseSession {
+    override send(unique: bigint, error: number, payload: number) {
+      super.send(unique, error, payload)
+      return super.send(unique, error, payload)
+    }
+  }
+  t.match(await found(requests({ session: Talkative })), /an answer that nobody waits for/)
+})
+
+t.test('twin: a pin that is believed to be what it was', async (t) => {
+  class Believing extends PinOpener {
+    override current() {
+      return true
+    }
+  }
+  t.match(await found(requests({ opener: Believing })), /a caller may open what is not pinned/)
+})
+
+t.test('twin: memory whose numbers are believed', async (t) => {
+  const believing = (memory: ArrayBuffer) =>
+    Object.assign(new SharedState(memory), { callers: (at: number) => new DataView(memory).getUint32(at + 8, true) })
+  t.match(await found(state(believing)), /was not written down|outside the bounds/)
+})
+
+t.test('twin: names that are read more kindly', async (t) => {
+  const kind = (text: string) => parseName(text.trim().replace(/^0+/, ''))
+  t.match(await found(names(kind)), /is no name/)
+  t.equal(kind(` ${nodeName(13n as never, 1)}`)?.diskseq, 13n)
+})
+
+t.test('twin: a line of /proc/TID/syscall that is not looked at closely', async (t) => {
+  const lax = syscallFiles((native) =>
+    Object.assign(new Intents(native), {
+      parse: (line: string) => {
+        const number = Number.parseInt(line, 10)
+        return { intent: native.syscalls['openat'] === number ? 'open' : 'inspect', number }
+      },
+    }),
+  )
+  t.match(await found(lax), /is unknown, not inspect/)
+})

@@ -1,0 +1,60 @@
+// The addon in one piece, to be built with sanitizers: see test/helpers/sanitized.ts.
+// It has four functions more, each wrong in a way that they must notice.
+#include <napi.h>
+
+// Registered below instead.
+#undef NODE_API_MODULE
+#define NODE_API_MODULE(name, init)
+
+#include "../../native/addon.cc"
+#include "../../native/blockdev.cc"
+#include "../../native/constants.cc"
+#include "../../native/datagram.cc"
+#include "../../native/descriptor.cc"
+#include "../../native/handover.cc"
+#include "../../native/inotify.cc"
+#include "../../native/mount.cc"
+#include "../../native/poll.cc"
+#include "../../native/tasks.cc"
+#include "../../native/uevent.cc"
+
+namespace {
+
+// One byte behind a buffer of JavaScript's.
+Napi::Value Overrun(const Napi::CallbackInfo& info) {
+  diskseqfs::Bytes bytes = diskseqfs::BytesArg(info, 0);
+  static_cast<volatile char*>(bytes.data)[bytes.size] = 1;
+  return info.Env().Undefined();
+}
+
+Napi::Value UseAfterFree(const Napi::CallbackInfo& info) {
+  auto number = std::make_unique<int>(1);
+  volatile int* stale = number.get();
+  number.reset();
+  return Napi::Number::New(info.Env(), *stale);
+}
+
+Napi::Value Overflow(const Napi::CallbackInfo& info) {
+  volatile int most = 0x7fffffff;
+  return Napi::Number::New(info.Env(), most + diskseqfs::IntArg(info, 0));
+}
+
+Napi::Value Leak(const Napi::CallbackInfo& info) {
+  for (int i = 0; i < 100; i++) static_cast<volatile char*>(new char[4711])[0] = 1;
+  return info.Env().Undefined();
+}
+
+Napi::Object InitWithTwins(Napi::Env env, Napi::Object exports) {
+  diskseqfs::Init(env, exports);
+  exports.Set("overrun", Napi::Function::New<Overrun>(env));
+  exports.Set("useAfterFree", Napi::Function::New<UseAfterFree>(env));
+  exports.Set("overflow", Napi::Function::New<Overflow>(env));
+  exports.Set("leak", Napi::Function::New<Leak>(env));
+  return exports;
+}
+
+napi_value Register(napi_env env, napi_value exports) { return Napi::RegisterModule(env, exports, InitWithTwins); }
+
+}  // namespace
+
+NAPI_MODULE(diskseqfs_native, Register)

@@ -1,0 +1,169 @@
+/**
+ * Every function of the addon, with arguments that TypeScript lets pass and
+ * nobody would: buffers without room, descriptors of something else, text with
+ * NULs in it, more descriptors than there is room for. Run with the addon that
+ * is built with sanitizers (addon.cc), which say what is wrong.
+ *
+ *   node addon.js CALLS SEED [TWIN]
+ */
+import { constants, mkdtempSync, readdirSync, rmSync, writeFileSync, openSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import { native } from '../../src/native.js'
+import { type Choices, Random } from './choices.js'
+
+const [calls = '10000', seed = '1', twin] = process.argv.slice(2)
+const c: Choices = new Random(Number(seed))
+
+if (twin !== undefined) {
+  const twins = native as unknown as Record<string, (argument: unknown) => void>
+  twins[twin]?.(twin === 'overrun' ? new Uint8Array(64) : 1)
+  // Leaks are looked for at the end.
+  process.exit()
+}
+
+const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-addon-'))
+const file = join(directory, 'file')
+writeFileSync(file, 'x'.repeat(5000))
+
+/** Descriptors of every kind that do not block; new ones are among them for a while. */
+const standing = [
+  -1, -2147483648, 2147483647, 99999, openSync(file, 'r+'), openSync(directory, 'r'), openSync('/dev/null', 'r+'),
+  openSync('/dev/zero', 'r+'), openSync('/proc/self/status', 'r'), native.openDirectory('/dev'), native.openNode(native.openDirectory('/dev'), 'null'),
+  native.selfSocket(), native.selfSocket(), native.sharedMemory(8192), native.ueventOpen(4096),
+]
+const opened: number[] = []
+const fd = () => (opened.length > 0 && c.oneIn(3) ? c.pick(opened) : c.pick(standing))
+/** Only of what was opened here: others are Node's. */
+const keep = (result: number) => {
+  if (result >= 0) opened.push(result)
+  while (opened.length > 40) native.close(opened.shift() as number)
+  return result
+}
+
+const size = () => c.pick([0, 1, 2, 7, 8, 11, 12, 13, 16, 100, 255, 4095, 4096, 4097, 65536, 1 << 20])
+const number = () => c.pick([0, 1, -1, 7, 0.5, 4096, 2 ** 31 - 1, -(2 ** 31), 2 ** 32 - 1, 2 ** 53, 1e300, -1e300, NaN, Infinity, -Infinity])
+const bytes = () => {
+  const whole = new Uint8Array(size())
+  return c.oneIn(4) ? whole.subarray(c.below(whole.length + 1)) : whole
+}
+const text = () =>
+  c.pick([
+    '', '\0', 'a\0b', '/', '.', '..', '../x', file, directory, `${directory}/none`, `${file}\0/x`, '/dev/null', 'null', 'zero', 'loop0', '@', '@x', '@\0',
+    'x'.repeat(107), 'x'.repeat(108), `@${'x'.repeat(106)}`, `@${'x'.repeat(107)}`, 'x'.repeat(4096), 'x'.repeat(70000), '\ud800', '\u{10ffff}', 'user.a', 'system.posix_acl_access',
+    '/proc/self/syscall', '/proc/self/status', '/sys/class/block',
+  ])
+/** Nothing is mounted there, and it is no place to mount at. */
+const nowhere = () => c.pick(['', '\0', `${directory}/none`, `${directory}/none\0x`, 'x'.repeat(5000)])
+/** The guard is not there; nothing that would not answer is. */
+const nobody = () => c.pick(['', '\0', `${directory}/none`, file, 'x'.repeat(107), 'x'.repeat(108), 'x'.repeat(200)])
+
+let waiting = 0
+/** Callbacks count themselves off. */
+const later = <T extends unknown[]>(use: (...results: T) => void = () => {}) => {
+  waiting++
+  return (...results: T) => {
+    waiting--
+    use(...results)
+  }
+}
+/** Has a descriptor among its results. */
+const fdLater = (at: number) => later((...results: unknown[]) => void keep(results[at] as number))
+
+const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
+  // Neither blocks: of what is here nothing waits for anybody.
+  read: () => native.read(fd(), bytes()),
+  write: () => native.write(c.pick([standing[4], -1, 99999, standing[6], standing[11]]) as number, bytes(), number()),
+  close: () => native.close(opened.pop() ?? -1),
+  readFile: () => native.readFile(text(), bytes()),
+  openFile: () => keep(native.openFile(text())),
+  readAgain: () => native.readAgain(fd(), bytes()),
+  openDirectory: () => keep(native.openDirectory(text())),
+  lockDirectory: () => keep(native.lockDirectory(text())),
+  unlock: () => native.unlock(fd()),
+  openNode: () => keep(native.openNode(fd(), text())),
+  fstat: () => native.fstat(fd(), new Float64Array(c.pick([0, 1, 11, 12, 13]))),
+  fchmod: () => native.fchmod(c.pick([-1, 99999, standing[4]]) as number, number()),
+  fchown: () => native.fchown(c.pick([-1, 99999, standing[4]]) as number, number(), number()),
+  futimens: () => native.futimens(c.pick([-1, 99999, standing[4]]) as number, number(), number(), number(), number()),
+  getxattr: () => native.getxattr(fd(), text(), bytes()),
+  listxattr: () => native.listxattr(fd(), bytes()),
+  setxattr: () => native.setxattr(c.pick([-1, standing[4]]) as number, text(), bytes(), number()),
+  removexattr: () => native.removexattr(c.pick([-1, standing[4]]) as number, text()),
+  openDevice: () => native.openDevice(fd(), c.pick([text(), 'null', 'zero']), constants.O_RDONLY, c.oneIn(2), fdLater(1)),
+  closeDevice: () => native.closeDevice(opened.pop() ?? -1, later()),
+  diskseq: () => native.diskseq(fd()),
+  scanBlock: () => (c.oneIn(10) ? native.scanBlock(c.oneIn(2) ? '/sys/class/block' : c.pick([directory, '', 'a\0b']), later()) : 0),
+  inotifyWatch: () => native.inotifyWatch(text(), c.below(2 ** 32), fdLater(1)),
+  mount: () => native.mount(text(), nowhere(), c.pick(['no-such-fs', '', '\0']), number(), text()),
+  unmount: () => native.unmount(nowhere(), number(), later()),
+  pickMount: () => native.pickMount(c.pick([nowhere(), '/', '/proc']), fdLater(1)),
+  // Not of a descriptor that pickMount has found: that one is of this system.
+  prune: () => native.prune(c.pick(standing), later()),
+  ueventOpen: () => keep(native.ueventOpen(number())),
+  ueventReceive: () => native.ueventReceive(fd(), bytes(), new Uint32Array(c.below(5))),
+  datagramOpen: () => keep(native.datagramOpen(text())),
+  datagramSend: () => native.datagramSend(fd(), text()),
+  callGuard: () => keep(native.callGuard(nobody(), text(), fd(), fd())),
+  sharedMemory: () => keep(native.sharedMemory(c.pick([0, 1, 4096, 65536, -1, NaN, 2 ** 53, 1e300]))),
+  mapMemory: () => {
+    const length = c.pick([0, 1, 4096, 8192, 65536, -1, NaN, 2 ** 53, 1e300])
+    const memory = native.mapMemory(fd(), length)
+    if (typeof memory !== 'number') new Uint8Array(memory)[memory.byteLength - 1] = 1
+  },
+  selfSocket: () => keep(native.selfSocket()),
+  sendDescriptors: () => native.sendDescriptors(fd(), text(), Array.from({ length: c.pick([0, 1, 2, 252, 253, 254, 1000]) }, () => c.pick(standing.slice(4)))),
+  receiveDescriptors: () => {
+    const socket = native.selfSocket()
+    const count = c.pick([0, 1, 2, 253])
+    for (let i = c.below(3); i > 0; i--) native.sendDescriptors(socket, text(), Array(count).fill(standing[6]))
+    for (let i = c.below(4); i > 0; i--) {
+      const found = native.receiveDescriptors(c.oneIn(8) ? fd() : socket, bytes(), c.oneIn(2))
+      if (typeof found !== 'number') for (const each of found.slice(1)) native.close(each)
+    }
+    native.close(socket)
+  },
+  Poll: () => {
+    try {
+      const poll = new native.Poll(fd(), () => {}, c.oneIn(2))
+      poll.close()
+      if (c.oneIn(2)) poll.close()
+    } catch (error) {
+      if (!/^cannot poll the descriptor/.test((error as Error).message)) throw error
+    }
+  },
+}
+
+const missing = Object.entries(native).filter(([name, value]) => typeof value === 'function' && !(name in FUNCTIONS)).map(([name]) => name)
+const untested = missing.filter((name) => !['overrun', 'useAfterFree', 'overflow', 'leak'].includes(name))
+if (untested.length > 0) throw new Error(`no arguments for ${untested}`)
+
+const descriptors = () => readdirSync('/proc/self/fd').length
+const settled = async () => {
+  do await new Promise((resolve) => setImmediate(resolve))
+  while (waiting > 0)
+}
+const closeAll = async () => {
+  await settled()
+  for (const each of opened.splice(0)) native.close(each)
+}
+
+const names = Object.keys(FUNCTIONS)
+const rounds = Math.ceil(Number(calls) / 200)
+let before = 0
+for (let round = 0; round <= rounds; round++) {
+  for (let i = 0; i < 200; i++) FUNCTIONS[c.pick(names)]?.()
+  // What waits in the standing sockets are descriptors, too.
+  for (const socket of [standing[11], standing[12]] as number[]) {
+    for (let found; typeof (found = native.receiveDescriptors(socket, new Uint8Array(1), false)) !== 'number'; ) {
+      for (const each of found.slice(1)) native.close(each)
+    }
+  }
+  await closeAll()
+  if (round === 0) before = descriptors()
+}
+const left = descriptors() - before
+rmSync(directory, { recursive: true })
+console.log(JSON.stringify({ inputs: rounds * 200, functions: names.length, descriptors: left }))
+process.exit(left > 0 ? 1 : 0)

@@ -1,0 +1,110 @@
+/**
+ * The addon and the guard, built with AddressSanitizer, LeakSanitizer and
+ * UndefinedBehaviorSanitizer. Compiled on first use, as blk.ts.
+ *
+ * Node itself is not built so: the libraries are put in front of it, so that each
+ * allocation is theirs. What V8 has in pages of its own they do not see, and take
+ * for leaked; so of the leaks those count that the addon has a part in.
+ */
+import { execFileSync, spawn } from 'node:child_process'
+import { mkdirSync, readdirSync, realpathSync, renameSync, statSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join, resolve } from 'node:path'
+
+import { ROOT } from './root.js'
+
+const BUILT = join(ROOT, 'build/asan')
+const FLAGS = ['-g1', '-O1', '-fno-omit-frame-pointer', '-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-Wall', '-Wextra', '-Werror']
+
+/** Whatever is below these. */
+function files(paths: readonly string[]): string[] {
+  return paths.flatMap((path) =>
+    statSync(path).isDirectory()
+      ? files(readdirSync(path).filter((name) => name !== 'build').map((name) => join(path, name)))
+      : [path],
+  )
+}
+
+/** Has `make` build what is older than its sources. */
+function built(name: string, sources: readonly string[], make: (output: string) => void): string {
+  const output = join(BUILT, name)
+  const newest = Math.max(...files(sources.map((path) => join(ROOT, path))).map((path) => statSync(path).mtimeMs))
+  if ((statSync(output, { throwIfNoEntry: false })?.mtimeMs ?? 0) < newest) {
+    mkdirSync(dirname(output), { recursive: true })
+    const fresh = `${output}.${process.pid}`
+    make(fresh)
+    renameSync(fresh, output)
+  }
+  return output
+}
+
+const cc = (output: string, ...args: string[]) => execFileSync('cc', ['-std=gnu17', ...FLAGS, '-o', output, ...args], { cwd: ROOT, stdio: 'inherit' })
+
+/** The guard itself. */
+export const guardPath = () => built('diskseqfs-guard', ['native'], (output) => cc(output, 'native/guard.c'))
+
+/** What feeds it, or the functions of `guard` (a path). */
+export function guardFuzzPath(guard = join(ROOT, 'native/guard.c')): string {
+  if (guard !== join(ROOT, 'native/guard.c')) {
+    const output = `${guard}.fuzz`
+    cc(output, `-DGUARD="${guard}"`, `-I${join(ROOT, 'native')}`, 'test/fuzz/guard.c')
+    return output
+  }
+  return built('guard-fuzz', ['native', 'test/fuzz/guard.c'], (output) => cc(output, 'test/fuzz/guard.c'))
+}
+
+/** The fuzzer, compiled, beside the addon with sanitizers instead of the real one. */
+function tree(): string {
+  const require = createRequire(import.meta.url)
+  const include = [resolve(process.execPath, '../../include/node'), (require('node-addon-api') as { include_dir: string }).include_dir]
+  built('native/build/Release/diskseqfs_native.node', ['native', 'test/fuzz/addon.cc'], (output) =>
+    execFileSync(
+      process.env['CXX'] ?? 'g++',
+      [
+        '-shared', '-fPIC', '-std=c++17', ...FLAGS, '-Wno-unused-parameter', '-DNAPI_VERSION=8', '-DNAPI_DISABLE_CPP_EXCEPTIONS', '-D_FILE_OFFSET_BITS=64',
+        ...include.map((path) => `-I${path}`), '-o', output, 'test/fuzz/addon.cc',
+      ],
+      { cwd: ROOT, stdio: 'inherit' },
+    ),
+  )
+  execFileSync(join(ROOT, 'node_modules/.bin/tsc'), ['-p', 'test/fuzz', '--outDir', BUILT], { cwd: ROOT, stdio: 'inherit' })
+  return BUILT
+}
+
+let compiled: string | undefined
+
+export interface Ended {
+  readonly code: number | null
+  readonly out: string
+  readonly err: string
+}
+
+/** Runs a program to its end. */
+export async function ended(command: string, args: readonly string[], env: NodeJS.ProcessEnv = process.env): Promise<Ended> {
+  const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], env })
+  let out = ''
+  let err = ''
+  child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString()))
+  child.stderr.on('data', (chunk: Buffer) => (err += chunk.toString()))
+  const code = await new Promise<number | null>((done) => child.on('close', done))
+  return { code, out, err }
+}
+
+/** Runs a script of test/fuzz/ in a Node whose addon has sanitizers. */
+export async function node(script: string, ...args: string[]): Promise<Ended & { leaks: string[] }> {
+  compiled ??= tree()
+  const libraries = ['libasan.so', 'libubsan.so'].map((name) =>
+    realpathSync(execFileSync(process.env['CXX'] ?? 'g++', [`-print-file-name=${name}`]).toString().trim()),
+  )
+  const { NODE_OPTIONS: _, ...environment } = process.env
+  const result = await ended(process.execPath, ['--expose-gc', join(compiled, 'test/fuzz', script), ...args], {
+    ...environment,
+    LD_PRELOAD: libraries.join(':'),
+    // Freed memory is kept from use for a while; not so much of it that it looks like a leak.
+    // The exit code is of leaks only, Node's among them; anything else is SIGABRT.
+    ASAN_OPTIONS: 'detect_leaks=1:quarantine_size_mb=32:exitcode=0:abort_on_error=1',
+    UBSAN_OPTIONS: 'print_stacktrace=1:abort_on_error=1',
+  })
+  const leaks = result.err.split('\n\n').filter((part) => /^(Direct|Indirect) leak/.test(part) && / (native|test\/fuzz)\/\w+\.cc:/.test(part))
+  return { ...result, leaks }
+}
