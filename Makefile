@@ -3,6 +3,7 @@
 # make check         build, then run the tests (as root)
 # make check-vm      the package, in virtual machines of both Debian releases (as root)
 # make check-types   type-check the sources and the tests
+# make fuzz          garbage for every input; INPUTS=10000000, SEED, SURFACE
 # make bench         build, then run the benchmarks
 # make install       honours PREFIX, SBINDIR, UDEVDIR, UNITDIR and DESTDIR, as does uninstall
 # make deb           a Debian package in build/
@@ -88,6 +89,14 @@ check-vm:
 check-types: $(DEPS)
 	tsc --noEmit -p test
 
+# The short form is test/fuzz.test.ts and test/asan.test.ts.
+INPUTS = 10000000
+fuzz: build
+	rm -rf build/fuzz
+	tsc -p test/fuzz
+	ln -s ../../native build/fuzz/native
+	node --expose-gc build/fuzz/test/fuzz/run.js $(INPUTS) "$(or $(SEED),$$(date +%s))" $(if $(SURFACE),"$(SURFACE)")
+
 bench: build
 	npm run bench
 
@@ -135,4 +144,4 @@ clean:
 	rm -rf dist native/build .tap $(LINK) $(GUARD) build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
-.PHONY: build setup run check check-vm check-types bench install uninstall deb clean
+.PHONY: build setup run check check-vm check-types fuzz bench install uninstall deb clean
