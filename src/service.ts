@@ -10,6 +10,9 @@ import type { Native } from './native.js'
 /** How long to wait before a message is tried again that the manager had no room for, ms. */
 const RETRY_MS = 100
 
+/** The longest interval of a timer, ms (TIMEOUT_MAX of Node's). */
+const INTERVAL_MAX_MS = 2 ** 31 - 1
+
 /** The first descriptor that a manager hands over (SD_LISTEN_FDS_START). */
 const FIRST_FD = 3
 
@@ -54,11 +57,13 @@ export class ServiceManager implements DescriptorStore {
   ready(status: string, answers: () => boolean): void {
     this.send(`READY=1\nSTATUS=${status}`)
     if (this.watchdogUs > 0) {
-      // Half of what is allowed, as sd_watchdog_enabled(3) advises.
+      // Half of what is allowed, as sd_watchdog_enabled(3) advises. A longer interval than
+      // that of a timer would be taken for 1 ms.
+      const interval = Math.min(this.watchdogUs / 2000, INTERVAL_MAX_MS)
       this.watchdog = setInterval(() => {
         if (answers()) this.send('WATCHDOG=1')
         else this.log.error('the tree has not answered for a while')
-      }, this.watchdogUs / 2000).unref()
+      }, interval).unref()
     }
   }
 

@@ -62,6 +62,17 @@ t.test('the watchdog hears of us twice as often as it must, and no more once we 
   t.equal(fake.sent.length, count)
 })
 
+t.test('a watchdog that waits for months does not hear of us all the time', async (t) => {
+  for (const WATCHDOG_USEC of ['5000000000000', 'Infinity']) {
+    const fake = socket()
+    const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: String(process.pid), WATCHDOG_USEC })
+    manager?.ready('x')
+    await sleep(30)
+    manager?.stopping('x')
+    t.notOk(fake.sent.includes('WATCHDOG=1'), WATCHDOG_USEC)
+  }
+})
+
 t.test("another process's watchdog is none of ours", async (t) => {
   const fake = socket()
   ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: '1', WATCHDOG_USEC: '2000' })?.ready('x', () => true)
