@@ -23,6 +23,11 @@ t.test('the addon, whatever it is called with', async (t) => {
   t.strictSame(leaks, [])
 })
 
+t.test('an environment that ends while the addon is at work for it', async (t) => {
+  const { code, err } = await node('ends.js', '20', String(SEED))
+  t.equal(code, 0, `seed ${SEED}: ${err.slice(0, 4000)}`)
+})
+
 for (const [twin, says] of [
   ['overrun', 'heap-buffer-overflow'],
   ['useAfterFree', 'heap-use-after-free'],

@@ -1,0 +1,44 @@
+/**
+ * An environment that ends while the addon is at work for it: threads in system
+ * calls, answers on their way, descriptors being polled. Run with sanitizers.
+ *
+ *   node ends.js TIMES SEED
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { isMainThread, Worker } from 'node:worker_threads'
+
+import { native } from '../../src/native.js'
+import { Random } from './choices.js'
+
+const [times = '20', seed = '1'] = process.argv.slice(2)
+
+/** Begins what it does not wait for. */
+function begin(): void {
+  const dev = native.openDirectory('/dev')
+  const poll = new native.Poll(native.ueventOpen(4096), () => {})
+  for (let i = 0; i < 20; i++) {
+    native.scanBlock('/sys/class/block', () => void begin())
+    native.openDevice(dev, 'null', 0, false, () => {})
+    native.inotifyWatch('/', 0x20, () => {})
+    native.closeDevice(-1, () => {})
+  }
+  if (Math.random() < 0.5) poll.close()
+}
+
+if (isMainThread) {
+  const c = new Random(Number(seed))
+  for (let i = 0; i < Number(times); i++) {
+    const worker = new Worker(new URL(import.meta.url))
+    const ended = new Promise((resolve) => worker.once('exit', resolve))
+    await new Promise((resolve) => worker.once('online', resolve))
+    await sleep(c.below(60))
+    await worker.terminate()
+    await ended
+  }
+  begin()
+  await sleep(c.below(20))
+  console.log(JSON.stringify({ inputs: Number(times) + 1 }))
+  process.exit(0)
+} else {
+  begin()
+}
