@@ -65,15 +65,13 @@ Napi::Value DatagramSend(const Napi::CallbackInfo& info) {
 // packetConnect(path)
 Napi::Value PacketConnect(const Napi::CallbackInfo& info) { return Connected(info, SOCK_SEQPACKET); }
 
-// packetListen(path): for this user only; takes the place of a socket there.
+// packetListen(path): for this user only.
 Napi::Value PacketListen(const Napi::CallbackInfo& info) {
-  std::string path = StringArg(info, 0);
   Address address;
-  if (!ToAddress(path, &address)) return Result(info.Env(), -1);
+  if (!ToAddress(StringArg(info, 0), &address)) return Result(info.Env(), -1);
   UniqueFd fd = Socket(SOCK_SEQPACKET);
   // bind(2) makes the socket with the descriptor's own mode.
   if (fd.Get() < 0 || fchmod(fd.Get(), S_IRUSR | S_IWUSR) < 0) return Result(info.Env(), -1);
-  if (unlink(path.c_str()) < 0 && errno != ENOENT) return Result(info.Env(), -1);
   if (bind(fd.Get(), Generic(address), address.length) < 0 || listen(fd.Get(), kBacklog) < 0) {
     return Result(info.Env(), -1);
   }

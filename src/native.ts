@@ -113,7 +113,7 @@ export interface Native {
   datagramSend(fd: number, text: string): number
   /** A connection that keeps messages apart (SOCK_SEQPACKET), as are the two below. */
   packetConnect(path: string): number
-  /** For this user only; takes the place of a socket there. */
+  /** For this user only. */
   packetListen(path: string): number
   packetAccept(fd: number): number
 

@@ -8,7 +8,7 @@
  * Messages: a name with descriptors, many times; from the new daemon "take"; then
  * perhaps more descriptors; "taken" when no request is read any more.
  */
-import { mkdirSync, unlinkSync } from 'node:fs'
+import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 
 import { E, errnoName, errnoOf, UserError } from './errno.js'
@@ -57,6 +57,7 @@ export class Succession {
   start(): void {
     try {
       mkdirSync(DIRECTORY, { mode: 0o700, recursive: true })
+      this.unlink() // of the daemon before this one, or of one that died
     } catch (error) {
       return this.log.debug({ errno: errnoName(errnoOf(error)), directory: DIRECTORY }, 'cannot be replaced while it runs')
     }
@@ -104,11 +105,11 @@ export class Succession {
     if (this.listener < 0) return
     this.native.close(this.listener)
     this.listener = -1
-    try {
-      unlinkSync(this.path)
-    } catch (error) {
-      errnoOf(error)
-    }
+    this.unlink()
+  }
+
+  private unlink(): void {
+    rmSync(this.path, { force: true })
   }
 }
 

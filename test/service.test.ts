@@ -66,7 +66,7 @@ t.test('a watchdog that waits for months does not hear of us all the time', asyn
   for (const WATCHDOG_USEC of ['5000000000000', 'Infinity']) {
     const fake = socket()
     const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: String(process.pid), WATCHDOG_USEC })
-    manager?.ready('x')
+    manager?.ready('x', () => true)
     await sleep(30)
     manager?.stopping('x')
     t.notOk(fake.sent.includes('WATCHDOG=1'), WATCHDOG_USEC)
