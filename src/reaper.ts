@@ -170,6 +170,21 @@ export class Reaper {
     for (const node of this.active) this.pruneSoon(node)
   }
 
+  /**
+   * The kernel has dropped an inode, and says how many lookups were answered with it.
+   *
+   * Of an inherited node this says less than it seems to: it may be the inode that
+   * an earlier daemon gave out, dropped before this one answered a lookup, as the
+   * kernel hands out FORGETs later than lookups that came after them. So the kernel
+   * is asked.
+   */
+  forget(node: Node, count: number): void {
+    node.nlookup = Math.max(0, node.nlookup - count)
+    if (!node.known) this.forgotten(node)
+    else if (node.inherited && node.pin !== undefined) this.watch(node)
+    else if (node.inherited) this.nodes.release(node)
+  }
+
   /** The kernel has no inode of it any more. */
   forgotten(node: Node): void {
     this.deactivate(node)

@@ -173,10 +173,7 @@ export class Tree implements TreeOperations {
   forget(nodeid: bigint, count: bigint): void {
     const node = this.nodes.get(nodeid)
     if (node !== undefined) {
-      // The kernel counts those of an earlier daemon, too, when it drops an inode.
-      if (count > node.nlookup) node.inherited = false
-      node.nlookup = Math.max(0, node.nlookup - Number(count))
-      if (!node.known) this.reaper.forgotten(node)
+      this.reaper.forget(node, Number(count))
       return
     }
     const link = this.links.get(nodeid)

@@ -97,8 +97,16 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30, ...rest }: Options =
       reaper.answered(node, { tid, uid: 0, gid: 0 }, call)
     },
     forget(node: Node) {
-      node.nlookup = 0
-      reaper.forgotten(node)
+      reaper.forget(node, node.nlookup)
+    },
+    /** A node as it is when an earlier daemon's pin has been taken over. */
+    inherited(call: Call, tid = 4711): Node {
+      const node = nodes.create(BigInt(next++) as DiskSeq, 0) as Node
+      node.pin = { fd: 100 + next, device: { name: node.name } as Device }
+      node.inherited = true
+      node.callers.set(tid, call.number)
+      reaper.adopted(node)
+      return node
     },
   }
 }
@@ -488,4 +496,50 @@ t.test('a process that has closed it can exit', async (t) => {
   const start = performance.now()
   await promisify(execFile)(process.execPath, ['--input-type=module', '-e', script], { timeout: 20_000 })
   t.ok(performance.now() - start < 10_000)
+})
+
+t.test('a pin that was taken over ends when the kernel has no inode and the callers are gone', async (t) => {
+  const made = fixture(t)
+  const { state } = made
+  state.hasInode = false
+  state.inCall.add(4711)
+  const node = made.inherited(OPENAT)
+  await sleep(50)
+  t.strictSame(state.unpinned, [], 'not while a caller may be about to make one')
+  state.inCall.clear()
+  await until(() => state.unpinned.length === 1)
+  t.equal(node.pin, undefined)
+})
+
+t.test('a pin that was taken over stays while the kernel has its inode', async (t) => {
+  const made = fixture(t)
+  made.inherited(OPENAT)
+  await sleep(50)
+  t.strictSame(made.state.unpinned, [])
+  made.state.hasInode = false
+  await until(() => made.state.unpinned.length === 1)
+})
+
+t.test("a late FORGET of an earlier daemon's inode does not end the pin of the next one", async (t) => {
+  const made = fixture(t)
+  const { state, reaper } = made
+  const node = made.inherited(OPENAT)
+  // The inode of the first five lookups was dropped; then came another lookup, and was read first.
+  made.again(node, OPENAT, 4712)
+  reaper.forget(node, 5)
+  await sleep(50)
+  t.strictSame(state.unpinned, [], 'the kernel has the inode of that one')
+  reaper.forget(node, 1)
+  state.hasInode = false
+  await until(() => state.unpinned.length === 1)
+  t.equal(made.nodes.size, 0, 'nothing is left of it')
+})
+
+t.test('twin: if its count is believed, it does', async (t) => {
+  const made = fixture(t)
+  const node = made.inherited(OPENAT)
+  made.again(node, OPENAT, 4712)
+  node.inherited = false
+  made.reaper.forget(node, 5)
+  t.strictSame(made.state.unpinned, ['1'])
 })
