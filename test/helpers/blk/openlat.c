@@ -7,7 +7,7 @@ int cmd_openlat(int argc, char **argv)
 	static struct hist h;
 	static struct errs errors;
 	const char *path = NULL, *flags_name = "rdonly";
-	int count = 0, warmup = 0;
+	int count = 0, warmup = 0, pause_ms = 0;
 	bool use_stat = false, immediately = false;
 
 	parse_opts(argc, argv, (const struct opt[]){
@@ -15,6 +15,7 @@ int cmd_openlat(int argc, char **argv)
 		{ "count", OPT_INT, &count, true },
 		{ "flags", OPT_STR, &flags_name, false },
 		{ "warmup", OPT_INT, &warmup, false },
+		{ "pause-ms", OPT_INT, &pause_ms, false },
 		{ "stat", OPT_FLAG, &use_stat, false },
 		{ "close-immediately", OPT_FLAG, &immediately, false },
 		{ 0 },
@@ -27,6 +28,8 @@ int cmd_openlat(int argc, char **argv)
 
 	for (int i = -warmup; i < count && !stop_signal; i++) {
 		struct stat st;
+		if (pause_ms > 0)
+			usleep(pause_ms * 1000);
 		uint64_t t = now_ns();
 		int r = use_stat ? stat(path, &st) : open(path, flags);
 		uint64_t took = now_ns() - t;

@@ -6,7 +6,10 @@ import { links, ROOT_LINKS } from '../links.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
+/** Enough for all that happens meanwhile; and a load that leaves the machine time for it. */
 const CHURN_S = 60
+const CHURN = '--recyclers 1 --openers 2 --devices 4 --live-us 100000'
+const PAUSE_MS = 20
 /** Of the guard: how long it waits for an answer of the daemon (-h), and for a daemon (-a), with what emulation adds. */
 const HUNG_S = 60
 const ABSENT_S = 60
@@ -46,19 +49,23 @@ async function endings(t: Test, vm: Vm): Promise<void> {
     t,
     vm,
     'upgraded',
-    `dpkg-deb -R /share/diskseqfs.deb /run/upgrade
-     sed -i 's/^Version: .*/&+upgrade/' /run/upgrade/DEBIAN/control
-     dpkg-deb -Zgzip -z1 -b /run/upgrade /run/upgrade.deb
-     dpkg -i /run/upgrade.deb
-     rm -rf /run/upgrade /run/upgrade.deb`,
+    'dpkg -i /run/upgrade.deb',
   )
 }
 
+/** The same package, newer. */
+const UPGRADE = `
+  dpkg-deb -R /share/diskseqfs.deb /run/upgrade
+  sed -i 's/^Version: .*/&+upgrade/' /run/upgrade/DEBIAN/control
+  dpkg-deb -Zgzip -z1 -b /run/upgrade /run/upgrade.deb
+  rm -r /run/upgrade`
+
 async function inUse(t: Test, vm: Vm): Promise<void> {
   const mount = await vm.run(MOUNT_ID)
-  const churn = vm.start(`/share/blk churn --mode tree --dir /dev/disk/by-diskseq --seconds ${CHURN_S}`)
+  await vm.run(UPGRADE)
+  const churn = vm.start(`/share/blk churn --mode tree --dir /dev/disk/by-diskseq --seconds ${CHURN_S} ${CHURN}`)
   const opener = vm.start(`
-    /share/blk openlat --path /dev/mapper/vm-srv --count 100000000 --close-immediately &
+    /share/blk openlat --path /dev/mapper/vm-srv --count 100000000 --pause-ms ${PAUSE_MS} --close-immediately &
     until [ -e /run/enough ]; do sleep 0.2; done
     kill -TERM $!
     wait $! || true
