@@ -31,7 +31,7 @@ import { Registry } from './registry.js'
 import { FuseSession } from './session.js'
 import { Sysfs } from './sysfs.js'
 import type { Descriptors, DescriptorStore } from './service.js'
-import { SharedState, STATE_SIZE } from './state.js'
+import { type PinRecord, SharedState, STATE_SIZE } from './state.js'
 import { type Predecessor, socketOf, Succession } from './successor.js'
 import { Tree } from './tree.js'
 import { UeventSocket } from './uevent.js'
@@ -58,6 +58,9 @@ export interface Parts {
   readonly native?: Native
   readonly lookupPatienceMs?: number
 }
+
+/** Between two looks whether callers are through, ms. */
+const OUTLIVE_MS = 10
 
 export class Daemon {
   private mountpoint = ''
@@ -286,13 +289,8 @@ export class Daemon {
     const device = node === undefined ? undefined : this.registry.find(node.name)
     const pin = device === undefined ? undefined : { fd, device, place }
     if (node === undefined || pin === undefined || !this.opener?.holds(pin)) {
-      // Its disk is gone, say. Nobody may get its number before they are through.
-      setTimeout(() => {
-        this.vault?.drop(place)
-        this.native.closeDevice(fd, () => {})
-      }, this.options.holdSeconds * 1000).unref()
       if (node !== undefined) this.nodes.release(node)
-      return
+      return this.outlive(fd, place, record)
     }
     node.pin = pin
     node.removable = this.sysfs.removable(pin.device)
@@ -304,6 +302,23 @@ export class Daemon {
     }
     this.opener?.adopted()
     this.reaper?.adopted(node)
+  }
+
+  /** Of a disk that is gone, say: nobody may get its number before the callers are through. */
+  private outlive(
+    fd: number,
+    place: number,
+    record: PinRecord,
+    until = performance.now() + this.options.holdSeconds * 1000,
+  ): void {
+    const { callers, more } = record
+    const left = callers.filter(({ tid, call }) => this.intents?.mayStillBeIn(tid, call))
+    if ((left.length > 0 || more) && performance.now() < until) {
+      setTimeout(() => this.outlive(fd, place, { ...record, callers: left }, until), OUTLIVE_MS).unref()
+      return
+    }
+    this.vault?.drop(place)
+    this.native.closeDevice(fd, () => {})
   }
 
   /** Resolves when the tree is gone, by {@link stop} or because somebody unmounted it. */

@@ -117,6 +117,18 @@ t.test('twin: if pins are not kept, they end with it', async (t) => {
   t.strictSame(await pinsAfterCrashes(t, 'no-vault'), [0, 0])
 })
 
+t.test('a disk that goes while there is no daemon is let go of by the next one', async (t) => {
+  const loop = loopDisk(t)
+  const tree = await startManaged(t, { twin: 'none+slow' })
+  const child = spawn('dd', [`if=${join(tree.mountpoint, loop.diskseq())}`, 'of=/dev/null', 'count=1'], { stdio: 'ignore' })
+  const ended = new Promise((resolve) => child.on('close', resolve))
+  await until(() => openDevices(tree.pid()).length > 0)
+  await withoutDaemon(tree, async () => loop.detach())
+  await ended // with an error, or with the disk: it stays until it is closed
+  await until(() => !existsSync(`/sys/block/${loop.kname}/loop/backing_file`), 2000)
+  t.pass('its number is free')
+})
+
 t.test('what is open goes on', async (t) => {
   const loop = loopDisk(t)
   const tree = await startManaged(t)

@@ -4,7 +4,7 @@ import type { Test } from 'tap'
 import type { Case } from '../case.js'
 import { links, ROOT_LINKS } from '../links.js'
 import { note } from '../suite.js'
-import type { Vm } from '../vm.js'
+import type { Outcome, Vm } from '../vm.js'
 
 /** Enough for all that happens meanwhile; and a load that leaves the machine time for it. */
 const CHURN_S = 60
@@ -60,6 +60,11 @@ const UPGRADE = `
   dpkg-deb -Zgzip -z1 -b /run/upgrade /run/upgrade.deb
   rm -r /run/upgrade`
 
+function figures({ status, output }: Outcome): Record<string, any> {
+  if (status !== 0) throw new Error(output)
+  return JSON.parse(output)
+}
+
 async function inUse(t: Test, vm: Vm): Promise<void> {
   const mount = await vm.run(MOUNT_ID)
   await vm.run(UPGRADE)
@@ -72,8 +77,8 @@ async function inUse(t: Test, vm: Vm): Promise<void> {
     rm /run/enough`)
   await endings(t, vm)
   await vm.run('touch /run/enough')
-  const steady = JSON.parse((await opener.ended()).output)
-  const recycled = JSON.parse((await churn.ended(2 * CHURN_S * 1000 + 60_000)).output)
+  const steady = figures(await opener.ended())
+  const recycled = figures(await churn.ended(2 * CHURN_S * 1000 + 60_000))
   t.equal(await vm.run(MOUNT_ID), mount, 'the mount is the same one')
   t.strictSame(steady['errors'], {}, 'no open of a disk that is there has failed')
   t.equal(recycled['wrong_diskseq'] + recycled['wrong_data'], 0, 'no open reached another disk')
