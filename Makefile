@@ -141,7 +141,7 @@ deb: build
 	DEB_RULES_REQUIRES_ROOT=no debian/rules binary
 
 clean:
-	rm -rf dist native/build .tap $(LINK) $(GUARD) build/diskseqfs_*.deb
+	rm -rf dist native/build .tap $(LINK) $(GUARD) build/fuzz build/asan build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
 .PHONY: build setup run check check-vm check-types fuzz bench install uninstall deb clean

@@ -76,7 +76,7 @@ t.test('a guard that runs, whoever calls it', async (t) => {
   guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
   const fds = () => readdirSync(`/proc/${guard.pid}/fd`).length
   await until(() => readdirSync(scratch).length > 0)
-  await sleep(50)
+  await sleep(50) // until it listens
   const before = fds()
   const { code, out, err } = await ended(guardFuzzPath(), ['connect', socket, '2000', String(SEED)])
   t.equal(code, 0, `seed ${SEED}: ${out}${err}`)

@@ -99,7 +99,10 @@ static int call(const char *path, bool in_process, int *held, int *state) {
   int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   strcpy(address.sun_path, path);
-  if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0) fail("cannot connect");
+  // It may have its socket, and not listen yet.
+  int tries = 1000;
+  while (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+    if (errno != ECONNREFUSED || tries-- == 0 || usleep(10000) < 0) fail("cannot connect");
   struct timeval patience = {.tv_sec = 5};
   setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
   int fds[10], count = below(4) ? 2 : (int)below(10), ends[2];

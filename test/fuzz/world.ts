@@ -34,7 +34,7 @@ const ENOMEDIUM = 123
 /** EHWPOISON is the last one. */
 const ERRNO_MAX = 133
 /** Anything that is not over after as long is taken to hang, ms. */
-const HANG_MS = 5000
+const HANG_MS = 15_000
 
 /** Memory of worlds that are over: so much of it at a time costs more than all else. */
 const spare: ArrayBuffer[] = []
