@@ -95,7 +95,7 @@ export const handover: Surface = {
     await after.start()
     await play(after, steps.slice(half))
     await after.end()
-    before.recycle()
+    // Not the memory of the one before: it may have timers that write to it.
     after.recycle()
   },
 }
@@ -111,7 +111,7 @@ function patch(memory: ArrayBuffer, changes: Buffer): void {
 }
 
 /** The memory alone: what is read from it has bounds, and it goes on to work. */
-export function state(make_: (memory: ArrayBuffer) => SharedState = (memory) => new SharedState(memory)): Surface {
+export function state(open: (memory: ArrayBuffer) => SharedState = (memory) => new SharedState(memory)): Surface {
   const { layout } = real
   const memory = new ArrayBuffer(STATE_SIZE)
   return single('shared memory', make.patches, (changes) => {
@@ -123,7 +123,7 @@ export function state(make_: (memory: ArrayBuffer) => SharedState = (memory) => 
     const place = first.takePin(13n << 12n)
     for (let tid = 1; tid < 4; tid++) first.pinnedFor(place, { tid, call: 257, outlasts: false }, false)
     patch(memory, changes)
-    const next = make_(memory)
+    const next = open(memory)
     void next.compatible
     const { mount } = next
     must(mount === undefined || mount.mountpoint !== '', 'a mount without a path')
@@ -343,11 +343,11 @@ const LOOKS = new Set(Object.entries(syscalls).filter(([name]) => !/^(open|opena
 const O_DIRECTORY = 0o200000
 
 /** Garbage is unknown: whoever is not seen for sure to look only, may open. */
-export const syscallFiles = (make_: (native: Native) => Intents = (native) => new Intents(native)): Surface =>
+export const syscallFiles = (intentsOf: (native: Native) => Intents = (native) => new Intents(native)): Surface =>
   single('/proc/TID/syscall', make.syscallLine, (bytes) => {
     const read = (into: Uint8Array) => bytes.copy(into)
     const native = { ...real, openFile: () => 5, readAgain: (_: number, into: Uint8Array) => read(into), readFile: (_: string, into: Uint8Array) => read(into), close: () => 0 }
-    const intents = make_(native as Native)
+    const intents = intentsOf(native as Native)
     const call = intents.of(TID)
     const text = bytes.toString('latin1', 0, 256)
     const [, number_, args, pc] = LINE.exec(text) ?? []
