@@ -29,6 +29,8 @@ const LOG_LIMIT_MS = 1100
 async function memory(): Promise<{ used: number; resident: number }> {
   await sleep(LOG_LIMIT_MS)
   gc?.()
+  await sleep(100) // buffers are freed on another thread
+  gc?.()
   const { heapUsed, external, rss } = process.memoryUsage()
   return { used: (heapUsed + external) / 2 ** 20, resident: rss / 2 ** 20 }
 }
