@@ -6,6 +6,7 @@
 //
 // In this process a socket stands for /dev/fuse, and nothing is unmounted.
 #define _GNU_SOURCE
+#include <sanitizer/asan_interface.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/mount.h>
@@ -48,8 +49,15 @@ static uint32_t number(void) {
   return below(3) == 0 ? below(0xffffffff) : odd[below(sizeof odd / sizeof *odd)];
 }
 
+// Of the listening socket, while there is one.
+static char path[64];
+static void clean_up(void) {
+  if (path[0]) unlink(path);
+}
+
 static void fail(const char *what) {
   dprintf(1, "guard: %s\n", what);
+  clean_up();
   abort();
 }
 
@@ -95,10 +103,10 @@ static size_t request(char *out, uint64_t unique) {
 
 // A connection that says something: mostly what a daemon says. The descriptors
 // that are sent are closed here, but for `held`, the other end of the "/dev/fuse".
-static int call(const char *path, bool in_process, int *held, int *state) {
+static int call(const char *socket_path, bool in_process, int *held, int *state) {
   int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
   struct sockaddr_un address = {.sun_family = AF_UNIX};
-  strcpy(address.sun_path, path);
+  strcpy(address.sun_path, socket_path);
   // It may have its socket, and not listen yet.
   int tries = 1000;
   while (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
@@ -157,7 +165,7 @@ static void take_answers(int held) {
 }
 
 static void run(unsigned long count) {
-  char path[64];
+  __asan_set_death_callback(clean_up);
   snprintf(path, sizeof path, "/tmp/guard-fuzz-%d", getpid());
   int listener = listen_at(path);
   if (listener < 0) fail("cannot listen");
@@ -196,16 +204,16 @@ static void run(unsigned long count) {
     }
   }
   set_down(&served);
-  unlink(path);
+  clean_up();
   printf("{\"inputs\":%lu,\"accepted\":%lu,\"requests\":%lu}\n", count + requests, accepted, requests);
   close(listener);
 }
 
-static void annoy(const char *path, unsigned long count) {
+static void annoy(const char *socket_path, unsigned long count) {
   unsigned long accepted = 0;
   for (unsigned long i = 0; i < count; i++) {
     int held, state;
-    int connection = call(path, false, &held, &state);
+    int connection = call(socket_path, false, &held, &state);
     char answer[8];
     ssize_t n = recv(connection, answer, sizeof answer, 0);
     if (n < 0 && errno != ECONNRESET) fail("no answer");
