@@ -5,6 +5,7 @@
 # make check-types   type-check the sources and the tests
 # make fuzz          garbage for every input; INPUTS=10000000, SEED, SURFACE
 # make bench         build, then run the benchmarks
+# make bench-faults  the same, of what faults cost those who have nothing to do with them
 # make install       honours PREFIX, SBINDIR, UDEVDIR, UNITDIR and DESTDIR, as does uninstall
 # make deb           a Debian package in build/
 # make clean         remove what was built
@@ -97,8 +98,8 @@ fuzz: build
 	ln -s ../../native build/fuzz/native
 	node --expose-gc build/fuzz/test/fuzz/run.js $(INPUTS) "$(or $(SEED),$$(date +%s))" $(if $(SURFACE),"$(SURFACE)")
 
-bench: build
-	npm run bench
+bench bench-faults: build
+	npm run $@
 
 # Not dependent on build: under sudo, PATH may have another node or none.
 install:
@@ -144,4 +145,4 @@ clean:
 	rm -rf dist native/build .tap $(LINK) $(GUARD) build/fuzz build/asan build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
-.PHONY: build setup run check check-vm check-types fuzz bench install uninstall deb clean
+.PHONY: build setup run check check-vm check-types fuzz bench bench-faults install uninstall deb clean

@@ -4,16 +4,15 @@
  *
  *   make bench [QUICK=1]
  */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
-import { cpus, release, tmpdir } from 'node:os'
+import { execFileSync, spawn } from 'node:child_process'
+import { mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { cpus } from 'node:os'
 import { join } from 'node:path'
 
 import { blk, blkPath } from '../test/helpers/blk.js'
 import { ROOT } from '../test/helpers/root.js'
+import { cleanUp, cleanup, daemon, end, machine, median, number, percentile, printTable, QUICK, resident, temporary } from './common.js'
 
-const QUICK = process.env['QUICK'] === '1'
-const CLI = join(ROOT, 'dist/cli.js')
 const RESULT = join(ROOT, 'build/bench.json')
 const DISKS = 1000
 
@@ -29,52 +28,6 @@ interface Row {
 }
 
 const rows: Row[] = []
-const cleanups: (() => void | Promise<void>)[] = []
-
-/** Nearest rank. */
-function percentile(samples: readonly number[], share: number): number {
-  const sorted = [...samples].sort((a, b) => a - b)
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] as number
-}
-
-const median = (samples: readonly number[]) => percentile(samples, 0.5)
-
-function temporary(name: string): string {
-  const directory = mkdtempSync(join(tmpdir(), `diskseqfs-bench-${name}-`))
-  cleanups.push(() => rmSync(directory, { recursive: true }))
-  return directory
-}
-
-/** Starts a daemon; resolves when it says that the tree answers, with the ms that took. */
-async function daemon(mountpoint: string): Promise<{ child: ChildProcess; ms: number }> {
-  const began = performance.now()
-  const child = spawn(process.execPath, [CLI, 'mount', '-f', '--log-format', 'json', mountpoint], {
-    stdio: ['ignore', 'ignore', 'pipe'],
-  })
-  const ms = await new Promise<number>((resolve, reject) => {
-    let text = ''
-    child.stderr?.on('data', (chunk: Buffer) => {
-      text += chunk.toString()
-      if (text.includes('"msg":"mounted"')) resolve(performance.now() - began)
-    })
-    child.on('exit', () => reject(new Error(`the daemon ended:\n${text}`)))
-  })
-  return { child, ms }
-}
-
-async function end(child: ChildProcess): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return
-  child.removeAllListeners('exit')
-  const ended = new Promise((resolve) => child.on('exit', resolve))
-  child.kill('SIGTERM')
-  await ended
-}
-
-/** Resident memory, MiB. */
-function resident(pid: number): number {
-  return Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) / 1024
-}
-
 async function latency(mountpoint: string, pid: number): Promise<void> {
   const file = join(temporary('disk'), 'disk.img')
   writeFileSync(file, '')
@@ -195,8 +148,7 @@ async function startup(): Promise<void> {
 }
 
 function print(): void {
-  const number = (value: number | undefined) => (value === undefined ? '' : value.toFixed(value < 10 ? 2 : 1))
-  const cells = [
+  printTable([
     ['figure', 'p50', 'p99', 'unit', 'against', 'its p50', 'ratio', 'goal'],
     ...rows.map((row) => [
       row.figure,
@@ -208,19 +160,14 @@ function print(): void {
       number(row.ratio),
       row.goal ?? '',
     ]),
-  ]
-  const widths = cells[0]!.map((_, i) => Math.max(...cells.map((row) => row[i]!.length)))
-  for (const row of cells) {
-    console.log(row.map((cell, i) => cell.padEnd(widths[i]!)).join('  ').trimEnd())
-  }
+  ])
 }
 
 try {
-  const machine = `${cpus().length} x ${cpus()[0]?.model.trim()}, Linux ${release()}, Node ${process.version}`
   console.log(`${machine}\n`)
   const mountpoint = temporary('mount')
   const { child } = await daemon(mountpoint)
-  cleanups.unshift(() => end(child))
+  cleanup(() => end(child))
   await latency(mountpoint, child.pid as number)
   await listing(mountpoint)
   await startup()
@@ -228,5 +175,5 @@ try {
   mkdirSync(join(ROOT, 'build'), { recursive: true })
   writeFileSync(RESULT, `${JSON.stringify({ machine, rows }, null, 2)}\n`)
 } finally {
-  for (const cleanup of cleanups) await cleanup()
+  await cleanUp()
 }

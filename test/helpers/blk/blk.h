@@ -170,5 +170,6 @@ int cmd_delays(int argc, char **argv);
 int cmd_mount(int argc, char **argv);
 int cmd_dm_race(int argc, char **argv);
 int cmd_hotplug(int argc, char **argv);
+int cmd_abuse(int argc, char **argv);
 
 #endif

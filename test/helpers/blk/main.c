@@ -22,13 +22,14 @@ static const struct {
 	{ "mount", cmd_mount },
 	{ "dm-race", cmd_dm_race },
 	{ "hotplug", cmd_hotplug },
+	{ "abuse", cmd_abuse },
 };
 
 int main(int argc, char **argv)
 {
 	if (argc < 2)
 		die("usage: blk churn|pingpong|openlat|latency|hold|exclusive-zram|exclusive-part|"
-		    "partition|watch|loops|loop-detach|loop-remove|hungfs|uring-open|delays|mount|dm-race|hotplug --option value ...");
+		    "partition|watch|loops|loop-detach|loop-remove|hungfs|uring-open|delays|mount|dm-race|hotplug|abuse --option value ...");
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (strcmp(argv[1], commands[i].name) == 0) {
 			catch_signals();

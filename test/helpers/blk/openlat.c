@@ -8,6 +8,7 @@ int cmd_openlat(int argc, char **argv)
 	static struct errs errors;
 	const char *path = NULL, *flags_name = "rdonly";
 	int count = 0, warmup = 0, pause_ms = 0;
+	double seconds = 0;
 	bool use_stat = false, immediately = false;
 
 	parse_opts(argc, argv, (const struct opt[]){
@@ -16,6 +17,7 @@ int cmd_openlat(int argc, char **argv)
 		{ "flags", OPT_STR, &flags_name, false },
 		{ "warmup", OPT_INT, &warmup, false },
 		{ "pause-ms", OPT_INT, &pause_ms, false },
+		{ "seconds", OPT_DBL, &seconds, false }, /* no longer than this */
 		{ "stat", OPT_FLAG, &use_stat, false },
 		{ "close-immediately", OPT_FLAG, &immediately, false },
 		{ 0 },
@@ -25,8 +27,9 @@ int cmd_openlat(int argc, char **argv)
 	 * so that the device stays open and what is timed is the way to it;
 	 * closed immediately, every open is also the device's first one. */
 	int last = -1;
+	uint64_t until = seconds > 0 ? now_ns() + (uint64_t)(seconds * NS_PER_S) : UINT64_MAX;
 
-	for (int i = -warmup; i < count && !stop_signal; i++) {
+	for (int i = -warmup; i < count && !stop_signal && now_ns() < until; i++) {
 		struct stat st;
 		if (pause_ms > 0)
 			usleep(pause_ms * 1000);

@@ -1,0 +1,121 @@
+/** What the benchmarks share. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { cpus, release, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+
+import { blkPath } from '../test/helpers/blk.js'
+import { ROOT } from '../test/helpers/root.js'
+
+export const QUICK = process.env['QUICK'] === '1'
+const CLI = join(ROOT, 'dist/cli.js')
+
+export const machine = `${cpus().length} x ${cpus()[0]?.model.trim()}, Linux ${release()}, Node ${process.version}`
+
+const cleanups: (() => unknown)[] = []
+
+/** Has `undo` run at the end, last registered first. */
+export function cleanup(undo: () => unknown): void {
+  cleanups.push(undo)
+}
+
+/** Each of them, even if one before it fails. */
+export async function cleanUp(): Promise<void> {
+  for (let undo = cleanups.pop(); undo !== undefined; undo = cleanups.pop()) {
+    try {
+      await undo()
+    } catch (error) {
+      console.error(error)
+      process.exitCode = 1
+    }
+  }
+}
+
+/** Nearest rank. */
+export function percentile(samples: readonly number[], share: number): number {
+  const sorted = [...samples].sort((a, b) => a - b)
+  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] as number
+}
+
+export const median = (samples: readonly number[]) => percentile(samples, 0.5)
+
+export function temporary(name: string): string {
+  const directory = mkdtempSync(join(tmpdir(), `diskseqfs-bench-${name}-`))
+  cleanup(() => rmSync(directory, { recursive: true }))
+  return directory
+}
+
+/** Starts a daemon; resolves when it says that the tree answers, with the ms that took. */
+export async function daemon(mountpoint: string, args: string[] = []): Promise<{ child: ChildProcess; ms: number }> {
+  const began = performance.now()
+  const child = spawn(process.execPath, [CLI, 'mount', '-f', '--log-format', 'json', mountpoint, ...args], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+  })
+  const ms = await new Promise<number>((resolve, reject) => {
+    let text = ''
+    child.stderr?.on('data', (chunk: Buffer) => {
+      text += chunk.toString()
+      if (text.includes('"msg":"mounted"')) resolve(performance.now() - began)
+    })
+    child.on('exit', () => reject(new Error(`the daemon ended:\n${text}`)))
+  })
+  return { child, ms }
+}
+
+/** A subcommand of the C helper that goes on until its stdin closes. */
+export interface Helper {
+  readonly child: ChildProcess
+  /** Sends a line and returns the next one that it prints. */
+  ask(): Promise<string>
+  /** Closes its stdin and waits. */
+  end(): Promise<void>
+}
+
+/** Starts one and waits for its first line, which says that it is ready. It ends with the benchmark. */
+export async function helper(...args: string[]): Promise<Helper> {
+  const child = spawn(blkPath(), args, { stdio: ['pipe', 'pipe', 'inherit'] })
+  const lines = createInterface(child.stdout)[Symbol.asyncIterator]()
+  const ended = new Promise<void>((resolve) => child.on('close', () => resolve()))
+  const line = async () => {
+    const { value, done } = await lines.next()
+    if (done) throw new Error(`blk ${args.join(' ')} ended`)
+    return value as string
+  }
+  const end = () => {
+    child.stdin.end()
+    return ended
+  }
+  cleanup(end)
+  await line()
+  return {
+    child,
+    ask: () => {
+      child.stdin.write('\n')
+      return line()
+    },
+    end,
+  }
+}
+
+export async function end(child: ChildProcess): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return
+  child.removeAllListeners('exit')
+  const ended = new Promise((resolve) => child.on('exit', resolve))
+  child.kill('SIGTERM')
+  await ended
+}
+
+/** Resident memory, MiB. */
+export function resident(pid: number): number {
+  return Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) / 1024
+}
+
+export const number = (value: number | undefined) => (value === undefined ? '' : value.toFixed(value < 10 ? 2 : 1))
+
+export function printTable(cells: readonly (readonly string[])[]): void {
+  const widths = cells[0]!.map((_, i) => Math.max(...cells.map((row) => row[i]!.length)))
+  for (const row of cells) {
+    console.log(row.map((cell, i) => cell.padEnd(widths[i]!)).join('  ').trimEnd())
+  }
+}

@@ -1,0 +1,202 @@
+/**
+ * What a fault costs those who have nothing to do with it: how long an open of
+ * another disk takes while it lasts, against the same without it. Both are
+ * measured in turns, in one run.
+ *
+ *   make bench-faults [QUICK=1]
+ */
+import { execFileSync } from 'node:child_process'
+import { mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import { blk } from '../test/helpers/blk.js'
+import { ROOT } from '../test/helpers/root.js'
+import {
+  cleanUp,
+  cleanup,
+  daemon,
+  end,
+  type Helper,
+  helper,
+  machine,
+  median,
+  number,
+  printTable,
+  QUICK,
+  resident,
+  temporary,
+} from './common.js'
+
+const RESULT = join(ROOT, 'build/bench-faults.json')
+const NOBODY = '65534'
+const STUCK = 200
+const ASKERS = 100
+/** Of either kind, in turns. */
+const ROUNDS = QUICK ? 5 : 15
+const ROUND_SECONDS = '0.5'
+/** Opens of one round at most. */
+const ROUND_OPENS = '5000'
+/** Long enough for what was begun before to be over. */
+const SETTLE_MS = 200
+/** Longer than a round: its callers hang for all of it. */
+const OPEN_TIMEOUT_S = '2'
+
+interface Row {
+  figure: string
+  quiet: number
+  fault: number
+  unit: string
+  ratio: number
+  goal: string
+}
+
+const rows: Row[] = []
+
+function diskseq(kname: string): string {
+  return readFileSync(`/sys/class/block/${kname}/diskseq`, 'utf8').trim()
+}
+
+/** A loop device of the benchmark's own. */
+function disk(): string {
+  const file = join(temporary('disk'), 'disk.img')
+  writeFileSync(file, '')
+  truncateSync(file, 1 << 20)
+  const path = execFileSync('losetup', ['--find', '--show', file], { encoding: 'utf8' }).trim()
+  cleanup(() => execFileSync('losetup', ['--detach', path]))
+  return diskseq(path.slice('/dev/'.length))
+}
+
+/** Loop devices on one file. */
+async function disks(count: number, file: string): Promise<string[]> {
+  await helper('loops', String(count), file)
+  const mine = readdirSync('/sys/class/block').filter((kname) => {
+    try {
+      return readFileSync(`/sys/class/block/${kname}/loop/backing_file`, 'utf8').trim() === file
+    } catch {
+      return false // no loop device, or not bound
+    }
+  })
+  return mine.map(diskseq)
+}
+
+interface Opens {
+  readonly p50: number
+  readonly p99: number
+}
+
+/** @param cold each open is the disk's first one */
+async function opens(path: string, cold: boolean): Promise<Opens> {
+  const { p50_ns, p99_ns, errors } = await blk(
+    'openlat',
+    '--path', path,
+    '--count', ROUND_OPENS,
+    '--seconds', ROUND_SECONDS,
+    '--warmup', '20',
+    ...(cold ? ['--close-immediately'] : []),
+  )
+  if (Object.keys(errors).length > 0) throw new Error(`an open of a disk that is well: ${JSON.stringify(errors)}`)
+  return { p50: p50_ns / 1000, p99: p99_ns / 1000 }
+}
+
+/** Opens while nothing happens, and while something does, in turns. */
+async function compare(
+  what: string,
+  goal: string,
+  path: string,
+  { begin, stop }: { begin: () => Promise<unknown>; stop: () => Promise<unknown> },
+  cold = false,
+): Promise<void> {
+  const quiet: Opens[] = []
+  const fault: Opens[] = []
+  for (let i = 0; i < ROUNDS; i++) {
+    quiet.push(await opens(path, cold))
+    await begin()
+    await sleep(SETTLE_MS)
+    fault.push(await opens(path, cold))
+    await stop()
+    await sleep(SETTLE_MS)
+  }
+  for (const share of ['p50', 'p99'] as const) {
+    const [before, during] = [quiet, fault].map((rounds) => median(rounds.map((round) => round[share]))) as [number, number]
+    const row = {
+      figure: `${what}, ${share}`,
+      quiet: before,
+      fault: during,
+      unit: 'us',
+      ratio: during / before,
+      goal: share === 'p99' ? goal : '',
+    }
+    rows.push(row)
+  }
+}
+
+const toggle = (asker: Helper) => ({ begin: () => asker.ask(), stop: () => asker.ask() })
+
+async function stuck(): Promise<void> {
+  const directory = temporary('hung')
+  const server = await helper('hungfs', directory)
+  const other = disk()
+  const names = await disks(STUCK, join(directory, 'disk'))
+  const mountpoint = temporary('mount')
+  const { child } = await daemon(mountpoint, ['--open-timeout', OPEN_TIMEOUT_S])
+  cleanup(() => end(child))
+  cleanup(() => server.child.kill('SIGUSR2')) // before anything that waits for the disks
+  const callers = await helper('abuse', '--dir', mountpoint, '--kinds', 'open', '--threads', String(STUCK), '--names', names.join())
+  const fault = {
+    begin: async () => {
+      server.child.kill('SIGUSR1')
+      await sleep(50)
+      await callers.ask()
+    },
+    stop: async () => {
+      server.child.kill('SIGUSR2')
+      await callers.ask()
+    },
+  }
+  for (const cold of [false, true]) {
+    await compare(`open${cold ? ' and close' : ''}, ${STUCK} other disks hang`, '<= 1.5', join(mountpoint, other), fault, cold)
+  }
+}
+
+async function abuse(): Promise<void> {
+  const mine = disk()
+  const mountpoint = temporary('mount')
+  const { child } = await daemon(mountpoint)
+  cleanup(() => end(child))
+  for (const [kinds, what] of [
+    ['names', 'random names'],
+    ['numbers', 'random numbers'],
+    ['stat', 'stat of disks'],
+    ['open', 'open of disks'],
+    ['list', 'listing'],
+    ['names,numbers,stat,open,list', 'all of that'],
+  ] as const) {
+    const before = resident(child.pid as number)
+    const askers = await helper('abuse', '--dir', mountpoint, '--uid', NOBODY, '--threads', String(ASKERS), '--kinds', kinds)
+    await compare(`open by root, ${ASKERS} threads of another user: ${what}`, '<= 5', join(mountpoint, mine), toggle(askers))
+    await askers.end()
+    console.error(`${what}: ${before.toFixed(0)} -> ${resident(child.pid as number).toFixed(0)} MiB`)
+  }
+}
+
+function print(): void {
+  printTable([
+    ['figure', 'quiet', 'fault', 'unit', 'ratio', 'goal'],
+    ...rows.map((row) => [row.figure, number(row.quiet), number(row.fault), row.unit, number(row.ratio), row.goal]),
+  ])
+}
+
+const wanted = process.argv.slice(2)
+try {
+  console.log(`${machine}\n`)
+  for (const [name, measure] of Object.entries({ stuck, abuse })) {
+    if (wanted.length === 0 || wanted.includes(name)) await measure()
+    await cleanUp()
+  }
+  print()
+  mkdirSync(join(ROOT, 'build'), { recursive: true })
+  writeFileSync(RESULT, `${JSON.stringify({ machine, rows }, null, 2)}\n`)
+} finally {
+  await cleanUp()
+}
