@@ -30,6 +30,8 @@ const SCAN_RETRY_MS = 1000
 export class Registry implements UeventListener {
   private readonly byName = new Map<string, Device>()
   private readonly byKname = new Map<string, Device>()
+  /** All of them in order, until something changes. */
+  private sorted: readonly Device[] | undefined
   /** Kernel names of a disk and its partitions, by diskseq. */
   private readonly byDiskSeq = new Map<bigint, Set<string>>()
 
@@ -73,12 +75,12 @@ export class Registry implements UeventListener {
     return this.byName.size
   }
 
-  /** In order of diskseq, then partition. */
-  devices(): Device[] {
+  /** In order of diskseq, then partition; the same array as long as nothing changes. */
+  devices(): readonly Device[] {
     this.drain()
-    return [...this.byName.values()].sort((a, b) =>
+    return (this.sorted ??= [...this.byName.values()].sort((a, b) =>
       a.diskseq === b.diskseq ? a.partition - b.partition : a.diskseq < b.diskseq ? -1 : 1,
-    )
+    ))
   }
 
   /**
@@ -140,6 +142,7 @@ export class Registry implements UeventListener {
     const before = this.byKname.get(kname)
     if (before !== undefined) {
       if (device !== undefined && sameDevice(before, device)) return
+      this.sorted = undefined
       this.byKname.delete(kname)
       if (this.byName.get(before.name) === before) this.byName.delete(before.name)
       const siblings = this.byDiskSeq.get(before.diskseq)
@@ -150,6 +153,7 @@ export class Registry implements UeventListener {
       if (before.partition === 0 && before.diskseq !== device?.diskseq) this.gone.set(before.diskseq, true)
     }
     if (device === undefined) return
+    this.sorted = undefined
     this.byKname.set(kname, device)
     this.byName.set(device.name, device)
     let siblings = this.byDiskSeq.get(device.diskseq)

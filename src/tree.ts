@@ -64,6 +64,8 @@ interface Link {
 
 export class Tree implements TreeOperations {
   private readonly listings = new Map<bigint, Listing>()
+  /** Shared by all who open the directory until something changes: anybody may, as often as they like. */
+  private listed: { readonly devices: readonly Device[]; readonly listing: Listing } | undefined
   /** Not those of the daemon before this one, whose directories may still be open. */
   private nextHandle = BigInt(randomInt(1, 2 ** 47)) << 16n
   private readonly links = new Map<bigint, Link>()
@@ -254,17 +256,9 @@ export class Tree implements TreeOperations {
   }
 
   private list(): Listing {
-    const entries: Dirent[] = [DOT, DOT_DOT]
-    for (const { diskseq, partition, name } of this.registry.devices()) {
-      const ino = nodeId(diskseq, partition, false)
-      const linkIno = nodeId(diskseq, partition, true)
-      if (ino === undefined || linkIno === undefined) continue
-      entries.push({ ino, cookie: ino, mode: S_IFBLK, name })
-      if (partition !== 0) {
-        entries.push({ ino: linkIno, cookie: linkIno, mode: S_IFLNK, name: linkName(diskseq, partition) })
-      }
-    }
-    return encodeDirents(entries)
+    const devices = this.registry.devices()
+    if (this.listed?.devices !== devices) this.listed = { devices, listing: encodeDevices(devices) }
+    return this.listed.listing
   }
 
   /** @param cookie of the last entry that was read; 0 before the first */
@@ -401,6 +395,20 @@ export class Tree implements TreeOperations {
       ctimeNs: 0,
     }
   }
+}
+
+function encodeDevices(devices: readonly Device[]): Listing {
+  const entries: Dirent[] = [DOT, DOT_DOT]
+  for (const { diskseq, partition, name } of devices) {
+    const ino = nodeId(diskseq, partition, false)
+    const linkIno = nodeId(diskseq, partition, true)
+    if (ino === undefined || linkIno === undefined) continue
+    entries.push({ ino, cookie: ino, mode: S_IFBLK, name })
+    if (partition !== 0) {
+      entries.push({ ino: linkIno, cookie: linkIno, mode: S_IFLNK, name: linkName(diskseq, partition) })
+    }
+  }
+  return encodeDirents(entries)
 }
 
 /** Index of the first of these ascending numbers that is larger. */

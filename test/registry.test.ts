@@ -395,6 +395,23 @@ t.test('cheap scans keep a distance, too', async (t) => {
   t.ok(state.scans - before <= took + 1, `${state.scans - before} in ${Math.round(took)} ms`)
 })
 
+t.test('what is listed stays the same until something changes', async (t) => {
+  const { registry, disk, remove, changed } = fixture(t)
+  disk('sda', 1)
+  await registry.start()
+  const first = registry.devices()
+  changed('sda')
+  t.equal(registry.devices(), first, 'a uevent alone changes nothing')
+  disk('sdb', 2)
+  changed('sdb')
+  const second = registry.devices()
+  t.strictSame(second.map(({ name }) => name), ['1', '2'])
+  remove('sda')
+  changed('sda')
+  t.strictSame(registry.devices().map(({ name }) => name), ['2'])
+  t.strictSame(second.map(({ name }) => name), ['1', '2'], 'who has an older list keeps it as it is')
+})
+
 t.test('lost events make it read everything again', async (t) => {
   const { registry, disk, remove, found, names } = fixture(t)
   disk('sda', 1)

@@ -676,6 +676,15 @@ t.test('READDIR gives every entry once, in pages of whole entries', async (t) =>
   }
 })
 
+t.test('a directory that many have open takes the memory of one', async (t) => {
+  const { ask } = treeFixture(Array.from({ length: 2000 }, (_, i) => device(1 + i, 0)))
+  const used = () => process.memoryUsage().heapUsed + process.memoryUsage().arrayBuffers
+  const before = used()
+  for (let i = 0; i < 1000; i++) ask(Opcode.OPENDIR, u32(0, 0))
+  const mib = (used() - before) / 1048576
+  t.ok(mib < 50, `${mib.toFixed(0)} MiB for a thousand times two thousand names`)
+})
+
 function direntNames(payload: Buffer): string[] {
   const found: string[] = []
   for (let at = 0; at < payload.length; ) {
