@@ -24,6 +24,8 @@ const GONE_MAX = 16384
  */
 const SCAN_INTERVAL_MS = 2
 const SCAN_SHARE = 10
+/** Of those who waited for a scan, so many are answered before anybody else gets a turn. */
+const ANSWERS_AT_ONCE = 4
 /** After a scan that failed, the next one comes this late, ms. */
 const SCAN_RETRY_MS = 1000
 
@@ -187,11 +189,17 @@ export class Registry implements UeventListener {
       }
       this.scanning = false
       this.nextScan = performance.now() + Math.max(SCAN_INTERVAL_MS, cpuMs * SCAN_SHARE)
-      for (const done of served) done()
+      this.answer(served)
       if (this.incomplete) this.retryTimer ??= setTimeout(() => this.retry(), SCAN_RETRY_MS)
       // Whoever asked meanwhile gets a scan of their own.
       if (this.waiting.length > 0 && this.scanTimer === undefined) this.rescan(this.waiting.pop()!)
     })
+  }
+
+  private answer(served: (() => void)[]): void {
+    if (this.closed) return
+    for (const done of served.splice(0, ANSWERS_AT_ONCE)) done()
+    if (served.length > 0) setImmediate(() => this.answer(served))
   }
 
   /** What was lost must be read some time, even if nobody asks for it. */

@@ -395,6 +395,19 @@ t.test('cheap scans keep a distance, too', async (t) => {
   t.ok(state.scans - before <= took + 1, `${state.scans - before} in ${Math.round(took)} ms`)
 })
 
+t.test('whoever else has something to do gets a turn between the answers to a scan', async (t) => {
+  const { registry, state, release } = fixture(t)
+  await registry.start()
+  state.held = true
+  let answered = 0
+  for (let i = 0; i < 200; i++) registry.findSlowly(`${1_000_000 + i}`, diskseqOf(`${1_000_000 + i}`), () => answered++)
+  await until(() => state.waiting.length > 0)
+  release()
+  t.ok(answered < 20, `${answered} at once`)
+  await until(() => answered === 200)
+  t.pass('and all in the end')
+})
+
 t.test('what is listed stays the same until something changes', async (t) => {
   const { registry, disk, remove, changed } = fixture(t)
   disk('sda', 1)
