@@ -19,6 +19,7 @@ import {
   type Validity,
 } from './abi.js'
 import { E, errnoName } from './errno.js'
+import { FairQueue } from './fair.js'
 import type { Logger } from './log.js'
 import type { Native, Poll } from './native.js'
 import { SharedState } from './state.js'
@@ -38,6 +39,9 @@ const TRIES_MAX = 5
 
 /** Requests handled before the event loop gets to look at anything else. */
 const BATCH = 64
+
+/** Requests that may wait for their turn; beyond that they are answered as they come. */
+const WAITING_MAX = 2048
 
 /** fuse_setattr_in, 88 bytes */
 const SETATTR_IN_SIZE = 88
@@ -131,6 +135,14 @@ class SessionReply implements Reply {
   }
 }
 
+/** A request that was read, and is kept until it is its user's turn. */
+interface Waiting {
+  readonly unique: bigint
+  readonly slot: number
+  readonly length: number
+  interrupted: boolean
+}
+
 export class FuseSession implements Transport {
   /** Shared by all answers: each is written before the next is begun. */
   readonly out = new ReplyBuffer(OUT_HEADER_SIZE + PAYLOAD_MAX)
@@ -138,6 +150,9 @@ export class FuseSession implements Transport {
 
   /** Requests read and not yet answered, for FUSE_INTERRUPT. */
   private readonly pending = new Map<bigint, SessionReply>()
+  /** Not root's, which is answered first: nobody else can keep it waiting. */
+  private readonly waiting = new FairQueue<Waiting>()
+  private turn: NodeJS.Immediate | undefined
   private operations: TreeOperations | undefined
   private poll: Poll | undefined
   private started: { resolve: () => void; reject: (error: Error) => void } | undefined
@@ -194,6 +209,7 @@ export class FuseSession implements Transport {
   pause(): void {
     this.poll?.close()
     this.poll = undefined
+    clearImmediate(this.turn)
   }
 
   /** As {@link pause}; and what is unanswered is left to the next daemon, which is not to take it for a reason to die. */
@@ -208,16 +224,35 @@ export class FuseSession implements Transport {
     this.native.close(this.fd)
     this.fd = -1
     this.pending.clear()
+    this.waiting.clear()
     this.started?.reject(new Error('the FUSE connection was closed before it was ready'))
     this.started = undefined
     this.end()
   }
 
+  /** Takes what there is to read, then answers one of those that wait. */
   private readable(): void {
+    this.take()
+    const next = this.poll === undefined ? undefined : this.waiting.take()
+    if (next === undefined) return
+    const reply = this.handle(new Message(this.state.kept(next.slot, next.length), next.length), next.slot)
+    if (next.interrupted) reply?.interrupt()
+    // The others after a look at what else there is to do: disks that have been opened, say.
+    if (this.waiting.size > 0) this.turn ??= setImmediate(() => this.again())
+  }
+
+  private again(): void {
+    this.turn = undefined
+    this.readable()
+  }
+
+  private take(): void {
     for (let i = 0; i < BATCH && this.poll !== undefined; i++) {
       const n = this.native.read(this.fd, this.state.landing)
       if (n >= 0) {
-        this.handle(new Message(this.state.landing, n))
+        const message = new Message(this.state.landing, n)
+        const alone = i === 0 && this.waiting.size === 0
+        if (alone || !this.mayWait(message)) this.handle(message)
         this.state.clear()
         continue
       }
@@ -236,6 +271,28 @@ export class FuseSession implements Transport {
           return
       }
     }
+  }
+
+  /** Has a request wait for its turn, unless it is root's, or one that takes no answer. */
+  private mayWait(message: Message): boolean {
+    if (message.length < IN_HEADER_SIZE || this.waiting.size >= WAITING_MAX) return false
+    const { uid, opcode, unique } = message.header()
+    if (uid === 0 || UNANSWERED.has(opcode)) return false
+    const slot = this.state.keep(message.bytes.subarray(0, message.length))
+    if (slot < 0) return false
+    this.waiting.add(uid, { unique, slot, length: message.length, interrupted: false })
+    return true
+  }
+
+  /** The caller of a request wants to give up. */
+  private interrupt(unique: bigint): void {
+    const reply = this.pending.get(unique)
+    if (reply !== undefined) return reply.interrupt()
+    // Neither: already answered, since a request is read before its interrupt.
+    const waiting = this.waiting.find((request) => request.unique === unique)
+    if (waiting === undefined) return
+    waiting.interrupted = true
+    this.state.interrupt(waiting.slot)
   }
 
   /** Writes the header and sends what {@link out} holds. */
@@ -316,8 +373,7 @@ export class FuseSession implements Transport {
         return
       }
       case Opcode.INTERRUPT:
-        // Unknown: already answered, since a request is read before its interrupt.
-        return this.pending.get(message.u64(0))?.interrupt()
+        return this.interrupt(message.u64(0))
       case Opcode.SETATTR:
         return operations.setattr(header, nodeid, attrChange(message), reply)
       case Opcode.READLINK:

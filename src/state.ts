@@ -179,6 +179,11 @@ export class SharedState {
     return at
   }
 
+  /** A request that is kept; gone with {@link drop}. */
+  kept(slot: number, length: number): Uint8Array {
+    return this.bytes.subarray(slot + SLOT_HEADER, slot + SLOT_HEADER + length)
+  }
+
   /** The caller of a kept request wants to give up. */
   interrupt(slot: number): void {
     if (slot >= 0) this.view.setUint32(slot + layout.SLOT_INTERRUPTED_AT, 1, true)

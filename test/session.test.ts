@@ -120,14 +120,20 @@ function bound(operations: TreeOperations): TreeOperations {
 function request(
   opcode: number,
   body: Buffer,
-  { unique, nodeid, length = HEADER_SIZE + body.length, tid = CALLER.tid }: { unique: bigint; nodeid: bigint; length?: number; tid?: number },
+  {
+    unique,
+    nodeid,
+    length = HEADER_SIZE + body.length,
+    tid = CALLER.tid,
+    uid = CALLER.uid,
+  }: { unique: bigint; nodeid: bigint; length?: number; tid?: number; uid?: number },
 ): Buffer {
   const header = Buffer.alloc(HEADER_SIZE)
   header.writeUInt32LE(length, 0)
   header.writeUInt32LE(opcode, 4)
   header.writeBigUInt64LE(unique, 8)
   header.writeBigUInt64LE(nodeid, 16)
-  header.writeUInt32LE(CALLER.uid, 24)
+  header.writeUInt32LE(uid, 24)
   header.writeUInt32LE(CALLER.gid, 28)
   header.writeUInt32LE(tid, 32)
   return Buffer.concat([header, body])
@@ -183,6 +189,105 @@ const attrBytes = (attr: Attr) => {
 const success = (payload: Buffer) => [{ length: OUT_HEADER_SIZE + payload.length, error: 0, payload }]
 const failure = (error: number) => [{ length: OUT_HEADER_SIZE, error, payload: Buffer.alloc(0) }]
 const shown = (answers: Answer[]) => answers.map(({ length, error, payload }) => ({ length, error, payload }))
+
+/** What is read at once, by who asks for what; and the names in the order in which they were looked up. */
+function crowd() {
+  const order: string[] = []
+  const held: Reply[] = []
+  const made = fixture({
+    lookup(_, __, name, reply) {
+      order.push(name)
+      if (name.startsWith('held')) held.push(reply)
+      else reply.error(E.ENOENT)
+    },
+  })
+  let unique = 2n
+  const wants = (uid: number, name: string) => {
+    unique += 2n
+    made.reads.push(request(Opcode.LOOKUP, cstring(name), { unique, nodeid: ROOT, uid }))
+    return unique
+  }
+  const interrupts = (other: bigint) => made.reads.push(request(Opcode.INTERRUPT, u64(other), { unique: other + 1n, nodeid: 0n, uid: 0 }))
+  return { ...made, order, held, wants, interrupts }
+}
+
+const turns = async (count: number) => {
+  for (let i = 0; i < count; i++) await new Promise((resolve) => setImmediate(resolve))
+}
+
+t.test('root does not stand behind the requests of others', async (t) => {
+  const { wants, order, state } = crowd()
+  for (let i = 0; i < 50; i++) wants(60001, `a${i}`)
+  wants(0, 'root')
+  state.ready()
+  t.strictSame(order, ['a0', 'root', 'a1'], 'but for the first, which was alone when it came')
+  await turns(10)
+  wants(0, 'root again')
+  state.ready()
+  const at = order.indexOf('root again')
+  t.ok(at > 5 && at < 25, `it is number ${at}`)
+  await turns(100)
+  t.equal(order.length, 52, 'all are answered')
+})
+
+t.test('users take turns', async (t) => {
+  const { wants, order, state } = crowd()
+  for (let i = 0; i < 20; i++) wants(60001, `a${i}`)
+  for (let i = 0; i < 3; i++) wants(60002, `b${i}`)
+  state.ready()
+  await turns(50)
+  t.strictSame(order.slice(0, 7), ['a0', 'a1', 'b0', 'a2', 'b1', 'a3', 'b2'])
+  t.equal(order.length, 23)
+})
+
+t.test('requests of root in a row keep nobody out', async (t) => {
+  const { wants, order, state } = crowd()
+  for (let i = 0; i < 3; i++) wants(60001, `a${i}`)
+  for (let i = 0; i < 300; i++) wants(0, `root${i}`)
+  state.ready()
+  t.ok(order.includes('a1'), 'after one round of them somebody else is answered')
+})
+
+t.test('a request that waits for its turn can be interrupted', async (t) => {
+  const { wants, interrupts, order, state, held } = crowd()
+  for (let i = 0; i < 5; i++) wants(60001, `a${i}`)
+  interrupts(wants(60001, 'held'))
+  state.ready()
+  t.notOk(order.includes('held'), 'it waits')
+  await turns(20)
+  let told = 0
+  held[0]?.onInterrupt(() => told++)
+  t.equal(told, 1, 'who takes it hears of it')
+})
+
+t.test('more requests than may wait are answered all the same, once each', async (t) => {
+  const { wants, answers, state, reads } = crowd()
+  const asked = new Set(Array.from({ length: 5000 }, (_, i) => wants(60001, `a${i}`)))
+  while (reads.length > 0) state.ready()
+  for (let i = 0; answers.length < asked.size && i < 10_000; i++) await turns(1)
+  t.equal(answers.length, asked.size)
+  t.strictSame(new Set(answers.map((answer) => answer.unique)), asked)
+})
+
+t.test('with the end of the connection nobody waits for a turn any more', async (t) => {
+  const { wants, order, state, session, errors } = crowd()
+  for (let i = 0; i < 50; i++) wants(60001, `a${i}`)
+  state.ready()
+  session.close()
+  const before = order.length
+  await turns(20)
+  t.equal(order.length, before)
+  t.strictSame(errors, [])
+})
+
+t.test('a daemon that takes over answers who waited for a turn', async (t) => {
+  const { wants, state, session, order } = crowd()
+  for (let i = 0; i < 10; i++) wants(60001, `a${i}`)
+  state.ready()
+  const left = session.state.unanswered().map(({ message }) => message.string(0)).sort()
+  t.strictSame(left, Array.from({ length: 10 }, (_, i) => `a${i}`).filter((name) => !order.includes(name)))
+  session.close()
+})
 
 t.test('LOOKUP is answered with fuse_entry_out, whose name is never cached', async (t) => {
   let asked: unknown[] = []
@@ -591,7 +696,7 @@ t.test('an answer after the end is taken by nobody', async (t) => {
 
 t.test('reading goes on after a signal and a request that was withdrawn, and stops when there is nothing', async (t) => {
   const { reads, state, answers } = fixture({ getattr: (_, __, reply) => reply.error(E.ESTALE) })
-  const getattr = (unique: bigint) => request(Opcode.GETATTR, Buffer.alloc(16), { unique, nodeid: 5n })
+  const getattr = (unique: bigint) => request(Opcode.GETATTR, Buffer.alloc(16), { unique, nodeid: 5n, uid: 0 })
   reads.push(-E.EINTR, getattr(2n), -E.ENOENT, getattr(4n), -E.EAGAIN, getattr(6n))
   state.ready()
   t.match(answers.map(({ unique }) => unique), [2n, 4n])
@@ -601,7 +706,7 @@ t.test('reading goes on after a signal and a request that was withdrawn, and sto
 
 t.test('a flood of requests lets others have a turn', async (t) => {
   const { reads, state, answers } = fixture({ getattr: (_, __, reply) => reply.error(E.ESTALE) })
-  for (let i = 0; i < 1000; i++) reads.push(request(Opcode.GETATTR, Buffer.alloc(16), { unique: BigInt(2 * i), nodeid: 5n }))
+  for (let i = 0; i < 1000; i++) reads.push(request(Opcode.GETATTR, Buffer.alloc(16), { unique: BigInt(2 * i), nodeid: 5n, uid: 0 }))
   state.ready()
   t.ok(answers.length > 0 && answers.length < 200, `${answers.length} in a turn`)
 })
