@@ -46,6 +46,12 @@ type Mechanism =
   | 'no-vault'
   | 'no-journal'
   | 'deaf'
+  | 'opens-alone'
+  | 'hold-by-clock'
+  | 'clock-jumps'
+  | 'small-buffer'
+  | 'small-buffer-unnoticed'
+  | 'hoards'
 
 export interface RunningTree {
   readonly mountpoint: string
@@ -92,15 +98,22 @@ export function cleanup(t: Test, undo: () => unknown): void {
  * ends, and a log line of level error fails the test.
  *
  * @param twin the safety mechanism to switch off
- * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout is known
+ * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout and --hold are known
+ * @param limits arguments of prlimit(1) for the daemon
  */
 export async function startTree(
   t: Test,
-  { twin, args = [], expectErrors = false }: { twin?: Twin; args?: string[]; expectErrors?: boolean } = {},
+  {
+    twin,
+    args = [],
+    expectErrors = false,
+    limits = [],
+  }: { twin?: Twin; args?: string[]; expectErrors?: boolean; limits?: string[] } = {},
 ): Promise<RunningTree> {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
   const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN, twin, mountpoint, ...args]
-  const child = spawn(process.execPath, command, { stdio: ['ignore', 'pipe', 'pipe'], env: ENVIRONMENT })
+  const [file, ...given] = [...(limits.length > 0 ? ['prlimit', ...limits] : []), process.execPath, ...command]
+  const child = spawn(file as string, given, { stdio: ['ignore', 'pipe', 'pipe'], env: ENVIRONMENT })
   let text = ''
   child.stderr.on('data', (chunk: Buffer) => (text += chunk.toString()))
   const log = () =>
@@ -400,6 +413,32 @@ export async function watchNode(t: Test, path: string): Promise<() => Promise<Se
     return since
   }
 }
+
+/** Resident memory of a process, MiB. */
+export function resident(pid: number): number {
+  return Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) / 1024
+}
+
+/** Makes many disks, all on one file; they are gone when the test ends. Their paths in /dev. */
+export async function manyDisks(t: Test, count: number, file: string): Promise<string[]> {
+  await startBlk(t, 'loops', String(count), file)
+  return readdirSync('/sys/block')
+    .filter((kname) => kname.startsWith('loop') && backingFile(kname) === file)
+    .map((kname) => `/dev/${kname}`)
+}
+
+function backingFile(kname: string): string | undefined {
+  try {
+    return readFileSync(`/sys/block/${kname}/loop/backing_file`, 'utf8').trim()
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT' || code === 'ENXIO' || code === 'ENODEV') return undefined // not bound, or gone
+    throw error
+  }
+}
+
+/** The diskseq that a device in /dev has now. */
+export const diskseqOf = (path: string) => sysfsDiskseq(path.slice('/dev/'.length))
 
 /** Devices that a process has open now: what its descriptors in /proc lead to. */
 export function openDevices(pid: number): string[] {

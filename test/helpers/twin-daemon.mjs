@@ -2,18 +2,24 @@
  * The daemon with one safety mechanism switched off: what the tests that prove
  * the mechanism must fail against. Never shipped.
  *
- *   node twin-daemon.mjs TWIN[+slow] MOUNTPOINT [--open-timeout SECONDS]
+ *   node twin-daemon.mjs TWIN[+slow] MOUNTPOINT [--open-timeout SECONDS] [--hold SECONDS]
+ *
+ * SIGUSR2 has it log how much it remembers.
  *
  * With +slow each disk is answered for 30 ms after it was verified, as it may
  * be on a busy machine: time enough for anything to happen in between.
  */
+import { parseArgs } from 'node:util'
+
 import { Access } from '../../dist/access.js'
 import { Daemon } from '../../dist/daemon.js'
+import { Gate } from '../../dist/gate.js'
 import { Intents, RUNNING } from '../../dist/intent.js'
 import { createLogger } from '../../dist/log.js'
 import { parseMountOptions } from '../../dist/mountpoint.js'
 import { native } from '../../dist/native.js'
 import { PinOpener } from '../../dist/pin.js'
+import { Reaper } from '../../dist/reaper.js'
 import { ServiceManager } from '../../dist/service.js'
 
 /** Verifies as the real one does, and then holds something else than the device. */
@@ -130,6 +136,12 @@ function queued() {
 const FUSE_INTERRUPT = 36
 const EAGAIN = -11
 const EINTR = -4
+const ENOBUFS = -105
+
+/** Bytes: for a few events. */
+const SMALL_BUFFER = 4096
+
+const hoard = []
 
 const twins = {
   /** Nothing is switched off. */
@@ -213,15 +225,76 @@ const twins = {
       },
     },
   },
+  /** Each caller has the disk opened anew. */
+  'opens-alone': {
+    patch() {
+      const { opening } = Gate.prototype
+      Gate.prototype.opening = function (node, device) {
+        node.opening = undefined
+        return opening.call(this, node, device)
+      }
+    },
+  },
+  /** A hold ends by the clock, whether or not this had the processor meanwhile. */
+  'hold-by-clock': {
+    patch() {
+      const { watch } = Reaper.prototype
+      Reaper.prototype.watch = function (node) {
+        node.heldSince = performance.now()
+        return watch.call(this, node)
+      }
+      Reaper.prototype.hold = function () {
+        for (const node of this.active) {
+          if (performance.now() - node.heldSince >= this.options.holdSeconds * 1000) this.unpin(node)
+        }
+      }
+    },
+  },
+  /** Nothing is switched off, but the wall clock jumps by two hours with each look at it. */
+  'clock-jumps': {
+    patch() {
+      const { now } = Date
+      let jump = 3_600_000
+      Date.now = () => now() + (jump = -jump)
+    },
+  },
+  /** Nothing is switched off, but few uevents fit into the socket. */
+  'small-buffer': { native: { ...native, ueventOpen: () => native.ueventOpen(SMALL_BUFFER) } },
+  /** The same, and that some were lost is not noticed. */
+  'small-buffer-unnoticed': {
+    native: {
+      ...native,
+      ueventOpen: () => native.ueventOpen(SMALL_BUFFER),
+      ueventReceive: (...given) => {
+        const n = native.ueventReceive(...given)
+        return n === ENOBUFS ? EINTR : n
+      },
+    },
+  },
+  /** What was asked is remembered for ever. */
+  'hoards': {
+    native: {
+      ...native,
+      read: (fd, into) => {
+        const n = native.read(fd, into)
+        if (n > 0) hoard.push(Buffer.alloc(16384, 1))
+        return n
+      },
+    },
+  },
   /** No uevent ever arrives. */
   'deaf': { native: { ...native, ueventReceive: () => EAGAIN } },
 }
 
-const [twin, mountpoint, option, seconds] = process.argv.slice(2)
-if (option !== undefined && option !== '--open-timeout') throw new Error(`no such option: ${option}`)
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { 'open-timeout': { type: 'string', default: '10' }, 'hold': { type: 'string', default: '30' } },
+})
+const [twin, mountpoint] = positionals
 const [name, pace] = twin.split('+')
 const parts = twins[name]
 if (parts === undefined) throw new Error(`no such twin: ${name}`)
+parts.patch?.()
 const makeOpener = parts.opener ?? ((...given) => new PinOpener(...given))
 const opener = pace === 'slow' ? (...given) => slow(makeOpener(...given)) : makeOpener
 const { logger: log } = await createLogger('info', { kind: 'stderr', format: 'json' })
@@ -231,14 +304,28 @@ const daemon = new Daemon(
     mountpoint,
     mount: parseMountOptions('', []),
     lingerMs: 5,
-    holdSeconds: 30,
-    openTimeoutMs: Number(seconds ?? 10) * 1000,
+    holdSeconds: Number(values['hold']),
+    openTimeoutMs: Number(values['open-timeout']) * 1000,
   },
   log,
   { ...parts, opener },
   manager,
 )
 process.once('SIGTERM', () => (daemon.survives ? process.exit(0) : daemon.stop()))
+process.on('SIGUSR2', () => {
+  const { nodes, transport } = daemon
+  const { listings, links } = transport.operations
+  log.info(
+    {
+      nodes: nodes.size,
+      listings: listings.size,
+      links: links.size,
+      pending: transport.pending.size,
+      waiting: transport.waiting.size,
+    },
+    'remembered',
+  )
+})
 await daemon.start(manager?.kept)
 manager?.ready('serving', () => true)
 await daemon.ended

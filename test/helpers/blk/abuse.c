@@ -202,6 +202,13 @@ static void print(int threads)
 	printf("}\n");
 }
 
+static void become(int uid)
+{
+	if (uid && (setgroups(0, NULL) < 0 || setresgid((gid_t)uid, (gid_t)uid, (gid_t)uid) < 0 ||
+		    setresuid((uid_t)uid, (uid_t)uid, (uid_t)uid) < 0))
+		die("setresuid: %s", strerror(errno));
+}
+
 /* A line on stdin has them begin, and the next one has them stop; the end of
  * stdin ends it.  --names: which disks are asked for, "1,2,3"; by default all. */
 int cmd_abuse(int argc, char **argv)
@@ -224,9 +231,7 @@ int cmd_abuse(int argc, char **argv)
 	for (char *k = strtok(list, ","); k && uses < (int)KINDS; k = strtok(NULL, ","))
 		used[uses++] = kind_named(k);
 	learn_names(names ? strdup(names) : NULL);
-	if (uid && (setgroups(0, NULL) < 0 || setresgid((gid_t)uid, (gid_t)uid, (gid_t)uid) < 0 ||
-		    setresuid((uid_t)uid, (uid_t)uid, (uid_t)uid) < 0))
-		die("setresuid: %s", strerror(errno));
+	become(uid);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, STACK_BYTES);
 	for (int i = 0; i < threads; i++) {
@@ -261,5 +266,33 @@ int cmd_abuse(int argc, char **argv)
 	for (int i = 0; i < threads; i++)
 		pthread_join(askers[i].thread, NULL);
 	print(threads);
+	return exit_status();
+}
+
+/* Opens the directory many times over, says "ready", and closes nothing before stdin does. */
+int cmd_abuse_directories(int argc, char **argv)
+{
+	int count = 0, uid = 0;
+
+	parse_opts(argc, argv, (const struct opt[]){
+		{ "dir", OPT_STR, &dir, true },
+		{ "uid", OPT_INT, &uid, true },
+		{ "count", OPT_INT, &count, true },
+		{ 0 },
+	});
+	become(uid);
+	for (int i = 0; i < count; i++)
+		if (open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) < 0)
+			die("open %s: %s", dir, strerror(errno));
+	printf("ready\n");
+	fflush(stdout);
+	while (!stop_signal) {
+		struct pollfd p = { .fd = 0, .events = POLLIN };
+		char buf[256];
+
+		if (poll(&p, 1, 100) > 0 && read(0, buf, sizeof buf) <= 0)
+			break;
+	}
+	printf("{\"directories\":%d}\n", count);
 	return exit_status();
 }

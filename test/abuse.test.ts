@@ -1,0 +1,164 @@
+/**
+ * Somebody without any rights who asks the tree for all there is and all there
+ * is not, with a hundred threads: no disk is opened for it, nothing of it is
+ * remembered, and root is served meanwhile. How quickly: bench/faults.ts.
+ */
+import { chmodSync, readdirSync } from 'node:fs'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { blk } from './helpers/blk.js'
+import {
+  loopDisk,
+  openDevices,
+  resident,
+  type RunningBlk,
+  type RunningTree,
+  sleep,
+  startBlk,
+  startTree,
+  type Twin,
+  until,
+  watchNode,
+  zramDisk,
+} from './helpers/tree.js'
+
+const NOBODY = '65534'
+const THREADS = '100'
+const SECONDS = 2
+/** A machine that is busy may take long, but not as long as a hundred threads' requests. */
+const BOUND_MS = 500
+/** What a heap may keep that has been at work; each thread has asked some thousand times. */
+const MORE_MIB = 40
+
+/** What was asked, how often, and what it failed with. */
+type Outcome = Record<'names' | 'numbers' | 'stat' | 'open' | 'list', { n: number; errors: Record<string, number> }>
+
+function start(t: Test, tree: RunningTree, ...args: string[]): Promise<RunningBlk> {
+  return startBlk(t, 'abuse', '--dir', tree.mountpoint, '--threads', THREADS, ...args)
+}
+
+const descriptors = (tree: RunningTree) => readdirSync(`/proc/${tree.pid}/fd`).length
+
+async function setup(t: Test, twin: Twin) {
+  const zram = zramDisk(t)
+  const loop = loopDisk(t)
+  loop.addPartition(1, 64, 64)
+  for (const path of [zram.path, loop.path, `${loop.path}p1`]) chmodSync(path, 0o600)
+  const tree = await startTree(t, { twin })
+  const seen = [await watchNode(t, zram.path), await watchNode(t, loop.path), await watchNode(t, `${loop.path}p1`)]
+  const opens = async () => {
+    let count = 0
+    for (const since of seen) count += (await since()).open
+    return count
+  }
+  await opens()
+  return { tree, opens, names: [zram.diskseq(), loop.diskseq(), `${loop.diskseq()}p1`], mine: zram.diskseq() }
+}
+
+t.test('a hundred threads of nobody have no disk opened', async (t) => {
+  const { tree, opens, names } = await setup(t, 'none')
+  const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
+  await nobody.ask()
+  for (let i = 0; i < SECONDS * 10; i++) {
+    await sleep(100)
+    if (openDevices(tree.pid).length > 0) t.fail(`open: ${openDevices(tree.pid)}`)
+  }
+  const outcome = JSON.parse(await nobody.end()) as Outcome
+  t.equal(await opens(), 0, 'nobody has seen any of them opened')
+  for (const [what, errno] of [
+    ['names', 'ENOENT'],
+    ['numbers', 'ENOENT'],
+    ['open', 'EACCES'],
+  ] as const) {
+    const { n, errors } = outcome[what]
+    t.ok(n > 100, `${n} times ${what}`)
+    t.strictSame(errors, { [errno]: n }, `each is ${errno}`)
+  }
+  for (const what of ['stat', 'list'] as const) {
+    const { n, errors } = outcome[what]
+    t.ok(n > 100, `${n} times ${what}`)
+    t.strictSame(errors, {}, 'which anybody may')
+  }
+})
+
+t.test('twin: without a look at who asks, disks are opened for nobody', async (t) => {
+  const { tree, opens, names } = await setup(t, 'no-access-rule')
+  const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
+  await nobody.ask()
+  await sleep(500)
+  await nobody.end()
+  t.ok((await opens()) > 0, 'they were seen to be opened')
+})
+
+t.test('root is served meanwhile', async (t) => {
+  const { tree, mine, names } = await setup(t, 'none')
+  const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
+  await nobody.ask()
+  const path = join(tree.mountpoint, mine)
+  const { n, max_ns, errors } = await blk('openlat', '--path', path, '--count', '2000', '--seconds', String(SECONDS))
+  t.strictSame(errors, {}, `${n} opens`)
+  t.ok(n >= 100, 'more than a hundred')
+  t.ok(max_ns / 1e6 < BOUND_MS, `${(max_ns / 1e6).toFixed(1)} ms at most`)
+  await nobody.end()
+})
+
+async function remembered(tree: RunningTree): Promise<Record<string, number>> {
+  const reports = () => tree.log().filter((line) => line['msg'] === 'remembered')
+  const before = reports().length
+  process.kill(tree.pid, 'SIGUSR2')
+  await until(() => reports().length > before)
+  const { nodes, listings, links, pending, waiting } = reports().at(-1) as Record<string, any>
+  return { nodes, listings, links, pending, waiting }
+}
+
+const NOTHING = { nodes: 0, listings: 0, links: 0, pending: 0, waiting: 0 }
+
+/** Memory that has grown from one time to the next, when it had grown to its size before, MiB. */
+async function growth(t: Test, tree: RunningTree, ask: () => Promise<unknown>): Promise<number> {
+  await ask()
+  await ask()
+  const before = resident(tree.pid)
+  await ask()
+  const more = resident(tree.pid) - before
+  t.comment(`${before.toFixed(0)} MiB, then ${more.toFixed(0)} more`)
+  return more
+}
+
+t.test('nothing of it is remembered', async (t) => {
+  const { tree, names } = await setup(t, 'none')
+  const before = descriptors(tree)
+  const more = await growth(t, tree, async () => {
+    const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
+    await nobody.ask()
+    await sleep(SECONDS * 1000)
+    await nobody.end()
+  })
+  t.ok(more < MORE_MIB, 'memory does not grow')
+  // The kernel forgets the names a second later.
+  await until(async () => Object.values(await remembered(tree)).every((count) => count === 0), 10_000)
+  t.strictSame(await remembered(tree), NOTHING, 'no node, listing, link or request is left')
+  // Of threads that asked last, a file in /proc each: see Intents.
+  t.ok(descriptors(tree) <= before + 64 + 8, `${descriptors(tree) - before} more descriptors`)
+})
+
+t.test('twin: a daemon that remembers what it is asked grows', async (t) => {
+  const { tree, names } = await setup(t, 'hoards')
+  const more = await growth(t, tree, async () => {
+    const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
+    await nobody.ask()
+    await sleep(500)
+    await nobody.end()
+  })
+  t.ok(more > MORE_MIB, 'its memory grows')
+})
+
+t.test('directories that nobody closes cost no memory to speak of, and are forgotten with their owner', async (t) => {
+  const { tree } = await setup(t, 'none')
+  const hoarder = await startBlk(t, 'abuse-directories', '--dir', tree.mountpoint, '--uid', NOBODY, '--count', '10000')
+  t.equal((await remembered(tree))['listings'], 10_000)
+  await hoarder.end()
+  await until(async () => (await remembered(tree))['listings'] === 0)
+  t.pass('none is left')
+})
