@@ -16,8 +16,11 @@ import t, { type Test } from 'tap'
 import { blk, blkPath } from './helpers/blk.js'
 import {
   cleanup,
+  diskseqOf,
   loopDisk,
+  manyDisks,
   openDevices,
+  resident,
   type RunningTree,
   sleep,
   startBlk,
@@ -32,6 +35,9 @@ const OPEN_TIMEOUT_S = 2
 const SLACK_MS = 1000
 /** What nobody else may be delayed by. */
 const BOUND_MS = 500
+
+/** The number of openat2(2), the same on all architectures. */
+const OPENAT2 = 437
 
 interface Stuck {
   readonly tree: RunningTree
@@ -178,9 +184,9 @@ async function delays({ tree, stuck, other }: Stuck, seconds: number): Promise<M
   return max
 }
 
-async function nobodyWaits(t: Test, setting: Stuck, seconds: number): Promise<void> {
+async function nobodyWaits(t: Test, setting: Stuck, seconds: number, boundMs = BOUND_MS): Promise<void> {
   for (const [what, ms] of await delays(setting, seconds)) {
-    t.ok(ms < BOUND_MS, `${what}: ${ms.toFixed(0)} ms at most`)
+    t.ok(ms < boundMs, `${what}: ${ms.toFixed(0)} ms at most`)
   }
 }
 
@@ -239,6 +245,116 @@ t.test('many disks that hang delay nobody else', async (t) => {
     const { ms, out } = await ended
     if (ms > OPEN_TIMEOUT_S * 1000 + SLACK_MS || !out.includes('ETIMEDOUT')) t.fail(`a caller: ${ms} ms, ${out}`)
   }
+})
+
+const HUNDREDS = 200
+const LONG_TIMEOUT_S = 3
+/** Far below the timeout, and far above what a machine takes that is busy with hundreds of callers. */
+const WIDE_BOUND_MS = 1500
+
+interface Hundreds extends Stuck {
+  /** Paths in /dev of those that can hang. */
+  readonly devices: string[]
+}
+
+/** Hundreds of disks on a file of a filesystem that can be made to hang, and one that is well. */
+async function setupHundreds(t: Test, { twin, disks = HUNDREDS }: { twin?: Twin; disks?: number } = {}): Promise<Hundreds> {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-hung-'))
+  cleanup(t, () => rmSync(directory, { recursive: true }))
+  const server = await startBlk(t, 'hungfs', directory)
+  const devices = await manyDisks(t, disks, join(directory, 'disk'))
+  const zram = zramDisk(t)
+  const tree = await startTree(t, { args: ['--open-timeout', String(LONG_TIMEOUT_S)], ...(twin && { twin }) })
+  cleanup(t, () => server.kill('SIGUSR2'))
+  return {
+    tree,
+    devices,
+    stuck: devices.map((path) => join(tree.mountpoint, diskseqOf(path))),
+    other: join(tree.mountpoint, zram.diskseq()),
+    hang: () => {
+      server.kill('SIGUSR1')
+      return sleep(100)
+    },
+    recover: () => server.kill('SIGUSR2'),
+  }
+}
+
+/** Two callers of each disk, who come again as soon as they have an answer. */
+async function callersOf({ tree, stuck }: Stuck, t: Test) {
+  const names = stuck.map((path) => basename(path)).join()
+  const callers = await startBlk(
+    t, 'abuse', '--dir', tree.mountpoint, '--kinds', 'open', '--threads', String(2 * HUNDREDS), '--names', names,
+  )
+  await callers.ask()
+  return callers
+}
+
+/** What any of hundreds of callers may have to wait beyond the timeout. */
+const BUSY_MS = 5000
+/** Threads of the daemon that are not in its own pool for good. */
+const THREADS_SLACK = 16
+const MORE_MIB = 100
+
+t.test('hundreds of disks that hang delay nobody else, take a thread each, and come back', async (t) => {
+  const setting = await setupHundreds(t)
+  const { tree, stuck, other, hang, recover } = setting
+  await blk('openlat', '--path', other, '--count', '5')
+  const before = { threads: threads(tree), mib: resident(tree.pid) }
+  await hang()
+  const callers = await callersOf(setting, t)
+  await sleep(500)
+  await nobodyWaits(t, setting, 1, WIDE_BOUND_MS)
+  // Until each caller has come a second time.
+  await sleep(4000)
+  const { max_ns, errors } = await blk('openlat', '--path', other, '--count', '200', '--close-immediately')
+  t.strictSame(errors, {}, '200 opens of another disk')
+  t.ok(max_ns / 1e6 < WIDE_BOUND_MS, `${(max_ns / 1e6).toFixed(1)} ms at most`)
+  const more = threads(tree) - before.threads
+  t.ok(more <= HUNDREDS + THREADS_SLACK, `${more} threads for ${HUNDREDS} disks`)
+  const mib = resident(tree.pid) - before.mib
+  t.ok(mib < MORE_MIB, `${mib.toFixed(0)} MiB`)
+  recover()
+  const { open } = JSON.parse(await callers.end()) as { open: { n: number; max_ms: number; errors: Record<string, number> } }
+  t.strictSame(Object.keys(open.errors), ['ETIMEDOUT'], `callers got ETIMEDOUT, ${open.errors['ETIMEDOUT']} times`)
+  t.ok(open.max_ms < LONG_TIMEOUT_S * 1000 + BUSY_MS, `after ${open.max_ms} ms at the latest`)
+  const failed = stuck.map((path) => errorOf(() => openSync(path, 'r'))).filter((error) => error !== '')
+  t.strictSame(failed, [], 'all can be opened again')
+  await until(() => openDevices(tree.pid).length === 0, 10_000)
+  await until(() => threads(tree) <= before.threads + THREADS_SLACK, 15_000)
+  t.pass('nothing is held any more, and the threads are gone')
+})
+
+t.test('twin: if each caller has the disk opened anew, threads grow with the callers', async (t) => {
+  const setting = await setupHundreds(t, { twin: 'opens-alone' })
+  const before = threads(setting.tree)
+  await setting.hang()
+  const callers = await callersOf(setting, t)
+  await sleep(1000)
+  const more = threads(setting.tree) - before
+  t.ok(more > HUNDREDS * 1.5, `${more} threads for ${HUNDREDS} disks`)
+  setting.recover()
+  await callers.end()
+})
+
+t.test('disks of which not even open(2) returns delay nobody else', async (t) => {
+  const setting = await setupHundreds(t, { disks: MANY })
+  const { tree, devices, stuck, hang, recover } = setting
+  await hang()
+  const stall = await startBlk(t, 'loop-stall', ...devices)
+  const callers = stuck.map((path) => call(t, path))
+  await sleep(300)
+  const inOpen = readdirSync(`/proc/${tree.pid}/task`).filter((tid) => {
+    return readFileSync(`/proc/${tree.pid}/task/${tid}/syscall`, 'utf8').startsWith(`${OPENAT2} `)
+  })
+  t.equal(inOpen.length, MANY, 'the daemon is in open(2) of each')
+  await nobodyWaits(t, setting, 1, WIDE_BOUND_MS)
+  for (const { ended } of callers) {
+    const { ms, out } = await ended
+    if (ms > LONG_TIMEOUT_S * 1000 + BUSY_MS || !out.includes('ETIMEDOUT')) t.fail(`a caller: ${ms} ms, ${out}`)
+  }
+  recover()
+  await stall.end()
+  t.strictSame(stuck.map((path) => errorOf(() => openSync(path, 'r'))).filter(Boolean), [], 'all can be opened again')
 })
 
 t.test('twin: with one thread for all disks, others wait', async (t) => {

@@ -126,36 +126,66 @@ int cmd_loop_remove(int argc, char **argv)
 	return exit_status();
 }
 
-static void *scan(void *arg)
+struct stall {
+	const char *path;
+	pthread_t reads, sets;
+};
+
+static int stall_open(const struct stall *s)
 {
-	struct loop_info64 info = { .lo_flags = LO_FLAGS_PARTSCAN | LO_FLAGS_READ_ONLY };
-	const char *path = arg;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int fd = open(s->path, O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0)
-		die("open %s: %s", path, strerror(errno));
-	if (ioctl(fd, LOOP_SET_STATUS64, &info) < 0)
-		die("%s: %s", path, strerror(errno));
+		die("open %s: %s", s->path, strerror(errno));
+	return fd;
+}
+
+static void *stall_read(void *arg)
+{
+	char byte;
+	int fd = stall_open(arg);
+
+	if (read(fd, &byte, 1) < 0)
+		fprintf(stderr, "%s\n", strerror(errno));
 	close(fd);
 	return NULL;
 }
 
-/* Has the kernel look for partitions, on all of these at once: where that
- * never ends, no open of the disk does.  Says "ready" when all are at it. */
-int cmd_loop_partscan(int argc, char **argv)
+static void *stall_set(void *arg)
 {
-	pthread_t *threads = calloc((size_t)argc, sizeof *threads);
+	struct loop_info64 info = { .lo_flags = LO_FLAGS_READ_ONLY };
+	struct stall *s = arg;
+	int fd = stall_open(s);
 
-	if (argc < 2 || !threads)
-		die("usage: blk loop-partscan PATH ...");
-	for (int i = 1; i < argc; i++)
-		if (pthread_create(&threads[i], NULL, scan, argv[i]))
+	if (pthread_create(&s->reads, NULL, stall_read, s))
+		die("pthread_create");
+	sleep_us(100000);
+	/* Waits for the read, and keeps lo_mutex meanwhile, which lo_open() needs
+	 * (drivers/block/loop.c, 6.18). */
+	if (ioctl(fd, LOOP_SET_STATUS64, &info) < 0)
+		die("%s: %s", s->path, strerror(errno));
+	close(fd);
+	pthread_join(s->reads, NULL);
+	return NULL;
+}
+
+/* On a file that hangs, has even open(2) of the disks hang.  Says "ready" when it does. */
+int cmd_loop_stall(int argc, char **argv)
+{
+	struct stall *all = calloc((size_t)argc, sizeof *all);
+
+	if (argc < 2 || !all)
+		die("usage: blk loop-stall PATH ...");
+	for (int i = 1; i < argc; i++) {
+		all[i].path = argv[i];
+		if (pthread_create(&all[i].sets, NULL, stall_set, &all[i]))
 			die("pthread_create");
-	sleep_us(200000);
+	}
+	sleep_us(500000);
 	printf("ready\n");
 	fflush(stdout);
 	for (int i = 1; i < argc; i++)
-		pthread_join(threads[i], NULL);
-	printf("{\"scanned\":%d}\n", argc - 1);
+		pthread_join(all[i].sets, NULL);
+	printf("{\"stalled\":%d}\n", argc - 1);
 	return exit_status();
 }

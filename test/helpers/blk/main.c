@@ -16,7 +16,7 @@ static const struct {
 	{ "loops", cmd_loops },
 	{ "loop-detach", cmd_loop_detach },
 	{ "loop-remove", cmd_loop_remove },
-	{ "loop-partscan", cmd_loop_partscan },
+	{ "loop-stall", cmd_loop_stall },
 	{ "hungfs", cmd_hungfs },
 	{ "uring-open", cmd_uring_open },
 	{ "delays", cmd_delays },
@@ -31,7 +31,7 @@ int main(int argc, char **argv)
 {
 	if (argc < 2)
 		die("usage: blk churn|pingpong|openlat|latency|hold|exclusive-zram|exclusive-part|"
-		    "partition|watch|loops|loop-detach|loop-remove|loop-partscan|hungfs|uring-open|delays|mount|dm-race|hotplug|abuse|abuse-directories --option value ...");
+		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|hungfs|uring-open|delays|mount|dm-race|hotplug|abuse|abuse-directories --option value ...");
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (strcmp(argv[1], commands[i].name) == 0) {
 			catch_signals();
