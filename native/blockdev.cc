@@ -68,6 +68,8 @@ DeviceFacts Identify(int dir, const std::string& name, int flags, bool loop) {
   facts.minor = minor(st.st_rdev);
   facts.uevent = ReadUevent("/sys/dev/block/" + std::to_string(facts.major) + ":" +
                             std::to_string(facts.minor) + "/uevent");
+  // Not a device that is gone: the last descriptor went to the device itself.
+  if (facts.uevent.empty() && Exhausted(errno)) return failed(errno);
   return facts;
 }
 
