@@ -49,6 +49,8 @@ type Mechanism =
   | 'opens-alone'
   | 'hold-by-clock'
   | 'clock-jumps'
+  | 'wall-clock'
+  | 'exhaustion-unnoticed'
   | 'small-buffer'
   | 'small-buffer-unnoticed'
   | 'hoards'
