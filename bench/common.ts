@@ -10,6 +10,7 @@ import { ROOT } from '../test/helpers/root.js'
 
 export const QUICK = process.env['QUICK'] === '1'
 const CLI = join(ROOT, 'dist/cli.js')
+const TWIN = join(ROOT, 'test/helpers/twin-daemon.mjs')
 
 export const machine = `${cpus().length} x ${cpus()[0]?.model.trim()}, Linux ${release()}, Node ${process.version}`
 
@@ -46,10 +47,18 @@ export function temporary(name: string): string {
   return directory
 }
 
-/** Starts a daemon; resolves when it says that the tree answers, with the ms that took. */
-export async function daemon(mountpoint: string, args: string[] = []): Promise<{ child: ChildProcess; ms: number }> {
+/**
+ * Starts a daemon; resolves when it says that the tree answers, with the ms that took.
+ *
+ * @param twin what is switched off, see twin-daemon.mjs
+ */
+export async function daemon(
+  mountpoint: string,
+  { args = [], twin }: { args?: string[]; twin?: string } = {},
+): Promise<{ child: ChildProcess; ms: number }> {
   const began = performance.now()
-  const child = spawn(process.execPath, [CLI, 'mount', '-f', '--log-format', 'json', mountpoint, ...args], {
+  const command = twin === undefined ? [CLI, 'mount', '-f', '--log-format', 'json', mountpoint] : [TWIN, twin, mountpoint]
+  const child = spawn(process.execPath, [...command, ...args], {
     stdio: ['ignore', 'ignore', 'pipe'],
   })
   const ms = await new Promise<number>((resolve, reject) => {

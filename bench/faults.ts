@@ -139,7 +139,7 @@ async function stuck(): Promise<void> {
   const other = disk()
   const names = await disks(STUCK, join(directory, 'disk'))
   const mountpoint = temporary('mount')
-  const { child } = await daemon(mountpoint, ['--open-timeout', OPEN_TIMEOUT_S])
+  const { child } = await daemon(mountpoint, { args: ['--open-timeout', OPEN_TIMEOUT_S] })
   cleanup(() => end(child))
   cleanup(() => server.child.kill('SIGUSR2')) // before anything that waits for the disks
   const callers = await helper('abuse', '--dir', mountpoint, '--kinds', 'open', '--threads', String(STUCK), '--names', names.join())
@@ -159,25 +159,41 @@ async function stuck(): Promise<void> {
   }
 }
 
+const ALL = 'names,numbers,stat,open,list'
+
 async function abuse(): Promise<void> {
-  const mine = disk()
-  const mountpoint = temporary('mount')
-  const { child } = await daemon(mountpoint)
-  cleanup(() => end(child))
-  for (const [kinds, what] of [
+  const path = disk()
+  const memory = await abused(path, undefined, [
     ['names', 'random names'],
     ['numbers', 'random numbers'],
     ['stat', 'stat of disks'],
     ['open', 'open of disks'],
     ['list', 'listing'],
-    ['names,numbers,stat,open,list', 'all of that'],
-  ] as const) {
-    const before = resident(child.pid as number)
-    const askers = await helper('abuse', '--dir', mountpoint, '--uid', NOBODY, '--threads', String(ASKERS), '--kinds', kinds)
-    await compare(`open by root, ${ASKERS} threads of another user: ${what}`, '<= 5', join(mountpoint, mine), toggle(askers))
+    [ALL, 'all of that'],
+    [`${ALL},mkdir`, 'and mkdir', ''],
+  ])
+  rows.push(memory)
+  await abused(path, 'as-they-come', [[ALL, 'all of that, answered as they come', '']])
+}
+
+/** @returns what that does to the daemon's memory */
+async function abused(
+  name: string,
+  twin: string | undefined,
+  kinds: readonly (readonly [kinds: string, what: string, goal?: string])[],
+): Promise<Row> {
+  const mountpoint = temporary('mount')
+  const { child } = await daemon(mountpoint, { ...(twin !== undefined && { twin }) })
+  cleanup(() => end(child))
+  const memory = () => resident(child.pid as number)
+  const before = memory()
+  for (const [kind, what, goal = '<= 5'] of kinds) {
+    const askers = await helper('abuse', '--dir', mountpoint, '--uid', NOBODY, '--threads', String(ASKERS), '--kinds', kind)
+    await compare(`open by root, ${ASKERS} threads of another user: ${what}`, goal, join(mountpoint, name), toggle(askers))
     await askers.end()
-    console.error(`${what}: ${before.toFixed(0)} -> ${resident(child.pid as number).toFixed(0)} MiB`)
   }
+  const after = memory()
+  return { figure: 'resident memory, after all of that', quiet: before, fault: after, unit: 'MiB', ratio: after / before, goal: '' }
 }
 
 function print(): void {

@@ -24,7 +24,7 @@ const GONE_MAX = 16384
  */
 const SCAN_INTERVAL_MS = 2
 const SCAN_SHARE = 10
-/** Of those who waited for a scan, so many are answered before anybody else gets a turn. */
+/** Of those who waited for a name, so many are answered before anybody else gets a turn. */
 const ANSWERS_AT_ONCE = 4
 /** After a scan that failed, the next one comes this late, ms. */
 const SCAN_RETRY_MS = 1000
@@ -46,6 +46,8 @@ export class Registry implements UeventListener {
   /** What changed while a scan was under way: newer than what the scan saw. */
   private readonly touched = new Set<string>()
   private waiting: (() => void)[] = []
+  /** What came of it for those who waited for a name. */
+  private readonly answers: (() => void)[] = []
   private scanTimer: NodeJS.Timeout | undefined
   private nextScan = -Infinity
   private retryTimer: NodeJS.Timeout | undefined
@@ -104,7 +106,7 @@ export class Registry implements UeventListener {
     this.rescan(() => {
       const device = this.byName.get(name)
       if (device === undefined && !this.incomplete) this.absent.set(name, true)
-      done(device)
+      this.answers.push(() => done(device))
     })
   }
 
@@ -189,17 +191,18 @@ export class Registry implements UeventListener {
       }
       this.scanning = false
       this.nextScan = performance.now() + Math.max(SCAN_INTERVAL_MS, cpuMs * SCAN_SHARE)
-      this.answer(served)
+      for (const done of served) done()
+      this.answer()
       if (this.incomplete) this.retryTimer ??= setTimeout(() => this.retry(), SCAN_RETRY_MS)
       // Whoever asked meanwhile gets a scan of their own.
       if (this.waiting.length > 0 && this.scanTimer === undefined) this.rescan(this.waiting.pop()!)
     })
   }
 
-  private answer(served: (() => void)[]): void {
+  private answer(): void {
     if (this.closed) return
-    for (const done of served.splice(0, ANSWERS_AT_ONCE)) done()
-    if (served.length > 0) setImmediate(() => this.answer(served))
+    for (const give of this.answers.splice(0, ANSWERS_AT_ONCE)) give()
+    if (this.answers.length > 0) setImmediate(() => this.answer())
   }
 
   /** What was lost must be read some time, even if nobody asks for it. */

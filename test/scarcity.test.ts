@@ -164,7 +164,7 @@ async function stopped(t: Test, { twin, hold, ms }: { twin: Twin; hold: number; 
 }
 
 t.test('a daemon that was stopped answers who waited meanwhile, and holds on to what is in use', async (t) => {
-  const { tree, held, pinned, callers } = await stopped(t, { twin: 'none', hold: 6, ms: 10_000 })
+  const { tree, held, pinned, callers } = await stopped(t, { twin: 'none', hold: 5, ms: 10_000 })
   for (const what of ['open', 'stat', 'list']) {
     const { n, max_ms, errors } = callers[what] as { n: number; max_ms: number; errors: object }
     t.strictSame(errors, {}, `${n} times ${what}`)

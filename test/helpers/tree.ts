@@ -48,6 +48,7 @@ type Mechanism =
   | 'deaf'
   | 'opens-alone'
   | 'hold-by-clock'
+  | 'as-they-come'
   | 'clock-jumps'
   | 'wall-clock'
   | 'exhaustion-unnoticed'
@@ -350,6 +351,9 @@ export interface RunningBlk {
   end(): Promise<string>
 }
 
+/** Time for one answer of a helper, which may have to make, or remove, ten thousand disks. */
+const HELPER_MS = 120_000
+
 /** Starts such a subcommand and waits for its first line, which says that it is ready. */
 export async function startBlk(t: Test, ...args: string[]): Promise<RunningBlk> {
   const child = spawn(blkPath(), args, { stdio: ['pipe', 'pipe', 'pipe'] })
@@ -368,14 +372,14 @@ export async function startBlk(t: Test, ...args: string[]): Promise<RunningBlk> 
   let taken = 0
   const lines = () => out.split('\n').slice(0, -1)
   const line = async () => {
-    await until(() => ended || lines().length > taken, 30_000)
+    await until(() => ended || lines().length > taken, HELPER_MS)
     const next = lines()[taken++]
     if (next === undefined) throw new Error(`blk ${args.join(' ')} ended: ${err}`)
     return next
   }
   const end = async () => {
     child.stdin.end()
-    const killer = setTimeout(() => child.kill('SIGKILL'), 30_000)
+    const killer = setTimeout(() => child.kill('SIGKILL'), HELPER_MS)
     await closed
     clearTimeout(killer)
     if (err !== '') throw new Error(`blk ${args.join(' ')}: ${err}`)

@@ -20,6 +20,7 @@ import { parseMountOptions } from '../../dist/mountpoint.js'
 import { native } from '../../dist/native.js'
 import { PinOpener } from '../../dist/pin.js'
 import { Reaper } from '../../dist/reaper.js'
+import { FuseSession } from '../../dist/session.js'
 import { ServiceManager } from '../../dist/service.js'
 
 /** Verifies as the real one does, and then holds something else than the device. */
@@ -259,6 +260,8 @@ const twins = {
       }
     },
   },
+  /** Requests are answered in the order they come in, whoever makes how many of them. */
+  'as-they-come': { patch: () => void (FuseSession.prototype.mayWait = () => false) },
   /** Nothing is switched off, but the wall clock runs backwards. */
   'clock-jumps': { patch: () => void (Date.now = backwards()) },
   /** So does the clock by which the daemon measures time. */

@@ -75,6 +75,16 @@ static int listing(struct rnd *r, unsigned turn)
 	return 0;
 }
 
+/* Refused; but the kernel looks the name up first, and keeps everybody else out of the directory meanwhile. */
+static int making(struct rnd *r, unsigned turn)
+{
+	char path[PATH_MAX];
+
+	(void)turn;
+	snprintf(path, sizeof path, "%s/x%016llx", dir, (unsigned long long)rnd_next(r));
+	return mkdir(path, 0700) < 0 ? errno : 0;
+}
+
 static const struct kind {
 	const char *name;
 	int (*call)(struct rnd *r, unsigned turn);
@@ -84,6 +94,7 @@ static const struct kind {
 	{ "stat", real_stat },
 	{ "open", real_open },
 	{ "list", listing },
+	{ "mkdir", making },
 };
 #define KINDS (sizeof kinds / sizeof *kinds)
 
@@ -175,7 +186,7 @@ static int kind_named(const char *name)
 	for (size_t i = 0; i < KINDS; i++)
 		if (!strcmp(kinds[i].name, name))
 			return (int)i;
-	die("bad value for --kinds: %s (names, numbers, stat, open or list)", name);
+	die("bad value for --kinds: %s (names, numbers, stat, open, list or mkdir)", name);
 }
 
 static void print(int threads)
