@@ -12,7 +12,8 @@
 // killed. Once it is dead, the guard
 //
 //   - answers what the service manager asks (there is nothing of that name),
-//   - keeps all other requests in that memory, for the daemon that comes next,
+//   - keeps all other requests in that memory, for the daemon that comes next;
+//     after a moment only those for which the kernel holds no lock,
 //   - takes the mount away when none has come for a while: an error is better
 //     than waiting for ever.
 //
@@ -47,6 +48,11 @@
 // machine that stood still, costs one.
 #define TICK_MS 1000
 #define PROBE_TICKS 5              // between two looks at the tree
+// While somebody waits for a name, or for a list of them, the kernel holds the
+// directory's lock; one mkdir or O_CREAT behind them, and everybody waits, the
+// service manager as well, whose request then never comes here. Most daemons are
+// there again sooner than this.
+static unsigned patience_ms = 500;
 static unsigned hung_ticks = 20;   // without an answer
 static unsigned absent_ticks = 60; // without a daemon
 // Who is answered while there is no daemon.
@@ -64,7 +70,8 @@ static struct daemon {
   int connection, fuse, process;
   char mountpoint[4096];
   unsigned char *state;
-  bool killed;
+  bool killed, impatient;
+  int64_t died_ms;
   unsigned ticks; // since it was asked, or answered; or since it died
 } served = {.connection = -1, .fuse = -1, .process = -1};
 
@@ -87,16 +94,14 @@ static bool expects_answer(uint32_t opcode) {
   return opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET && opcode != FUSE_INTERRUPT;
 }
 
-static void refuse(const struct fuse_in_header *request, int error) {
-  struct fuse_out_header answer = {.len = sizeof answer, .error = -error, .unique = request->unique};
-  if (write(served.fuse, &answer, sizeof answer) < 0 && errno != ENOENT && errno != ENODEV)
+static void respond(const void *answer, size_t length) {
+  if (write(served.fuse, answer, length) < 0 && errno != ENOENT && errno != ENODEV)
     say("cannot answer: ", strerror(errno));
 }
 
-static struct fuse_in_header header_at(size_t at) {
-  struct fuse_in_header header;
-  memcpy(&header, served.state + at, sizeof header);
-  return header;
+static void refuse(const struct fuse_in_header *request, int error) {
+  struct fuse_out_header answer = {.len = sizeof answer, .error = -error, .unique = request->unique};
+  respond(&answer, sizeof answer);
 }
 
 struct slots {
@@ -125,28 +130,129 @@ static bool keep(const void *request, size_t length) {
   return true;
 }
 
-// What the daemon had read of the manager's, and did not get to answer.
+static int64_t now_ms(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * (int64_t)1000 + now.tv_nsec / 1000000;
+}
+
+// A number as names have it: decimal, without sign or leading zero. 0 if there is none.
+static uint64_t number(const char **text, unsigned digits_max) {
+  uint64_t value = 0;
+  unsigned digits = 0;
+  if (**text == '0') return 0;
+  for (; **text >= '0' && **text <= '9'; (*text)++, digits++) {
+    unsigned digit = (unsigned)(**text - '0');
+    if (digits == digits_max || value > (UINT64_MAX - digit) / 10) return 0;
+    value = value * 10 + digit;
+  }
+  return value;
+}
+
+// The node id of a symlink that stands for `name` until the next daemon says
+// where it leads: to that very name. As nodeId() and waitingId() in
+// src/diskseq.ts make it. 0 where that is no name.
+static uint64_t link_id(const char *name) {
+  enum { SYMLINK = 1, PARTITION_SHIFT = 1, PARTITION_MAX = 0x3ff, WAITING = 1 << 11, DISKSEQ_SHIFT = 12 };
+  uint64_t diskseq = number(&name, 20), partition = 0, kind = WAITING;
+  if (strncmp(name, "-part", 5) == 0) {
+    name += 5;
+    kind = SYMLINK;
+    partition = number(&name, 5);
+  } else if (*name == 'p') {
+    name++;
+    partition = number(&name, 5);
+  } else if (*name == 0) {
+    return diskseq == 0 || diskseq >> (64 - DISKSEQ_SHIFT) ? 0 : diskseq << DISKSEQ_SHIFT | WAITING;
+  }
+  if (*name || diskseq == 0 || diskseq >> (64 - DISKSEQ_SHIFT) || partition == 0 || partition > PARTITION_MAX) return 0;
+  return diskseq << DISKSEQ_SHIFT | partition << PARTITION_SHIFT | kind;
+}
+
+static void put_off(const struct fuse_in_header *request, const char *name) {
+  uint64_t id = link_id(name);
+  if (id == 0) return refuse(request, ENOENT);
+  struct {
+    struct fuse_out_header header;
+    struct fuse_entry_out entry; // valid for no time at all
+  } answer = {.header = {.len = sizeof answer, .unique = request->unique}};
+  answer.entry.nodeid = id;
+  answer.entry.attr.ino = id;
+  answer.entry.attr.mode = S_IFLNK | 0777;
+  answer.entry.attr.nlink = 1;
+  answer.entry.attr.size = strlen(name);
+  respond(&answer, sizeof answer);
+}
+
+// Answers what must not wait for the next daemon.
+static bool answer(const char *request, size_t length) {
+  struct fuse_in_header header;
+  memcpy(&header, request, sizeof header);
+  if (!expects_answer(header.opcode)) return false;
+  if (header.pid == manager) {
+    refuse(&header, ENOENT);
+    return true;
+  }
+  switch (header.opcode) {
+  // The tree's shape never changes, so these need no daemon. (udev, which takes
+  // links of its own away, wants to hear that there is none.)
+  case FUSE_UNLINK:
+    refuse(&header, ENOENT);
+    return true;
+  case FUSE_MKNOD:
+  case FUSE_MKDIR:
+  case FUSE_RMDIR:
+  case FUSE_SYMLINK:
+  case FUSE_LINK:
+  case FUSE_RENAME:
+  case FUSE_RENAME2:
+  case FUSE_CREATE:
+    refuse(&header, EPERM);
+    return true;
+  case FUSE_LOOKUP:
+    if (!served.impatient) return false;
+    // Whoever reads the link waits for the next daemon, with no lock held.
+    if (memchr(request + sizeof header, 0, length - sizeof header)) put_off(&header, request + sizeof header);
+    else refuse(&header, EIO);
+    return true;
+  case FUSE_READDIR:
+    if (!served.impatient) return false;
+    refuse(&header, ETIMEDOUT);
+    return true;
+  default:
+    return false;
+  }
+}
+
+// What the daemon had read, and did not get to answer.
 static void answer_kept(const struct slots *slots) {
   for (size_t i = 0; i < used(slots); i++) {
     size_t at = slots->start + i * slots->size;
     uint32_t length = load(at);
     if (length < sizeof(struct fuse_in_header) || length > slots->size - SLOT_HEADER_SIZE) continue;
-    struct fuse_in_header header = header_at(at + SLOT_HEADER_SIZE);
-    if (header.pid != manager || !expects_answer(header.opcode)) continue;
-    refuse(&header, ENOENT);
-    store(at, 0);
+    if (answer((const char *)served.state + at + SLOT_HEADER_SIZE, length)) store(at, 0);
   }
+}
+
+static void answer_all_kept(void) {
+  size_t landing = STATE_LANDING_AT + SLOT_HEADER_SIZE;
+  uint32_t length = load(landing);
+  answer_kept(&small);
+  answer_kept(&big);
+  if (length >= sizeof(struct fuse_in_header) && length <= STATE_REQUEST_MAX &&
+      answer((const char *)served.state + landing, length))
+    store(landing, 0);
 }
 
 static void stand_in(void) {
   served.ticks = 0;
-  answer_kept(&small);
-  answer_kept(&big);
-  struct fuse_in_header header = header_at(STATE_LANDING_AT + SLOT_HEADER_SIZE);
-  if (header.len >= sizeof header && header.pid == manager && expects_answer(header.opcode)) {
-    refuse(&header, ENOENT);
-    store(STATE_LANDING_AT + SLOT_HEADER_SIZE, 0);
-  }
+  served.died_ms = now_ms();
+  answer_all_kept();
+}
+
+static void lose_patience(void) {
+  served.impatient = true;
+  answer_all_kept();
 }
 
 // The daemon is dead, and requests are waiting.
@@ -157,10 +263,10 @@ static void read_requests(void) {
     if (n < 0 && (errno == EINTR || errno == ENOENT)) continue;
     if (n < 0 && errno == EAGAIN) return;
     if (n < (ssize_t)sizeof(struct fuse_in_header)) return set_down(&served); // unmounted, or aborted
+    if (answer(buffer, (size_t)n) || keep(buffer, (size_t)n)) continue;
     struct fuse_in_header header;
     memcpy(&header, buffer, sizeof header);
-    if (header.pid == manager && expects_answer(header.opcode)) refuse(&header, ENOENT);
-    else if (!keep(buffer, (size_t)n) && expects_answer(header.opcode)) refuse(&header, ETIMEDOUT);
+    if (expects_answer(header.opcode)) refuse(&header, ETIMEDOUT);
   }
 }
 
@@ -332,16 +438,17 @@ static int listen_at(const char *path) {
 
 int main(int count, char **arguments) {
   int option;
-  while ((option = getopt(count, arguments, "m:h:a:x:")) != -1) {
+  while ((option = getopt(count, arguments, "m:p:h:a:x:")) != -1) {
     unsigned long value = optarg ? strtoul(optarg, NULL, 10) : 0;
     if (option == 'm') manager = (uint32_t)value;
+    else if (option == 'p') patience_ms = (unsigned)value;
     else if (option == 'x') afterwards = optarg;
     else if (option == 'h') hung_ticks = (unsigned)value;
     else if (option == 'a') absent_ticks = (unsigned)value;
     else return 2;
   }
   if (optind != count - 1) {
-    fprintf(stderr, "usage: diskseqfs-guard [-m MANAGER_PID] [-h HUNG_SECONDS] [-a ABSENT_SECONDS] [-x COMMAND] SOCKET\n");
+    fprintf(stderr, "usage: diskseqfs-guard [-m MANAGER_PID] [-p PATIENCE_MS] [-h HUNG_SECONDS] [-a ABSENT_SECONDS] [-x COMMAND] SOCKET\n");
     return 2;
   }
   int listener = listen_at(arguments[optind]);
@@ -352,8 +459,7 @@ int main(int count, char **arguments) {
   signal(SIGCHLD, SIG_IGN);
   start_prober();
   tell_ready();
-  struct timespec next;
-  clock_gettime(CLOCK_MONOTONIC, &next);
+  int64_t next = now_ms();
   for (;;) {
     bool absent = served.fuse >= 0 && served.process < 0;
     struct pollfd fds[] = {
@@ -363,16 +469,21 @@ int main(int count, char **arguments) {
         {.fd = absent ? served.fuse : -1, .events = POLLIN},
         {.fd = prober, .events = POLLIN},
     };
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    long wait = (next.tv_sec - now.tv_sec) * 1000 + (next.tv_nsec - now.tv_nsec) / 1000000;
+    int64_t now = now_ms(), wait = next - now;
     if (wait <= 0) {
-      next = now;
-      next.tv_sec += TICK_MS / 1000;
+      next = now + TICK_MS;
       tick();
       continue;
     }
-    if (poll(fds, 5, served.fuse >= 0 ? (int)wait : -1) < 0) continue;
+    if (absent && !served.impatient) {
+      int64_t left = served.died_ms + patience_ms - now;
+      if (left <= 0) {
+        lose_patience();
+        continue;
+      }
+      if (left < wait) wait = left;
+    }
+    if (poll(fds, sizeof fds / sizeof *fds, served.fuse >= 0 ? (int)wait : -1) < 0) continue;
     char farewell[8];
     if (fds[0].revents) welcome(listener);
     else if (fds[2].revents) died();

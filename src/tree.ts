@@ -187,7 +187,11 @@ export class Tree implements TreeOperations {
   getattr(caller: Caller, nodeid: bigint, reply: Reply): void {
     if (nodeid === FUSE_ROOT_ID) return void reply.attr(this.rootAttr(), LONG)
     const link = this.link(nodeid)
-    if (link !== undefined) return void reply.attr(this.linkAttr(nodeid, link.target), STALE)
+    if (link !== undefined) {
+      // The guard's, while there was no daemon: whoever does not follow links looks again.
+      if (link.waits && !this.links.has(nodeid)) return reply.error(E.ESTALE)
+      return void reply.attr(this.linkAttr(nodeid, link.target), STALE)
+    }
     const node = this.node(nodeid)
     if (node === undefined) return reply.error(E.ESTALE)
     this.admit('getattr', caller, node, reply, (verdict) => {

@@ -166,20 +166,36 @@ t.test('where the mount is gone, or another one is wanted, the next daemon mount
 
 const GUARD = join(ROOT, 'native/diskseqfs-guard')
 
-/** Somebody who stats a path when asked: the service manager, as far as the guard is concerned. */
+const LOOKER = `
+import os, stat, sys
+opened = []
+calls = {
+  'stat': lambda path: 'found' if stat.S_ISBLK(os.stat(path).st_mode) or path == '/' else 'no disk',
+  'lstat': lambda path: 'found' if stat.S_ISBLK(os.lstat(path).st_mode) else 'no disk',
+  'create': lambda path: os.close(os.open(path, os.O_WRONLY | os.O_CREAT)) or 'opened',
+  'mkdir': lambda path: os.mkdir(path) or 'made',
+  'opendir': lambda path: opened.append(os.open(path, os.O_RDONLY)) or 'opened',
+  'list': lambda path: 'found' if os.listdir(opened[-1]) else 'empty',
+}
+for line in sys.stdin:
+  call, path = line.split()
+  try: print(calls[call](path))
+  except OSError as error: print(error.strerror)
+`
+
+type Call = 'stat' | 'lstat' | 'create' | 'mkdir' | 'opendir' | 'list'
+
+/** Somebody who looks at a path when asked: the service manager, as far as the guard is concerned. */
 function looker(t: Test) {
-  const child = spawn('python3', [
-    '-uc',
-    'import os, sys\nfor line in sys.stdin:\n  try: os.stat(line.strip()); print("found")\n  except OSError as error: print(error.strerror)',
-  ])
+  const child = spawn('python3', ['-uc', LOOKER])
   cleanup(t, () => child.kill('SIGKILL'))
   let said = ''
   child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
   return {
     pid: child.pid as number,
-    look(path: string, withinMs: number): Promise<string> {
+    look(path: string, withinMs: number, call: Call = 'stat'): Promise<string> {
       said = ''
-      child.stdin.write(`${path}\n`)
+      child.stdin.write(`${call} ${path}\n`)
       return this.answer(withinMs)
     },
     async answer(withinMs: number): Promise<string> {
@@ -235,6 +251,44 @@ t.test('twin: without a guard it waits, and the next daemon never comes', async 
   const tree = await startManaged(t)
   const path = join(tree.mountpoint, loop.diskseq())
   await withoutDaemon(tree, async () => t.equal(await manager.look(path, 1000), 'waits'))
+})
+
+/**
+ * One waits for a name, another one would make a directory, and waits for the
+ * lock that the kernel holds for the first. Then the manager looks.
+ */
+async function behindALock(t: Test, args: string[]) {
+  const loop = loopDisk(t)
+  const manager = looker(t)
+  const others = Array.from({ length: 4 }, () => looker(t))
+  const calls = ['stat', 'lstat', 'create', 'mkdir'] as const
+  const { tree } = await guarded(t, manager.pid, args)
+  const path = join(tree.mountpoint, loop.diskseq())
+  const answer = await withoutDaemon(tree, async () => {
+    await Promise.all(calls.map((call, i) => others[i]?.look(call === 'mkdir' ? `${tree.mountpoint}/x` : path, 100, call)))
+    return manager.look(path, 2000)
+  })
+  return { answer, others: await Promise.all(others.map((other) => other.answer(2000))) }
+}
+
+t.test('nor for a lock that somebody holds who waits for the next daemon', async (t) => {
+  const { answer, others } = await behindALock(t, [])
+  t.equal(answer, 'No such file or directory', 'it is answered')
+  t.strictSame(others, ['found', 'found', 'opened', 'Operation not permitted'], 'and so are the others: by the next daemon')
+})
+
+t.test('twin: if the guard only keeps requests, it does', async (t) => {
+  const { answer } = await behindALock(t, ['-p', '100000'])
+  t.equal(answer, 'waits')
+})
+
+t.test('a list of names is not waited for long, as the kernel holds the lock', async (t) => {
+  const other = looker(t)
+  loopDisk(t)
+  const { tree } = await guarded(t, 1)
+  t.equal(await other.look(tree.mountpoint, 2000, 'opendir'), 'opened')
+  await withoutDaemon(tree, async () => t.equal(await other.look('/', 3000, 'list'), 'Connection timed out'))
+  t.equal(await other.look('/', 2000, 'list'), 'found')
 })
 
 t.test('what the dead daemon had read of the manager is answered as well', async (t) => {
