@@ -4,16 +4,14 @@
  * descriptors; that systemd does the same is shown in the virtual machines.
  */
 import { spawn, spawnSync } from 'node:child_process'
-import { closeSync, existsSync, fstatSync, mkdtempSync, openSync, opendirSync, readFileSync, rmSync, statSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { closeSync, existsSync, fstatSync, openSync, opendirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
 import { native } from '../src/native.js'
 import { blk } from './helpers/blk.js'
-import { ROOT } from './helpers/root.js'
-import { cleanup, loopDisk, type ManagedTree, openDevices, sleep, startManaged, type Twin, until } from './helpers/tree.js'
+import { cleanup, loopDisk, type ManagedTree, openDevices, sleep, startGuarded, startManaged, type Twin, until } from './helpers/tree.js'
 
 const SECONDS = 20
 const KILLS_MIN = 20
@@ -164,8 +162,6 @@ t.test('where the mount is gone, or another one is wanted, the next daemon mount
   t.match(tree.log().map(({ msg }) => msg), ['mounted', /does not fit/, 'mounted'])
 })
 
-const GUARD = join(ROOT, 'native/diskseqfs-guard')
-
 const LOOKER = `
 import os, stat, sys
 opened = []
@@ -205,18 +201,6 @@ function looker(t: Test) {
   }
 }
 
-async function guarded(t: Test, manager: number, args: string[] = []) {
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
-  const socket = join(directory, 'guard')
-  const guard = spawn(GUARD, ['-m', String(manager), ...args, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
-  let logged = ''
-  guard.stderr.on('data', (chunk: Buffer) => (logged += chunk.toString()))
-  cleanup(t, () => guard.kill('SIGKILL'))
-  await until(() => existsSync(socket))
-  return { tree: await startManaged(t, { args: ['--guard', socket] }), guard, log: () => logged }
-}
-
 /** The daemon dies, and nobody starts the next one before `during` is over. */
 async function withoutDaemon<T>(tree: ManagedTree, during: () => Promise<T>): Promise<T> {
   const ready = tree.ready()
@@ -234,7 +218,7 @@ t.test('the service manager never waits for a daemon that it has to start; other
   const loop = loopDisk(t)
   const manager = looker(t)
   const other = looker(t)
-  const { tree } = await guarded(t, manager.pid)
+  const { tree } = await startGuarded(t, manager.pid)
   const path = join(tree.mountpoint, loop.diskseq())
   t.equal(await manager.look(path, 2000), 'found')
   await withoutDaemon(tree, async () => {
@@ -262,7 +246,7 @@ async function behindALock(t: Test, args: string[]) {
   const manager = looker(t)
   const others = Array.from({ length: 4 }, () => looker(t))
   const calls = ['stat', 'lstat', 'create', 'mkdir'] as const
-  const { tree } = await guarded(t, manager.pid, args)
+  const { tree } = await startGuarded(t, manager.pid, args)
   const path = join(tree.mountpoint, loop.diskseq())
   const answer = await withoutDaemon(tree, async () => {
     await Promise.all(calls.map((call, i) => others[i]?.look(call === 'mkdir' ? `${tree.mountpoint}/x` : path, 100, call)))
@@ -285,7 +269,7 @@ t.test('twin: if the guard only keeps requests, it does', async (t) => {
 t.test('a list of names is not waited for long, as the kernel holds the lock', async (t) => {
   const other = looker(t)
   loopDisk(t)
-  const { tree } = await guarded(t, 1)
+  const { tree } = await startGuarded(t, 1)
   t.equal(await other.look(tree.mountpoint, 2000, 'opendir'), 'opened')
   await withoutDaemon(tree, async () => t.equal(await other.look('/', 3000, 'list'), 'Connection timed out'))
   t.equal(await other.look('/', 2000, 'list'), 'found')
@@ -294,7 +278,7 @@ t.test('a list of names is not waited for long, as the kernel holds the lock', a
 t.test('what the dead daemon had read of the manager is answered as well', async (t) => {
   const loop = loopDisk(t)
   const manager = looker(t)
-  const { tree } = await guarded(t, manager.pid)
+  const { tree } = await startGuarded(t, manager.pid)
   process.kill(tree.pid(), 'SIGSTOP') // whatever is asked now waits unread, or was just read
   const answer = manager.look(join(tree.mountpoint, loop.diskseq()), 3000)
   await sleep(100)
@@ -304,7 +288,7 @@ t.test('what the dead daemon had read of the manager is answered as well', async
 t.test('where no daemon comes, waiting has an end', async (t) => {
   const loop = loopDisk(t)
   const other = looker(t)
-  const { tree, log } = await guarded(t, 1, ['-a', '2'])
+  const { tree, log } = await startGuarded(t, 1, ['-a', '2'])
   await withoutDaemon(tree, async () => {
     t.match(await other.look(join(tree.mountpoint, loop.diskseq()), 10_000), /connection abort|not connected/)
   })
@@ -315,7 +299,7 @@ t.test('where no daemon comes, waiting has an end', async (t) => {
 t.test('a daemon that stands still is killed, and the next one goes on', async (t) => {
   const loop = loopDisk(t)
   const other = looker(t)
-  const { tree, log } = await guarded(t, 1, ['-h', '3'])
+  const { tree, log } = await startGuarded(t, 1, ['-h', '3'])
   process.kill(tree.pid(), 'SIGSTOP')
   t.equal(await other.look(join(tree.mountpoint, loop.diskseq()), 15_000), 'found')
   t.match(log(), /does not answer any more; it is killed/)
@@ -323,7 +307,7 @@ t.test('a daemon that stands still is killed, and the next one goes on', async (
 })
 
 t.test('a daemon whose guard ends goes on, and does not rely on it', async (t) => {
-  const { tree, guard } = await guarded(t, 1)
+  const { tree, guard } = await startGuarded(t, 1)
   guard.kill('SIGKILL')
   await until(() => tree.log().some(({ msg }) => msg === 'the guard has ended'))
   tree.end('SIGTERM')

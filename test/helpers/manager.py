@@ -52,6 +52,8 @@ def heard():
         fds = array.array('i')
         for _, _, part in ancillary:
             fds.frombytes(part)
+        for fd in fds:
+            os.set_inheritable(fd, False)
         fields = dict(line.split('=', 1) for line in data.decode().splitlines())
         if fields.get('FDSTORE') == '1':
             store.extend((fields['FDNAME'], fd) for fd in fds)
@@ -63,7 +65,7 @@ def heard():
             say('ready')
 
 
-child_read, child_write = os.pipe2(os.O_NONBLOCK)
+child_read, child_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 signal.set_wakeup_fd(child_write)
 signal.signal(signal.SIGCHLD, lambda *_: None)
 start()

@@ -1,6 +1,7 @@
 /** A daemon of the test's own, on a mount point of its own, and real devices to serve. */
 import { type ChildProcess, execFile, execFileSync, spawn, spawnSync } from 'node:child_process'
 import {
+  existsSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -101,7 +102,7 @@ export function cleanup(t: Test, undo: () => unknown): void {
  * ends, and a log line of level error fails the test.
  *
  * @param twin the safety mechanism to switch off
- * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout and --hold are known
+ * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold and --guard are known
  * @param limits arguments of prlimit(1) for the daemon
  */
 export async function startTree(
@@ -171,7 +172,7 @@ export async function startManaged(
   { twin, args = [], expectErrors = false }: { twin?: Twin; args?: string[]; expectErrors?: boolean } = {},
 ): Promise<ManagedTree> {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
-  const daemon = twin === undefined ? [CLI, 'mount', '-f', '--fd-store', mountpoint, ...args] : [TWIN, twin, mountpoint]
+  const daemon = twin === undefined ? [CLI, 'mount', '-f', '--fd-store', mountpoint, ...args] : [TWIN, twin, mountpoint, ...args]
   const child = spawn('python3', [MANAGER, process.execPath, ...daemon], { stdio: 'pipe', env: ENVIRONMENT })
   let said = ''
   let logged = ''
@@ -206,6 +207,33 @@ export async function startManaged(
     end: (signal) => child.stdin.write(signal === 'SIGKILL' ? 'kill\n' : 'term\n'),
     log,
   }
+}
+
+const GUARD = join(ROOT, 'native/diskseqfs-guard')
+
+export interface GuardedTree {
+  readonly tree: ManagedTree
+  readonly guard: ChildProcess
+  /** What the guard has said. */
+  log(): string
+}
+
+/**
+ * The same, with a guard that stands in for it.
+ *
+ * @param manager who is not to wait, see guard.c
+ * @param args more arguments for the guard
+ */
+export async function startGuarded(t: Test, manager: number, args: string[] = [], twin?: Twin): Promise<GuardedTree> {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
+  cleanup(t, () => rmSync(directory, { recursive: true }))
+  const socket = join(directory, 'guard')
+  const guard = spawn(GUARD, ['-m', String(manager), ...args, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
+  let said = ''
+  guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
+  cleanup(t, () => guard.kill('SIGKILL'))
+  await until(() => existsSync(socket))
+  return { tree: await startManaged(t, { args: ['--guard', socket], ...(twin && { twin }) }), guard, log: () => said }
 }
 
 export interface TestDisk {

@@ -304,7 +304,11 @@ const twins = {
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { 'open-timeout': { type: 'string', default: '10' }, 'hold': { type: 'string', default: '30' } },
+  options: {
+    'open-timeout': { type: 'string', default: '10' },
+    'hold': { type: 'string', default: '30' },
+    'guard': { type: 'string' },
+  },
 })
 const [twin, mountpoint] = positionals
 const [name, pace] = twin.split('+')
@@ -326,6 +330,7 @@ const daemon = new Daemon(
   log,
   { ...parts, opener },
   manager,
+  values['guard'],
 )
 process.once('SIGTERM', () => (daemon.survives ? process.exit(0) : daemon.stop()))
 process.on('SIGUSR2', () => {
