@@ -3,7 +3,7 @@
 # make check         build, then run the tests (as root)
 # make check-vm      the package, in virtual machines of both Debian releases (as root)
 # make check-types   type-check the sources and the tests
-# make soak          everything at once for MINUTES=30, and ten thousand disks
+# make soak          everything at once for MINUTES=30; 200 kills, 10,000 disks
 # make fuzz          garbage for every input; INPUTS=10000000, SEED, SURFACE
 # make bench         build, then run the benchmarks
 # make bench-faults  the same, of what faults cost those who have nothing to do with them
@@ -94,7 +94,8 @@ check-types: $(DEPS)
 # The short forms are part of "make check".
 MINUTES = 30
 soak: build
-	STORM=10000 SOAK_MINUTES=$(MINUTES) tap --timeout=$$(($(MINUTES) * 60 + 900)) test/storm.test.ts test/soak.test.ts
+	KILLS=200 STORM=10000 SOAK_MINUTES=$(MINUTES) tap --timeout=$$(($(MINUTES) * 60 + 900)) \
+		test/handover.test.ts test/storm.test.ts test/soak.test.ts
 
 # The short form is test/fuzz.test.ts and test/asan.test.ts.
 INPUTS = 10000000

@@ -9,7 +9,7 @@ import { blkPath } from '../test/helpers/blk.js'
 import { ROOT } from '../test/helpers/root.js'
 
 export const QUICK = process.env['QUICK'] === '1'
-const CLI = join(ROOT, 'dist/cli.js')
+export const CLI = join(ROOT, 'dist/cli.js')
 const TWIN = join(ROOT, 'test/helpers/twin-daemon.mjs')
 
 export const machine = `${cpus().length} x ${cpus()[0]?.model.trim()}, Linux ${release()}, Node ${process.version}`

@@ -5,14 +5,17 @@
  *
  *   make bench-faults [QUICK=1]
  */
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { blk } from '../test/helpers/blk.js'
 import { ROOT } from '../test/helpers/root.js'
 import {
+  CLI,
   cleanUp,
   cleanup,
   daemon,
@@ -22,6 +25,7 @@ import {
   machine,
   median,
   number,
+  percentile,
   printTable,
   QUICK,
   resident,
@@ -29,6 +33,7 @@ import {
 } from './common.js'
 
 const RESULT = join(ROOT, 'build/bench-faults.json')
+const MANAGER = join(ROOT, 'test/helpers/manager.py')
 const NOBODY = '65534'
 const STUCK = 200
 const ASKERS = 100
@@ -196,6 +201,61 @@ async function abused(
   return { figure: 'resident memory, after all of that', quiet: before, fault: after, unit: 'MiB', ratio: after / before, goal: '' }
 }
 
+/** One that a service manager starts anew when it ends, and keeps descriptors for. */
+async function managed(mountpoint: string): Promise<{ end(how: 'term' | 'kill'): Promise<void> }> {
+  const child = spawn('python3', [MANAGER, process.execPath, CLI, 'mount', '-f', '--log-level', 'error', '--fd-store', mountpoint], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  })
+  const lines = createInterface(child.stdout)[Symbol.asyncIterator]()
+  const ready = async () => {
+    for (let line = await lines.next(); line.value !== 'ready'; line = await lines.next()) {
+      if (line.done) throw new Error('the daemon does not start')
+    }
+  }
+  cleanup(async () => {
+    child.stdin.end('stop\n')
+    await once(child, 'exit')
+    execFileSync('umount', ['--lazy', mountpoint])
+  })
+  await ready()
+  return {
+    end: async (how) => {
+      child.stdin.write(`${how}\n`)
+      await ready()
+    },
+  }
+}
+
+/** How long those wait who open a disk while daemons change, against the start of Node.js, both under load. */
+async function restart(): Promise<void> {
+  const mountpoint = temporary('mount')
+  const [path, others] = [join(mountpoint, disk()), disk()]
+  const { end } = await managed(mountpoint)
+  const load = await helper('abuse', '--dir', mountpoint, '--kinds', 'open', '--threads', '2', '--names', others)
+  await load.ask()
+  for (const how of ['term', 'kill'] as const) {
+    const bare: number[] = []
+    const waits: number[] = []
+    for (let i = 0; i < ROUNDS; i++) {
+      const began = performance.now()
+      await once(spawn(process.execPath, ['-e', '0']), 'exit')
+      bare.push(performance.now() - began)
+      const opener = blk('openlat', '--path', path, '--count', '1000000', '--seconds', '1')
+      await sleep(SETTLE_MS)
+      await end(how)
+      const { max_ns, errors } = await opener
+      if (Object.keys(errors).length > 0) throw new Error(`an open failed: ${JSON.stringify(errors)}`)
+      waits.push(max_ns / 1e6)
+    }
+    const what = how === 'term' ? 'a restart' : 'a SIGKILL'
+    const goal = how === 'term' ? '<= 3' : ''
+    for (const [figure, share] of [[`longest wait in ${what} / bare node -e 0, median`, 0.5], ['the longest of them', 1]] as const) {
+      const [quiet, fault] = [median(bare), percentile(waits, share)]
+      rows.push({ figure, quiet, fault, unit: 'ms', ratio: fault / quiet, goal })
+    }
+  }
+}
+
 function print(): void {
   printTable([
     ['figure', 'quiet', 'fault', 'unit', 'ratio', 'goal'],
@@ -206,7 +266,7 @@ function print(): void {
 const wanted = process.argv.slice(2)
 try {
   console.log(`${machine}\n`)
-  for (const [name, measure] of Object.entries({ stuck, abuse })) {
+  for (const [name, measure] of Object.entries({ restart, stuck, abuse })) {
     if (wanted.length === 0 || wanted.includes(name)) await measure()
     await cleanUp()
   }
