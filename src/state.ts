@@ -75,9 +75,15 @@ class Slots {
     readonly size: number,
     private readonly count: number,
   ) {
-    this.used = Math.min(count, view.getUint32(usedAt, true))
+    this.look()
+  }
+
+  /** Finds out which are in use, as somebody else may have changed that. */
+  look(): void {
+    this.free.length = 0
+    this.used = Math.min(this.count, this.view.getUint32(this.usedAt, true))
     for (let i = this.used - 1; i >= 0; i--) {
-      if (view.getUint32(this.at(i), true) === 0) this.free.push(i)
+      if (this.view.getUint32(this.at(i), true) === 0) this.free.push(i)
     }
   }
 
@@ -209,6 +215,8 @@ export class SharedState {
     const found: Unanswered[] = []
     const known = new Set<bigint>()
     for (const slots of [this.small, this.big]) {
+      // The guard has kept some since this daemon opened the memory.
+      slots.look()
       for (const index of slots.inUse()) {
         const slot = slots.at(index)
         const length = this.view.getUint32(slot, true)
@@ -297,8 +305,10 @@ export class SharedState {
     }
   }
 
+  /** What an earlier daemon had, until this one opened the memory and since. */
   pinRecords(): PinRecord[] {
     const { view } = this
+    this.pins.look()
     return this.pins.inUse().map((index) => {
       const at = this.pins.at(index)
       const callers: PinnedCaller[] = []

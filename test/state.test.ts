@@ -34,6 +34,23 @@ t.test('a request in hand is found by the next daemon, until it is done with', a
   t.strictSame(uniques(next(memory).unanswered()), [7n])
 })
 
+t.test('what somebody else keeps after the next daemon has opened the memory is not lost', async (t) => {
+  const memory = new ArrayBuffer(STATE_SIZE)
+  const before = next(memory)
+  before.drop(before.keep(request(1n)))
+  const opened = next(memory)
+  // The guard, or the daemon that is to be replaced, goes on: in the free slot, and in a new one.
+  before.keep(request(2n))
+  before.keep(request(3n))
+  before.takePin(7n)
+  t.strictSame(uniques(opened.unanswered()), [2n, 3n])
+  t.strictSame(opened.pinRecords().map(({ id }) => id), [7n])
+  opened.keep(request(4n))
+  opened.takePin(8n)
+  t.strictSame(uniques(next(memory).unanswered()), [2n, 3n, 4n], 'nor written over')
+  t.strictSame(next(memory).pinRecords().map(({ id }) => id), [7n, 8n])
+})
+
 t.test('requests of any size are kept whole, until they are dropped', async (t) => {
   const memory = new ArrayBuffer(STATE_SIZE)
   const state = next(memory)

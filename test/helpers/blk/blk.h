@@ -171,6 +171,7 @@ int cmd_mount(int argc, char **argv);
 int cmd_dm_race(int argc, char **argv);
 int cmd_hotplug(int argc, char **argv);
 int cmd_loop_stall(int argc, char **argv);
+int cmd_nbd_silent(int argc, char **argv);
 int cmd_abuse(int argc, char **argv);
 int cmd_abuse_directories(int argc, char **argv);
 
