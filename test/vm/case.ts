@@ -14,3 +14,6 @@ export interface Case {
   /** Runs with the package installed and its service running; cleans up what it makes, also when it fails. */
   readonly run: (t: Test, vm: Vm, before: unknown) => Promise<void>
 }
+
+/** Fewer rounds where many are only there for what is rare: continuous integration has an hour. */
+export const SHORT = process.env['SHORT'] === '1'

@@ -4,6 +4,7 @@ import { boot } from './cases/boot.js'
 import { churnCase } from './cases/churn.js'
 import { cryptsetup } from './cases/cryptsetup.js'
 import { dmsetup } from './cases/dmsetup.js'
+import { faults } from './cases/faults.js'
 import { hotplug } from './cases/hotplug.js'
 import { libvirt } from './cases/libvirt.js'
 import { lvm } from './cases/lvm.js'
@@ -21,6 +22,7 @@ export const cases: readonly Case[] = [
   mapperRace,
   churnCase,
   hotplug,
+  faults,
   service,
   restart,
   boot,

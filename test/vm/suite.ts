@@ -2,7 +2,8 @@
  * The cases of one release, in one machine: first what needs a stock system,
  * then the package is installed and everything runs with it.
  *
- * Environment: CASES=name,name runs only cases whose names contain one of these.
+ * Environment: CASES=name,name runs only cases whose names contain one of these;
+ * SHORT=1, see case.ts.
  */
 import { copyFileSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'

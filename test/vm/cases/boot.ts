@@ -5,12 +5,12 @@
  */
 import type { Test } from 'tap'
 
-import type { Case } from '../case.js'
+import { type Case, SHORT } from '../case.js'
 import { links, ROOT_LINKS } from '../links.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-const BOOTS = 5
+const BOOTS = SHORT ? 2 : 5
 
 /** Times of a boot as systemd has them, s after the kernel's start. */
 interface Times {

@@ -1,11 +1,11 @@
-/** cryptsetup: a volume's whole life by path, and closing it straight after it was opened, 100 times. */
+/** cryptsetup: a volume's whole life by path, and closing it straight after it was opened, many times. */
 import type { Test } from 'tap'
 
-import type { Case } from '../case.js'
+import { type Case, SHORT } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-const ROUNDS = 100
+const ROUNDS = SHORT ? 40 : 100
 /** Enough to see whether it is ever busy. */
 const STOCK_ROUNDS = 20
 

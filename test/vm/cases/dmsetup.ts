@@ -1,11 +1,11 @@
-/** dmsetup: what it did and how often it failed, stock and with the package, 500 times, back to back. */
+/** dmsetup: what it did and how often it failed, stock and with the package, back to back. */
 import type { Test } from 'tap'
 
-import type { Case } from '../case.js'
+import { type Case, SHORT } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-const ROUNDS = 500
+const ROUNDS = SHORT ? 150 : 500
 /** Enough to see whether it ever fails. */
 const STOCK_ROUNDS = 100
 /** So many shells share the rounds: under emulation one would take a quarter of an hour. */
@@ -28,7 +28,7 @@ async function cycle(vm: Vm, rounds: number): Promise<string> {
 }
 
 export const dmsetup: Case = {
-  name: 'dmsetup, 500 times',
+  name: `dmsetup, ${ROUNDS} times`,
   before: (vm) => cycle(vm, STOCK_ROUNDS),
   async run(t: Test, vm: Vm, stock: unknown) {
     const failures = await cycle(vm, ROUNDS)

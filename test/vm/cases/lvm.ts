@@ -1,11 +1,11 @@
 /** LVM: volumes of all kinds come and go, their names lead into the tree at once, and the reports stay as they are. */
 import type { Test } from 'tap'
 
-import type { Case } from '../case.js'
+import { type Case, SHORT } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-const CYCLES = 50
+const CYCLES = SHORT ? 20 : 50
 const STOCK_CYCLES = 10
 
 interface Findings {

@@ -1,0 +1,93 @@
+/** Disks that do not answer, as only a whole machine has them; and a machine whose clock jumps, and that stands still. */
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import type { Test } from 'tap'
+
+import type { Case } from '../case.js'
+import { note } from '../suite.js'
+import type { Vm } from '../vm.js'
+
+/** The service's --open-timeout. */
+const OPEN_TIMEOUT_S = 10
+/** What emulation adds. */
+const SLACK_S = 20
+const PAUSE_S = 30
+
+/** Somebody opens a disk that is well, again and again. */
+function opener(vm: Vm) {
+  const running = vm.start(`
+    /share/blk openlat --path /dev/mapper/vm-srv --count 100000000 --pause-ms 5 --close-immediately &
+    until [ -e /run/enough ]; do sleep 0.2; done
+    kill -TERM $!
+    wait $! || true
+    rm /run/enough`)
+  return async (): Promise<Record<string, any>> => {
+    await vm.run('touch /run/enough')
+    return JSON.parse((await running.ended()).output)
+  }
+}
+
+const DAEMON = 'systemctl show -P MainPID diskseqfs'
+
+/** A network block device whose other end says nothing: who opens it waits for the first sector, and cannot be killed. */
+async function nbd(t: Test, vm: Vm): Promise<void> {
+  const others = opener(vm)
+  const silent = vm.start(`
+    modprobe nbd max_part=16
+    /share/blk nbd-silent --device /dev/nbd0 &
+    touch /run/silent
+    until [ ! -e /run/silent ]; do sleep 0.2; done
+    kill -TERM $!
+    wait $! || true`)
+  const name = (await vm.run('for ((i = 0; i < 100; i++)); do [ "$(cat /sys/block/nbd0/size 2>/dev/null)" = 2048 ] && break; sleep 0.1; done; sleep 1; cat /sys/block/nbd0/diskseq')).trim()
+  const stock = vm.start('dd if=/dev/nbd0 of=/dev/null count=1 status=none')
+  const began = Date.now()
+  const { output } = await vm.attempt(
+    `dd if=/dev/disk/by-diskseq/${name} of=/dev/null count=1 status=none 2>&1 | sed 's/.*: //'; stat -c %F /dev/disk/by-diskseq/${name}`,
+  )
+  const seconds = (Date.now() - began) / 1000
+  t.equal(output, 'Connection timed out\nblock special file\n', 'a caller of the disk that is silent gets an error, and may look at it')
+  t.ok(seconds < OPEN_TIMEOUT_S + SLACK_S, `after ${seconds.toFixed(0)} s`)
+  const waits = await Promise.race([stock.ended().then(() => 'ended', () => 'ended'), sleep(100, 'waits')])
+  t.equal(waits, 'waits', "twin: whoever opened the device's own node still waits")
+  await vm.run('rm /run/silent')
+  await Promise.all([silent.ended(), stock.ended()])
+  const { errors, n, max_ns } = await others()
+  t.strictSame(errors, {}, `meanwhile another disk was opened ${n} times`)
+  note(t, `a silent nbd: ETIMEDOUT after ${seconds.toFixed(0)} s; others waited ${Math.round(max_ns / 1e6)} ms at most`)
+  await vm.run('udevadm settle')
+}
+
+/** A device that is suspended can be opened, as its own node can; what is read waits. */
+async function suspended(t: Test, vm: Vm): Promise<void> {
+  const opened = await vm.run(`
+    dmsetup create frozen --table '0 2048 zero'
+    udevadm settle
+    trap 'dmsetup resume frozen; dmsetup remove frozen' EXIT
+    dmsetup suspend --noflush --nolockfs frozen
+    /share/blk openlat --path /dev/mapper/frozen --count 3 --close-immediately`)
+  t.strictSame(JSON.parse(opened)['errors'], {}, 'a suspended device is opened')
+  t.equal(await vm.run("dmsetup ls --target zero"), 'No devices found\n', 'and can be removed')
+}
+
+async function clocks(t: Test, vm: Vm): Promise<void> {
+  const others = opener(vm)
+  const daemon = await vm.run(DAEMON)
+  await vm.run("date -s '+2 days' >/dev/null; sleep 3; date -s '-4 days' >/dev/null; sleep 3; date -s '+2 days' >/dev/null; sleep 1")
+  await vm.qmp('stop')
+  await sleep(PAUSE_S * 1000)
+  await vm.qmp('cont')
+  await sleep(5000)
+  t.strictSame((await others())['errors'], {}, 'no open fails where the clock jumps, and the machine stands still')
+  t.equal(await vm.run(DAEMON), daemon, 'and no daemon is taken for dead')
+}
+
+export const faults: Case = {
+  name: 'faults: silent nbd, suspended device, clock, pause',
+  async run(t, vm) {
+    await nbd(t, vm)
+    await suspended(t, vm)
+    await clocks(t, vm)
+    t.equal(await vm.run('systemctl is-active diskseqfs diskseqfs-guard'), 'active\nactive\n')
+  },
+}
