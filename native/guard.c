@@ -137,7 +137,7 @@ static int64_t now_ms(void) {
 }
 
 // A number as names have it: decimal, without sign or leading zero. 0 if there is none.
-static uint64_t number(const char **text, unsigned digits_max) {
+static uint64_t decimal(const char **text, unsigned digits_max) {
   uint64_t value = 0;
   unsigned digits = 0;
   if (**text == '0') return 0;
@@ -154,14 +154,14 @@ static uint64_t number(const char **text, unsigned digits_max) {
 // src/diskseq.ts make it. 0 where that is no name.
 static uint64_t link_id(const char *name) {
   enum { SYMLINK = 1, PARTITION_SHIFT = 1, PARTITION_MAX = 0x3ff, WAITING = 1 << 11, DISKSEQ_SHIFT = 12 };
-  uint64_t diskseq = number(&name, 20), partition = 0, kind = WAITING;
+  uint64_t diskseq = decimal(&name, 20), partition = 0, kind = WAITING;
   if (strncmp(name, "-part", 5) == 0) {
     name += 5;
     kind = SYMLINK;
-    partition = number(&name, 5);
+    partition = decimal(&name, 5);
   } else if (*name == 'p') {
     name++;
-    partition = number(&name, 5);
+    partition = decimal(&name, 5);
   } else if (*name == 0) {
     return diskseq == 0 || diskseq >> (64 - DISKSEQ_SHIFT) ? 0 : diskseq << DISKSEQ_SHIFT | WAITING;
   }

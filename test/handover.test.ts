@@ -316,6 +316,15 @@ t.test('a daemon that stands still is killed, and the next one goes on', async (
   await until(() => tree.ready() === 2)
 })
 
+t.test('so is one whose event loop runs, and that does not answer', async (t) => {
+  const loop = loopDisk(t)
+  const other = looker(t)
+  const { tree, log } = await startGuarded(t, 1, ['-h', '3'], 'mute')
+  process.kill(tree.pid(), 'SIGUSR1')
+  t.equal(await other.look(join(tree.mountpoint, loop.diskseq()), 15_000), 'found')
+  t.match(log(), /does not answer any more; it is killed/)
+})
+
 t.test('a daemon whose guard ends goes on, and does not rely on it', async (t) => {
   const { tree, guard } = await startGuarded(t, 1)
   guard.kill('SIGKILL')

@@ -12,6 +12,7 @@ function socket(results: number[] = []) {
   const sent: string[] = []
   const open = new Set<number>()
   const warnings: unknown[] = []
+  const errors: unknown[] = []
   const native: Pick<Native, 'datagramOpen' | 'sendDescriptors' | 'close'> = {
     datagramOpen: (path) => {
       if (path === '/missing') return -E.ENOENT
@@ -25,8 +26,11 @@ function socket(results: number[] = []) {
     },
     close: (fd) => (open.delete(fd), 0),
   }
-  const log = { warn: (fields: unknown) => warnings.push(fields) } as unknown as Logger
-  return { native, log, sent, open, warnings }
+  const log = {
+    warn: (fields: unknown) => warnings.push(fields),
+    error: (message: unknown) => errors.push(message),
+  } as unknown as Logger
+  return { native, log, sent, open, warnings, errors }
 }
 
 /** `ServiceManager.ofThisProcess` with these variables only. */
@@ -71,6 +75,19 @@ t.test('a watchdog that waits for months does not hear of us all the time', asyn
     manager?.stopping('x')
     t.notOk(fake.sent.includes('WATCHDOG=1'), WATCHDOG_USEC)
   }
+})
+
+t.test('it hears nothing while the tree does not answer', async (t) => {
+  const fake = socket()
+  const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: String(process.pid), WATCHDOG_USEC: '20000' })
+  let answers = false
+  manager?.ready('x', () => answers)
+  await until(() => fake.errors.length > 2)
+  t.strictSame(fake.sent.filter((text) => text === 'WATCHDOG=1'), [])
+  t.match(fake.errors[0], /has not answered/)
+  answers = true
+  await until(() => fake.sent.includes('WATCHDOG=1'))
+  manager?.stopping('x')
 })
 
 t.test("another process's watchdog is none of ours", async (t) => {

@@ -46,6 +46,7 @@ type Mechanism =
   | 'no-interrupts'
   | 'no-vault'
   | 'no-journal'
+  | 'mute'
   | 'deaf'
   | 'opens-alone'
   | 'hold-by-clock'

@@ -135,6 +135,7 @@ function queued() {
 }
 
 const FUSE_INTERRUPT = 36
+let mute = false
 const EAGAIN = -11
 const EINTR = -4
 const ENOBUFS = -105
@@ -298,6 +299,8 @@ const twins = {
       },
     },
   },
+  /** Requests are not read; all else goes on. */
+  'mute': { native: { ...native, read: (fd, into) => (mute ? EAGAIN : native.read(fd, into)) } },
   /** No uevent ever arrives. */
   'deaf': { native: { ...native, ueventReceive: () => EAGAIN } },
 }
@@ -333,6 +336,9 @@ const daemon = new Daemon(
   values['guard'],
 )
 process.once('SIGTERM', () => (daemon.survives ? process.exit(0) : daemon.stop()))
+process.on('SIGUSR1', () => {
+  mute = true
+})
 process.on('SIGUSR2', () => {
   const { nodes, transport } = daemon
   const { listings, links } = transport.operations

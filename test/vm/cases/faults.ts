@@ -67,7 +67,7 @@ async function suspended(t: Test, vm: Vm): Promise<void> {
     dmsetup suspend --noflush --nolockfs frozen
     /share/blk openlat --path /dev/mapper/frozen --count 3 --close-immediately`)
   t.strictSame(JSON.parse(opened)['errors'], {}, 'a suspended device is opened')
-  t.equal(await vm.run("dmsetup ls --target zero"), 'No devices found\n', 'and can be removed')
+  t.equal(await vm.run('dmsetup info frozen >/dev/null 2>&1 || echo gone'), 'gone\n', 'and can be removed')
 }
 
 async function clocks(t: Test, vm: Vm): Promise<void> {
