@@ -1,5 +1,6 @@
 // Memory that outlives the process that wrote it: memfd_create(2), mmap(2).
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -9,10 +10,12 @@
 
 namespace diskseqfs {
 
-// sharedMemory(bytes): a descriptor of memory that is all zeros.
+// sharedMemory(bytes): a descriptor of memory that is all zeros, and cannot
+// shrink under those who have mapped it.
 static Napi::Value SharedMemory(const Napi::CallbackInfo& info) {
-  UniqueFd fd(memfd_create("diskseqfs", MFD_CLOEXEC));
-  if (fd.Get() < 0 || ftruncate(fd.Get(), info[0].As<Napi::Number>().Int64Value()) < 0) {
+  UniqueFd fd(memfd_create("diskseqfs", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (fd.Get() < 0 || ftruncate(fd.Get(), info[0].As<Napi::Number>().Int64Value()) < 0 ||
+      fcntl(fd.Get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
     return Result(info.Env(), -1);
   }
   return Result(info.Env(), fd.Release());
