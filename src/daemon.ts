@@ -1,5 +1,6 @@
 /** The daemon: its parts, put together, and the order in which they start and stop. */
 import { constants, openSync, readdirSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 
 import { Access } from './access.js'
 import { CloseWatch, WATCH_MASK } from './closes.js'
@@ -59,6 +60,9 @@ export interface Parts {
   readonly lookupPatienceMs?: number
 }
 
+/** How long, after an unmount, callers have to open what they were answered; between two looks; ms. */
+const SETTLE_MAX_MS = 2000
+const SETTLE_MS = 2
 /** Between two looks whether callers are through, ms. */
 const OUTLIVE_MS = 10
 
@@ -235,7 +239,7 @@ export class Daemon {
     this.mountId = id
     this.mountWatch = new MountWatch(this.native, id, () => {
       this.log.info({ mountpoint: this.mountpoint }, 'the tree was unmounted')
-      this.release()
+      void this.end()
     })
   }
 
@@ -328,7 +332,21 @@ export class Daemon {
 
   /** Takes the mount away, busy or not: open files stay open, they are the devices themselves. */
   stop(): Promise<void> {
-    return (this.stopping ??= this.unmount().finally(() => this.release()))
+    return (this.stopping ??= this.unmount().finally(() => this.end()))
+  }
+
+  /**
+   * The mount is gone, and no FORGET comes any more. But somebody may have been
+   * answered, or be about to be, who is still to open what he was promised.
+   */
+  private async end(): Promise<void> {
+    // Somebody else may mount there meanwhile.
+    if (this.lock >= 0) this.native.unlock(this.lock)
+    const { transport, reaper } = this
+    for (let waited = 0; waited < SETTLE_MAX_MS && (transport?.busy || reaper?.awaited()); waited += SETTLE_MS) {
+      await sleep(SETTLE_MS)
+    }
+    this.release()
   }
 
   private async unmount(): Promise<void> {

@@ -98,6 +98,16 @@ export class Reaper {
     this.mountFd = -1
   }
 
+  /** Whether somebody was answered who may not have opened yet what he is to open. */
+  awaited(): boolean {
+    for (const node of this.nodes) {
+      if (node.pin === undefined) continue
+      this.sweep(node.callers)
+      if (node.callers.size > 0) return true
+    }
+    return false
+  }
+
   /** A pin that an earlier daemon had: the kernel may know its inode. */
   adopted(node: Node): void {
     this.watch(node)

@@ -543,3 +543,13 @@ t.test('twin: if its count is believed, it does', async (t) => {
   made.reaper.forget(node, 5)
   t.strictSame(made.state.unpinned, ['1'])
 })
+
+t.test('whoever was answered is awaited until he is out of his call', async (t) => {
+  const made = fixture(t)
+  t.equal(made.reaper.awaited(), false)
+  made.state.inCall.add(4711)
+  made.answered(OPENAT)
+  t.equal(made.reaper.awaited(), true)
+  made.state.inCall.clear()
+  t.equal(made.reaper.awaited(), false)
+})

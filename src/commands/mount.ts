@@ -1,5 +1,6 @@
 /** `diskseqfs mount`: the daemon in the foreground, or a child that is it. */
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { createWriteStream, fstatSync } from 'node:fs'
 import { resolve } from 'node:path'
 
@@ -158,7 +159,10 @@ async function background(): Promise<void> {
   if (message === undefined) {
     throw new UserError('the daemon ended before the tree was mounted; run with -f to see why')
   }
-  if (message !== 'ready') throw new UserError(message)
+  if (message !== 'ready') {
+    if (child.exitCode === null) await once(child, 'exit')
+    throw new UserError(message)
+  }
   child.unref()
 }
 
