@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -31,6 +32,18 @@ Napi::Value Unmount(const Napi::CallbackInfo& info) {
   int flags = IntArg(info, 1);
   Tasks(info.Env()).Submit(info[2].As<Napi::Function>(), [target, flags]() -> Outcome {
     int error = umount2(target.c_str(), flags) < 0 ? errno : 0;
+    return [error](Napi::Env env) -> std::vector<napi_value> { return {Napi::Number::New(env, error)}; };
+  });
+  return info.Env().Undefined();
+}
+
+// look(path, callback(error)): stat(2) on a pool thread, as who serves that mount
+// may hang.
+Napi::Value Look(const Napi::CallbackInfo& info) {
+  std::string path = StringArg(info, 0);
+  Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [path]() -> Outcome {
+    struct stat found;
+    int error = stat(path.c_str(), &found) < 0 ? errno : 0;
     return [error](Napi::Env env) -> std::vector<napi_value> { return {Napi::Number::New(env, error)}; };
   });
   return info.Env().Undefined();
@@ -70,6 +83,7 @@ Napi::Value Prune(const Napi::CallbackInfo& info) {
 void InitMount(Napi::Env env, Napi::Object exports) {
   exports.Set("mount", Napi::Function::New<Mount>(env));
   exports.Set("unmount", Napi::Function::New<Unmount>(env));
+  exports.Set("look", Napi::Function::New<Look>(env));
   exports.Set("pickMount", Napi::Function::New<PickMount>(env));
   exports.Set("prune", Napi::Function::New<Prune>(env));
 }

@@ -467,7 +467,7 @@ export class Daemon {
           `${path}: busy, ${top.type} (${top.source}) is mounted there; unmount it or choose another directory`,
         )
       }
-      if (!(await isDead(path))) {
+      if (!(await isDead(this.native, path))) {
         throw new UserError(`${path}: already served by another diskseqfs; see diskseqfs unmount --help`)
       }
       this.log.warn({ mountpoint: path }, 'taking away the mount of a daemon that died')

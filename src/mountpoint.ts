@@ -1,6 +1,5 @@
 /** Mount points, mount options, and what is mounted where. */
 import { closeSync, existsSync, lstatSync, mkdirSync, readlinkSync, openSync, readFileSync, realpathSync, statSync } from 'node:fs'
-import { stat } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 
 import { errnoName, errnoOf, E, UserError } from './errno.js'
@@ -176,24 +175,17 @@ const PATIENCE_MS = 5000
 
 /**
  * Whether the daemon behind a FUSE mount is gone: each call fails with ENOTCONN.
- * Asked on another thread, as it may hang as well.
  *
- * @throws UserError if it does
+ * @throws UserError if it is there and does not answer
  */
-export async function isDead(path: string): Promise<boolean> {
-  let late: NodeJS.Timeout | undefined
-  const patience = new Promise<never>((_, reject) => {
-    late = setTimeout(reject, PATIENCE_MS, new UserError(`${path}: the daemon that serves it does not answer`))
+export function isDead(native: Pick<Native, 'look'>, path: string): Promise<boolean> {
+  return new Promise((resolve, reject) => {
+    const late = setTimeout(reject, PATIENCE_MS, new UserError(`${path}: the daemon that serves it does not answer`))
+    native.look(path, (error) => {
+      clearTimeout(late)
+      resolve(error === E.ENOTCONN)
+    })
   })
-  try {
-    await Promise.race([stat(path), patience])
-    return false
-  } catch (error) {
-    if (error instanceof UserError) throw error
-    return errnoOf(error) === E.ENOTCONN
-  } finally {
-    clearTimeout(late)
-  }
 }
 
 /**

@@ -98,6 +98,8 @@ export interface Native {
 
   mount(source: string, target: string, type: string, flags: number, data: string): number
   unmount(target: string, flags: number, done: (error: number) => void): void
+  /** stat(2), of which only the error is told. */
+  look(path: string, done: (error: number) => void): void
   /** fspick(2): a descriptor for {@link Native.prune}. */
   pickMount(target: string, done: (error: number, fd: number) => void): void
   /** FSCONFIG_CMD_RECONFIGURE: the kernel forgets the dentries that nobody uses. */

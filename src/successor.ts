@@ -32,7 +32,7 @@ export const socketOf = (device: string): string => join(DIRECTORY, `${device}.r
 
 type Calls = Pick<
   Native,
-  'Poll' | 'packetListen' | 'packetAccept' | 'packetConnect' | 'sendDescriptors' | 'receiveDescriptors' | 'close'
+  'Poll' | 'look' | 'packetListen' | 'packetAccept' | 'packetConnect' | 'sendDescriptors' | 'receiveDescriptors' | 'close'
 >
 
 /** The side of the daemon that serves. */
@@ -133,7 +133,7 @@ export class Predecessor {
    */
   static async ask(native: Calls, mountpoint: string): Promise<{ daemon: Predecessor; kept: Descriptors } | undefined> {
     const top = mountsAt(mountpoint).at(-1)
-    if (top?.type !== FSTYPE || (await isDead(mountpoint))) return undefined
+    if (top?.type !== FSTYPE || (await isDead(native, mountpoint))) return undefined
     const { device } = top
     const fd = native.packetConnect(socketOf(device))
     if (fd < 0) {

@@ -208,6 +208,6 @@ t.test('what is no directory is no mount point', async (t) => {
 
 t.test('what lives is not dead', async (t) => {
   const top = temporary(t)
-  t.equal(await isDead(top), false)
-  t.equal(await isDead(join(top, 'missing')), false)
+  t.equal(await isDead(native, top), false)
+  t.equal(await isDead(native, join(top, 'missing')), false)
 })

@@ -188,9 +188,14 @@ t.test('only root can ask for it, and nothing of it is left', async (t) => {
   const tree = await startTree(t)
   const socket = socketIn(tree.mountpoint)
   t.equal(statSync(socket).mode & 0o777, 0o600)
-  const { stdout } = await run('setpriv', [
-    ...['--reuid=65534', '--regid=65534', '--clear-groups', 'python3', '-c'],
-    `import socket\ntry: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect(${JSON.stringify(socket)})\nexcept PermissionError: print('refused')`,
+  const { stdout } = await run('python3', [
+    '-c',
+    `import os, socket
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+try: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect(${JSON.stringify(socket)})
+except PermissionError: print('refused')`,
   ])
   t.equal(stdout, 'refused\n')
   await tree.stop()

@@ -98,6 +98,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   inotifyWatch: () => native.inotifyWatch(text(), c.below(2 ** 32), fdLater(1)),
   mount: () => native.mount(text(), nowhere(), c.pick(['no-such-fs', '', '\0']), number(), text()),
   unmount: () => native.unmount(nowhere(), number(), later()),
+  look: () => native.look(c.pick(['', '\0', '/', file, 'x'.repeat(5000)]), later()),
   pickMount: () => native.pickMount(c.pick([nowhere(), '/', '/proc']), fdLater(1)),
   // Not of a descriptor that pickMount has found: that one is of this system.
   prune: () => native.prune(c.pick(standing), later()),
