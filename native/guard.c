@@ -11,7 +11,7 @@
 // and the daemon is told of each answer. One that does not answer any more is
 // killed. Once it is dead, the guard
 //
-//   - answers what the service manager asks (there is nothing of that name),
+//   - answers what the service manager asks, with an error,
 //   - keeps all other requests in that memory, for the daemon that comes next;
 //     after a moment only those for which the kernel holds no lock,
 //   - takes the mount away when none has come for a while: an error is better
@@ -149,12 +149,14 @@ static uint64_t decimal(const char **text, unsigned digits_max) {
   return value;
 }
 
-// The node id of a symlink that stands for `name` until the next daemon says
-// where it leads: to that very name. As nodeId() and waitingId() in
-// src/diskseq.ts make it. 0 where that is no name.
-static uint64_t link_id(const char *name) {
-  enum { SYMLINK = 1, PARTITION_SHIFT = 1, PARTITION_MAX = 0x3ff, WAITING = 1 << 11, DISKSEQ_SHIFT = 12 };
-  uint64_t diskseq = decimal(&name, 20), partition = 0, kind = WAITING;
+// As src/diskseq.ts has it.
+enum { SYMLINK = 1, PARTITION_SHIFT = 1, PARTITION_MAX = 0x3ff, WAITING = 1 << 11, DISKSEQ_SHIFT = 12 };
+
+// The node id of what has that name, as nodeId() in src/diskseq.ts makes it; 0
+// where it is none.
+static uint64_t node_id(const char *name) {
+  uint64_t diskseq = decimal(&name, 20), partition = 0, kind = 0;
+  bool whole = *name == 0;
   if (strncmp(name, "-part", 5) == 0) {
     name += 5;
     kind = SYMLINK;
@@ -162,16 +164,29 @@ static uint64_t link_id(const char *name) {
   } else if (*name == 'p') {
     name++;
     partition = decimal(&name, 5);
-  } else if (*name == 0) {
-    return diskseq == 0 || diskseq >> (64 - DISKSEQ_SHIFT) ? 0 : diskseq << DISKSEQ_SHIFT | WAITING;
   }
-  if (*name || diskseq == 0 || diskseq >> (64 - DISKSEQ_SHIFT) || partition == 0 || partition > PARTITION_MAX) return 0;
+  if (*name || diskseq == 0 || diskseq >> (64 - DISKSEQ_SHIFT) || partition > PARTITION_MAX) return 0;
+  if (partition == 0 && !whole) return 0;
   return diskseq << DISKSEQ_SHIFT | partition << PARTITION_SHIFT | kind;
 }
 
-static void put_off(const struct fuse_in_header *request, const char *name) {
-  uint64_t id = link_id(name);
-  if (id == 0) return refuse(request, ENOENT);
+// Whether the kernel has an inode of that id. It answers so when it is asked to
+// read its attributes again, which is all that this does to it.
+static bool has_inode(uint64_t id) {
+  struct {
+    struct fuse_out_header header;
+    struct fuse_notify_inval_inode_out notice;
+  } message = {
+      .header = {.len = sizeof message, .error = FUSE_NOTIFY_INVAL_INODE},
+      .notice = {.ino = id, .off = -1},
+  };
+  return write(served.fuse, &message, sizeof message) >= 0 || errno != ENOENT;
+}
+
+// A link that stands for `name` until the next daemon says where it leads: to
+// that very name, see waitingId() in src/diskseq.ts.
+static void put_off(const struct fuse_in_header *request, const char *name, uint64_t id) {
+  if (!(id & SYMLINK)) id |= WAITING;
   struct {
     struct fuse_out_header header;
     struct fuse_entry_out entry; // valid for no time at all
@@ -189,8 +204,16 @@ static bool answer(const char *request, size_t length) {
   struct fuse_in_header header;
   memcpy(&header, request, sizeof header);
   if (!expects_answer(header.opcode)) return false;
+  const char *name = header.opcode == FUSE_LOOKUP ? request + sizeof header : "";
+  if (!memchr(name, 0, header.opcode == FUSE_LOOKUP ? length - sizeof header : 1)) name = "";
+  uint64_t id = node_id(name);
+  // A name that is in use must not be answered in a way that has the kernel drop
+  // it: /proc/swaps and the like would call the device deleted. Nor need it be:
+  // whoever asks for one that the kernel has holds no lock.
+  bool in_use = id != 0 && has_inode(id);
   if (header.pid == manager) {
-    refuse(&header, ENOENT);
+    // ENOMEM is what every kernel takes for an error of its own (fuse_dentry_revalidate).
+    refuse(&header, in_use ? ENOMEM : ENOENT);
     return true;
   }
   switch (header.opcode) {
@@ -210,10 +233,10 @@ static bool answer(const char *request, size_t length) {
     refuse(&header, EPERM);
     return true;
   case FUSE_LOOKUP:
-    if (!served.impatient) return false;
+    if (!served.impatient || in_use) return false;
     // Whoever reads the link waits for the next daemon, with no lock held.
-    if (memchr(request + sizeof header, 0, length - sizeof header)) put_off(&header, request + sizeof header);
-    else refuse(&header, EIO);
+    if (id == 0) refuse(&header, ENOENT);
+    else put_off(&header, name, id);
     return true;
   case FUSE_READDIR:
     if (!served.impatient) return false;

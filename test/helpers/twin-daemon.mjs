@@ -336,7 +336,7 @@ const daemon = new Daemon(
   values['guard'],
 )
 process.once('SIGTERM', () => (daemon.survives ? process.exit(0) : daemon.stop()))
-process.on('SIGUSR1', () => {
+process.on('SIGHUP', () => {
   mute = true
 })
 process.on('SIGUSR2', () => {
