@@ -337,15 +337,13 @@ export class Daemon {
 
   /**
    * The mount is gone, and no FORGET comes any more. But somebody may have been
-   * answered, or be about to be, who is still to open what he was promised.
+   * answered who is still to open what he was promised. Whoever waits for an
+   * answer gets an error.
    */
   private async end(): Promise<void> {
     // Somebody else may mount there meanwhile.
     if (this.lock >= 0) this.native.unlock(this.lock)
-    const { transport, reaper } = this
-    for (let waited = 0; waited < SETTLE_MAX_MS && (transport?.busy || reaper?.awaited()); waited += SETTLE_MS) {
-      await sleep(SETTLE_MS)
-    }
+    for (let waited = 0; waited < SETTLE_MAX_MS && this.reaper?.awaited(); waited += SETTLE_MS) await sleep(SETTLE_MS)
     this.release()
   }
 

@@ -205,11 +205,6 @@ export class FuseSession implements Transport {
     if (interrupted) reply?.interrupt()
   }
 
-  /** Whether a request is unanswered. */
-  get busy(): boolean {
-    return this.pending.size > 0 || this.waiting.size > 0
-  }
-
   /** Reads no more requests. */
   pause(): void {
     this.poll?.close()
