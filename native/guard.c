@@ -204,8 +204,9 @@ static bool answer(const char *request, size_t length) {
   struct fuse_in_header header;
   memcpy(&header, request, sizeof header);
   if (!expects_answer(header.opcode)) return false;
-  const char *name = header.opcode == FUSE_LOOKUP ? request + sizeof header : "";
-  if (!memchr(name, 0, header.opcode == FUSE_LOOKUP ? length - sizeof header : 1)) name = "";
+  bool lookup = header.opcode == FUSE_LOOKUP;
+  if (lookup && header.pid != manager && !served.impatient) return false;
+  const char *name = lookup && memchr(request + sizeof header, 0, length - sizeof header) ? request + sizeof header : "";
   uint64_t id = node_id(name);
   // A name that is in use must not be answered in a way that has the kernel drop
   // it: /proc/swaps and the like would call the device deleted. Nor need it be:
@@ -233,7 +234,7 @@ static bool answer(const char *request, size_t length) {
     refuse(&header, EPERM);
     return true;
   case FUSE_LOOKUP:
-    if (!served.impatient || in_use) return false;
+    if (in_use) return false;
     // Whoever reads the link waits for the next daemon, with no lock held.
     if (id == 0) refuse(&header, ENOENT);
     else put_off(&header, name, id);
