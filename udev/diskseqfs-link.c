@@ -35,6 +35,9 @@
 #define PATH_SIZE 1100
 // Lines of 61-diskseqfs.rules for links that are not ours.
 #define OTHERS_MAX 16
+// For a device that sysfs has and the tree does not: a second in all.
+#define WAITS_MAX 100
+#define WAIT_US 10000
 
 #ifndef FUSE_SUPER_MAGIC
 #define FUSE_SUPER_MAGIC 0x65735546 // linux/magic.h, since 5.16
@@ -120,13 +123,15 @@ static bool tree_mounted(void) {
   return statfs(TREE, &fs) == 0 && fs.f_type == FUSE_SUPER_MAGIC;
 }
 
-static bool tree_answers(const struct device *device) {
+// An errno where it does not lead to the device.
+static int ask_tree(const struct device *device) {
   char path[64];
   struct stat node;
+  if (!tree_mounted()) return ENOTCONN;
   path_in_tree(device->diskseq, path, sizeof path);
   // stat, as for a disk that is slow the tree may answer with a link to itself.
-  return tree_mounted() && stat(path, &node) == 0 && S_ISBLK(node.st_mode) &&
-         node.st_rdev == device->number;
+  if (stat(path, &node) < 0) return errno;
+  return S_ISBLK(node.st_mode) && node.st_rdev == device->number ? 0 : ENODEV;
 }
 
 // Other instances run beside this one, for other devices that had or will have
@@ -211,21 +216,42 @@ static bool has_root(const struct device *device) {
   return found;
 }
 
+// Looks at the device and asks the tree for it; an errno where the tree does not
+// lead to it.  The kernel takes a device's node away before its entry in sysfs,
+// which is how a device on its way out may look like one that the tree lacks; it
+// is gone for sysfs as well in a moment.
+static int look_and_ask(const char *kernel, struct device *device) {
+  int error;
+  for (int waits = 0; waits < WAITS_MAX; waits++) {
+    if (waits) usleep(WAIT_US);
+    *device = look(kernel);
+    error = current(device) ? ask_tree(device) : ESTALE;
+    if (error != ENOENT && error != ENXIO && error != ENODEV) break;
+  }
+  if (error) *device = look(kernel); // as it may have gone meanwhile
+  return error;
+}
+
 // Prints properties for the rules.  Where there are more other links than the
 // rules have lines for, udev keeps them all.
 static int claim(char **links, const char *kernel) {
-  struct device device = look(kernel);
+  struct device device;
   char path[PATH_SIZE], claimed[4 * PATH_SIZE] = "", others[OTHERS_MAX * PATH_SIZE] = "";
   size_t used = 0, length = 0;
   int count = 0;
-  bool answers = tree_answers(&device);
-  if (!answers) device = look(kernel); // as it may have gone meanwhile
+  int error = look_and_ask(kernel, &device);
   if (!current(&device)) {
     if (tree_mounted()) printf("DISKSEQFS_LATE=1\n");
     return 0;
   }
   const char *wanted = environment("DISKSEQFS_LINK");
-  if (!answers || strcmp(wanted, "0") == 0 || (has_root(&device) && strcmp(wanted, "1") != 0)) return 0;
+  if (error) {
+    if (error != ENOTCONN)
+      fprintf(stderr, "diskseqfs-link: " TREE "/%llu: %s; the links of %s stay udev's\n", device.diskseq,
+              strerror(error), device.name);
+    return 0;
+  }
+  if (strcmp(wanted, "0") == 0 || (has_root(&device) && strcmp(wanted, "1") != 0)) return 0;
   for (; *links; links++) {
     if (ours(*links, path, sizeof path)) {
       used += snprintf(claimed + used, sizeof claimed - used, "%s%s", used ? " " : "", path);
