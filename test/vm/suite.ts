@@ -51,7 +51,9 @@ export async function runSuite(release: Release): Promise<void> {
   const before = new Map<Case, unknown>()
   for (const item of wanted) {
     // Its own test fails by it, not those of the others.
+    const started = Date.now()
     before.set(item, await item.before?.(vm).catch((error: unknown) => new Failed(error)))
+    if (item.before !== undefined) t.comment(`${item.name}: the stock system, ${secondsSince(started)} s`)
   }
   await t.test('install', (t) => attempt(t, vm, { name: 'install', run: install }, undefined))
   for (const item of wanted) {
@@ -60,6 +62,8 @@ export async function runSuite(release: Release): Promise<void> {
   mkdirSync(LOGS, { recursive: true })
   writeFileSync(join(LOGS, `../${release}.json`), JSON.stringify(rows, null, 2))
 }
+
+const secondsSince = (started: number): number => Math.round((Date.now() - started) / 1000)
 
 class Failed {
   constructor(readonly error: unknown) {}
@@ -76,7 +80,7 @@ async function attempt(t: Test, vm: Vm, item: Case, before: unknown): Promise<vo
     thrown = error
   }
   const ok = thrown === undefined && t.passing()
-  rows.push({ name: item.name, ok, seconds: Math.round((Date.now() - started) / 1000), notes })
+  rows.push({ name: item.name, ok, seconds: secondsSince(started), notes })
   if (!ok) t.comment(`logs: ${await vm.saveLogs(item.name)}`)
   if (thrown !== undefined) throw thrown
 }
