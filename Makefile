@@ -79,7 +79,8 @@ check: build
 	tap
 
 # One machine at a time: two of them are more than twice as slow on two processors.
-# CASES=name,... runs only some of them, SHORT=1 fewer rounds; see test/vm/suite.ts.
+# CASES=name,... runs only some of them; SHORT=1 fewer rounds, and some on one
+# release only: see test/vm/case.ts.
 check-vm:
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make check-vm: must be root to build the machines' >&2; exit 1; }
 	@scripts/setup vm

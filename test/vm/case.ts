@@ -1,11 +1,13 @@
 /** What a case of the tests in virtual machines is. */
 import type { Test } from 'tap'
 
-import type { Vm } from './vm.js'
+import type { Release, Vm } from './vm.js'
 
 export interface Case {
   /** Its row in the table of results. */
   readonly name: string
+  /** The one release that has it in the short form: of what depends little on which one it is. */
+  readonly shortOn?: Release
   /**
    * Runs before the package is installed, on a stock system; what it returns
    * is handed to {@link run}, to compare with.

@@ -81,6 +81,7 @@ const figures = (result: Result): string => `${wrong(result)} wrong, ${result.op
 
 export const churnCase: Case = {
   name: 'churn',
+  shortOn: 'trixie',
   before: (vm) => churnWithUdev(vm, 'udev'),
   async run(t: Test, vm: Vm, before: unknown) {
     const stock = before as Result

@@ -5,9 +5,9 @@ import { type Case, SHORT } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-const ROUNDS = SHORT ? 160 : 500
+const ROUNDS = SHORT ? 80 : 500
 /** Enough to see whether it ever fails. */
-const STOCK_ROUNDS = 100
+const STOCK_ROUNDS = SHORT ? 40 : 100
 /** So many shells share the rounds: under emulation one would take a quarter of an hour. */
 const SHELLS = 4
 

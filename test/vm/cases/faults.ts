@@ -84,6 +84,7 @@ async function clocks(t: Test, vm: Vm): Promise<void> {
 
 export const faults: Case = {
   name: 'faults: silent nbd, suspended device, clock, pause',
+  shortOn: 'trixie',
   async run(t, vm) {
     await nbd(t, vm)
     await suspended(t, vm)

@@ -151,6 +151,7 @@ interface Result {
 
 export const hotplug: Case = {
   name: 'hot-plug',
+  shortOn: 'bookworm',
   async run(t: Test, vm: Vm) {
     const seconds = 600
     const running = vm.start(`

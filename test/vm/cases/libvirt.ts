@@ -284,6 +284,7 @@ const ownersAfter = (found: Facts): string => [...new Set(found['stopped, owners
 
 export const libvirt: Case = {
   name: 'libvirt',
+  shortOn: 'trixie',
   before: stock,
   async run(t: Test, vm: Vm, before: unknown) {
     for (const namespaces of ['mount', 'none'] as const) {

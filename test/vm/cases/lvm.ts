@@ -5,8 +5,8 @@ import { type Case, SHORT } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-const CYCLES = SHORT ? 20 : 50
-const STOCK_CYCLES = 10
+const CYCLES = SHORT ? 10 : 50
+const STOCK_CYCLES = SHORT ? 4 : 10
 
 interface Findings {
   /** Steps, and what pvs, vgs and lvs print. */

@@ -79,6 +79,7 @@ const figures = (result: Result): string =>
 
 export const mapperRace: Case = {
   name: 'race for /dev/mapper names',
+  shortOn: 'bookworm',
   before: compared,
   async run(t: Test, vm: Vm, before: unknown) {
     const stock = before as Map<Variant, Result>
