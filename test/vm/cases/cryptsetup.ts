@@ -5,7 +5,7 @@ import { type Case, SHORT } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-const ROUNDS = SHORT ? 24 : 100
+const ROUNDS = SHORT ? 25 : 100
 /** Enough to see whether it is ever busy. */
 const STOCK_ROUNDS = SHORT ? 8 : 20
 
