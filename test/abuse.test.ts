@@ -3,13 +3,14 @@
  * is not, with a hundred threads: no disk is opened for it, nothing of it is
  * remembered, and root is served meanwhile. How quickly: bench/faults.ts.
  */
-import { chmodSync, readdirSync } from 'node:fs'
+import { chmodSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
 import { blk } from './helpers/blk.js'
 import {
+  descriptors,
   loopDisk,
   openDevices,
   resident,
@@ -38,8 +39,6 @@ type Outcome = Record<'names' | 'numbers' | 'stat' | 'open' | 'list', { n: numbe
 function start(t: Test, tree: RunningTree, ...args: string[]): Promise<RunningBlk> {
   return startBlk(t, 'abuse', '--dir', tree.mountpoint, '--threads', THREADS, ...args)
 }
-
-const descriptors = (tree: RunningTree) => readdirSync(`/proc/${tree.pid}/fd`).length
 
 async function setup(t: Test, twin: Twin) {
   const zram = zramDisk(t)
@@ -128,7 +127,7 @@ async function growth(t: Test, tree: RunningTree, ask: () => Promise<unknown>): 
 
 t.test('nothing of it is remembered', async (t) => {
   const { tree, names } = await setup(t, 'none')
-  const before = descriptors(tree)
+  const before = descriptors(tree.pid).length
   const more = await growth(t, tree, async () => {
     const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
     await nobody.ask()
@@ -140,7 +139,7 @@ t.test('nothing of it is remembered', async (t) => {
   await until(async () => Object.values(await remembered(tree)).every((count) => count === 0), 10_000)
   t.strictSame(await remembered(tree), NOTHING, 'no node, listing, link or request is left')
   // Of threads that asked last, a file in /proc each: see Intents.
-  t.ok(descriptors(tree) <= before + 64 + 8, `${descriptors(tree) - before} more descriptors`)
+  t.ok(descriptors(tree.pid).length <= before + 64 + 8, `${descriptors(tree.pid).length - before} more descriptors`)
 })
 
 t.test('twin: a daemon that remembers what it is asked grows', async (t) => {

@@ -11,7 +11,7 @@ import t from 'tap'
 
 import { ROOT } from './helpers/root.js'
 import { ended, guardFuzzPath, guardPath, node } from './helpers/sanitized.js'
-import { cleanup, sleep, until } from './helpers/tree.js'
+import { cleanup, descriptors, sleep, until } from './helpers/tree.js'
 
 const SEED = Number(process.env['FUZZ_SEED'] ?? Date.now() % 2 ** 31)
 
@@ -74,7 +74,7 @@ t.test('a guard that runs, whoever calls it', async (t) => {
   cleanup(t, () => guard.kill('SIGKILL'))
   let said = ''
   guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
-  const fds = () => readdirSync(`/proc/${guard.pid}/fd`).length
+  const fds = () => descriptors(guard.pid as number).length
   await until(() => readdirSync(scratch).length > 0)
   await sleep(50) // until it listens
   const before = fds()
