@@ -51,6 +51,7 @@ type Mechanism =
   | 'deaf'
   | 'opens-alone'
   | 'hold-by-clock'
+  | 'no-settling'
   | 'as-they-come'
   | 'clock-jumps'
   | 'wall-clock'

@@ -261,6 +261,8 @@ const twins = {
       }
     },
   },
+  /** Pins end with the mount, whoever was answered and has not opened yet. */
+  'no-settling': { patch: () => void (Reaper.prototype.awaited = () => false), lookupPatienceMs: 5000 },
   /** Requests are answered in the order they come in, whoever makes how many of them. */
   'as-they-come': { patch: () => void (FuseSession.prototype.mayWait = () => false) },
   /** Nothing is switched off, but the wall clock runs backwards. */
