@@ -132,6 +132,7 @@ async function openedLate(t: Test, twin: Twin, end: (tree: RunningTree) => unkno
 for (const [how, end] of [
   ['an unmount', ({ mountpoint }: RunningTree) => unmount(mountpoint)],
   ['SIGTERM', ({ pid }: RunningTree) => process.kill(pid, 'SIGTERM')],
+  ['umount --force', ({ mountpoint }: RunningTree) => run('umount', ['--force', '--lazy', mountpoint])],
 ] as const) {
   t.test(`whoever was answered before ${how} opens what he was promised`, async (t) => {
     t.strictSame(await openedLate(t, 'none', end), { recycled: false, opened: 'its disk' })
