@@ -139,7 +139,7 @@ export function cleanup(t: Test, undo: () => unknown): void {
  * ends, and a log line of level error fails the test.
  *
  * @param twin the safety mechanism to switch off
- * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold and --guard are known
+ * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold, --guard and --note-answers are known
  * @param limits arguments of prlimit(1) for the daemon
  */
 export async function startTree(
