@@ -240,12 +240,17 @@ export interface GuardedTree {
  *
  * @param manager who is not to wait, see guard.c
  * @param args more arguments for the guard
+ * @param program another one than the real guard
  */
-export async function startGuarded(t: Test, manager: number, args: string[] = [], twin?: Twin): Promise<GuardedTree> {
+export async function startGuarded(
+  t: Test,
+  manager: number,
+  { args = [], twin, program = GUARD }: { args?: string[]; twin?: Twin; program?: string } = {},
+): Promise<GuardedTree> {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
   const socket = join(directory, 'guard')
-  const guard = spawn(GUARD, ['-m', String(manager), ...args, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
+  const guard = spawn(program, ['-m', String(manager), ...args, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
   let said = ''
   guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
   cleanup(t, () => guard.kill('SIGKILL'))
