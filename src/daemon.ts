@@ -73,6 +73,10 @@ export class Daemon {
   private devDirectory = -1
   private mountWatch: MountWatch | undefined
   private stopping: Promise<void> | undefined
+  private ending: Promise<void> | undefined
+  private over!: () => void
+  /** Resolves when the tree is gone, by {@link stop} or because somebody unmounted it, and nothing is held any more. */
+  readonly ended = new Promise<void>((resolve) => (this.over = resolve))
   /** Whether another daemon can go on with the tree when this one just ends. */
   survives = false
   /** Whether it went on with the mount of an earlier one. */
@@ -144,8 +148,7 @@ export class Daemon {
     this.shareState()
     const tree = this.assemble(false)
     const fuse = openFuse()
-    const transport = new FuseSession(this.native, fuse, this.log, this.state)
-    this.transport = transport
+    const transport = this.connect(fuse)
     const rc = this.native.mount(
       SOURCE,
       this.mountpoint,
@@ -235,6 +238,12 @@ export class Daemon {
     return this.guard?.answers() ?? true
   }
 
+  private connect(fuse: number): FuseSession {
+    const transport = new FuseSession(this.native, fuse, this.log, this.state)
+    void transport.ended.then(() => this.end())
+    return (this.transport = transport)
+  }
+
   private watchMount({ id }: MountEntry): void {
     this.mountId = id
     this.mountWatch = new MountWatch(this.native, id, () => {
@@ -274,8 +283,7 @@ export class Daemon {
     const pins = this.useState(state, stateFd).adopt(sockets)
     const tree = this.assemble(true)
     this.watchMount(mount)
-    const transport = new FuseSession(this.native, fuse, this.log, state)
-    this.transport = transport
+    const transport = this.connect(fuse)
     this.stored = this.store !== undefined
     for (const pin of pins) this.adopt(pin)
     await this.survive(mount.device, fuse, mountFd, closes)
@@ -325,22 +333,21 @@ export class Daemon {
     this.native.closeDevice(fd, () => {})
   }
 
-  /** Resolves when the tree is gone, by {@link stop} or because somebody unmounted it. */
-  get ended(): Promise<void> {
-    return this.transport?.ended ?? Promise.resolve()
-  }
-
   /** Takes the mount away, busy or not: open files stay open, they are the devices themselves. */
   stop(): Promise<void> {
     return (this.stopping ??= this.unmount().finally(() => this.end()))
   }
 
   /**
-   * The mount is gone, and no FORGET comes any more. But somebody may have been
-   * answered who is still to open what he was promised. Whoever waits for an
-   * answer gets an error.
+   * The mount is gone, or the connection, and no FORGET comes any more. But
+   * somebody may have been answered who is still to open what he was promised.
+   * Whoever waits for an answer gets an error.
    */
-  private async end(): Promise<void> {
+  private end(): Promise<void> {
+    return (this.ending ??= this.settle())
+  }
+
+  private async settle(): Promise<void> {
     // Somebody else may mount there meanwhile.
     if (this.lock >= 0) this.native.unlock(this.lock)
     for (let waited = 0; waited < SETTLE_MAX_MS && this.reaper?.awaited(); waited += SETTLE_MS) await sleep(SETTLE_MS)
@@ -376,6 +383,7 @@ export class Daemon {
     this.uevents.close()
     for (const fd of [this.devDirectory, this.lock, this.stateFd]) if (fd >= 0) this.native.close(fd)
     this.devDirectory = this.lock = this.stateFd = -1
+    this.over()
   }
 
   /** See {@link CloseListener}. */

@@ -3,13 +3,17 @@
  * is not, with a hundred threads: no disk is opened for it, nothing of it is
  * remembered, and root is served meanwhile. How quickly: bench/faults.ts.
  */
-import { chmodSync, readdirSync } from 'node:fs'
+import { chmodSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
+import { Intents } from '../src/intent.js'
+import { native } from '../src/native.js'
 import { blk } from './helpers/blk.js'
 import {
+  cleanup,
+  descriptors,
   loopDisk,
   openDevices,
   resident,
@@ -18,6 +22,7 @@ import {
   sleep,
   startBlk,
   startTree,
+  threads,
   type Twin,
   until,
   watchNode,
@@ -38,8 +43,6 @@ type Outcome = Record<'names' | 'numbers' | 'stat' | 'open' | 'list', { n: numbe
 function start(t: Test, tree: RunningTree, ...args: string[]): Promise<RunningBlk> {
   return startBlk(t, 'abuse', '--dir', tree.mountpoint, '--threads', THREADS, ...args)
 }
-
-const descriptors = (tree: RunningTree) => readdirSync(`/proc/${tree.pid}/fd`).length
 
 async function setup(t: Test, twin: Twin) {
   const zram = zramDisk(t)
@@ -104,12 +107,64 @@ t.test('root is served meanwhile', async (t) => {
   await nobody.end()
 })
 
-async function remembered(tree: RunningTree): Promise<Record<string, number>> {
+async function report(tree: RunningTree): Promise<Record<string, any>> {
   const reports = () => tree.log().filter((line) => line['msg'] === 'remembered')
   const before = reports().length
   process.kill(tree.pid, 'SIGUSR2')
   await until(() => reports().length > before)
-  const { nodes, listings, links, pending, waiting } = reports().at(-1) as Record<string, any>
+  return reports().at(-1) as Record<string, any>
+}
+
+const SOMEBODY_ELSE = '65533'
+/** Fewer than are read at once. */
+const CROWD = 50
+
+/**
+ * Many threads of one user ask while the daemon is stopped, then another user
+ * does, and root last. When it goes on: how many of the crowd are answered
+ * before each of those two.
+ */
+async function answeredBefore(t: Test, twin: Twin): Promise<{ somebodyElse: number; root: number }> {
+  zramDisk(t)
+  const tree = await startTree(t, { twin, args: ['--note-answers'] })
+  const intents = new Intents(native)
+  cleanup(t, () => intents.close())
+  const start = (uid: string, count: number) =>
+    startBlk(t, 'abuse', '--dir', tree.mountpoint, '--uid', uid, '--threads', String(count), '--kinds', 'names')
+  const askers: [RunningBlk, number][] = [
+    [await start(NOBODY, CROWD), CROWD],
+    [await start(SOMEBODY_ELSE, 1), 1],
+    [await start('0', 1), 1],
+  ]
+  await report(tree) // up to now, nobody is of interest
+  process.kill(tree.pid, 'SIGSTOP')
+  cleanup(t, () => process.kill(tree.pid, 'SIGCONT'))
+  for (const [{ pid, ask }, count] of askers) {
+    await ask()
+    const waiting = () => threads(pid).filter((tid) => intents.of(Number(tid)).intent !== 'unknown')
+    await until(() => waiting().length === count)
+  }
+  process.kill(tree.pid, 'SIGCONT')
+  await Promise.all(askers.map(([asker]) => asker.end()))
+  const answered = (await report(tree))['answered'] as number[]
+  const crowdBefore = (uid: string) => answered.slice(0, answered.indexOf(Number(uid))).filter((other) => other === Number(NOBODY)).length
+  return { somebodyElse: crowdBefore(SOMEBODY_ELSE), root: crowdBefore('0') }
+}
+
+t.test('who asks once does not stand behind a crowd that came first', async (t) => {
+  const { somebodyElse, root } = await answeredBefore(t, 'none')
+  t.ok(root <= 1, `root is answered after ${root} of them`)
+  t.ok(somebodyElse <= 2, `another user after ${somebodyElse}`)
+})
+
+t.test('twin: if requests are answered as they come, both do', async (t) => {
+  const { somebodyElse, root } = await answeredBefore(t, 'as-they-come')
+  t.ok(root >= CROWD, `root is answered after ${root} of them`)
+  t.ok(somebodyElse >= CROWD, `another user after ${somebodyElse}`)
+})
+
+async function remembered(tree: RunningTree): Promise<Record<string, number>> {
+  const { nodes, listings, links, pending, waiting } = await report(tree)
   return { nodes, listings, links, pending, waiting }
 }
 
@@ -128,7 +183,7 @@ async function growth(t: Test, tree: RunningTree, ask: () => Promise<unknown>): 
 
 t.test('nothing of it is remembered', async (t) => {
   const { tree, names } = await setup(t, 'none')
-  const before = descriptors(tree)
+  const before = descriptors(tree.pid).length
   const more = await growth(t, tree, async () => {
     const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
     await nobody.ask()
@@ -140,7 +195,7 @@ t.test('nothing of it is remembered', async (t) => {
   await until(async () => Object.values(await remembered(tree)).every((count) => count === 0), 10_000)
   t.strictSame(await remembered(tree), NOTHING, 'no node, listing, link or request is left')
   // Of threads that asked last, a file in /proc each: see Intents.
-  t.ok(descriptors(tree) <= before + 64 + 8, `${descriptors(tree) - before} more descriptors`)
+  t.ok(descriptors(tree.pid).length <= before + 64 + 8, `${descriptors(tree.pid).length - before} more descriptors`)
 })
 
 t.test('twin: a daemon that remembers what it is asked grows', async (t) => {

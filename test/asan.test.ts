@@ -3,15 +3,15 @@
  * must not be, whatever comes. The long form is `make fuzz`.
  */
 import { spawn } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import t from 'tap'
 
-import { ROOT } from './helpers/root.js'
+import { twinGuardSource } from './helpers/guard.js'
 import { ended, guardFuzzPath, guardPath, node } from './helpers/sanitized.js'
-import { cleanup, sleep, until } from './helpers/tree.js'
+import { cleanup, descriptors, sleep, until } from './helpers/tree.js'
 
 const SEED = Number(process.env['FUZZ_SEED'] ?? Date.now() % 2 ** 31)
 
@@ -53,13 +53,8 @@ t.test('the functions of the guard, whatever is handed over to them', async (t) 
 })
 
 t.test('twin: a guard that believes how many slots are in use', async (t) => {
-  const scratch = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
-  cleanup(t, () => rmSync(scratch, { recursive: true }))
-  const source = readFileSync(join(ROOT, 'native/guard.c'), 'utf8')
-  const wrong = source.replace('return count < slots->count ? count : slots->count;', 'return count;')
-  t.not(wrong, source)
-  writeFileSync(join(scratch, 'guard.c'), wrong)
-  const { code, err } = await ended(guardFuzzPath(join(scratch, 'guard.c')), ['run', '5000', '1'])
+  const source = twinGuardSource(t, 'return count < slots->count ? count : slots->count;', 'return count;')
+  const { code, err } = await ended(guardFuzzPath(source), ['run', '5000', '1'])
   t.not(code, 0)
   t.match(err, 'AddressSanitizer')
 })
@@ -74,7 +69,7 @@ t.test('a guard that runs, whoever calls it', async (t) => {
   cleanup(t, () => guard.kill('SIGKILL'))
   let said = ''
   guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
-  const fds = () => readdirSync(`/proc/${guard.pid}/fd`).length
+  const fds = () => descriptors(guard.pid as number).length
   await until(() => readdirSync(scratch).length > 0)
   await sleep(50) // until it listens
   const before = fds()

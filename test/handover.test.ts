@@ -11,6 +11,7 @@ import t, { type Test } from 'tap'
 
 import { native } from '../src/native.js'
 import { blk } from './helpers/blk.js'
+import { twinGuard } from './helpers/guard.js'
 import { cleanup, loopDisk, type ManagedTree, openDevices, sleep, startGuarded, startManaged, type Twin, until } from './helpers/tree.js'
 
 /** KILLS=200 for the long form. */
@@ -259,7 +260,7 @@ async function behindALock(t: Test, args: string[]) {
   const manager = looker(t)
   const others = Array.from({ length: 4 }, () => looker(t))
   const calls = ['stat', 'lstat', 'create', 'mkdir'] as const
-  const { tree } = await startGuarded(t, manager.pid, args)
+  const { tree } = await startGuarded(t, manager.pid, { args })
   const path = join(tree.mountpoint, loop.diskseq())
   const answer = await withoutDaemon(tree, async () => {
     await Promise.all(calls.map((call, i) => others[i]?.look(call === 'mkdir' ? `${tree.mountpoint}/x` : path, 100, call)))
@@ -279,22 +280,42 @@ t.test('twin: if the guard only keeps requests, it does', async (t) => {
   t.equal(answer, 'waits')
 })
 
-t.test('what is in use keeps its name, whoever looks at it meanwhile', async (t) => {
+/** A path that somebody has open, and what he sees it called. */
+async function inUse(t: Test, manager: number, program?: string) {
   const loop = loopDisk(t)
-  const manager = looker(t)
-  const other = looker(t)
-  const { tree } = await startGuarded(t, manager.pid)
+  const { tree } = await startGuarded(t, manager, { ...(program && { program }) })
   const path = join(tree.mountpoint, loop.diskseq())
   const fd = openSync(path, 'r')
+  cleanup(t, () => closeSync(fd))
+  return { tree, path, called: () => readlinkSync(`/proc/self/fd/${fd}`) }
+}
+
+t.test('what is in use keeps its name, whoever looks at it meanwhile', async (t) => {
+  const manager = looker(t)
+  const other = looker(t)
+  const { tree, path, called } = await inUse(t, manager.pid)
   await withoutDaemon(tree, async () => {
     t.equal(await manager.look(path, 2000), 'Cannot allocate memory')
     t.equal(await other.look(path, 1000), 'waits')
-    t.equal(readlinkSync(`/proc/self/fd/${fd}`), path, 'it is not called deleted')
+    t.equal(called(), path, 'it is not called deleted')
   })
   t.equal(await other.answer(2000), 'found')
-  t.equal(readlinkSync(`/proc/self/fd/${fd}`), path)
-  closeSync(fd)
+  t.equal(called(), path)
 })
+
+for (const who of ['the manager', 'somebody else']) {
+  t.test(`twin: if the guard does not ask what is in use, it is called deleted when ${who} has looked`, async (t) => {
+    const one = looker(t)
+    const heedless = twinGuard(t, 'bool in_use = id != 0 && has_inode(id);', 'bool in_use = false;')
+    const { tree, path, called } = await inUse(t, who === 'the manager' ? one.pid : 1, heedless)
+    await withoutDaemon(tree, async () => {
+      const answer = one.look(path, 1000)
+      await until(() => called() === `${path} (deleted)`)
+      t.equal(await answer, who === 'the manager' ? 'No such file or directory' : 'waits')
+    })
+    t.equal(called(), `${path} (deleted)`, 'and stays so')
+  })
+}
 
 t.test('a list of names is not waited for long, as the kernel holds the lock', async (t) => {
   const other = looker(t)
@@ -318,7 +339,7 @@ t.test('what the dead daemon had read of the manager is answered as well', async
 t.test('where no daemon comes, waiting has an end', async (t) => {
   const loop = loopDisk(t)
   const other = looker(t)
-  const { tree, log } = await startGuarded(t, 1, ['-a', '2'])
+  const { tree, log } = await startGuarded(t, 1, { args: ['-a', '2'] })
   await withoutDaemon(tree, async () => {
     t.match(await other.look(join(tree.mountpoint, loop.diskseq()), 10_000), /connection abort|not connected/)
   })
@@ -329,7 +350,7 @@ t.test('where no daemon comes, waiting has an end', async (t) => {
 t.test('a daemon that stands still is killed, and the next one goes on', async (t) => {
   const loop = loopDisk(t)
   const other = looker(t)
-  const { tree, log } = await startGuarded(t, 1, ['-h', '3'])
+  const { tree, log } = await startGuarded(t, 1, { args: ['-h', '3'] })
   process.kill(tree.pid(), 'SIGSTOP')
   t.equal(await other.look(join(tree.mountpoint, loop.diskseq()), 15_000), 'found')
   t.match(log(), /does not answer any more; it is killed/)
@@ -339,7 +360,7 @@ t.test('a daemon that stands still is killed, and the next one goes on', async (
 t.test('so is one whose event loop runs, and that does not answer', async (t) => {
   const loop = loopDisk(t)
   const other = looker(t)
-  const { tree, log } = await startGuarded(t, 1, ['-h', '3'], 'mute')
+  const { tree, log } = await startGuarded(t, 1, { args: ['-h', '3'], twin: 'mute' })
   process.kill(tree.pid(), 'SIGHUP')
   await sleep(200)
   t.equal(await other.look(join(tree.mountpoint, loop.diskseq()), 15_000), 'found')

@@ -2,7 +2,7 @@
  * What nobody uses, the daemon lets go of: soon enough for whoever needs the
  * disk alone, and then it has nothing to do and does nothing.
  */
-import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -17,6 +17,7 @@ import {
   run,
   sleep,
   startTree,
+  threads,
   until,
   type ZramDisk,
   zramDisk,
@@ -123,8 +124,6 @@ t.test('so is a disk while another one stays in use in a way nobody can see', as
   t.ok(result['within_20ms'] >= FEW_ROUNDS - 1, 'could be reset within 20 ms')
   t.equal(result['failed'], 0, 'and within a second each time')
 })
-
-const threads = (pid: number) => readdirSync(`/proc/${pid}/task`)
 
 /** How often the process went to sleep of its own accord, all threads together. */
 function sleeps(pid: number): number {

@@ -31,6 +31,7 @@ import t, { type Test } from 'tap'
 import { blk } from './helpers/blk.js'
 import {
   cleanup,
+  errorOf,
   loopDisk,
   openDevices,
   run,
@@ -41,16 +42,6 @@ import {
   watchNode,
   zramDisk,
 } from './helpers/tree.js'
-
-/** What a call failed with, '' if it did not. */
-function errorOf(call: () => unknown): string {
-  try {
-    call()
-    return ''
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code ?? String(error)
-  }
-}
 
 function opens(path: PathLike, flags: string | number = 'r'): void {
   closeSync(openSync(path, flags))

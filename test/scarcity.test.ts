@@ -9,6 +9,7 @@ import { blk } from './helpers/blk.js'
 import {
   cleanup,
   diskseqOf,
+  errorOf,
   loopDisk,
   manyDisks,
   openDevices,
@@ -23,16 +24,6 @@ import {
 } from './helpers/tree.js'
 
 const NOBODY = '65534'
-
-/** What a call failed with, '' if it did not. */
-function errorOf(call: () => unknown): string {
-  try {
-    call()
-    return ''
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code ?? String(error)
-  }
-}
 
 /** Descriptors the daemon may have; it needs some thirty itself. */
 const NOFILE = 96

@@ -6,7 +6,7 @@
  *
  *   make soak MINUTES=30    the long form; in `make check` it takes half a minute
  */
-import { mkdirSync, mkdtempSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -16,6 +16,7 @@ import { blk } from './helpers/blk.js'
 import { ROOT } from './helpers/root.js'
 import {
   cleanup,
+  descriptors,
   loopDisk,
   type ManagedTree,
   openDevices,
@@ -24,6 +25,7 @@ import {
   sleep,
   startBlk,
   startGuarded,
+  threads,
   until,
 } from './helpers/tree.js'
 
@@ -63,11 +65,9 @@ interface Snapshot {
   readonly kept: number
 }
 
-const count = (path: string) => readdirSync(path).length
-
 /** Without those of callers' /proc/TID/syscall, of which the last few are kept. */
-function descriptors(pid: number): number {
-  const paths = readdirSync(`/proc/${pid}/fd`).map((fd) => {
+function lasting(pid: number): number {
+  const paths = descriptors(pid).map((fd) => {
     try {
       return readlinkSync(`/proc/${pid}/fd/${fd}`)
     } catch {
@@ -81,9 +81,9 @@ function snapshot(tree: ManagedTree): Snapshot {
   const pid = tree.pid()
   return {
     resident: resident(pid),
-    descriptors: descriptors(pid),
-    threads: count(`/proc/${pid}/task`),
-    kept: count(`/proc/${tree.manager}/fd`),
+    descriptors: lasting(pid),
+    threads: threads(pid).length,
+    kept: descriptors(tree.manager).length,
   }
 }
 
@@ -130,7 +130,7 @@ t.test(`${SECONDS} s of everything at once`, { timeout: (SECONDS + 120) * 1000 }
   mkdirSync(directory)
   const loop = loopDisk(t, { size: 16 << 20 })
   cleanup(t, () => run('umount', ['--quiet', directory]))
-  const { tree } = await startGuarded(t, 1, [], 'small-buffer')
+  const { tree } = await startGuarded(t, 1, { twin: 'small-buffer' })
   const disk = join(tree.mountpoint, loop.diskseq())
   const start = snapshot(tree)
 

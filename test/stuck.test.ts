@@ -7,7 +7,7 @@
  * it holds the right disk, waits for that filesystem.
  */
 import { spawn } from 'node:child_process'
-import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 
@@ -17,6 +17,7 @@ import { blk, blkPath } from './helpers/blk.js'
 import {
   cleanup,
   diskseqOf,
+  errorOf,
   loopDisk,
   manyDisks,
   openDevices,
@@ -25,6 +26,7 @@ import {
   sleep,
   startBlk,
   startTree,
+  threads,
   type Twin,
   until,
   zramDisk,
@@ -95,8 +97,6 @@ function call(t: Test, path: string, file = blkPath(), args = ['openlat', '--cou
   return { kill: (signal) => void child.kill(signal), ended }
 }
 
-const threads = (tree: RunningTree) => readdirSync(`/proc/${tree.pid}/task`).length
-
 const complaints = (tree: RunningTree) =>
   tree.log().filter((line) => line['level'] !== 'info' && line['msg'] !== undefined)
 
@@ -115,24 +115,13 @@ t.test('an open of a disk that hangs fails in time, and works again when the dis
   const lines = complaints(tree)
   t.equal(lines.length, 1, 'the log has one line about it')
   t.match(lines[0], { level: 'warn', diskseq: basename(path), errno: 'ETIMEDOUT', reason: /did not answer/ })
-  const before = threads(tree)
+  const before = threads(tree.pid).length
   await Promise.all(Array.from({ length: 10 }, () => call(t, path).ended))
-  t.ok(threads(tree) <= before, 'more attempts take no more threads')
+  t.ok(threads(tree.pid).length <= before, 'more attempts take no more threads')
   recover()
   await until(() => errorOf(() => openSync(path, 'r')) === '', 5000)
   t.pass('it can be opened again')
 })
-
-/** What a call failed with, '' if it did not; a descriptor that it returned is closed. */
-function errorOf(call: () => unknown): string {
-  try {
-    const result = call()
-    if (typeof result === 'number') closeSync(result)
-    return ''
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code ?? String(error)
-  }
-}
 
 t.test('a caller that hangs can be killed, and interrupted', async (t) => {
   const { stuck, hang } = await setup(t, { timeout: 8 })
@@ -195,7 +184,7 @@ t.test('one disk that hangs, and fifty callers of it, delay nobody else', async 
   const { tree, stuck, hang, recover } = setting
   const path = stuck[0] as string
   await blk('openlat', '--path', setting.other, '--count', '5')
-  const before = threads(tree)
+  const before = threads(tree.pid).length
   await hang()
   const callers = [
     ...Array.from({ length: 40 }, () => call(t, path, blkPath(), ['openlat', '--count', '3', '--path', path])),
@@ -209,7 +198,7 @@ t.test('one disk that hangs, and fifty callers of it, delay nobody else', async 
   const { max_ns, errors } = await opens
   t.strictSame(errors, {}, '200 opens of another disk')
   t.ok(max_ns / 1e6 < BOUND_MS, `${(max_ns / 1e6).toFixed(0)} ms at most`)
-  t.ok(threads(tree) <= before + 8, `${threads(tree) - before} threads more than before`)
+  t.ok(threads(tree.pid).length <= before + 8, `${threads(tree.pid).length - before} threads more than before`)
   recover()
   await Promise.all(callers.map((caller) => caller.ended))
   t.pass('all callers end')
@@ -234,12 +223,12 @@ t.test('many disks that hang delay nobody else', async (t) => {
   const setting = await setup(t, { disks: MANY })
   const { tree, stuck, hang } = setting
   await blk('openlat', '--path', setting.other, '--count', '5')
-  const before = threads(tree)
+  const before = threads(tree.pid).length
   await hang()
   const callers = stuck.flatMap((path) => [call(t, path), call(t, path)])
   await sleep(200)
   await nobodyWaits(t, setting, 1)
-  const more = threads(tree) - before
+  const more = threads(tree.pid).length - before
   t.ok(more >= MANY - 8 && more <= MANY + 8, `${more} threads for ${MANY} disks`)
   for (const { ended } of callers) {
     const { ms, out } = await ended
@@ -299,7 +288,7 @@ t.test('hundreds of disks that hang delay nobody else, take a thread each, and c
   const setting = await setupHundreds(t)
   const { tree, stuck, other, hang, recover } = setting
   await blk('openlat', '--path', other, '--count', '5')
-  const before = { threads: threads(tree), mib: resident(tree.pid) }
+  const before = { threads: threads(tree.pid).length, mib: resident(tree.pid) }
   await hang()
   const callers = await callersOf(setting, t)
   await sleep(500)
@@ -309,7 +298,7 @@ t.test('hundreds of disks that hang delay nobody else, take a thread each, and c
   const { max_ns, errors } = await blk('openlat', '--path', other, '--count', '200', '--close-immediately')
   t.strictSame(errors, {}, '200 opens of another disk')
   t.ok(max_ns / 1e6 < WIDE_BOUND_MS, `${(max_ns / 1e6).toFixed(1)} ms at most`)
-  const more = threads(tree) - before.threads
+  const more = threads(tree.pid).length - before.threads
   t.ok(more <= HUNDREDS + THREADS_SLACK, `${more} threads for ${HUNDREDS} disks`)
   const mib = resident(tree.pid) - before.mib
   t.ok(mib < MORE_MIB, `${mib.toFixed(0)} MiB`)
@@ -320,17 +309,17 @@ t.test('hundreds of disks that hang delay nobody else, take a thread each, and c
   const failed = stuck.map((path) => errorOf(() => openSync(path, 'r'))).filter((error) => error !== '')
   t.strictSame(failed, [], 'all can be opened again')
   await until(() => openDevices(tree.pid).length === 0, 10_000)
-  await until(() => threads(tree) <= before.threads + THREADS_SLACK, 15_000)
+  await until(() => threads(tree.pid).length <= before.threads + THREADS_SLACK, 15_000)
   t.pass('nothing is held any more, and the threads are gone')
 })
 
 t.test('twin: if each caller has the disk opened anew, threads grow with the callers', async (t) => {
   const setting = await setupHundreds(t, { twin: 'opens-alone' })
-  const before = threads(setting.tree)
+  const before = threads(setting.tree.pid).length
   await setting.hang()
   const callers = await callersOf(setting, t)
   await sleep(1000)
-  const more = threads(setting.tree) - before
+  const more = threads(setting.tree.pid).length - before
   t.ok(more > HUNDREDS * 1.5, `${more} threads for ${HUNDREDS} disks`)
   setting.recover()
   await callers.end()
@@ -343,7 +332,7 @@ t.test('disks of which not even open(2) returns delay nobody else', async (t) =>
   const stall = await startBlk(t, 'loop-stall', ...devices)
   const callers = stuck.map((path) => call(t, path))
   await sleep(300)
-  const inOpen = readdirSync(`/proc/${tree.pid}/task`).filter((tid) => {
+  const inOpen = threads(tree.pid).filter((tid) => {
     return readFileSync(`/proc/${tree.pid}/task/${tid}/syscall`, 'utf8').startsWith(`${OPENAT2} `)
   })
   t.equal(inOpen.length, MANY, 'the daemon is in open(2) of each')

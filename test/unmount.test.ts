@@ -1,12 +1,14 @@
 /** `diskseqfs unmount`: what it takes away, what it leaves alone, and that the daemon goes with it. */
 import { spawn } from 'node:child_process'
-import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, readSync, rmSync, symlinkSync } from 'node:fs'
+import { closeSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, readSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { cleanup, CLI, loopDisk, run, until } from './helpers/tree.js'
+import { Intents } from '../src/intent.js'
+import { native } from '../src/native.js'
+import { cleanup, CLI, loopDisk, run, type RunningTree, startBlk, startTree, type Twin, until } from './helpers/tree.js'
 
 const NOBODY = 65534
 
@@ -101,6 +103,60 @@ t.test('an open file stays open, and is the disk', async (t) => {
   t.equal(mounts(tree), 0)
   t.equal(await daemon.ended, 0, 'the daemon does not wait for it')
   t.equal(readSync(fd, Buffer.alloc(512), 0, 512, 0), 512)
+})
+
+/** How long a disk's number is wanted, ms: callers are waited for longer; and less long than one is stopped. */
+const WANTED_MS = 500
+const WANTED_MAX_MS = 3000
+
+/** Somebody was answered, and is stopped before he opens the disk. The tree is taken away, and another disk is to get the number. */
+async function openedLate(t: Test, twin: Twin, end: (tree: RunningTree) => unknown) {
+  const disk = loopDisk(t)
+  const other = `${disk.file}.other`
+  copyFileSync(disk.file, other)
+  const tree = await startTree(t, { twin })
+  const asked = disk.diskseq()
+  const caller = await startBlk(t, 'open-stopped', '--path', join(tree.mountpoint, asked))
+  await end(tree)
+  await until(() => mounts(tree.mountpoint) === 0)
+  disk.detach()
+  const recycle = async () => (await run('losetup', [disk.path, other])).code === 0
+  const recycled = await until(recycle, twin === 'none' ? WANTED_MS : WANTED_MAX_MS).then(() => true, () => false)
+  if (recycled) cleanup(t, () => run('losetup', ['--detach', disk.path]))
+  const { stopped, error, diskseq } = JSON.parse(await caller.ask()) as { stopped: boolean; error: number; diskseq: number }
+  t.ok(stopped, 'until now')
+  t.equal(error, 0)
+  return { recycled, opened: String(diskseq) === asked ? 'its disk' : 'another disk' }
+}
+
+for (const [how, end] of [
+  ['an unmount', ({ mountpoint }: RunningTree) => unmount(mountpoint)],
+  ['SIGTERM', ({ pid }: RunningTree) => process.kill(pid, 'SIGTERM')],
+  ['umount --force', ({ mountpoint }: RunningTree) => run('umount', ['--force', '--lazy', mountpoint])],
+] as const) {
+  t.test(`whoever was answered before ${how} opens what he was promised`, async (t) => {
+    t.strictSame(await openedLate(t, 'none', end), { recycled: false, opened: 'its disk' })
+  })
+
+  t.test(`twin: if pins end with the mount, after ${how} he opens another disk`, async (t) => {
+    t.strictSame(await openedLate(t, 'no-settling', end), { recycled: true, opened: 'another disk' })
+  })
+}
+
+t.test('whoever is in open(2) for ever keeps the daemon only for a while', async (t) => {
+  const disk = loopDisk(t)
+  const fifo = `${disk.file}.fifo`
+  await run('mkfifo', [fifo])
+  const tree = await startTree(t)
+  // Another open, which looks the same from outside.
+  const caller = spawn('sh', ['-c', 'exec 3<"$0" 4<"$1"', join(tree.mountpoint, disk.diskseq()), fifo])
+  cleanup(t, () => caller.kill('SIGKILL'))
+  await until(() => existsSync(`/proc/${caller.pid}/fd/3`) && new Intents(native).of(caller.pid as number).intent === 'open')
+  const began = performance.now()
+  t.strictSame(await unmount(tree.mountpoint), DONE)
+  t.equal(await tree.ended, 0, 'it ends')
+  t.ok(performance.now() - began > 1000, 'and has waited')
+  t.equal(caller.exitCode, null, 'the other one is still there')
 })
 
 t.test('the mount of a daemon that was killed goes too', async (t) => {

@@ -1,6 +1,7 @@
 /** A daemon of the test's own, on a mount point of its own, and real devices to serve. */
 import { type ChildProcess, execFile, execFileSync, spawn, spawnSync } from 'node:child_process'
 import {
+  closeSync,
   existsSync,
   mkdtempSync,
   readdirSync,
@@ -50,6 +51,7 @@ type Mechanism =
   | 'deaf'
   | 'opens-alone'
   | 'hold-by-clock'
+  | 'no-settling'
   | 'as-they-come'
   | 'clock-jumps'
   | 'wall-clock'
@@ -67,6 +69,40 @@ export interface RunningTree {
   stop(): Promise<number | null>
   /** The exit code. */
   readonly ended: Promise<number | null>
+}
+
+/** What a daemon logs, from here on. */
+interface Log {
+  text(): string
+  /** One object for each line. */
+  lines(): Record<string, any>[]
+  /** Waits until the daemon says that it is there. */
+  started(there: () => boolean): Promise<void>
+  /** Fails the test if there is an error among them. */
+  check(): void
+}
+
+function gather(child: ChildProcess): Log {
+  let text = ''
+  child.stderr?.on('data', (chunk: Buffer) => (text += chunk.toString()))
+  const lines = () =>
+    text
+      .split('\n')
+      .filter((line) => line.startsWith('{'))
+      .map((line) => JSON.parse(line) as Record<string, any>)
+  return {
+    text: () => text,
+    lines,
+    started: async (there) => {
+      for (let i = 0; !there(); i++) {
+        if (child.exitCode !== null || i > 1000) throw new Error(`the daemon did not start:\n${text}`)
+        await sleep(10)
+      }
+    },
+    check: () => {
+      if (lines().some((line) => line['level'] === 'error')) throw new Error(`the daemon logged errors:\n${text}`)
+    },
+  }
 }
 
 /** Without the options by which tap loads itself into each node that is started. */
@@ -103,7 +139,7 @@ export function cleanup(t: Test, undo: () => unknown): void {
  * ends, and a log line of level error fails the test.
  *
  * @param twin the safety mechanism to switch off
- * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold and --guard are known
+ * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold, --guard and --note-answers are known
  * @param limits arguments of prlimit(1) for the daemon
  */
 export async function startTree(
@@ -119,34 +155,24 @@ export async function startTree(
   const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN, twin, mountpoint, ...args]
   const [file, ...given] = [...(limits.length > 0 ? ['prlimit', ...limits] : []), process.execPath, ...command]
   const child = spawn(file as string, given, { stdio: ['ignore', 'pipe', 'pipe'], env: ENVIRONMENT })
-  let text = ''
-  child.stderr.on('data', (chunk: Buffer) => (text += chunk.toString()))
-  const log = () =>
-    text
-      .split('\n')
-      .filter((line) => line.startsWith('{'))
-      .map((line) => JSON.parse(line) as Record<string, any>)
+  const log = gather(child)
   const ended = new Promise<number | null>((resolve) => child.on('close', resolve))
   const stop = async () => {
     if (child.exitCode === null) child.kill('SIGTERM')
     const code = await Promise.race([ended, sleep(15_000, undefined, { ref: false })])
     if (code === undefined) {
       child.kill('SIGKILL')
-      throw new Error(`the daemon did not stop:\n${text}`)
+      throw new Error(`the daemon did not stop:\n${log.text()}`)
     }
     return code
   }
   cleanup(t, async () => {
     await stop()
     rmdirSync(mountpoint)
-    const errors = log().filter((line) => line['level'] === 'error')
-    if (errors.length > 0 && !expectErrors) throw new Error(`the daemon logged errors:\n${text}`)
+    if (!expectErrors) log.check()
   })
-  for (let i = 0; !text.includes('"msg":"mounted"'); i++) {
-    if (child.exitCode !== null || i > 1000) throw new Error(`the daemon did not start:\n${text}`)
-    await sleep(10)
-  }
-  return { mountpoint, pid: child.pid as number, log, stop, ended }
+  await log.started(() => log.text().includes('"msg":"mounted"'))
+  return { mountpoint, pid: child.pid as number, log: log.lines, stop, ended }
 }
 
 const MANAGER = join(ROOT, 'test/helpers/manager.py')
@@ -176,37 +202,27 @@ export async function startManaged(
   const daemon = twin === undefined ? [CLI, 'mount', '-f', '--fd-store', mountpoint, ...args] : [TWIN, twin, mountpoint, ...args]
   const child = spawn('python3', [MANAGER, process.execPath, ...daemon], { stdio: 'pipe', env: ENVIRONMENT })
   let said = ''
-  let logged = ''
   child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
-  child.stderr.on('data', (chunk: Buffer) => (logged += chunk.toString()))
+  const log = gather(child)
   const ended = new Promise((resolve) => child.on('close', resolve))
-  const log = () =>
-    logged
-      .split('\n')
-      .filter((line) => line.startsWith('{'))
-      .map((line) => JSON.parse(line) as Record<string, any>)
   cleanup(t, async () => {
     child.stdin.end('stop\n')
     const code = await Promise.race([ended, sleep(15_000, 'late', { ref: false })])
     if (code === 'late') child.kill('SIGKILL')
     spawnSync('umount', ['--lazy', '--force', '--quiet', mountpoint])
     rmdirSync(mountpoint)
-    if (code === 'late') throw new Error(`the manager did not stop:\n${logged}`)
-    const errors = log().filter((line) => line['level'] === 'error')
-    if (errors.length > 0 && !expectErrors) throw new Error(`the daemon logged errors:\n${logged}`)
+    if (code === 'late') throw new Error(`the manager did not stop:\n${log.text()}`)
+    if (!expectErrors) log.check()
   })
   const ready = () => said.split('\n').filter((line) => line === 'ready').length
-  for (let i = 0; ready() === 0; i++) {
-    if (child.exitCode !== null || i > 1000) throw new Error(`the daemon did not start:\n${logged}`)
-    await sleep(10)
-  }
+  await log.started(() => ready() > 0)
   return {
     mountpoint,
     manager: child.pid as number,
     pid: () => Number([...said.matchAll(/^pid (\d+)$/gm)].at(-1)?.[1]),
     ready,
     end: (signal) => child.stdin.write(signal === 'SIGKILL' ? 'kill\n' : 'term\n'),
-    log,
+    log: log.lines,
   }
 }
 
@@ -224,12 +240,17 @@ export interface GuardedTree {
  *
  * @param manager who is not to wait, see guard.c
  * @param args more arguments for the guard
+ * @param program another one than the real guard
  */
-export async function startGuarded(t: Test, manager: number, args: string[] = [], twin?: Twin): Promise<GuardedTree> {
+export async function startGuarded(
+  t: Test,
+  manager: number,
+  { args = [], twin, program = GUARD }: { args?: string[]; twin?: Twin; program?: string } = {},
+): Promise<GuardedTree> {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
   const socket = join(directory, 'guard')
-  const guard = spawn(GUARD, ['-m', String(manager), ...args, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
+  const guard = spawn(program, ['-m', String(manager), ...args, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
   let said = ''
   guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
   cleanup(t, () => guard.kill('SIGKILL'))
@@ -454,6 +475,11 @@ export function resident(pid: number): number {
   return Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) / 1024
 }
 
+/** Of a process, their ids. */
+export const threads = (pid: number) => readdirSync(`/proc/${pid}/task`)
+/** Of a process, those that are open. */
+export const descriptors = (pid: number) => readdirSync(`/proc/${pid}/fd`)
+
 /** Makes many disks, all on one file; they are gone when the test ends. Their paths in /dev. */
 export async function manyDisks(t: Test, count: number, file: string): Promise<string[]> {
   await startBlk(t, 'loops', String(count), file)
@@ -478,7 +504,7 @@ export const diskseqOf = (path: string) => sysfsDiskseq(path.slice('/dev/'.lengt
 /** Devices that a process has open now: what its descriptors in /proc lead to. */
 export function openDevices(pid: number): string[] {
   const found: string[] = []
-  for (const fd of readdirSync(`/proc/${pid}/fd`)) {
+  for (const fd of descriptors(pid)) {
     try {
       if (!statSync(`/proc/${pid}/fd/${fd}`).isBlockDevice()) continue
       // An O_PATH descriptor of a node is none of the device.
@@ -493,6 +519,17 @@ export function openDevices(pid: number): string[] {
 
 /** asm-generic/fcntl.h; the same on all 64-bit architectures this builds for */
 const O_PATH = 0o10000000
+
+/** What a call failed with, '' if it did not; a descriptor that it returned is closed. */
+export function errorOf(call: () => unknown): string {
+  try {
+    const result = call()
+    if (typeof result === 'number') closeSync(result)
+    return ''
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code ?? String(error)
+  }
+}
 
 /** Waits until `condition` holds; fails after `ms`. */
 export async function until(condition: () => boolean | Promise<boolean>, ms = 5000): Promise<void> {

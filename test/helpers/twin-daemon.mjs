@@ -2,9 +2,10 @@
  * The daemon with one safety mechanism switched off: what the tests that prove
  * the mechanism must fail against. Never shipped.
  *
- *   node twin-daemon.mjs TWIN[+slow] MOUNTPOINT [--open-timeout SECONDS] [--hold SECONDS]
+ *   node twin-daemon.mjs TWIN[+slow] MOUNTPOINT [--open-timeout SECONDS] [--hold SECONDS] [--note-answers]
  *
- * SIGUSR2 has it log how much it remembers.
+ * SIGUSR2 has it log how much it remembers, and, with --note-answers, whom it has
+ * answered since the last time.
  *
  * With +slow each disk is answered for 30 ms after it was verified, as it may
  * be on a busy machine: time enough for anything to happen in between.
@@ -147,6 +148,30 @@ const SMALL_BUFFER = 4096
 
 const hoard = []
 
+const NOTED_MAX = 1000
+/** The users to whom answers went, in this order. */
+const answered = []
+
+/** Notes whose requests come in, and which of them is answered next. */
+function noting(calls) {
+  const users = new Map()
+  const header = (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, 40)
+  return {
+    ...calls,
+    read: (fd, into) => {
+      const n = calls.read(fd, into)
+      if (n >= 40) users.set(header(into).readBigUInt64LE(8), header(into).readUInt32LE(24))
+      return n
+    },
+    write: (fd, bytes, length) => {
+      const unique = header(bytes).readBigUInt64LE(8)
+      if (users.has(unique) && answered.length < NOTED_MAX) answered.push(users.get(unique))
+      users.delete(unique)
+      return calls.write(fd, bytes, length)
+    },
+  }
+}
+
 /** A clock that goes back by a second whenever somebody looks at it. */
 function backwards() {
   const began = Date.now()
@@ -261,6 +286,8 @@ const twins = {
       }
     },
   },
+  /** Pins end with the mount, whoever was answered and has not opened yet. */
+  'no-settling': { patch: () => void (Reaper.prototype.awaited = () => false), lookupPatienceMs: 5000 },
   /** Requests are answered in the order they come in, whoever makes how many of them. */
   'as-they-come': { patch: () => void (FuseSession.prototype.mayWait = () => false) },
   /** Nothing is switched off, but the wall clock runs backwards. */
@@ -311,6 +338,7 @@ const { values, positionals } = parseArgs({
     'open-timeout': { type: 'string', default: '10' },
     'hold': { type: 'string', default: '30' },
     'guard': { type: 'string' },
+    'note-answers': { type: 'boolean', default: false },
   },
 })
 const [twin, mountpoint] = positionals
@@ -331,7 +359,7 @@ const daemon = new Daemon(
     openTimeoutMs: Number(values['open-timeout']) * 1000,
   },
   log,
-  { ...parts, opener },
+  { ...parts, opener, ...(values['note-answers'] && { native: noting(parts.native ?? native) }) },
   manager,
   values['guard'],
 )
@@ -349,6 +377,7 @@ process.on('SIGUSR2', () => {
       links: links.size,
       pending: transport.pending.size,
       waiting: transport.waiting.size,
+      answered: answered.splice(0),
     },
     'remembered',
   )

@@ -166,6 +166,7 @@ int cmd_loop_detach(int argc, char **argv);
 int cmd_loop_remove(int argc, char **argv);
 int cmd_hungfs(int argc, char **argv);
 int cmd_uring_open(int argc, char **argv);
+int cmd_open_stopped(int argc, char **argv);
 int cmd_delays(int argc, char **argv);
 int cmd_mount(int argc, char **argv);
 int cmd_dm_race(int argc, char **argv);

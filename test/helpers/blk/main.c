@@ -20,6 +20,7 @@ static const struct {
 	{ "nbd-silent", cmd_nbd_silent },
 	{ "hungfs", cmd_hungfs },
 	{ "uring-open", cmd_uring_open },
+	{ "open-stopped", cmd_open_stopped },
 	{ "delays", cmd_delays },
 	{ "mount", cmd_mount },
 	{ "dm-race", cmd_dm_race },
@@ -32,7 +33,7 @@ int main(int argc, char **argv)
 {
 	if (argc < 2)
 		die("usage: blk churn|pingpong|openlat|latency|hold|exclusive-zram|exclusive-part|"
-		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|delays|mount|dm-race|hotplug|abuse|abuse-directories --option value ...");
+		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|open-stopped|delays|mount|dm-race|hotplug|abuse|abuse-directories --option value ...");
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (strcmp(argv[1], commands[i].name) == 0) {
 			catch_signals();
