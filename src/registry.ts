@@ -42,6 +42,17 @@ export class Registry implements UeventListener {
   /** Numbers whose disk was seen to lose them, which is for ever. */
   private readonly gone = new LRUCache<bigint, true>({ max: GONE_MAX })
 
+  /**
+   * Up to this number, a disk that is not known here is none: two whole scans
+   * began after the number had been given out, and since then each new disk has
+   * had its uevent.  (Two, as a disk gets its number a moment after it is counted.)
+   */
+  private settled = 0n
+  /** The same, of one scan. */
+  private seen = 0n
+  /** How often uevents were lost, or what they were about. */
+  private losses = 0
+
   private scanning = false
   /** What changed while a scan was under way: newer than what the scan saw. */
   private readonly touched = new Set<string>()
@@ -99,10 +110,11 @@ export class Registry implements UeventListener {
 
   /**
    * For a name that {@link find} does not know: looks through sysfs, since a
-   * diskseq may change without an event. Callers share one scan.
+   * disk may get a new diskseq without an event. Callers share one scan.
    */
   findSlowly(name: string, diskseq: DiskSeq, done: (device: Device | undefined) => void): void {
-    if (this.gone.has(diskseq) || this.absent.has(name)) return done(undefined)
+    const past = diskseq <= this.settled && !this.byDiskSeq.has(diskseq)
+    if (past || this.gone.has(diskseq) || this.absent.has(name)) return done(undefined)
     this.rescan(() => {
       const device = this.byName.get(name)
       if (device === undefined && !this.incomplete) this.absent.set(name, true)
@@ -138,6 +150,8 @@ export class Registry implements UeventListener {
 
   lost(): void {
     this.absent.clear()
+    this.losses++
+    this.settled = this.seen = 0n
     this.rescan(() => {})
   }
 
@@ -180,6 +194,9 @@ export class Registry implements UeventListener {
     this.touched.clear()
     const served = this.waiting
     this.waiting = []
+    const { losses } = this
+    let highest = 0n
+    for (const { diskseq } of this.byKname.values()) if (diskseq > highest) highest = diskseq
     this.sysfs.scan((error, devices, cpuMs) => {
       if (this.closed) return
       if (error !== 0) {
@@ -188,6 +205,7 @@ export class Registry implements UeventListener {
       } else {
         this.incomplete = false
         this.merge(devices)
+        if (this.losses === losses) [this.settled, this.seen] = [this.seen, highest]
       }
       this.scanning = false
       this.nextScan = performance.now() + Math.max(SCAN_INTERVAL_MS, cpuMs * SCAN_SHARE)

@@ -321,6 +321,42 @@ t.test('a name proven absent is not looked for again, until an event', async (t)
   t.equal(await slowly('50'), 'md0', 'any event will do')
 })
 
+t.test('numbers that were given out before two scans need no other to be proven absent', async (t) => {
+  const { registry, disk, partition, state, slowly } = fixture(t)
+  disk('sda', 1)
+  disk('sdb', 60)
+  partition('sda1', 1, 1)
+  await registry.start()
+  for (const ask of ['100', '101']) t.equal(await slowly(ask), undefined)
+  const before = state.scans
+  for (let number = 2; number < 60; number++) t.equal(await slowly(`${number}`), undefined)
+  t.equal(await slowly('30p7'), undefined)
+  t.equal(state.scans, before, 'no scan for any of them')
+  for (const ask of ['61', '1p2']) t.equal(await slowly(ask), undefined)
+  t.equal(state.scans, before + 2, 'one for a number that may be new, and one for a partition of a disk that is there')
+})
+
+t.test('unless events were lost since, or are lost during the scan', async (t) => {
+  const { registry, disk, state, slowly, release } = fixture(t)
+  disk('sda', 60)
+  await registry.start()
+  for (const ask of ['100', '101']) t.equal(await slowly(ask), undefined)
+  registry.lost()
+  disk('late', 30)
+  t.equal(await slowly('30'), 'late')
+  await quiet()
+  state.held = true
+  const asked = slowly('31')
+  await until(() => state.waiting.length === 1)
+  registry.lost()
+  release()
+  t.equal(await asked, undefined)
+  for (const ask of ['102', '103']) await slowly(ask)
+  disk('later', 32)
+  registry.lost()
+  t.equal(await slowly('32'), 'later')
+})
+
 t.test('absence is forgotten when events were lost', async (t) => {
   const { registry, disk, slowly } = fixture(t)
   await registry.start()

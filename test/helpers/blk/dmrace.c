@@ -224,7 +224,7 @@ static void verify(struct race *r, struct victim_shared *s, int fd, int name, co
 		return;
 	}
 	s->ok++;
-	s->bare += strncmp(link, "/dev/disk/by-diskseq/", 21) != 0;
+	s->bare += link[0] && strncmp(link, "/dev/disk/by-diskseq/", 21) != 0;
 }
 
 _Noreturn static void victim(struct race *r, int id)
@@ -248,7 +248,8 @@ _Noreturn static void victim(struct race *r, int id)
 			continue;
 		}
 		snprintf(path, sizeof path, "%s/" PREFIX "%d", r->dir, name);
-		if (readlink(path, link, sizeof link - 1) < 0)
+		/* Where there is nothing yet, what is there a moment later is not known. */
+		if (readlink(path, link, sizeof link - 1) < 0 && errno != ENOENT)
 			snprintf(link, sizeof link, "no link");
 		int fd = open(path, O_RDONLY | O_CLOEXEC);
 		if (fd < 0 && errno == EINTR && stopped(r))

@@ -9,6 +9,7 @@ import { type Case, SHORT } from '../case.js'
 import { links, ROOT_LINKS } from '../links.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
+import { UDEV_WARNINGS } from './service.js'
 
 const BOOTS = SHORT ? 2 : 5
 
@@ -51,11 +52,7 @@ async function booted(t: Test, vm: Vm): Promise<void> {
   t.strictSame({ stock, root, wrong }, { stock: [], root: ROOT_LINKS, wrong: [] }, "and no others, but the root's")
   t.equal(await vm.run('for m in / /home /srv /secret; do findmnt -n -o TARGET $m; done'), '/\n/home\n/srv\n/secret\n')
   t.match(await vm.run('swapon --noheadings --bytes --show=SIZE'), /^1342\d+\n$/, 'swap is on')
-  t.equal(
-    await vm.run(`journalctl -b -q --no-pager -p warning -u systemd-udevd -o cat | grep -v '^PV\\|^VG' || true`),
-    '',
-    'udev has warned of nothing',
-  )
+  t.equal(await vm.run(UDEV_WARNINGS), '', 'udev has warned of nothing')
   // Monotonic times of the order that the unit asks for.
   const order = await vm.run(`
     systemctl show -P ActiveEnterTimestampMonotonic diskseqfs
@@ -85,11 +82,14 @@ export const boot: Case = {
     const { stock, probes } = before as { stock: Times[]; probes: string }
     // One file system by a name in /dev/mapper is there already; one by its sequence number.
     const diskseq = (await vm.run('cat /sys/block/$(basename $(readlink -f /sys/dev/block/$(mountpoint -d /srv)))/diskseq')).trim()
-    await vm.run(`
+    await vm.run(
+      `
       sed -i 's|^UUID.* /srv ext4 defaults|/dev/disk/by-diskseq/${diskseq} /srv ext4 nofail,x-systemd.device-timeout=60s|' /etc/fstab
       update-initramfs -u
       cp /boot/initrd.img-* /share/initrd.img
-      lsinitramfs /boot/initrd.img-* | grep -q sbin/lvm`)
+      lsinitramfs /boot/initrd.img-* | grep -q sbin/lvm`,
+      10 * 60_000,
+    )
     vm.useInitrd('initrd.img')
 
     const ours: Times[] = []
