@@ -226,8 +226,9 @@ t.test('the kernel is made to forget a few ms after the last answer', async (t) 
   await until(() => state.unpinned.length > 0)
   const took = (state.prunes[0] as number) - start
   t.ok(took >= 2 && took < 10 + SLACK_MS, `${took.toFixed(1)} ms`)
+  const { length } = state.prunes
   await sleep(60)
-  t.equal(state.prunes.length, 1, 'once')
+  t.equal(state.prunes.length, length, 'and not once it has')
 })
 
 t.test('a new answer makes attempts frequent again', async (t) => {
