@@ -5,9 +5,9 @@ import { type Case, SHORT } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-const ROUNDS = SHORT ? 25 : 100
+const ROUNDS = SHORT ? 10 : 100
 /** Enough to see whether it is ever busy. */
-const STOCK_ROUNDS = SHORT ? 8 : 20
+const STOCK_ROUNDS = SHORT ? 4 : 20
 
 // A key derivation that emulation can do.
 const FAST = '--pbkdf pbkdf2 --pbkdf-force-iterations 1000'

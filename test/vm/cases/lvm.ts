@@ -160,6 +160,7 @@ async function findings(vm: Vm, withTree: boolean, cycles: number): Promise<Find
 
 export const lvm: Case = {
   name: 'LVM',
+  shortOn: 'bookworm',
   before: (vm) => findings(vm, false, STOCK_CYCLES),
   async run(t: Test, vm: Vm, before: unknown) {
     const stock = before as Findings

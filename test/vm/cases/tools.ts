@@ -309,6 +309,7 @@ const failed = ([, answer]: [string, string]) => / ?\(status \d+\)$/.test(answer
 
 export const tools: Case = {
   name: 'tools',
+  shortOn: 'trixie',
   async before(vm: Vm): Promise<Stock> {
     const answers = await ask(vm, `${useOf('/dev/mapper/tools')}\n${NAMES}`)
     return { answers: [...answers], warnings: await warnings(vm, '0') }
