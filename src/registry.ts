@@ -14,7 +14,7 @@ import type { UeventListener } from './uevent.js'
 const ABSENT_MAX = 4096
 const ABSENT_TTL_MS = 1000
 
-/** Numbers remembered as used up: no disk will ever have them again. */
+/** Numbers remembered as used up: no disk will ever have them again. And devices of whose numbers that was learned. */
 const GONE_MAX = 16384
 
 /**
@@ -41,6 +41,8 @@ export class Registry implements UeventListener {
   private readonly absent = new LRUCache<string, true>({ max: ABSENT_MAX, ttl: ABSENT_TTL_MS })
   /** Numbers whose disk was seen to lose them, which is for ever. */
   private readonly gone = new LRUCache<bigint, true>({ max: GONE_MAX })
+  /** The highest number a device had in an event. */
+  private readonly latest = new LRUCache<string, bigint>({ max: GONE_MAX })
 
   /**
    * Up to this number, a disk that is not known here is none: two whole scans
@@ -125,6 +127,17 @@ export class Registry implements UeventListener {
   /** Reads one device again, and what belongs to its disk. */
   refresh(kname: string): void {
     this.changed(new Set([kname]))
+  }
+
+  /**
+   * What lived so shortly that it was never seen in sysfs has gone as well. A
+   * device's numbers only grow.
+   */
+  numbered(kname: string, diskseq: DiskSeq, gone: boolean): void {
+    if (gone) this.gone.set(diskseq, true)
+    const before = this.latest.get(kname) ?? diskseq
+    if (before !== diskseq) this.gone.set(before < diskseq ? before : diskseq, true)
+    if (before <= diskseq) this.latest.set(kname, diskseq)
   }
 
   changed(knames: ReadonlySet<string>): void {

@@ -1,9 +1,11 @@
 /**
  * The kernel's uevents: which block device was added, changed or removed.
  * They are hints. A privileged process can send any, they may arrive out of
- * order, twice, or not at all; so all that is taken from one is the name of a
- * device to look at in sysfs.
+ * order, twice, or not at all; so what is taken from one is the name of a
+ * device to look at in sysfs, and the number its disk had then: of two numbers of
+ * one device the lower is history.
  */
+import { type DiskSeq, parseDiskSeq } from './diskseq.js'
 import { E, errnoName } from './errno.js'
 import type { Logger } from './log.js'
 import type { Native, Poll } from './native.js'
@@ -20,22 +22,36 @@ const MESSAGE_MAX = 8192
 /** Multicast group the kernel itself sends to; udev uses another. */
 const KERNEL_GROUP = 1
 
-/**
- * @returns the sysfs name of the block device an event is about; undefined
- *   for any other event and for anything malformed
- */
-export function blockDeviceOf(message: Uint8Array, length: number): string | undefined {
+/** What an event is about. */
+export interface BlockEvent {
+  /** The device's name in sysfs. */
+  readonly kname: string
+  /** Of its disk, when the event was made. */
+  readonly diskseq: DiskSeq | undefined
+  /** The disk is no more; not just a partition of it. */
+  readonly gone: boolean
+}
+
+/** @returns undefined for an event about anything but a block device, and for anything malformed */
+export function blockEventOf(message: Uint8Array, length: number): BlockEvent | undefined {
   const text = Buffer.from(message.buffer, message.byteOffset, length).toString('latin1')
   // "add@/devices/virtual/block/loop0\0ACTION=add\0...\0", each part NUL-terminated
   if (!text.endsWith('\0') || !/^[a-z]+@\//.test(text) || !text.includes('\0SUBSYSTEM=block\0')) {
     return undefined
   }
   const path = /\0DEVPATH=([^\0]+)\0/.exec(text)?.[1]
-  const name = path?.slice(path.lastIndexOf('/') + 1)
-  return name === undefined || name === '' || name === '.' || name === '..' ? undefined : name
+  const kname = path?.slice(path.lastIndexOf('/') + 1)
+  if (kname === undefined || kname === '' || kname === '.' || kname === '..') return undefined
+  return {
+    kname,
+    diskseq: parseDiskSeq(/\0DISKSEQ=([^\0]+)\0/.exec(text)?.[1] ?? ''),
+    gone: text.startsWith('remove@') && text.includes('\0DEVTYPE=disk\0'),
+  }
 }
 
 export interface UeventListener {
+  /** A device's disk had this number at the time of an event, the last one if it is `gone`. */
+  numbered(kname: string, diskseq: DiskSeq, gone: boolean): void
   /** Block devices that changed somehow; each once, however many events there were. */
   changed(knames: ReadonlySet<string>): void
   /** Events were lost: anything may have changed. */
@@ -96,8 +112,10 @@ export class UeventSocket {
         this.listener.lost()
         continue
       }
-      const name = blockDeviceOf(this.buffer, n)
-      if (name !== undefined) changed.add(name)
+      const event = blockEventOf(this.buffer, n)
+      if (event === undefined) continue
+      changed.add(event.kname)
+      if (event.diskseq !== undefined) this.listener.numbered(event.kname, event.diskseq, event.gone)
     }
   }
 

@@ -357,6 +357,26 @@ t.test('unless events were lost since, or are lost during the scan', async (t) =
   t.equal(await slowly('32'), 'later')
 })
 
+t.test('a disk that only events have told of is gone when they say so', async (t) => {
+  const { registry, disk, changed, state, slowly } = fixture(t)
+  await registry.start()
+  const event = (kname: string, diskseq: bigint, gone = false) => {
+    registry.numbered(kname, diskseq as DiskSeq, gone)
+    changed(kname)
+  }
+  event('md0', 20n)
+  event('md0', 22n)
+  event('md0', 21n) // out of order
+  event('sda', 23n)
+  event('sda', 23n, true)
+  const before = state.scans
+  for (const name of ['20', '20p1', '21', '23']) t.equal(await slowly(name), undefined, name)
+  t.equal(state.scans, before, 'no scan for any of them')
+  disk('md0', 22)
+  t.equal(await slowly('22'), 'md0', 'the highest number may be there')
+  t.equal(state.scans, before + 1)
+})
+
 t.test('absence is forgotten when events were lost', async (t) => {
   const { registry, disk, slowly } = fixture(t)
   await registry.start()

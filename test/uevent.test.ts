@@ -6,7 +6,7 @@ import t, { type Test } from 'tap'
 import { E } from '../src/errno.js'
 import type { Logger } from '../src/log.js'
 import { native, type Native } from '../src/native.js'
-import { blockDeviceOf, UeventSocket } from '../src/uevent.js'
+import { blockEventOf, UeventSocket } from '../src/uevent.js'
 import { loopDisk, until } from './helpers/tree.js'
 
 const KERNEL_GROUP = 1
@@ -31,7 +31,7 @@ function uevent(kname: string, fields: Record<string, string | undefined> = {}, 
   return Buffer.from(`${action}@${path}\0${lines.map(([key, value]) => `${key}=${value}\0`).join('')}`, 'latin1')
 }
 
-const named = (message: Buffer) => blockDeviceOf(message, message.length)
+const named = (message: Buffer) => blockEventOf(message, message.length)?.kname
 
 t.test('an event names its device', async (t) => {
   t.equal(named(uevent('loop0')), 'loop0')
@@ -46,6 +46,21 @@ t.test('an event without a diskseq still names its device', async (t) => {
   t.equal(named(uevent('loop0', { DISKSEQ: undefined, MAJOR: undefined, MINOR: undefined, DEVNAME: undefined })), 'loop0')
 })
 
+t.test('and the number its disk had then', async (t) => {
+  const about = (message: Buffer) => blockEventOf(message, message.length)
+  t.match(about(uevent('loop0')), { diskseq: 13n, gone: false })
+  t.match(about(uevent('loop0', {}, 'remove')), { diskseq: 13n, gone: true })
+  t.match(about(uevent('sda/sda1', { DEVTYPE: 'partition', PARTN: '1' }, 'remove')), { diskseq: 13n, gone: false }, 'of a partition')
+  for (const nonsense of [undefined, '', '0', '-1', '013', '1e3', '18446744073709551616']) {
+    t.equal(about(uevent('loop0', { DISKSEQ: nonsense }))?.diskseq, undefined, String(nonsense))
+  }
+  const { socket, answers, numbers } = fakeSocket()
+  answers.push({ message: uevent('sda') }, { message: uevent('sdb', { DISKSEQ: undefined }) }, { message: uevent('sdc', { DISKSEQ: '15' }, 'remove') })
+  answers.push({ message: uevent('sdd'), port: 4321 })
+  socket.drain()
+  t.strictSame(numbers, ['sda 13', 'sdc 15 gone'], "but for a forger's")
+})
+
 t.test('other events name none', async (t) => {
   t.equal(named(uevent('eth0', { SUBSYSTEM: 'net' })), undefined)
   t.equal(named(uevent('x', { SUBSYSTEM: 'blocks' })), undefined)
@@ -56,8 +71,8 @@ t.test('other events name none', async (t) => {
 
 t.test('what is malformed names none', async (t) => {
   const whole = uevent('loop0')
-  t.equal(blockDeviceOf(whole, whole.length - 1), undefined, 'no final NUL')
-  t.equal(blockDeviceOf(whole, 0), undefined, 'nothing')
+  t.equal(blockEventOf(whole, whole.length - 1), undefined, 'no final NUL')
+  t.equal(blockEventOf(whole, 0), undefined, 'nothing')
   const libudev = Buffer.concat([Buffer.from('libudev\0\xfe\xed\xca\xfe', 'latin1'), Buffer.alloc(28), whole])
   t.equal(named(libudev), undefined, "udev's own")
   t.equal(named(Buffer.from('change\0SUBSYSTEM=block\0DEVPATH=/devices/x/loop0\0')), undefined, 'no path in its header')
@@ -79,7 +94,7 @@ t.test('a name never leads out of its directory', async (t) => {
 t.test('an event cut off anywhere never names another device', async (t) => {
   const whole = uevent('loop12')
   const names = new Set<string | undefined>()
-  for (let length = 0; length <= whole.length; length++) names.add(blockDeviceOf(whole, length))
+  for (let length = 0; length <= whole.length; length++) names.add(blockEventOf(whole, length)?.kname)
   t.strictSame([...names], [undefined, 'loop12'])
 })
 
@@ -111,6 +126,7 @@ type Answer = number | { message: Buffer; port?: number; group?: number; truncat
 function fakeSocket(onChanged: (answers: Answer[]) => void = () => {}) {
   const answers: Answer[] = []
   const changes: string[][] = []
+  const numbers: string[] = []
   const logged: string[] = []
   let lost = 0
   let received = 0
@@ -147,6 +163,7 @@ function fakeSocket(onChanged: (answers: Answer[]) => void = () => {}) {
         changes.push([...knames])
         onChanged(answers)
       },
+      numbered: (kname, diskseq, gone) => void numbers.push(`${kname} ${diskseq}${gone ? ' gone' : ''}`),
       lost: () => void lost++,
     },
     log,
@@ -156,6 +173,7 @@ function fakeSocket(onChanged: (answers: Answer[]) => void = () => {}) {
     socket,
     answers,
     changes,
+    numbers,
     logged,
     fake,
     ready: () => ready(),
@@ -261,7 +279,7 @@ t.test('a socket that is closed reads no more', async (t) => {
 
 t.test('no socket, no start', async (t) => {
   const { fake } = fakeSocket()
-  const socket = new UeventSocket({ ...fake, ueventOpen: () => -E.EPERM }, { changed() {}, lost() {} }, {} as Logger)
+  const socket = new UeventSocket({ ...fake, ueventOpen: () => -E.EPERM }, { changed() {}, numbered() {}, lost() {} }, {} as Logger)
   t.throws(() => socket.open(), /uevents: EPERM/)
 })
 
@@ -281,7 +299,7 @@ function realSocket(t: Test) {
         return n
       },
     },
-    { changed: (knames) => knames.forEach((kname) => believed.add(kname)), lost() {} },
+    { changed: (knames) => knames.forEach((kname) => believed.add(kname)), numbered() {}, lost() {} },
     { warn() {}, error() {} } as unknown as Logger,
   )
   socket.open()
@@ -304,7 +322,7 @@ s.sendto(bytes.fromhex(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3])))
   const forged = arrived.filter(({ text }) => text.includes('forged0'))
   t.ok(forged.every(({ port }) => port !== 0), 'it has the port of its sender')
   t.ok(forged.some(({ group }) => group === KERNEL_GROUP), 'in the group of the kernel')
-  t.ok(forged.every(({ text }) => blockDeviceOf(Buffer.from(text, 'latin1'), text.length) === 'forged0'), 'well-formed')
+  t.ok(forged.every(({ text }) => blockEventOf(Buffer.from(text, 'latin1'), text.length)?.kname === 'forged0'), 'well-formed')
 
   // The first netlink socket of a process has the process's id for its port.
   forge('forged1', process.pid, 0)

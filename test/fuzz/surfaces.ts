@@ -285,7 +285,11 @@ export const uevents: Surface = single('uevents', (c) => Buffer.concat([Buffer.f
         return message.copy(into)
       },
     },
-    { changed: (knames) => void changed.push(...knames), lost: () => void lost++ },
+    {
+      changed: (knames) => void changed.push(...knames),
+      numbered: (_, diskseq) => must(diskseq >= 1n && diskseq < 2n ** 64n, `diskseq ${diskseq}`),
+      lost: () => void lost++,
+    },
     quiet,
   )
   socket.open()
