@@ -83,7 +83,7 @@ for (const surface of SURFACES) {
 /** Has the fuzzer find that in a daemon with one defence less; it may find something else before, as it may take other times on another machine. */
 async function finds(t: Test, surface: Surface, what: RegExp): Promise<void> {
   let last = 'nothing'
-  for (let i = 0; i < 20_000 / surface.pieces; i++) {
+  for (let i = 0; i < 200_000 / surface.pieces; i++) {
     try {
       await surface.check(generate(surface, new Random(i)))
     } catch (error) {
