@@ -8,7 +8,7 @@ import type { Outcome, Vm } from '../vm.js'
 
 /** Enough for all that happens meanwhile; and a load that leaves the machine time for it. */
 const CHURN_S = 60
-const CHURN = '--recyclers 1 --openers 2 --devices 4 --live-us 100000'
+const CHURN = '--recyclers 1 --openers 2 --devices 4 --live-us 500000'
 const PAUSE_MS = 20
 /** Of the guard: how long it waits for an answer of the daemon (-h), and for a daemon (-a), with what emulation adds. */
 const HUNG_S = 60
