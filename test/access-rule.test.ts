@@ -3,6 +3,8 @@
  * Who may open the device's own node may open its name in the tree, and nobody
  * else; and whoever is refused has not disturbed the disk.
  */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { chmodSync, chownSync, closeSync, existsSync, openSync } from 'node:fs'
 import { join } from 'node:path'
 
@@ -13,6 +15,7 @@ import {
   openDevices,
   type Output,
   run,
+  sleep,
   startTree,
   type Twin,
   until,
@@ -77,20 +80,28 @@ t.test('twin: if it does not matter who asks, the device is opened', async (t) =
   t.ok((await seen()).open > 0, 'but the device was opened')
 })
 
-/** @returns how many loop devices were still bound when losetup -d had returned, right after a refused open */
+/** @returns how many loop devices were still bound when losetup -d had returned, while somebody tries to open them */
 async function lateDetaches(t: Test, rounds: number, twin?: Twin): Promise<number> {
   const tree = await startTree(t, twin ? { twin } : {})
   let late = 0
   for (let i = 0; i < rounds; i++) {
     const loop = loopDisk(t)
-    await asNobody(READ, join(tree.mountpoint, loop.diskseq()))
+    const path = join(tree.mountpoint, loop.diskseq())
+    const trying = spawn('setpriv', [...UNPRIVILEGED, '--clear-groups', 'sh', '-c', `echo; while :; do (${READ}); done`, 'sh', path], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+    })
+    const ended = new Promise((resolve) => trying.on('close', resolve))
+    await once(trying.stdout, 'data')
+    await sleep(20)
     loop.detach()
     if (existsSync(`/sys/block/${loop.kname}/loop/backing_file`)) late++
+    trying.kill('SIGKILL')
+    await ended
   }
   return late
 }
 
-t.test('a refused open does not put off a detach', async (t) => {
+t.test('refused opens do not put off a detach', async (t) => {
   t.equal(await lateDetaches(t, 20), 0)
 })
 
