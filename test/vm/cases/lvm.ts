@@ -34,6 +34,8 @@ function machine(withTree: boolean, script: string): string {
     }
     trap 'undo >/dev/null 2>&1' EXIT
     scan='--config devices/scan_lvs=1'
+    # Or udev has lvm activate the same volumes at the same time, and one of the two fails.
+    manual='--setautoactivation n'
     for i in 0 1; do
       truncate -s 160M image$i
       [ -b /dev/loop4$i ] || mknod -m 660 /dev/loop4$i b 7 4$i
@@ -82,7 +84,7 @@ const REPORTS = `
     # Where lvm looks for devices by itself, it comes across the tree.
     pvs --config 'devices { scan_lvs=1 obtain_device_list_from_udev=0 }' -o pv_name,vg_name
   } 2>&1
-  step vgcreate -q t-1 /dev/loop40 /dev/loop41
+  step vgcreate $manual -q t-1 /dev/loop40 /dev/loop41
   step lvcreate -qy -L 24M -n plain t-1
   step lvcreate -qy -i 2 -L 24M -n striped t-1
   step lvcreate -qs -L 8M -n snap t-1/plain
@@ -94,8 +96,8 @@ const REPORTS = `
   head -c 32 /dev/urandom >key
   step cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 /dev/t-1/thin key
   step cryptsetup open --key-file key /dev/t-1/thin luks
-  step vgcreate $scan -q on-luks /dev/mapper/luks
-  step vgcreate $scan -q on-lv /dev/vm/pv
+  step vgcreate $scan $manual -q on-luks /dev/mapper/luks
+  step vgcreate $scan $manual -q on-lv /dev/vm/pv
   step lvcreate $scan -qy -L 8M -n top on-lv
   reports
   step lvchange $scan -an on-lv/top
@@ -138,7 +140,7 @@ const CYCLE = `
       try 'links after -ay' links_right $2
     done
   }
-  try setup vgcreate -qq t-1 /dev/loop40 /dev/loop41
+  try setup vgcreate $manual -qq t-1 /dev/loop40 /dev/loop41
   try setup lvcreate -qqy -L 24M -n first t-1
   try setup lvcreate -qqy -L 24M -n second t-1
   start=$SECONDS
