@@ -366,7 +366,7 @@ export class Daemon {
   }
 
   /** Lets go of everything; the mount, if it is still there, is dead after this. */
-  release(): void {
+  private release(): void {
     // Not wanted by anyone any more.
     this.keep(false)
     this.succession?.close()

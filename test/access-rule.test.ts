@@ -11,6 +11,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import {
+  cleanup,
   loopDisk,
   openDevices,
   type Output,
@@ -90,6 +91,7 @@ async function lateDetaches(t: Test, rounds: number, twin?: Twin): Promise<numbe
     const trying = spawn('setpriv', [...UNPRIVILEGED, '--clear-groups', 'sh', '-c', `echo; while :; do (${READ}); done`, 'sh', path], {
       stdio: ['ignore', 'pipe', 'ignore'],
     })
+    cleanup(t, () => trying.kill('SIGKILL'))
     const ended = new Promise((resolve) => trying.on('close', resolve))
     await once(trying.stdout, 'data')
     await sleep(20)

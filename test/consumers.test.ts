@@ -4,7 +4,7 @@
  * although the daemon has the kernel forget every name that is not in use.
  */
 import { spawn } from 'node:child_process'
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -241,14 +241,12 @@ t.test('programs that are killed leave nothing behind', async (t) => {
   const disk = loopDisk(t)
   const tree = await startTree(t)
   const path = join(tree.mountpoint, disk.diskseq())
-  const device = statSync(path).rdev
-  const opened = (pid: number) =>
-    readdirSync(`/proc/${pid}/fd`).some((fd) => statSync(`/proc/${pid}/fd/${fd}`, { throwIfNoEntry: false })?.rdev === device)
   const killed: Promise<unknown>[] = []
   for (let i = 0; i < 20; i++) {
     const child = spawn('sh', ['-c', 'exec sleep 60 <"$0"', path], { stdio: 'ignore' })
+    cleanup(t, () => child.kill('SIGKILL'))
     killed.push(new Promise((resolve) => child.on('close', resolve)))
-    await until(() => opened(child.pid as number), 10_000)
+    await until(() => openDevices(child.pid as number).length > 0, 10_000)
     child.kill('SIGKILL')
   }
   await Promise.all(killed)

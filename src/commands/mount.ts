@@ -131,7 +131,6 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   await tellParent?.('')
   manager?.ready(`serving ${mountpoint}${daemon.inherited ? ', taken over' : ''}`, () => daemon.answers())
   await daemon.ended
-  daemon.release()
   // A disk that hangs may hold a thread for ever; the rest is done.
   await flush()
   process.exit(0)

@@ -16,7 +16,7 @@ async function cycle(vm: Vm, rounds: number): Promise<string> {
   return vm.run(
     `
     for ((shell = 0; shell < ${SHELLS}; shell++)); do
-      for ((i = 0; i < ${rounds / SHELLS}; i++)); do
+      for ((i = 0; i < ${Math.ceil(rounds / SHELLS)}; i++)); do
         for step in "create a$shell --table '0 8 zero'" "reload a$shell --table '0 16 zero'" "rename a$shell b$shell" "remove b$shell"; do
           message=$(eval dmsetup $step 2>&1) || echo "\${step%% *}: $message"
         done
