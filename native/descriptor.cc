@@ -92,12 +92,10 @@ static Napi::Value OpenNode(const Napi::CallbackInfo& info) {
   return Result(info.Env(), OpenBeneath(IntArg(info, 0), StringArg(info, 1).c_str(), O_PATH | O_CLOEXEC));
 }
 
-// fstat(fd, Float64Array): mode, uid, gid, nlink, rdev major, rdev minor,
-// then seconds and nanoseconds of atime, mtime, ctime.
-static Napi::Value Fstat(const Napi::CallbackInfo& info) {
-  struct stat st;
-  if (fstat(IntArg(info, 0), &st) < 0) return Result(info.Env(), -1);
-  auto array = info[1].As<Napi::Float64Array>();
+// The fields of a struct stat as a Float64Array: mode, uid, gid, nlink, rdev
+// major, rdev minor, then seconds and nanoseconds of atime, mtime, ctime.
+static Napi::Value StatResult(Napi::Env env, int rc, const struct stat& st, Napi::Float64Array array) {
+  if (rc < 0) return Result(env, rc);
   const double fields[] = {
       double(st.st_mode),        double(st.st_uid),          double(st.st_gid),
       double(st.st_nlink),       double(major(st.st_rdev)),  double(minor(st.st_rdev)),
@@ -105,10 +103,24 @@ static Napi::Value Fstat(const Napi::CallbackInfo& info) {
       double(st.st_mtim.tv_nsec), double(st.st_ctim.tv_sec), double(st.st_ctim.tv_nsec)};
   if (array.ElementLength() < std::size(fields)) {
     errno = EINVAL;
-    return Result(info.Env(), -1);
+    return Result(env, -1);
   }
   std::copy(std::begin(fields), std::end(fields), array.Data());
-  return Result(info.Env(), 0);
+  return Result(env, 0);
+}
+
+// fstat(fd, Float64Array)
+static Napi::Value Fstat(const Napi::CallbackInfo& info) {
+  struct stat st;
+  int rc = fstat(IntArg(info, 0), &st);
+  return StatResult(info.Env(), rc, st, info[1].As<Napi::Float64Array>());
+}
+
+// statNode(dirfd, name, Float64Array): of what openNode would open.
+static Napi::Value StatNode(const Napi::CallbackInfo& info) {
+  struct stat st;
+  int rc = fstatat(IntArg(info, 0), StringArg(info, 1).c_str(), &st, AT_SYMLINK_NOFOLLOW);
+  return StatResult(info.Env(), rc, st, info[2].As<Napi::Float64Array>());
 }
 
 static Napi::Value Fchmod(const Napi::CallbackInfo& info) {
@@ -170,6 +182,7 @@ void InitDescriptor(Napi::Env env, Napi::Object exports) {
   exports.Set("unlock", Napi::Function::New<Unlock>(env));
   exports.Set("openNode", Napi::Function::New<OpenNode>(env));
   exports.Set("fstat", Napi::Function::New<Fstat>(env));
+  exports.Set("statNode", Napi::Function::New<StatNode>(env));
   exports.Set("fchmod", Napi::Function::New<Fchmod>(env));
   exports.Set("fchown", Napi::Function::New<Fchown>(env));
   exports.Set("futimens", Napi::Function::New<Futimens>(env));

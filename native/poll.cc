@@ -1,6 +1,7 @@
 // uv_poll_t as a JavaScript object: new Poll(fd, callback, priority) calls back
 // while the descriptor is readable (level-triggered), or with `priority` when
-// it has an exceptional condition (POLLPRI), until close().
+// it has an exceptional condition (POLLPRI), until close(); not between pause()
+// and resume().
 #include <uv.h>
 
 #include "addon.h"
@@ -24,17 +25,17 @@ class Poll : public Napi::ObjectWrap<Poll> {
       return;
     }
     poll_->data = this;
-    bool priority = info[2].ToBoolean().Value();
-    uv_poll_start(poll_, priority ? UV_PRIORITIZED : UV_READABLE, [](uv_poll_t* poll, int, int) {
-      static_cast<Poll*>(poll->data)->Ready();
-    });
+    events_ = info[2].ToBoolean().Value() ? UV_PRIORITIZED : UV_READABLE;
+    Start();
     Ref();
   }
 
   ~Poll() override { Stop(); }
 
   static void Init(Napi::Env env, Napi::Object exports) {
-    exports.Set("Poll", DefineClass(env, "Poll", {InstanceMethod<&Poll::Close>("close")}));
+    exports.Set("Poll", DefineClass(env, "Poll",
+                                    {InstanceMethod<&Poll::Pause>("pause"), InstanceMethod<&Poll::Resume>("resume"),
+                                     InstanceMethod<&Poll::Close>("close")}));
   }
 
  private:
@@ -49,12 +50,26 @@ class Poll : public Napi::ObjectWrap<Poll> {
     }
   }
 
+  void Start() {
+    uv_poll_start(poll_, events_, [](uv_poll_t* poll, int, int) { static_cast<Poll*>(poll->data)->Ready(); });
+  }
+
   void Stop() {
     if (poll_ == nullptr) return;
     uv_poll_stop(poll_);
     uv_close(reinterpret_cast<uv_handle_t*>(poll_),
              [](uv_handle_t* handle) { delete reinterpret_cast<uv_poll_t*>(handle); });
     poll_ = nullptr;
+  }
+
+  Napi::Value Pause(const Napi::CallbackInfo& info) {
+    if (poll_ != nullptr) uv_poll_stop(poll_);
+    return info.Env().Undefined();
+  }
+
+  Napi::Value Resume(const Napi::CallbackInfo& info) {
+    if (poll_ != nullptr) Start();
+    return info.Env().Undefined();
   }
 
   Napi::Value Close(const Napi::CallbackInfo& info) {
@@ -67,6 +82,7 @@ class Poll : public Napi::ObjectWrap<Poll> {
 
   Napi::FunctionReference callback_;
   uv_poll_t* poll_ = nullptr;
+  int events_ = UV_READABLE;
 };
 
 void InitPoll(Napi::Env env, Napi::Object exports) { Poll::Init(env, exports); }

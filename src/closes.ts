@@ -17,6 +17,9 @@ const IN_ONLYDIR = 0x0100_0000
 /** struct inotify_event without its name */
 const EVENT_SIZE = 16
 
+/** From one look at the events to the next, ms: each open and close makes one, and none of them is urgent. */
+const GATHER_MS = 1
+
 export const WATCH_MASK = IN_OPEN | IN_CLOSE_WRITE | IN_CLOSE_NOWRITE | IN_ONLYDIR
 
 export interface CloseListener {
@@ -28,6 +31,7 @@ export interface CloseListener {
 export class CloseWatch {
   private readonly buffer = Buffer.alloc(16384)
   private readonly poll: Poll
+  private gathering: NodeJS.Timeout | undefined
 
   /** @param fd from {@link Native.inotifyWatch}; owned from now on */
   constructor(
@@ -41,12 +45,19 @@ export class CloseWatch {
 
   close(): void {
     if (this.fd < 0) return
+    clearTimeout(this.gathering)
     this.poll.close()
     this.native.close(this.fd)
     this.fd = -1
   }
 
   private readable(): void {
+    this.poll.pause()
+    this.gathering = setTimeout(() => this.poll.resume(), GATHER_MS)
+    this.take()
+  }
+
+  private take(): void {
     const n = this.native.read(this.fd, this.buffer)
     if (n < 0) {
       if (n === -E.EAGAIN || n === -E.EINTR) return

@@ -31,6 +31,7 @@ type Calls = Pick<
   | 'openNode'
   | 'close'
   | 'fstat'
+  | 'statNode'
   | 'fchmod'
   | 'fchown'
   | 'futimens'
@@ -63,24 +64,36 @@ export class DeviceNodes {
     if (fd < 0) return undefined
     try {
       const stat = this.stat(fd)
-      const fields = this.fields
-      if (
-        (stat.mode & S_IFMT) !== S_IFBLK ||
-        fields[STAT.RDEV_MAJOR] !== device.major ||
-        fields[STAT.RDEV_MINOR] !== device.minor
-      ) {
-        return undefined
-      }
-      return use(fd, stat)
+      return this.isOf(device) ? use(fd, stat) : undefined
     } finally {
       this.native.close(fd)
     }
   }
 
-  stat(fd: number): NodeStat {
+  /** The attributes alone, as {@link with} would find them. */
+  statOf(device: Device): NodeStat | undefined {
+    const rc = this.native.statNode(this.directory, device.devname, this.fields)
+    return rc === 0 && this.isOf(device) ? this.read() : undefined
+  }
+
+  /** Whether what was last looked at is that device's node. */
+  private isOf({ major, minor }: Device): boolean {
     const fields = this.fields
-    const rc = this.native.fstat(fd, fields)
+    return (
+      ((fields[STAT.MODE] as number) & S_IFMT) === S_IFBLK &&
+      fields[STAT.RDEV_MAJOR] === major &&
+      fields[STAT.RDEV_MINOR] === minor
+    )
+  }
+
+  stat(fd: number): NodeStat {
+    const rc = this.native.fstat(fd, this.fields)
     if (rc < 0) throw new Error(`fstat of an open descriptor failed with errno ${-rc}`)
+    return this.read()
+  }
+
+  private read(): NodeStat {
+    const fields = this.fields
     return {
       mode: fields[STAT.MODE] as number,
       uid: fields[STAT.UID] as number,

@@ -169,7 +169,7 @@ export class Gate {
 
   /** Answers without opening anything. */
   private inspect(attempt: Attempt, call: Call, device: Device, tries: number): void {
-    const stat = this.sysfs.shows(device) ? this.devnodes.with(device, (_, stat) => stat) : undefined
+    const stat = this.sysfs.shows(device) ? this.devnodes.statOf(device) : undefined
     if (stat === undefined) {
       this.registry.refresh(device.kname)
       return this.again(attempt, call, tries, 'it is gone')
@@ -275,7 +275,7 @@ export class Gate {
    */
   private admitUnpinned(attempt: Attempt, call: Call, device: Device, tries: number): void {
     const { node, caller } = attempt
-    const stat = this.devnodes.with(device, (_, stat) => stat)
+    const stat = this.devnodes.statOf(device)
     if (stat === undefined) {
       this.registry.refresh(device.kname)
       return this.again(attempt, call, tries, 'it is gone')

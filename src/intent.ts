@@ -5,9 +5,8 @@
  */
 import { constants } from 'node:fs'
 
-import { LRUCache } from 'lru-cache'
-
 import { E } from './errno.js'
+import { KeptFiles } from './kept.js'
 import type { Native } from './native.js'
 
 /**
@@ -118,13 +117,12 @@ type Syscalls = Pick<
   'readFile' | 'openFile' | 'readAgain' | 'close' | 'syscalls' | 'O_PATH'
 >
 
-/** Threads whose file in /proc is kept open: looking up its path costs as much as reading it. */
+/** Threads whose file in /proc is kept open. */
 const FILES_MAX = 64
 
 export class Intents {
   private readonly buffer = Buffer.alloc(256)
-  /** By thread. Such a file belongs to its thread for ever: when that is gone, it cannot be read. */
-  private readonly files: LRUCache<number, number>
+  private readonly files: KeptFiles<number>
   private readonly inspecting: ReadonlySet<number>
   /** Number of an opening call -> index of its flags; -1 where they are out of sight. */
   private readonly opening: ReadonlyMap<number, number>
@@ -136,7 +134,7 @@ export class Intents {
     private readonly native: Syscalls,
     private readonly proc = '/proc',
   ) {
-    this.files = new LRUCache({ max: FILES_MAX, dispose: (fd) => native.close(fd) })
+    this.files = new KeptFiles(native, (tid) => `${proc}/${tid}/syscall`, FILES_MAX)
     const numbers = native.syscalls
     this.inspecting = new Set(
       INSPECTING.map((name) => numbers[name]).filter((number) => number !== undefined),
@@ -158,7 +156,7 @@ export class Intents {
   }
 
   close(): void {
-    this.files.clear()
+    this.files.close()
   }
 
   /** @param tid the thread of the request being held */
@@ -201,17 +199,8 @@ export class Intents {
   }
 
   private read(tid: number): string | undefined {
-    let fd = this.files.get(tid)
-    if (fd !== undefined) {
-      const n = this.native.readAgain(fd, this.buffer)
-      if (n > 0) return this.buffer.toString('latin1', 0, n)
-      this.files.delete(tid) // another thread has that id now
-    }
-    fd = this.native.openFile(`${this.proc}/${tid}/syscall`)
-    if (fd < 0) return undefined
-    this.files.set(tid, fd)
-    const n = this.native.readAgain(fd, this.buffer)
-    return n > 0 ? this.buffer.toString('latin1', 0, n) : undefined
+    const n = this.files.read(tid)
+    return n > 0 ? this.files.buffer.toString('latin1', 0, n) : undefined
   }
 
   private parse(line: string): Call {

@@ -46,6 +46,9 @@ type LayoutField =
   | 'STATE_SIZE'
 
 export interface Poll {
+  /** Until {@link resume}. */
+  pause(): void
+  resume(): void
   close(): void
 }
 
@@ -71,6 +74,8 @@ export interface Native {
   openNode(dir: number, name: string): number
   /** Fields of struct stat, in the order of {@link STAT}. */
   fstat(fd: number, into: Float64Array): number
+  /** The same of a node below `dir`; follows no symlink in the last component of its name. */
+  statNode(dir: number, name: string, into: Float64Array): number
   fchmod(fd: number, mode: number): number
   fchown(fd: number, uid: number, gid: number): number
   futimens(fd: number, atime: number, atimeNs: number, mtime: number, mtimeNs: number): number

@@ -5,6 +5,7 @@
  */
 import { type DiskSeq, nodeName, parseDiskSeq } from './diskseq.js'
 import { Exhausted } from './errno.js'
+import { KeptFiles } from './kept.js'
 import type { Native } from './native.js'
 
 /** A disk or partition that sysfs showed at some moment. */
@@ -22,10 +23,16 @@ export interface Device {
   readonly loop: boolean
   /** Its name in the tree. */
   readonly name: string
+  /** What it was made of: the text of its `uevent` file. */
+  readonly uevent: string
 }
+
+/** Files kept open: two for a loop device that is looked at again and again, one for any other. */
+const FILES_MAX = 64
 
 /** A loop device or partition of one; what it begins with is the loop device's name. */
 const LOOP = /^(loop\d+)(p\d+)?$/
+const BACKING_FILE = 'loop/backing_file'
 
 /** Lines `KEY=value` of a sysfs `uevent` file, or of a uevent. */
 export function parseEnvironment(text: string, separator: string): Map<string, string> {
@@ -66,6 +73,7 @@ export function parseDevice(kname: string, uevent: string): Device | undefined {
     partition,
     loop: LOOP.test(kname),
     name: nodeName(diskseq, partition),
+    uevent,
   }
 }
 
@@ -76,11 +84,19 @@ export function sameDevice(a: Device, b: Device): boolean {
 /** A /sys/class/block; which one can be chosen, so that tests may build their own. */
 export class Sysfs {
   private readonly buffer = Buffer.alloc(4096)
+  /** Below {@link classDirectory}. */
+  private readonly files: KeptFiles<string>
 
   constructor(
-    private readonly native: Pick<Native, 'readFile' | 'scanBlock'>,
+    private readonly native: Pick<Native, 'readFile' | 'scanBlock' | 'openFile' | 'readAgain' | 'close'>,
     readonly classDirectory = '/sys/class/block',
-  ) {}
+  ) {
+    this.files = new KeptFiles(native, (name) => `${classDirectory}/${name}`, FILES_MAX)
+  }
+
+  close(): void {
+    this.files.close()
+  }
 
   /**
    * The text of a file below a device's directory, undefined where there is none.
@@ -99,7 +115,7 @@ export class Sysfs {
    */
   private bound(kname: string): boolean {
     const loop = LOOP.exec(kname)?.[1]
-    return loop === undefined || this.attribute(loop, 'loop/backing_file') !== undefined
+    return loop === undefined || this.attribute(loop, BACKING_FILE) !== undefined
   }
 
   read(kname: string): Device | undefined {
@@ -110,8 +126,22 @@ export class Sysfs {
 
   /** Whether sysfs still shows exactly this device. */
   shows(device: Device): boolean {
-    const now = this.read(device.kname)
-    return now !== undefined && sameDevice(now, device)
+    const { kname } = device
+    const uevent = this.again(kname, 'uevent')
+    if (uevent === undefined) return false
+    if (uevent !== device.uevent) {
+      const now = parseDevice(kname, uevent)
+      if (now === undefined || !sameDevice(now, device)) return false
+    }
+    const loop = LOOP.exec(kname)?.[1]
+    return loop === undefined || this.again(loop, BACKING_FILE) !== undefined
+  }
+
+  /** As {@link attribute}, of a file that is read often. */
+  private again(kname: string, name: string): string | undefined {
+    const n = this.files.read(`${kname}/${name}`)
+    Exhausted.check(n)
+    return n < 0 ? undefined : this.files.buffer.toString('utf8', 0, n)
   }
 
   /** Whether its medium may be changed; of a partition, its disk's. */

@@ -22,6 +22,8 @@ function fixture(t: Test, { missing = false } = {}) {
     constructor(_: number, ready: () => void) {
       state.ready = ready
     }
+    pause() {}
+    resume() {}
     close() {}
   }
   const native = {

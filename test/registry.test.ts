@@ -35,6 +35,7 @@ function fixture(t: Test, { directory: given, cpuMs }: { directory?: string; cpu
   const log = { error: (fields: unknown, text?: string) => void errors.push({ fields, text }) } as unknown as Logger
   const sysfs = new Sysfs(
     {
+      ...native,
       readFile: (path, into) => (state.readError !== 0 ? -state.readError : native.readFile(path, into)),
       scanBlock(path, done: ScanCallback) {
         state.scans++

@@ -58,6 +58,8 @@ function fixture(operations: Partial<TreeOperations> = {}) {
           state.polls++
           state.ready = ready
         }
+        pause() {}
+        resume() {}
         close() {
           state.polls--
         }

@@ -1,5 +1,6 @@
 /** sysfs: what is a device, what is none, and what a /sys/class/block holds. */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { fstatSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -8,7 +9,7 @@ import t, { type Test } from 'tap'
 import { E, errnoName, Exhausted } from '../src/errno.js'
 import { native } from '../src/native.js'
 import { type Device, parseDevice, parseEnvironment, sameDevice, Sysfs } from '../src/sysfs.js'
-import { loopDisk } from './helpers/tree.js'
+import { loopDisk, zramDisk } from './helpers/tree.js'
 
 const DISK = 'MAJOR=7\nMINOR=0\nDEVNAME=loop0\nDEVTYPE=disk\nDISKSEQ=13\n'
 const PARTITION =
@@ -25,6 +26,7 @@ t.test('a disk is read from its uevent file', async (t) => {
     partition: 0,
     loop: true,
     name: '13',
+    uevent: DISK,
   })
 })
 
@@ -38,6 +40,7 @@ t.test('so is a partition', async (t) => {
     partition: 1,
     loop: true,
     name: '13p1',
+    uevent: PARTITION,
   })
 })
 
@@ -114,12 +117,17 @@ t.test('devices are the same only if name, number and kernel name are', async (t
 })
 
 /** A /sys/class/block of files. */
+/** A file that is gone cannot be read, whoever has it open. */
+function readAsInSysfs(fd: number, into: Uint8Array): number {
+  return fstatSync(fd).nlink === 0 ? -E.ENODEV : native.readAgain(fd, into)
+}
+
 function fakeSysfs(t: Test) {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-sysfs-'))
   t.teardown(() => rmSync(directory, { recursive: true }))
   return {
     directory,
-    sysfs: new Sysfs(native, directory),
+    sysfs: new Sysfs({ ...native, readAgain: readAsInSysfs }, directory),
     put(kname: string, uevent: string, backing?: string) {
       mkdirSync(join(directory, kname, 'loop'), { recursive: true })
       writeFileSync(join(directory, kname, 'uevent'), uevent)
@@ -213,9 +221,11 @@ t.test('a longer file leaves nothing behind for a shorter one', async (t) => {
 })
 
 t.test('being out of descriptors or memory says nothing about a device', async (t) => {
+  const device = parseDevice('sda', DISK) as Device
   for (const errno of [E.EMFILE, E.ENFILE, E.ENOMEM]) {
-    const sysfs = new Sysfs({ ...native, readFile: () => -errno })
+    const sysfs = new Sysfs({ ...native, readFile: () => -errno, openFile: () => -errno })
     t.throws(() => sysfs.read('sda'), Exhausted, errnoName(errno))
+    t.throws(() => sysfs.shows(device), Exhausted, errnoName(errno))
   }
   for (const errno of [E.ENOENT, E.ENODEV, E.ENXIO, E.EIO]) {
     t.equal(new Sysfs({ ...native, readFile: () => -errno }).read('sda'), undefined, errnoName(errno))
@@ -236,6 +246,49 @@ t.test('a real loop device is there while it is bound', async (t) => {
   const device = sysfs.read(disk.kname)
   t.match(device, { kname: disk.kname, devname: disk.kname, major: 7, partition: 0, loop: true, name: disk.diskseq() })
   t.ok((await scan(sysfs)).devices.some((found) => sameDevice(found, device as Device)), 'a scan finds it too')
+  t.ok(sysfs.shows(device as Device), 'sysfs shows it')
   disk.detach()
   t.notOk(sysfs.shows(device as Device), 'detached')
+  execFileSync('losetup', [disk.path, disk.file])
+  t.teardown(() => execFileSync('losetup', ['--detach', disk.path]))
+  t.notOk(sysfs.shows(device as Device), 'what is there now is another disk')
+  t.ok(sysfs.shows(sysfs.read(disk.kname) as Device), 'which is shown')
+  sysfs.close()
+})
+
+t.test('a device that was removed and made again is another one', async (t) => {
+  const sysfs = new Sysfs(native)
+  t.teardown(() => sysfs.close())
+  const number = readFileSync('/sys/class/zram-control/hot_add', 'utf8').trim()
+  const device = sysfs.read(`zram${number}`) as Device
+  t.ok(sysfs.shows(device))
+  writeFileSync('/sys/class/zram-control/hot_remove', number)
+  t.notOk(sysfs.shows(device), 'gone')
+  const again = zramDisk(t)
+  t.equal(again.kname, device.kname, 'the same name')
+  t.notOk(sysfs.shows(device), 'not the same device')
+  t.ok(sysfs.shows(sysfs.read(again.kname) as Device))
+})
+
+t.test('however many devices are looked at, few files stay open, and none after close()', async (t) => {
+  const open = new Set<number>()
+  let next = 100
+  let most = 0
+  const sysfs = new Sysfs({
+    ...native,
+    openFile() {
+      open.add(next)
+      most = Math.max(most, open.size)
+      return next++
+    },
+    readAgain: (_, into) => Buffer.from(into.buffer, into.byteOffset).write(DISK),
+    close(fd) {
+      if (!open.delete(fd)) t.fail(`descriptor ${fd} was closed twice`)
+      return 0
+    },
+  })
+  for (let i = 0; i < 5000; i++) sysfs.shows(parseDevice(`sd${i}`, DISK) as Device)
+  t.ok(most > 0 && most <= 100, `${most} at most`)
+  sysfs.close()
+  t.equal(open.size, 0)
 })

@@ -139,6 +139,8 @@ function fakeSocket(onChanged: (answers: Answer[]) => void = () => {}) {
         polls++
         ready = callback
       }
+      pause() {}
+      resume() {}
       close() {
         polls--
       }

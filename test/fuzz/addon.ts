@@ -84,6 +84,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   unlock: () => native.unlock(fd()),
   openNode: () => keep(native.openNode(fd(), text())),
   fstat: () => native.fstat(fd(), new Float64Array(c.pick([0, 1, 11, 12, 13]))),
+  statNode: () => native.statNode(fd(), text(), new Float64Array(c.pick([0, 1, 11, 12, 13]))),
   fchmod: () => native.fchmod(c.pick([-1, 99999, standing[4]]) as number, number()),
   fchown: () => native.fchown(c.pick([-1, 99999, standing[4]]) as number, number(), number()),
   futimens: () => native.futimens(c.pick([-1, 99999, standing[4]]) as number, number(), number(), number(), number()),

@@ -273,6 +273,8 @@ export const uevents: Surface = single('uevents', (c) => Buffer.concat([Buffer.f
   const socket = new UeventSocket(
     {
       Poll: class {
+        pause() {}
+        resume() {}
         close() {}
       },
       ueventOpen: () => 5,
@@ -308,9 +310,12 @@ export const uevents: Surface = single('uevents', (c) => Buffer.concat([Buffer.f
 })
 
 export const sysfs: Surface = single('sysfs', make.sysfsText, (bytes) => {
-  const native: Pick<Native, 'readFile' | 'scanBlock'> = {
-    readFile: (_, into) => bytes.copy(into),
-    scanBlock: (_, done) => done(0, ['loop0', bytes.toString('utf8'), true], 0),
+  const native = {
+    readFile: (_: string, into: Uint8Array) => bytes.copy(into),
+    openFile: () => 5,
+    readAgain: (_: number, into: Uint8Array) => bytes.copy(into),
+    close: () => 0,
+    scanBlock: (_: string, done: Parameters<Native['scanBlock']>[1]) => done(0, ['loop0', bytes.toString('utf8'), true], 0),
   }
   const files = new Sysfs(native)
   const device = files.read('loop0')
@@ -411,6 +416,8 @@ export const closes: Surface = single('inotify', make.inotifyEvents, (bytes) => 
         constructor(_: number, ready: () => void) {
           readable = ready
         }
+        pause() {}
+        resume() {}
         close() {}
       },
       read: (_, into) => bytes.copy(into),

@@ -54,7 +54,7 @@ export interface Message {
 type File =
   | { readonly kind: 'other' }
   | { readonly kind: 'device'; readonly device: Disk }
-  | { readonly kind: 'text'; readonly tid: number }
+  | { readonly kind: 'text'; readonly path: string }
   | { readonly kind: 'socket'; readonly queue: Message[] }
 
 /** A disk or partition; one that takes another's place is another object. */
@@ -125,6 +125,7 @@ export class World {
   private readonly reaper: Reaper
   private readonly opener: PinOpener
   private readonly intents: Intents
+  private readonly sysfs: Sysfs
   private readonly vault: Vault
   private readonly tree: Tree
 
@@ -163,7 +164,7 @@ export class World {
     const native = this.native()
     const log = this.log()
     const settings = { lingerMs: 1, holdSeconds: from === undefined ? 1 : 0.02, openTimeoutMs: 30, lookupPatienceMs: 2 }
-    const sysfs = new Sysfs(native)
+    const sysfs = (this.sysfs = new Sysfs(native))
     this.registry = new Registry(sysfs, log)
     this.state = new SharedState(this.memory)
     this.vault = new Vault(native, this.state, () => {}, log)
@@ -474,11 +475,26 @@ export class World {
   private native(): Native {
     const world = this
     const byName = (name: string) => this.disks.find(({ kname }) => kname === name)
+    const node = (name: string) => {
+      const errno = this.nodeErrno
+      this.nodeErrno = 0
+      return errno !== 0 ? errno : (byName(name) ?? E.ENOENT)
+    }
+    const stat = (device: { major: number; minor: number }, into: Float64Array) => {
+      into[STAT.MODE] = S_IFBLK | 0o660
+      into[STAT.UID] = 0
+      into[STAT.GID] = NODE_GROUP
+      into[STAT.RDEV_MAJOR] = device.major
+      into[STAT.RDEV_MINOR] = device.minor
+      return 0
+    }
     const calls: Partial<Native> = {
       Poll: class {
         constructor(_: number, ready: () => void) {
           world.ready = ready
         }
+        pause() {}
+        resume() {}
         close() {
           world.ready = () => {}
         }
@@ -497,27 +513,23 @@ export class World {
       readFile: (path, into) => this.fill(into, this.text(path)),
       openFile: (path) => {
         const text = this.text(path)
-        return typeof text === 'number' ? text : this.open({ kind: 'text', tid: Number(path.split('/')[2]) })
+        return typeof text === 'number' ? text : this.open({ kind: 'text', path })
       },
       readAgain: (fd, into) => {
         const file = this.files.get(fd)
-        return file?.kind === 'text' ? this.fill(into, this.text(`/proc/${file.tid}/syscall`)) : -E.EBADF
+        return file?.kind === 'text' ? this.fill(into, this.text(file.path)) : -E.EBADF
       },
       openNode: (_, name) => {
-        const errno = this.nodeErrno
-        this.nodeErrno = 0
-        const device = byName(name)
-        return errno !== 0 ? -errno : device === undefined ? -E.ENOENT : this.open({ kind: 'device', device: { ...device, diskseq: 0n } })
+        const device = node(name)
+        return typeof device === 'number' ? -device : this.open({ kind: 'device', device: { ...device, diskseq: 0n } })
+      },
+      statNode: (_, name, into) => {
+        const device = node(name)
+        return typeof device === 'number' ? -device : stat(device, into)
       },
       fstat: (fd, into) => {
         const device = this.device(fd)
-        if (device === undefined) return -E.EBADF
-        into[STAT.MODE] = S_IFBLK | 0o660
-        into[STAT.UID] = 0
-        into[STAT.GID] = NODE_GROUP
-        into[STAT.RDEV_MAJOR] = device.major
-        into[STAT.RDEV_MINOR] = device.minor
-        return 0
+        return device === undefined ? -E.EBADF : stat(device, into)
       },
       fchmod: () => 0,
       fchown: () => 0,
@@ -686,6 +698,7 @@ export class World {
     this.reaper.close()
     this.intents.close()
     this.registry.close()
+    this.sysfs.close()
     this.session.close()
     this.vault.close()
   }
