@@ -29,11 +29,13 @@ BUNDLED_NODE = $(wildcard .node/bin/node)
 export PATH := $(CURDIR)/.node/bin:$(CURDIR)/node_modules/.bin:$(PATH):/usr/sbin:/sbin
 
 ADDON = native/build/Release/diskseqfs_native.node
-# Stamp of npm ci; lists the packages to install with the daemon.
+# Stamp of npm ci; lists the packages that become part of the daemon.
 DEPS = node_modules/.production
 
 # Run by udev; see udev/61-diskseqfs.rules.
 LINK = udev/diskseqfs-link
+# What the benchmark compares the daemon with.
+PEER = build/peers/server
 # Stands in for the daemon while there is none.
 GUARD = native/diskseqfs-guard
 
@@ -60,10 +62,23 @@ $(ADDON): $(wildcard native/*.cc native/*.h native/*.gyp) | $(DEPS)
 	node-gyp -C native --loglevel=warn \
 		--nodedir="$$(node -p 'path.resolve(process.execPath, "../..")')" rebuild
 
+# The modules one by one; the tests take them from here to replace some.
 # The directories are there to notice files that are gone, the rm to forget them.
-dist/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -type d) | $(DEPS)
-	rm -rf dist
+build/js/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -type d) | $(DEPS)
+	rm -rf build/js
 	tsc -p tsconfig.json
+	ln -sfn ../native build/native
+
+# What runs: few files, as finding and reading each costs Node.js a millisecond.
+# Packages that are no modules call require.
+dist/cli.js: build/js/cli.js
+	rm -rf dist
+	esbuild $< --bundle --splitting --minify-syntax --platform=node --target=node20 --format=esm \
+		--external:fuse-native --outdir=dist --log-level=warning \
+		--banner:js='import { createRequire as requireFrom } from "node:module"; const require = requireFrom(import.meta.url);'
+	for package in $$(cat $(DEPS)); do \
+		printf '%s\n\n' "$${package#node_modules/}"; cat "$$package"/[Ll][Ii][Cc][Ee][Nn][CcSs][Ee]*; echo; \
+	done >dist/LICENSES
 	chmod +x $@
 
 run:
@@ -106,7 +121,17 @@ fuzz: build
 	ln -s ../../native build/fuzz/native
 	node --expose-gc build/fuzz/test/fuzz/run.js $(INPUTS) "$(or $(SEED),$$(date +%s))" $(if $(SURFACE),"$(SURFACE)")
 
-bench bench-faults: build
+bench: build
+	@[ "$$(id -u)" -eq 0 ] || { echo 'make bench: must be root to mount and to make loop devices' >&2; exit 1; }
+	@scripts/setup bench
+	@$(MAKE) --no-print-directory $(PEER)
+	npm run $@
+
+$(PEER): bench/peers/server.c
+	@mkdir -p $(@D)
+	$(CC) -O2 -Wall -Wextra -pthread $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< $$(pkg-config --cflags --libs fuse3)
+
+bench-faults: build
 	npm run $@
 
 # Not dependent on build: under sudo, PATH may have another node or none.
@@ -114,7 +139,7 @@ install:
 	@[ -e dist/cli.js ] && [ -e $(ADDON) ] && [ -e $(LINK) ] && [ -e $(GUARD) ] || $(MAKE) --no-print-directory build
 	rm -rf "$(DESTDIR)$(LIBDIR)"
 	install -d "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(SBINDIR)"
-	cp -R --parents package.json dist $(ADDON) $$(cat $(DEPS)) "$(DESTDIR)$(LIBDIR)"
+	cp -R --parents package.json dist $(ADDON) "$(DESTDIR)$(LIBDIR)"
 	cp $(GUARD) "$(DESTDIR)$(LIBDIR)"
 	sed 's|@UDEVDIR@|$(UDEVDIR)|g' systemd/diskseqfs-stock >"$(DESTDIR)$(LIBDIR)/diskseqfs-stock"
 	chmod +x "$(DESTDIR)$(LIBDIR)/diskseqfs-stock"
@@ -150,7 +175,7 @@ deb: build
 	DEB_RULES_REQUIRES_ROOT=no debian/rules binary
 
 clean:
-	rm -rf dist native/build .tap $(LINK) $(GUARD) build/fuzz build/asan build/diskseqfs_*.deb
+	rm -rf dist native/build .tap $(LINK) $(GUARD) build/js build/peers build/fuzz build/asan build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
 .PHONY: build setup run check check-vm check-types soak fuzz bench bench-faults install uninstall deb clean

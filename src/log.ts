@@ -94,8 +94,7 @@ export async function createLogger(level: LogLevel, target: LogTarget): Promise<
     }
     return { logger: pino({ ...options, timestamp: false }, { write }), flush }
   }
-  const { prettyFactory } = await import('pino-pretty')
-  const pretty = prettyFactory({
+  const pretty = (await import('pino-pretty')).default.prettyFactory({
     colorize: process.stderr.isTTY === true,
     translateTime: 'SYS:HH:MM:ss.l',
     singleLine: true,

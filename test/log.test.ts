@@ -13,7 +13,7 @@ const PATIENCE_MS = 8000
 
 /** Runs a program that has `logger` and `flush`; stderr as given. */
 function child(format: LogFormat, body: string, stderr: 'pipe' | 'ignore' | number) {
-  const url = JSON.stringify(join(import.meta.dirname, '../dist/log.js'))
+  const url = JSON.stringify(join(import.meta.dirname, '../build/js/log.js'))
   const script = `
     const { createLogger } = await import(${url})
     const { logger, flush } = await createLogger('info', { kind: 'stderr', format: '${format}' })

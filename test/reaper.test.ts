@@ -472,7 +472,7 @@ t.test('an answer begins the hold anew', SLOW, async (t) => {
 })
 
 t.test('a process that has closed it can exit', async (t) => {
-  const url = (name: string) => JSON.stringify(join(import.meta.dirname, '../dist', name))
+  const url = (name: string) => JSON.stringify(join(import.meta.dirname, '../build/js', name))
   const script = `
     const { Reaper } = await import(${url('reaper.js')})
     const { NodeTable } = await import(${url('node.js')})

@@ -1,5 +1,5 @@
 /** A daemon with one mechanism switched off, in a machine that has the package. */
-import { copyFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
 import { join } from 'node:path'
 
 import { ROOT } from '../helpers/root.js'
@@ -11,12 +11,18 @@ export const TWIN_MOUNTPOINT = `${DIRECTORY}/mnt`
 
 /** Runs `use` while such a daemon serves {@link TWIN_MOUNTPOINT}. */
 export async function withTwin<T>(vm: Vm, twin: Twin, use: () => Promise<T>): Promise<T> {
-  copyFileSync(join(ROOT, 'test/helpers/twin-daemon.mjs'), join(vm.share, 'twin-daemon.mjs'))
+  // With all that it imports, except the addon.
+  execFileSync(join(ROOT, 'node_modules/.bin/esbuild'), [
+    join(ROOT, 'test/helpers/twin-daemon.mjs'),
+    ...['--bundle', '--platform=node', '--target=node20', '--format=esm', '--external:fuse-native', '--log-level=warning'],
+    '--banner:js=import { createRequire as requireFrom } from "node:module"; const require = requireFrom(import.meta.url)',
+    `--outfile=${join(vm.share, 'twin-daemon.mjs')}`,
+  ])
   await vm.run(`
-    mkdir -p ${DIRECTORY}/test/helpers ${TWIN_MOUNTPOINT}
-    cp /share/twin-daemon.mjs ${DIRECTORY}/test/helpers
-    ln -sfn /usr/lib/diskseqfs/dist ${DIRECTORY}/dist
-    node ${DIRECTORY}/test/helpers/twin-daemon.mjs ${twin} ${TWIN_MOUNTPOINT} 2>${DIRECTORY}/log &
+    mkdir -p ${DIRECTORY}/dist ${TWIN_MOUNTPOINT}
+    cp /share/twin-daemon.mjs ${DIRECTORY}/dist
+    ln -sfn /usr/lib/diskseqfs/native ${DIRECTORY}/native
+    node ${DIRECTORY}/dist/twin-daemon.mjs ${twin} ${TWIN_MOUNTPOINT} 2>${DIRECTORY}/log &
     echo $! >${DIRECTORY}/pid
     for ((i = 0; i < 300; i++)); do
       mountpoint -q ${TWIN_MOUNTPOINT} && exit
