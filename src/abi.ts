@@ -339,6 +339,19 @@ export interface Dirent {
   readonly name: string
 }
 
+/** Adds the names of encoded entries to `names`; the cookie of the last, undefined where there are none. */
+export function decodeNames(bytes: Uint8Array, names: string[]): bigint | undefined {
+  const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  let cookie: bigint | undefined
+  for (let at = 0; at < buffer.length; ) {
+    const end = at + DIRENT_SIZE + buffer.readUInt32LE(at + 16)
+    cookie = buffer.readBigUInt64LE(at + 8)
+    names.push(buffer.toString('latin1', at + DIRENT_SIZE, end))
+    at = (end + 7) & ~7
+  }
+  return cookie
+}
+
 /** Directory entries as FUSE_READDIR wants them; entry i begins at `offsets[i]`. */
 export function encodeDirents(entries: readonly Dirent[]): {
   bytes: Buffer

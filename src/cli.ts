@@ -7,6 +7,7 @@ import { Command, CommanderError, InvalidArgumentError, Option } from 'commander
 import { UserError } from './errno.js'
 import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from './log.js'
 import { DEFAULT_MOUNTPOINT } from './mountpoint.js'
+import { type TransportName, TRANSPORTS } from './transport.js'
 
 /** Upper limits that only keep a typing error from looking like an intention. */
 const LINGER_MAX_MS = 60_000
@@ -32,6 +33,7 @@ export interface MountArguments {
   openTimeout: number
   fdStore?: boolean
   guard?: string
+  transport: TransportName
   logLevel: LogLevel
   logFormat?: LogFormat
 }
@@ -85,6 +87,15 @@ function program(): Command {
       'leave the tree mounted for the next daemon when this one ends; for a systemd service with FileDescriptorStoreMax=',
     )
     .option('--guard <socket>', 'socket of the diskseqfs-guard that stands in for this daemon if it dies; with --fd-store')
+    .addOption(
+      new Option(
+        '--transport <name>',
+        'what speaks with the kernel: session, which all that is promised rests on, or the npm package fuse-native,\n' +
+          'which tells too little for that (it says at its start what is missing)',
+      )
+        .choices(TRANSPORTS)
+        .default('session'),
+    )
     .addOption(new Option('--log-level <level>', 'least important lines to log').choices(LOG_LEVELS).default('info'))
     .addOption(
       new Option('--log-format <format>', 'format of log lines on stderr (default: pretty on a terminal, journal in a systemd service, else json)').choices(

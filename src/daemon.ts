@@ -6,6 +6,7 @@ import { Access } from './access.js'
 import { CloseWatch, WATCH_MASK } from './closes.js'
 import { DeviceNodes } from './devnode.js'
 import { E, errnoName, errnoOf, UserError } from './errno.js'
+import { FuseNativeTransport } from './fuse-native.js'
 import { Gate, LOOKUP_PATIENCE_MS } from './gate.js'
 import { Guard } from './guard.js'
 import { discard, inherit, KEPT } from './handover.js'
@@ -34,6 +35,7 @@ import { Sysfs } from './sysfs.js'
 import type { Descriptors, DescriptorStore } from './service.js'
 import { type PinRecord, SharedState, STATE_SIZE } from './state.js'
 import { type Predecessor, socketOf, Succession } from './successor.js'
+import type { Transport, TransportName } from './transport.js'
 import { Tree } from './tree.js'
 import { UeventSocket } from './uevent.js'
 import { type KeptPin, Vault } from './vault.js'
@@ -46,6 +48,8 @@ export interface DaemonOptions {
   readonly holdSeconds: number
   /** How long a caller waits for a disk that does not answer, ms. */
   readonly openTimeoutMs: number
+  /** What stands between the kernel and the tree. */
+  readonly transport?: TransportName
 }
 
 /**
@@ -81,7 +85,7 @@ export class Daemon {
   survives = false
   /** Whether it went on with the mount of an earlier one. */
   inherited = false
-  private transport: FuseSession | undefined
+  private transport: Transport | undefined
   private state = new SharedState()
   private stateFd = -1
   private vault: Vault | undefined
@@ -145,6 +149,18 @@ export class Daemon {
     }
     this.mountpoint = prepareMountpoint(this.options.mountpoint)
     await this.claimMountpoint()
+    await (this.options.transport === 'fuse-native' ? this.serveByLibrary() : this.serve())
+    this.log.info({ mountpoint: this.mountpoint, devices: this.registry.size }, 'mounted')
+  }
+
+  private async serveByLibrary(): Promise<void> {
+    const transport = new FuseNativeTransport(this.mountpoint, this.options.mount, this.log)
+    this.transport = transport
+    await transport.start(this.assemble(false))
+    this.watchMount(mountsAt(this.mountpoint).at(-1))
+  }
+
+  private async serve(): Promise<void> {
     this.shareState()
     const tree = this.assemble(false)
     const fuse = openFuse()
@@ -166,7 +182,7 @@ export class Daemon {
       )
     }
     const mount = mountsAt(this.mountpoint).at(-1)
-    if (mount !== undefined) this.watchMount(mount)
+    this.watchMount(mount)
     await transport.start(tree)
     // Both walk a path into this mount: only now, and on another thread.
     const [mountFd, watchFd] = await Promise.all([
@@ -181,7 +197,6 @@ export class Daemon {
       this.state.mount = { mountpoint: this.mountpoint, device: mount.device }
       await this.survive(mount.device, fuse, mountFd, watchFd)
     }
-    this.log.info({ mountpoint: this.mountpoint, devices: this.registry.size }, 'mounted')
   }
 
   /** From now on another daemon can go on: one that asks, or one that is started after this. */
@@ -223,7 +238,7 @@ export class Daemon {
 
   /** What was begun stays as it is, for the daemon that comes next: this process is to end at once. */
   leave(): void {
-    this.transport?.leave()
+    if (this.transport instanceof FuseSession) this.transport.leave()
   }
 
   /** Another daemon goes on from here. */
@@ -241,12 +256,15 @@ export class Daemon {
   private connect(fuse: number): FuseSession {
     const transport = new FuseSession(this.native, fuse, this.log, this.state)
     void transport.ended.then(() => this.end())
-    return (this.transport = transport)
+    this.transport = transport
+    return transport
   }
 
-  private watchMount({ id }: MountEntry): void {
-    this.mountId = id
-    this.mountWatch = new MountWatch(this.native, id, () => {
+  /** @param mount none, if it is gone already */
+  private watchMount(mount: MountEntry | undefined): void {
+    if (mount === undefined) return
+    this.mountId = mount.id
+    this.mountWatch = new MountWatch(this.native, mount.id, () => {
       this.log.info({ mountpoint: this.mountpoint }, 'the tree was unmounted')
       void this.end()
     })
@@ -380,6 +398,7 @@ export class Daemon {
     this.transport?.close()
     this.vault?.close()
     this.registry.close()
+    this.sysfs.close()
     this.uevents.close()
     for (const fd of [this.devDirectory, this.lock, this.stateFd]) if (fd >= 0) this.native.close(fd)
     this.devDirectory = this.lock = this.stateFd = -1
@@ -434,6 +453,8 @@ export class Daemon {
     const intents = parts.intents?.(native) ?? new Intents(native)
     const access = parts.access?.(native) ?? new Access(native)
     const reaper = new Reaper(native, nodes, opener, intents, options, log, state)
+    // Through the library, nobody can be sent away to wait elsewhere.
+    const patience = options.transport === 'fuse-native' ? options.openTimeoutMs : LOOKUP_PATIENCE_MS
     const gate = new Gate(
       registry,
       sysfs,
@@ -443,7 +464,7 @@ export class Daemon {
       reaper,
       intents,
       access,
-      { ...options, lookupPatienceMs: parts.lookupPatienceMs ?? LOOKUP_PATIENCE_MS },
+      { ...options, lookupPatienceMs: parts.lookupPatienceMs ?? patience },
       log,
     )
     this.opener = opener

@@ -20,7 +20,10 @@ const MS = {
   STRICTATIME: 1 << 24,
 } as const
 
-/** Mount flags a user may set; nosuid and noexec are always on. */
+/** Flags of every mount. */
+export const ALWAYS = MS.NOSUID | MS.NOEXEC
+
+/** Those a user may set. */
 const FLAGS: Readonly<Record<string, number>> = {
   ro: MS.RDONLY,
   noatime: MS.NOATIME,
@@ -53,7 +56,7 @@ export interface MountOptions {
  * @throws UserError for an option that is unknown or would make the tree unusable
  */
 export function parseMountOptions(text: string, own: readonly string[]): MountOptions {
-  let flags = MS.NOSUID | MS.NOEXEC
+  let flags: number = ALWAYS
   const labels: string[] = []
   const found = new Map<string, string>()
   for (const option of text.match(/(?:[^,"]|"[^"]*")+/g) ?? []) {

@@ -1,10 +1,14 @@
 /**
  * What stands between the kernel and the tree. A transport turns requests into
  * calls of {@link TreeOperations} and each {@link Reply} into one answer. The
- * session on /dev/fuse is the one transport so far; anything that can call
- * these few methods can serve the same tree.
+ * session on /dev/fuse is one transport, the package fuse-native another; anything
+ * that can call these few methods can serve the same tree.
  */
 import type { Attr, Entry, Validity } from './abi.js'
+
+/** What `--transport` takes: the daemon's own session, or the npm package (fuse-native.ts). */
+export const TRANSPORTS = ['session', 'fuse-native'] as const
+export type TransportName = (typeof TRANSPORTS)[number]
 
 /** Who asks. */
 export interface Caller {

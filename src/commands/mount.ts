@@ -22,6 +22,7 @@ const OWN = {
   open_timeout: '--open-timeout',
   log_level: '--log-level',
   log_format: '--log-format',
+  transport: '--transport',
 }
 
 /** Descriptor on which a daemon in the background tells its parent how the start went. */
@@ -54,6 +55,9 @@ function withMountOptions(given: MountArguments, mount: MountOptions, command: C
 }
 
 async function serve(mountpoint: string, options: MountArguments, mount: MountOptions): Promise<void> {
+  if (options.transport === 'fuse-native' && (options.replace || options.fdStore || options.guard !== undefined)) {
+    throw new UserError('--transport fuse-native: no daemon can go on with its mount; leave out --replace, --fd-store and --guard', 2)
+  }
   const inBackground = process.env[BACKGROUND] === '1'
   const { logger: log, flush } = await createLogger(
     options.logLevel,
@@ -69,6 +73,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
       lingerMs: options.linger,
       holdSeconds: options.hold,
       openTimeoutMs: options.openTimeout * 1000,
+      transport: options.transport,
     },
     log,
     {},

@@ -18,8 +18,9 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 
-import type { Test } from 'tap'
+import tap, { type Test } from 'tap'
 
+import { TRANSPORTS } from '../../src/transport.js'
 import { blkPath } from './blk.js'
 import { ROOT } from './root.js'
 
@@ -59,6 +60,7 @@ type Mechanism =
   | 'small-buffer'
   | 'small-buffer-unnoticed'
   | 'hoards'
+  | 'no-hold'
 
 export interface RunningTree {
   readonly mountpoint: string
@@ -173,6 +175,13 @@ export async function startTree(
   })
   await log.started(() => log.text().includes('"msg":"mounted"'))
   return { mountpoint, pid: child.pid as number, log: log.lines, stop, ended }
+}
+
+/** Runs a test of what the tree is, whatever stands between it and the kernel: once for each transport. */
+export function onEachTransport(name: string, test: (t: Test, args: string[]) => Promise<void>): void {
+  for (const transport of TRANSPORTS) {
+    tap.test(`${name} (${transport})`, (t) => test(t, ['--transport', transport]))
+  }
 }
 
 const MANAGER = join(ROOT, 'test/helpers/manager.py')

@@ -2,7 +2,7 @@
  * The daemon with one safety mechanism switched off: what the tests that prove
  * the mechanism must fail against. Never shipped.
  *
- *   node twin-daemon.mjs TWIN[+slow] MOUNTPOINT [--open-timeout SECONDS] [--hold SECONDS] [--note-answers]
+ *   node twin-daemon.mjs TWIN[+slow] MOUNTPOINT [--open-timeout SECONDS] [--hold SECONDS] [--transport NAME] [--note-answers]
  *
  * SIGUSR2 has it log how much it remembers, and, with --note-answers, whom it has
  * answered since the last time.
@@ -12,17 +12,18 @@
  */
 import { parseArgs } from 'node:util'
 
-import { Access } from '../../dist/access.js'
-import { Daemon } from '../../dist/daemon.js'
-import { Gate } from '../../dist/gate.js'
-import { Intents, RUNNING } from '../../dist/intent.js'
-import { createLogger } from '../../dist/log.js'
-import { parseMountOptions } from '../../dist/mountpoint.js'
-import { native } from '../../dist/native.js'
-import { PinOpener } from '../../dist/pin.js'
-import { Reaper } from '../../dist/reaper.js'
-import { FuseSession } from '../../dist/session.js'
-import { ServiceManager } from '../../dist/service.js'
+import { Access } from '../../build/js/access.js'
+import { Daemon } from '../../build/js/daemon.js'
+import { FuseNativeTransport } from '../../build/js/fuse-native.js'
+import { Gate } from '../../build/js/gate.js'
+import { Intents, RUNNING } from '../../build/js/intent.js'
+import { createLogger } from '../../build/js/log.js'
+import { parseMountOptions } from '../../build/js/mountpoint.js'
+import { native } from '../../build/js/native.js'
+import { PinOpener } from '../../build/js/pin.js'
+import { Reaper } from '../../build/js/reaper.js'
+import { FuseSession } from '../../build/js/session.js'
+import { ServiceManager } from '../../build/js/service.js'
 
 /** Verifies as the real one does, and then holds something else than the device. */
 class OtherPins extends PinOpener {
@@ -328,6 +329,14 @@ const twins = {
   },
   /** Requests are not read; all else goes on. */
   'mute': { native: { ...native, read: (fd, into) => (mute ? EAGAIN : native.read(fd, into)) } },
+  /** Through the library: a pin ends when its caller has been answered. */
+  'no-hold': {
+    patch() {
+      FuseNativeTransport.prototype.hold = function (id) {
+        setImmediate(() => this.operations.forget(id, 1n))
+      }
+    },
+  },
   /** No uevent ever arrives. */
   'deaf': { native: { ...native, ueventReceive: () => EAGAIN } },
 }
@@ -338,6 +347,7 @@ const { values, positionals } = parseArgs({
     'open-timeout': { type: 'string', default: '10' },
     'hold': { type: 'string', default: '30' },
     'guard': { type: 'string' },
+    'transport': { type: 'string', default: 'session' },
     'note-answers': { type: 'boolean', default: false },
   },
 })
@@ -356,6 +366,7 @@ const daemon = new Daemon(
     mount: parseMountOptions('', []),
     lingerMs: 5,
     holdSeconds: Number(values['hold']),
+    transport: values['transport'],
     openTimeoutMs: Number(values['open-timeout']) * 1000,
   },
   log,

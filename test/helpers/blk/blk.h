@@ -120,6 +120,27 @@ int open_appearing(const char *path, int flags, uint64_t *waited_ns);
 
 int parse_open_flags(const char *s);
 
+/* ---- several ways to the same disks, measured in turns (ways.c) ---- */
+
+/* A path to open; "careful:/dev/NAME" opens the device's own node, and makes
+ * sure that it is the device which that was at the start. */
+struct target {
+	const char *path;
+	bool careful;
+	dev_t number;
+	uint64_t diskseq;
+};
+int target_open(const struct target *t); /* fd or -errno */
+
+#define WAYS_MAX 8
+struct way {
+	const char *name;
+	struct target *targets;
+	int count;
+};
+/* What follows "--", each NAME=PATH,...; argc is cut there.  Returns how many. */
+int ways_of(int *argc, char **argv, struct way *ways);
+
 /* Where the partner of a ping-pong runs matters more than all else: a waking
  * on an idle processor costs ten times as much as one on the same. */
 enum pin { PIN_ANY, PIN_SAME, PIN_SPLIT };
@@ -156,6 +177,8 @@ int cmd_churn(int argc, char **argv);
 int cmd_pingpong(int argc, char **argv);
 int cmd_openlat(int argc, char **argv);
 int cmd_latency(int argc, char **argv);
+int cmd_throughput(int argc, char **argv);
+int cmd_cold_open(int argc, char **argv);
 int cmd_hold(int argc, char **argv);
 int cmd_exclusive_zram(int argc, char **argv);
 int cmd_exclusive_part(int argc, char **argv);

@@ -5,45 +5,55 @@
 /* Everything is measured in one process in small batches, in turns, so that
  * what disturbs one series disturbs the others as well and the quotients of
  * their percentiles mean something. */
-enum { RTT, OPEN_TREE, OPEN_DEV, STAT_TREE, STAT_DEV, SERIES };
-static const char *const names[SERIES] = {
-	"rtt", "open_tree", "open_dev", "stat_tree", "stat_dev",
-};
+#define SERIES_MAX (6 + 2 * WAYS_MAX)
+static struct series {
+	enum { RTT, OPEN, STAT } what;
+	const char *prefix, *name;
+	struct target target;
+	struct hist hist;
+	struct errs errors;
+} series[SERIES_MAX];
+static int count;
 
-static struct hist hists[SERIES];
-static struct errs errors[SERIES];
+static void add(int what, const char *prefix, const char *name, struct target target)
+{
+	series[count++] = (struct series){ .what = what, .prefix = prefix, .name = name, .target = target };
+}
 
-static void sample(int what, const char *path, struct pong *p)
+static void sample(struct series *s, struct pong *p)
 {
 	struct stat st;
 	uint64_t t, took;
 	int r;
 
-	if (what == RTT) {
-		pong_round(p, &hists[RTT]);
+	if (s->what == RTT) {
+		pong_round(p, &s->hist);
 		return;
 	}
 	t = now_ns();
-	if (what == OPEN_TREE || what == OPEN_DEV)
-		r = open(path, O_RDONLY | O_CLOEXEC);
+	if (s->what == OPEN)
+		r = target_open(&s->target);
 	else
-		r = stat(path, &st);
+		r = stat(s->target.path, &st) < 0 ? -errno : 0;
 	took = now_ns() - t;
 	if (r < 0) {
-		if (errno != EINTR || !stop_signal)
-			errs_add(&errors[what], errno);
+		if (r != -EINTR || !stop_signal)
+			errs_add(&s->errors, -r);
 		return;
 	}
-	if (what == OPEN_TREE || what == OPEN_DEV)
+	if (s->what == OPEN)
 		close(r);
-	hist_add(&hists[what], took);
+	hist_add(&s->hist, took);
 }
 
+/* What follows "--", NAME=PATH, are other trees: "open_NAME" and "stat_NAME".
+ * Of what begins with "careful:" there is only "open_NAME". */
 int cmd_latency(int argc, char **argv)
 {
+	static struct way ways[WAYS_MAX];
 	const char *tree = NULL, *dev = NULL, *pin = "any";
 	double seconds = 1;
-	int batch = 200;
+	int batch = 200, others = ways_of(&argc, argv, ways);
 	struct pong p;
 
 	parse_opts(argc, argv, (const struct opt[]){
@@ -56,22 +66,33 @@ int cmd_latency(int argc, char **argv)
 	});
 	if (batch < 1)
 		die("bad value for --batch");
+	add(RTT, "", "rtt", (struct target){ 0 });
+	add(OPEN, "open_", "tree", (struct target){ .path = tree });
+	add(OPEN, "open_", "dev", (struct target){ .path = dev });
+	add(STAT, "stat_", "tree", (struct target){ .path = tree });
+	add(STAT, "stat_", "dev", (struct target){ .path = dev });
+	for (int i = 0; i < others; i++) {
+		add(OPEN, "open_", ways[i].name, ways[i].targets[0]);
+		if (!ways[i].targets[0].careful)
+			add(STAT, "stat_", ways[i].name, ways[i].targets[0]);
+	}
 	pong_start(&p, parse_pin(pin));
 
 	uint64_t until = 0;
 	/* The first round only warms up caches. */
 	for (unsigned round = 0; !stop_signal; round++) {
-		for (int i = 0; i < SERIES; i++) {
+		for (int i = 0; i < count; i++) {
 			/* another first one every round */
-			int what = (int)((unsigned)i + round) % SERIES;
-			const char *path = what == OPEN_TREE || what == STAT_TREE ? tree : dev;
+			struct series *s = &series[((unsigned)i + round) % (unsigned)count];
 
 			for (int k = 0; k < batch && !stop_signal; k++)
-				sample(what, path, &p);
+				sample(s, &p);
 		}
 		if (round == 0) {
-			memset(hists, 0, sizeof hists);
-			memset(errors, 0, sizeof errors);
+			for (int i = 0; i < count; i++) {
+				memset(&series[i].hist, 0, sizeof series[i].hist);
+				memset(&series[i].errors, 0, sizeof series[i].errors);
+			}
 			until = now_ns() + (uint64_t)(seconds * NS_PER_S);
 		} else if (now_ns() >= until) {
 			break;
@@ -79,11 +100,13 @@ int cmd_latency(int argc, char **argv)
 	}
 	pong_end(&p);
 	printf("{");
-	for (int i = 0; i < SERIES; i++) {
-		printf("%s\"%s\":{", i ? "," : "", names[i]);
-		hist_print_ns(&hists[i]);
+	for (int i = 0; i < count; i++) {
+		const struct series *s = &series[i];
+
+		printf("%s\"%s%s\":{", i ? "," : "", s->prefix, s->name);
+		hist_print_ns(&s->hist);
 		printf(",");
-		errs_print("errors", &errors[i]);
+		errs_print("errors", &s->errors);
 		printf("}");
 	}
 	printf("}\n");
