@@ -1,179 +1,370 @@
 /**
- * What the tree costs, against what it cannot be cheaper than: each figure is
- * a ratio of two things measured in turns, in one run, on this machine.
+ * What the tree costs: against the same tree served otherwise (see peers/),
+ * against clients that open and verify a device themselves, and against what it
+ * cannot be cheaper than. Each figure is measured in turns, in one run, on this
+ * machine; what counts are the ratios.
  *
- *   make bench [QUICK=1]
+ *   make bench [QUICK=1] [DISKS=10000]
  */
-import { execFileSync, spawn } from 'node:child_process'
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 import { join } from 'node:path'
 
-import { blk, blkPath } from '../test/helpers/blk.js'
+import { blk } from '../test/helpers/blk.js'
 import { ROOT } from '../test/helpers/root.js'
-import { cleanUp, cleanup, daemon, end, machine, median, number, percentile, printTable, QUICK, resident, temporary } from './common.js'
+import {
+  cleanUp, daemon, end, helper, machine, median, number, percentile, printTable, QUICK, resident, temporary,
+} from './common.js'
+import { type Kind, KINDS, startPeer } from './peers.js'
 
 const RESULT = join(ROOT, 'build/bench.json')
-const DISKS = 1000
+const DISKS = Number(process.env['DISKS'] ?? 10_000)
+const CLIENTS = 8
+const COLD = 16
 
+const OURS = 'diskseqfs'
+
+/** One figure of one of those that are compared. */
 interface Row {
-  figure: string
-  p50: number
-  p99?: number
-  unit: string
-  against: string
-  baseline: number
-  ratio: number
-  goal?: string
+  readonly figure: string
+  readonly who: string
+  readonly p50: number
+  readonly p99?: number
+  readonly unit: string
 }
+
+/** What a figure of ours may be, as a multiple of somebody else's: at most, or at least. */
+interface Goal {
+  readonly figure: string
+  readonly share: 'p50' | 'p99'
+  readonly against: string
+  readonly most?: number
+  readonly least?: number
+}
+
+const most = (figure: string, against: string, most: number, share: Goal['share'] = 'p50'): Goal => ({ figure, share, against, most })
+const least = (figure: string, against: string, least: number): Goal => ({ figure, share: 'p50', against, least })
+
+const FIGURE = {
+  open: 'warm open, two processors',
+  openSame: 'warm open, one processor',
+  stat: 'stat, two processors',
+  statSame: 'stat, one processor',
+  cold: 'cold open',
+  clients: `opens by ${CLIENTS} clients`,
+  scale: `warm open, ${DISKS.toLocaleString('en')} disks`,
+  list: `list ${DISKS.toLocaleString('en')} names`,
+  ready: 'ready after start',
+  readyMany: `ready after start, ${DISKS.toLocaleString('en')} disks, more than with few`,
+  memory: 'resident memory',
+  memoryMany: 'resident memory, for each 1,000 disks',
+  io1: 'random reads of 4 KiB, queue depth 1',
+  io32: 'random reads of 4 KiB, queue depth 32',
+}
+const PINGPONG = 'pipe ping-pong'
+const NODE = 'node -e 0'
+
+const GOALS: readonly Goal[] = [
+  most(FIGURE.open, PINGPONG, 1.3),
+  most(FIGURE.open, 'c', 1.1),
+  most(FIGURE.open, 'fuse-native', 0.5),
+  most(FIGURE.open, 'c', 1.5, 'p99'),
+  most(FIGURE.cold, 'c', 1.5),
+  most(FIGURE.stat, 'c', 1.3),
+  least(FIGURE.clients, 'c', 0.9),
+  least(FIGURE.clients, 'fuse-native', 2),
+  most(FIGURE.scale, 'with few disks', 1.1),
+  most(FIGURE.list, 'c', 1.5),
+  most(FIGURE.ready, NODE, 1.6),
+  most(FIGURE.readyMany, 'a second', 1),
+  most(FIGURE.memory, 'bare node', 1.25),
+  most(FIGURE.memoryMany, 'a MiB', 1),
+]
 
 const rows: Row[] = []
-async function latency(mountpoint: string, pid: number): Promise<void> {
+
+interface Peer {
+  readonly kind: Kind
+  readonly mountpoint: string
+  readonly child: ChildProcess
+  readonly ms: number
+}
+
+/** Loop devices that the C helper makes, and removes at the end. */
+async function disks(count: number, size = 1 << 20): Promise<{ devices: string[]; detach: () => Promise<void> }> {
   const file = join(temporary('disk'), 'disk.img')
   writeFileSync(file, '')
-  truncateSync(file, 1 << 20)
-  const device = execFileSync('losetup', ['--find', '--show', file], { encoding: 'utf8' }).trim()
+  truncateSync(file, size)
+  const { end } = await helper('loops', String(count), file)
+  const devices = readdirSync('/sys/block').filter((name) => backing(name) === file)
+  return { devices: devices.map((name) => `/dev/${name}`), detach: end }
+}
+
+function backing(name: string): string | undefined {
   try {
-    const diskseq = readFileSync(`/sys/class/block/${device.slice(5)}/diskseq`, 'utf8').trim()
-    // Two processes that talk cost a few us on one processor and ten times that
-    // across two: so say where they run, and compare like with like.
-    for (const pin of ['split', 'same'] as const) {
-      execFileSync('taskset', ['-apc', pin === 'split' ? '1' : '0', String(pid)], { stdio: 'ignore' })
-      const result = await blk(
-        'latency',
-        '--tree', join(mountpoint, diskseq),
-        '--dev', device,
-        '--seconds', QUICK ? '3' : '15',
-        '--pin', pin,
-      )
-      const where = pin === 'split' ? 'two processors' : 'one processor'
-      const us = (name: string, share: string) => result[name][`${share}_ns`] / 1000
-      const against = (figure: string, name: string, other: string, label: string, goal?: string) =>
-        rows.push({
-          figure: `${figure}, ${where}`,
-          p50: us(name, 'p50'),
-          p99: us(name, 'p99'),
-          unit: 'us',
-          against: label,
-          baseline: us(other, 'p50'),
-          ratio: us(name, 'p50') / us(other, 'p50'),
-          ...(goal !== undefined && { goal }),
-        })
-      against('warm open', 'open_tree', 'rtt', 'pipe ping-pong', pin === 'split' ? '<= 1.5' : undefined)
-      against('warm open', 'open_tree', 'open_dev', 'open of /dev/loopN')
-      against('stat', 'stat_tree', 'rtt', 'pipe ping-pong')
-    }
-    execFileSync('taskset', ['-apc', `0-${cpus().length - 1}`, String(pid)], { stdio: 'ignore' })
-  } finally {
-    execFileSync('losetup', ['--detach', device])
+    return readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8').trim()
+  } catch {
+    return undefined // no loop device, or one without a file, or gone
   }
 }
 
-async function listing(mountpoint: string): Promise<void> {
-  const file = join(temporary('many'), 'disk.img')
-  writeFileSync(file, '')
-  truncateSync(file, 1 << 20)
-  const loops = spawn(blkPath(), ['loops', String(DISKS), file], { stdio: ['pipe', 'pipe', 'inherit'] })
-  try {
-    await new Promise<void>((resolve, reject) => {
-      loops.stdout.once('data', () => resolve())
-      loops.once('exit', () => reject(new Error('the loop devices could not be made')))
-    })
-    const names = readdirSync(mountpoint)
-    if (names.length < DISKS) throw new Error(`only ${names.length} of ${DISKS} disks are listed`)
-    const plain = temporary('names')
-    for (const name of names) writeFileSync(join(plain, name), '')
-    const tree: number[] = []
-    const other: number[] = []
-    for (let i = 0; i < (QUICK ? 50 : 300); i++) {
-      for (const [directory, samples] of [[mountpoint, tree], [plain, other]] as const) {
-        const began = performance.now()
-        readdirSync(directory)
-        samples.push(performance.now() - began)
-      }
-    }
-    rows.push({
-      figure: `list ${names.length} names`,
-      p50: median(tree),
-      p99: percentile(tree, 0.99),
-      unit: 'ms',
-      against: 'the same names as files',
-      baseline: median(other),
-      ratio: median(tree) / median(other),
-    })
-  } finally {
-    const ended = new Promise((resolve) => loops.on('exit', resolve))
-    loops.stdin.end()
-    await ended
-  }
+const diskseq = (device: string) => readFileSync(`/sys/class/block/${device.slice(5)}/diskseq`, 'utf8').trim()
+const within = ({ mountpoint }: Peer, device: string) => join(mountpoint, diskseq(device))
+
+function add(figure: string, unit: string, values: readonly (readonly [who: string, p50: number, p99?: number])[]): void {
+  for (const [who, p50, p99] of values) rows.push({ figure, who, p50, ...(p99 !== undefined && { p99 }), unit })
 }
 
-async function startup(): Promise<void> {
-  const bare: number[] = []
-  const ready: number[] = []
-  const memory: number[] = []
-  const bareMemory: number[] = []
-  for (let i = 0; i < (QUICK ? 5 : 15); i++) {
+/** A part of what the C helper printed; nothing in it may have failed. */
+function part(result: Record<string, any>, name: string): Record<string, number> {
+  const found = result[name]
+  if (Object.keys(found.errors).length > 0) throw new Error(`${name}: ${JSON.stringify(found.errors)}`)
+  return found
+}
+
+const us = (result: Record<string, any>, name: string): [number, number] => {
+  const { p50_ns, p99_ns } = part(result, name) as { p50_ns: number; p99_ns: number }
+  return [p50_ns / 1000, p99_ns / 1000]
+}
+
+const SERIES: Readonly<Record<Kind, string>> = { [OURS]: 'tree', c: 'c', 'fuse-native': 'fuse-native' }
+
+async function warm(peers: readonly Peer[]): Promise<void> {
+  // A device for each: what one holds open, another one opens faster.
+  const [plain, careful, ...own] = (await disks(2 + peers.length)).devices
+  const path = (kind: Kind) => {
+    const i = peers.findIndex((peer) => peer.kind === kind)
+    return within(peers[i]!, own[i]!)
+  }
+  for (const where of ['split', 'same'] as const) {
+    for (const { child } of peers) execFileSync('taskset', ['-apc', where === 'split' ? '1' : '0', String(child.pid)])
+    const result = await blk(
+      'latency',
+      '--tree', path(OURS),
+      '--dev', plain!,
+      '--seconds', QUICK ? '8' : '40',
+      '--pin', where,
+      '--',
+      ...peers.filter(({ kind }) => kind !== OURS).map(({ kind }) => `${SERIES[kind]}=${path(kind)}`),
+      `careful=careful:${careful}`,
+    )
+    const [open, stat] = where === 'split' ? [FIGURE.open, FIGURE.stat] : [FIGURE.openSame, FIGURE.statSame]
+    add(open, 'us', [
+      ...peers.map(({ kind }) => [kind, ...us(result, `open_${SERIES[kind]}`)] as const),
+      ['careful client', ...us(result, 'open_careful')],
+      ['open of /dev/loopN', ...us(result, 'open_dev')],
+      [PINGPONG, ...us(result, 'rtt')],
+    ])
+    add(stat, 'us', [
+      ...peers.map(({ kind }) => [kind, ...us(result, `stat_${SERIES[kind]}`)] as const),
+      ['stat of /dev/loopN', ...us(result, 'stat_dev')],
+      [PINGPONG, ...us(result, 'rtt')],
+    ])
+  }
+  for (const { child } of peers) execFileSync('taskset', ['-apc', `0-${cpus().length - 1}`, String(child.pid)])
+}
+
+async function cold(peers: readonly Peer[]): Promise<void> {
+  const ways: (readonly [who: string, paths: (devices: string[]) => string[]])[] = [
+    ...peers.map((peer) => [peer.kind, (devices: string[]) => devices.map((device) => within(peer, device))] as const),
+    ['careful client', (devices) => devices.map((device) => `careful:${device}`)],
+    ['open of /dev/loopN', (devices) => devices],
+  ]
+  const { devices } = await disks(ways.length * COLD)
+  const result = await blk(
+    'cold-open',
+    '--rounds', QUICK ? '8' : '40',
+    '--pause-ms', '1500', // others hold them for a second
+    '--',
+    ...ways.map(([, paths], i) => `${i}=${paths(devices.slice(i * COLD, (i + 1) * COLD)).join()}`),
+  )
+  add(FIGURE.cold, 'us', ways.map(([who], i) => [who, ...us(result, String(i))]))
+}
+
+async function throughput(peers: readonly Peer[]): Promise<void> {
+  const { devices } = await disks(CLIENTS)
+  const ways: (readonly [who: string, paths: string[]])[] = [
+    ...peers.map((peer) => [peer.kind, devices.map((device) => within(peer, device))] as const),
+    ['careful client', devices.map((device) => `careful:${device}`)],
+    ['open of /dev/loopN', devices],
+  ]
+  const result = await blk(
+    'throughput',
+    '--clients', String(CLIENTS),
+    '--seconds', QUICK ? '3' : '15',
+    '--',
+    ...ways.map(([, paths], i) => `${i}=${paths.join()}`),
+  )
+  add(FIGURE.clients, '1/s', ways.map(([who], i) => [who, part(result, String(i))['opens_per_s']!]))
+}
+
+/** As the disks become many: what an open costs, a listing, a start, and memory. */
+async function scale(peers: readonly Peer[]): Promise<void> {
+  const own = peers.find(({ kind }) => kind === OURS)!
+  const [device] = (await disks(1)).devices
+  const path = within(own, device!)
+  const open = async () => {
+    const result = await blk('latency', '--tree', path, '--dev', device!, '--seconds', QUICK ? '2' : '6', '--pin', 'split')
+    // What the machine does meanwhile shows in the ping-pong too.
+    return us(result, 'open_tree')[0] / us(result, 'rtt')[0]
+  }
+  const few: number[] = []
+  const many: number[] = []
+  const start = { few: await starts(), many: await starts(0) }
+  for (let i = 0; i < (QUICK ? 1 : 3); i++) {
+    few.push(await open())
+    const { detach } = await disks(DISKS)
+    many.push(await open())
+    if (i === 0) {
+      await listing(peers)
+      start.many = await starts()
+    }
+    await detach()
+    few.push(await open())
+  }
+  add(FIGURE.scale, 'x ping-pong', [
+    [OURS, median(many)],
+    ['with few disks', median(few)],
+  ])
+  const { ms, memory, bareMs, bareMemory } = start.few
+  add(FIGURE.ready, 'ms', [
+    [OURS, median(ms), percentile(ms, 0.99)],
+    [NODE, median(bareMs), percentile(bareMs, 0.99)],
+  ])
+  add(FIGURE.memory, 'MiB', [
+    [OURS, median(memory)],
+    ['bare node', median(bareMemory)],
+  ])
+  add(FIGURE.readyMany, 's', [
+    [OURS, (median(start.many.ms) - median(ms)) / 1000],
+    ['a second', 1],
+  ])
+  add(FIGURE.memoryMany, 'MiB', [
+    [OURS, ((median(start.many.memory) - median(memory)) * 1000) / DISKS],
+    ['a MiB', 1],
+  ])
+}
+
+async function listing(peers: readonly Peer[]): Promise<void> {
+  const plain = temporary('names')
+  for (const name of readdirSync(peers[0]!.mountpoint)) writeFileSync(join(plain, name), '')
+  const directories = [...peers.map(({ kind, mountpoint }) => [kind, mountpoint] as const), ['the same names as files', plain] as const]
+  const samples = new Map<string, number[]>(directories.map(([who]) => [who, []]))
+  for (let i = 0; i < (QUICK ? 20 : 100); i++) {
+    for (const [who, directory] of directories) {
+      const began = performance.now()
+      const { length } = readdirSync(directory)
+      samples.get(who)!.push(performance.now() - began)
+      if (length < DISKS) throw new Error(`${who} lists ${length} of ${DISKS} disks`)
+    }
+  }
+  add(FIGURE.list, 'ms', directories.map(([who]) => [who, median(samples.get(who)!), percentile(samples.get(who)!, 0.99)]))
+}
+
+interface Starts {
+  readonly ms: number[]
+  readonly memory: number[]
+  readonly bareMs: number[]
+  readonly bareMemory: number[]
+}
+
+/** Starts of the daemon and of Node.js with nothing to do, in turns. */
+async function starts(count = QUICK ? 5 : 15): Promise<Starts> {
+  const found: Starts = { ms: [], memory: [], bareMs: [], bareMemory: [] }
+  for (let i = 0; i < count; i++) {
     const began = performance.now()
     execFileSync(process.execPath, ['-e', '0'])
-    bare.push(performance.now() - began)
+    found.bareMs.push(performance.now() - began)
     const { child, ms } = await daemon(temporary('mount'))
-    ready.push(ms)
-    memory.push(resident(child.pid as number))
+    found.ms.push(ms)
+    found.memory.push(resident(child.pid as number))
     await end(child)
     const idle = spawn(process.execPath, ['-e', 'console.log(1); setInterval(() => {}, 1e6)'], {
       stdio: ['ignore', 'pipe', 'ignore'],
     })
     await new Promise((resolve) => idle.stdout.once('data', resolve))
-    bareMemory.push(resident(idle.pid as number))
+    found.bareMemory.push(resident(idle.pid as number))
     await end(idle)
   }
-  rows.push({
-    figure: 'ready after start',
-    p50: median(ready),
-    p99: percentile(ready, 0.99),
-    unit: 'ms',
-    against: 'node -e 0',
-    baseline: median(bare),
-    ratio: median(ready) / median(bare),
-  })
-  rows.push({
-    figure: 'resident memory',
-    p50: median(memory),
-    unit: 'MiB',
-    against: 'bare node',
-    baseline: median(bareMemory),
-    ratio: median(memory) / median(bareMemory),
+  return found
+}
+
+/** Reads through the node and on the device, in turns: once it is open, the tree has no part in it. */
+async function io(peers: readonly Peer[]): Promise<void> {
+  const own = peers.find(({ kind }) => kind === OURS)!
+  const [device] = (await disks(1, 256 << 20)).devices
+  const ways = [
+    [OURS, within(own, device!)],
+    ['on the device', device!],
+  ] as const
+  for (const [figure, depth] of [[FIGURE.io1, 1], [FIGURE.io32, 32]] as const) {
+    const found = new Map<string, number[]>(ways.map(([who]) => [who, []]))
+    for (let i = 0; i < (QUICK ? 2 : 6); i++) {
+      for (const [who, path] of ways) {
+        const output = execFileSync('fio', [
+          '--name=read', `--filename=${path}`, '--readonly', '--rw=randread', '--bs=4k', '--ioengine=libaio', '--direct=1',
+          `--iodepth=${depth}`, '--time_based', `--runtime=${QUICK ? 1 : 3}`, '--output-format=json',
+        ])
+        found.get(who)!.push(JSON.parse(output.toString()).jobs[0].read.iops)
+      }
+    }
+    add(figure, '1/s', ways.map(([who]) => [who, median(found.get(who)!)]))
+  }
+}
+
+const ratioOf = (own: Row, row: Row, share: Goal['share']) => own[share]! / row[share]!
+
+interface Verdict {
+  readonly goal: Goal
+  readonly ratio: number
+  readonly met: boolean
+}
+
+function verdicts(): Verdict[] {
+  return GOALS.map((goal) => {
+    const of = (who: string) => rows.find((row) => row.figure === goal.figure && row.who === who)!
+    const ratio = ratioOf(of(OURS), of(goal.against), goal.share)
+    return { goal, ratio, met: goal.most === undefined ? ratio >= goal.least! : ratio <= goal.most }
   })
 }
 
 function print(): void {
   printTable([
-    ['figure', 'p50', 'p99', 'unit', 'against', 'its p50', 'ratio', 'goal'],
-    ...rows.map((row) => [
-      row.figure,
-      number(row.p50),
-      number(row.p99),
-      row.unit,
-      row.against,
-      number(row.baseline),
-      number(row.ratio),
-      row.goal ?? '',
+    ['figure', 'who', 'p50', 'p99', 'unit', `${OURS} / it`],
+    ...rows.map((row) => {
+      const own = rows.find(({ figure, who }) => figure === row.figure && who === OURS)!
+      return [row.figure, row.who, number(row.p50), number(row.p99), row.unit, row === own ? '' : number(ratioOf(own, row, 'p50'))]
+    }),
+  ])
+  console.log()
+  printTable([
+    ['goal', 'against', 'ratio', 'wanted', ''],
+    ...verdicts().map(({ goal, ratio, met }) => [
+      `${goal.figure}, ${goal.share}`,
+      goal.against,
+      number(ratio),
+      goal.most === undefined ? `>= ${goal.least}` : `<= ${goal.most}`,
+      met ? 'met' : 'missed',
     ]),
   ])
 }
 
 try {
   console.log(`${machine}\n`)
-  const mountpoint = temporary('mount')
-  const { child } = await daemon(mountpoint)
-  cleanup(() => end(child))
-  await latency(mountpoint, child.pid as number)
-  await listing(mountpoint)
-  await startup()
+  const peers: Peer[] = []
+  for (const kind of KINDS) {
+    const mountpoint = temporary('mount')
+    peers.push({ kind, mountpoint, ...(await startPeer(kind, mountpoint)) })
+  }
+  await warm(peers)
+  await cold(peers)
+  await throughput(peers)
+  await io(peers)
+  await scale(peers)
   print()
   mkdirSync(join(ROOT, 'build'), { recursive: true })
-  writeFileSync(RESULT, `${JSON.stringify({ machine, rows }, null, 2)}\n`)
+  writeFileSync(RESULT, `${JSON.stringify({ machine, rows, goals: verdicts() }, null, 2)}\n`)
 } finally {
   await cleanUp()
 }
