@@ -7,7 +7,7 @@ namespace diskseqfs {
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   auto* addon = new Addon;
   env.SetInstanceData(addon);
-  InitTasks(env);
+  InitTasks(env, exports);
   InitBlockdev(env, exports);
   InitConstants(env, exports);
   InitDescriptor(env, exports);

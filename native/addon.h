@@ -29,7 +29,7 @@ void InitInotify(Napi::Env env, Napi::Object exports);
 void InitMount(Napi::Env env, Napi::Object exports);
 void InitPoll(Napi::Env env, Napi::Object exports);
 void InitSockets(Napi::Env env, Napi::Object exports);
-void InitTasks(Napi::Env env);
+void InitTasks(Napi::Env env, Napi::Object exports);
 void InitUevent(Napi::Env env, Napi::Object exports);
 
 inline int IntArg(const Napi::CallbackInfo& info, size_t i) {

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -41,6 +42,7 @@ std::shared_ptr<TaskPool> TaskPool::Create(Napi::Env env) {
 
 void TaskPool::Submit(Napi::Function callback, Work work) {
   auto* task = new Task{std::move(work), nullptr, Napi::Persistent(callback)};
+  fresh_ = true;
   if (pending_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(async_));
   bool spawn = false;
   {
@@ -103,8 +105,13 @@ void TaskPool::Serve() {
       continue;
     }
     done_.push_back(task);
-    // Under the lock: Shutdown() closes the handle under it.
+    finished_.store(done_.size(), std::memory_order_release);
+    // Not under the lock, which is what the event loop takes when it wakes.
+    sending_++;
+    lock.unlock();
     uv_async_send(async_);
+    lock.lock();
+    if (--sending_ == 0) sent_.notify_one();
   }
   threads_--;
 }
@@ -114,6 +121,7 @@ void TaskPool::Deliver() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     done.swap(done_);
+    finished_.store(0, std::memory_order_relaxed);
   }
   for (Task* raw : done) {
     std::unique_ptr<Task> task(raw);
@@ -128,16 +136,36 @@ void TaskPool::Deliver() {
   }
 }
 
+void TaskPool::Linger(unsigned us) {
+  auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(us);
+  if (!fresh_) return;
+  fresh_ = false;
+  while (pending_ > 0 && finished_.load(std::memory_order_acquire) == 0) {
+    if (std::chrono::steady_clock::now() > until) return;
+    sched_yield();
+  }
+  if (pending_ > 0) Deliver();
+}
+
+static Napi::Value Linger(const Napi::CallbackInfo& info) {
+  Tasks(info.Env()).Linger(info[0].As<Napi::Number>().Uint32Value());
+  return info.Env().Undefined();
+}
+
 void TaskPool::Shutdown() {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(mutex_);
   closed_ = true;
   wake_.notify_all();
+  sent_.wait(lock, [this] { return sending_ == 0; });
   for (Task* task : done_) delete task;
   done_.clear();
   uv_close(reinterpret_cast<uv_handle_t*>(async_),
            [](uv_handle_t* handle) { delete reinterpret_cast<uv_async_t*>(handle); });
 }
 
-void InitTasks(Napi::Env env) { env.GetInstanceData<Addon>()->tasks = TaskPool::Create(env); }
+void InitTasks(Napi::Env env, Napi::Object exports) {
+  env.GetInstanceData<Addon>()->tasks = TaskPool::Create(env);
+  exports.Set("linger", Napi::Function::New<Linger>(env));
+}
 
 }  // namespace diskseqfs

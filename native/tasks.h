@@ -10,6 +10,7 @@
 #include <napi.h>
 #include <uv.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -53,6 +54,10 @@ class TaskPool : public std::enable_shared_from_this<TaskPool> {
   // under way the event loop stays alive.
   void Submit(Napi::Function callback, Work work);
 
+  // Gives what is under way a moment to be done, us, before the event loop goes
+  // to sleep: to be woken takes longer than most of it.
+  void Linger(unsigned us);
+
  private:
   static constexpr size_t kMaxThreads = 1024;
   static constexpr size_t kStackBytes = 128 * 1024;
@@ -73,15 +78,22 @@ class TaskPool : public std::enable_shared_from_this<TaskPool> {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Task*> waiting_;
+  // Of done_, to be looked at without the lock.
+  std::atomic<size_t> finished_{0};
   std::deque<Task*> done_;
   size_t threads_ = 0;
   size_t idle_ = 0;
   bool closed_ = false;
+  // Threads that are about to wake the event loop: its handle stays until they have.
+  size_t sending_ = 0;
+  std::condition_variable sent_;
 
   // Touched by the event loop's thread only.
   Napi::Env env_;
   uv_async_t* async_ = nullptr;
   size_t pending_ = 0;
+  // Something was submitted since the last Linger(): what was before may hang.
+  bool fresh_ = false;
 };
 
 }  // namespace diskseqfs

@@ -91,6 +91,8 @@ export interface Native {
    */
   openDevice(dir: number, name: string, flags: number, loop: boolean, done: OpenDeviceCallback): void
   closeDevice(fd: number, done: () => void): void
+  /** Waits for what is under way on other threads, for so many microseconds at most, and calls back. */
+  linger(us: number): void
   /** BLKGETDISKSEQ. */
   diskseq(fd: number): bigint | number
   /** [name, uevent text, bound, name, ...] of a /sys/class/block, and the processor time it took, ms. */

@@ -40,6 +40,9 @@ const TRIES_MAX = 5
 /** Requests handled before the event loop gets to look at anything else. */
 const BATCH = 64
 
+/** How long the loop waits for a disk that is being opened, before it goes to sleep; us. */
+const LINGER_US = 100
+
 /** Requests that may wait for their turn; beyond that they are answered as they come. */
 const WAITING_MAX = 2048
 
@@ -163,7 +166,7 @@ export class FuseSession implements Transport {
    * @param state where requests are kept for a daemon that takes over
    */
   constructor(
-    private readonly native: Pick<Native, 'Poll' | 'read' | 'write' | 'close'>,
+    private readonly native: Pick<Native, 'Poll' | 'read' | 'write' | 'close' | 'linger'>,
     private fd: number,
     private readonly log: Logger,
     readonly state = new SharedState(),
@@ -233,6 +236,7 @@ export class FuseSession implements Transport {
   /** Takes what there is to read, then answers one of those that wait. */
   private readable(): void {
     this.take()
+    this.native.linger(LINGER_US)
     const next = this.poll === undefined ? undefined : this.waiting.take()
     if (next === undefined) return
     const reply = this.handle(new Message(this.state.kept(next.slot, next.length), next.length), next.slot)

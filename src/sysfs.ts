@@ -146,7 +146,7 @@ export class Sysfs {
 
   /** Whether its medium may be changed; of a partition, its disk's. */
   removable({ kname, partition }: Device): boolean {
-    return this.attribute(kname, partition === 0 ? 'removable' : '../removable') === '1\n'
+    return this.again(kname, partition === 0 ? 'removable' : '../removable') === '1\n'
   }
 
   /** All devices, read on another thread. `error` is an errno, or 0; `cpuMs` what it cost. */
