@@ -125,6 +125,7 @@ bench: build
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make bench: must be root to mount and to make loop devices' >&2; exit 1; }
 	@scripts/setup bench
 	@$(MAKE) --no-print-directory $(PEER)
+	@[ -n "$(QUICK)" ] || { scripts/setup vm && $(MAKE) --no-print-directory deb >/dev/null; }
 	npm run $@
 
 $(PEER): bench/peers/server.c

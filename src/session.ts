@@ -236,7 +236,7 @@ export class FuseSession implements Transport {
   /** Takes what there is to read, then answers one of those that wait. */
   private readable(): void {
     this.take()
-    this.native.linger(LINGER_US)
+    if (this.waiting.size === 0) this.native.linger(LINGER_US)
     const next = this.poll === undefined ? undefined : this.waiting.take()
     if (next === undefined) return
     const reply = this.handle(new Message(this.state.kept(next.slot, next.length), next.length), next.slot)

@@ -101,11 +101,11 @@ onEachTransport('a good name is the disk, the partition, or the symlink', async 
   t.equal(errorOf(() => opens(join(tree.mountpoint, `${n}p1`))), '', 'the other partition is still there')
 })
 
-t.test('any other name is ENOENT, and opens nothing', async (t) => {
+onEachTransport('any other name is ENOENT, and opens nothing', async (t, args) => {
   const zram = zramDisk(t)
   const loop = loopDisk(t)
   loop.addPartition(2, 64, 64)
-  const tree = await startTree(t)
+  const tree = await startTree(t, { args })
   const seen = [await watchNode(t, zram.path), await watchNode(t, loop.path), await watchNode(t, `${loop.path}p2`)]
   const z = zram.diskseq()
   const n = loop.diskseq()
@@ -181,11 +181,11 @@ function compare(t: Test, listed: string[], before: Set<string>, after: Set<stri
   t.strictSame(listed.filter((name) => !before.has(name) && !after.has(name)), [], 'nothing is listed that is not there')
 }
 
-t.test('the listing is what sysfs has', async (t) => {
+onEachTransport('the listing is what sysfs has', async (t, args) => {
   const zram = zramDisk(t)
   const disk = loopDisk(t)
   disk.addPartition(3, 64, 64)
-  const tree = await startTree(t)
+  const tree = await startTree(t, { args })
   const before = inSysfs()
   const listed = readdirSync(tree.mountpoint, { withFileTypes: true })
   compare(t, listed.map((entry) => entry.name), before, inSysfs())
@@ -197,14 +197,14 @@ t.test('the listing is what sysfs has', async (t) => {
 
 const MANY = 1000
 
-t.test('a thousand disks are listed, each once, while others come and go', async (t) => {
+onEachTransport('a thousand disks are listed, each once, while others come and go', async (t, args) => {
   const file = loopDisk(t).file
   await startBlk(t, 'loops', String(MANY), file)
   const mine = readdirSync('/sys/class/block')
     .filter((kname) => /^loop\d{5}$/.test(kname))
     .map((kname) => readFileSync(`/sys/class/block/${kname}/diskseq`, 'utf8').trim())
   t.ok(mine.length >= MANY, `${mine.length} disks`)
-  const tree = await startTree(t)
+  const tree = await startTree(t, { args })
   const list = async () => (await run('ls', [tree.mountpoint])).stdout.trim().split('\n')
   const before = inSysfs()
   compare(t, await list(), before, inSysfs())
@@ -268,11 +268,11 @@ for (const twin of [undefined, 'deaf'] as (Twin | undefined)[]) {
   })
 }
 
-t.test('a partition left over on an empty loop device has no name', async (t) => {
+onEachTransport('a partition left over on an empty loop device has no name', async (t, args) => {
   const disk = loopDisk(t)
   cleanup(t, () => blk('partition', 'del', disk.path, '1'))
   await blk('partition', 'add', disk.path, '1', '64', '64')
-  const tree = await startTree(t)
+  const tree = await startTree(t, { args })
   const old = `${disk.diskseq()}p1`
   t.equal(errorOf(() => opens(join(tree.mountpoint, old))), '', 'the partition can be opened')
   while (openDevices(tree.pid).length > 0) await sleep(1)

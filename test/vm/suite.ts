@@ -5,18 +5,17 @@
  * Environment: CASES=name,name runs only cases whose names contain one of these;
  * SHORT=1, see case.ts.
  */
-import { copyFileSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs'
+import { copyFileSync, mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
 import { blkPath } from '../helpers/blk.js'
-import { ROOT } from '../helpers/root.js'
 import { type Case, SHORT } from './case.js'
 import { hotplugDevices } from './cases/hotplug.js'
 import { cases } from './cases.js'
 import { links, ROOT_LINKS } from './links.js'
-import { LOGS, type Release, Vm } from './vm.js'
+import { LOGS, packagePath, type Release, Vm } from './vm.js'
 
 export interface Row {
   readonly name: string
@@ -91,11 +90,4 @@ async function install(t: Test, vm: Vm): Promise<void> {
   const { tree, stock, root, wrong } = await links(vm)
   t.ok(tree.length > 5, `${tree.length} links into the tree`)
   t.strictSame({ stock, root, wrong }, { stock: [], root: ROOT_LINKS, wrong: [] }, "and no others, but the root's")
-}
-
-function packagePath(): string {
-  const build = join(ROOT, 'build')
-  const name = readdirSync(build).find((file) => /^diskseqfs_.*\.deb$/.test(file))
-  if (name === undefined) throw new Error('no package in build/: run "make deb" before')
-  return join(build, name)
 }

@@ -11,6 +11,7 @@ import {
   mkdirSync,
   mkdtempSync,
   openSync,
+  readdirSync,
   readFileSync,
   rmSync,
   writeFileSync,
@@ -29,6 +30,14 @@ export type Release = 'bookworm' | 'trixie'
 const HERE = join(ROOT, 'test/vm')
 /** What a failed case leaves behind. */
 export const LOGS = join(ROOT, 'build/vm/logs')
+
+/** The Debian package that was built. */
+export function packagePath(): string {
+  const build = join(ROOT, 'build')
+  const name = readdirSync(build).find((file) => /^diskseqfs_.*\.deb$/.test(file))
+  if (name === undefined) throw new Error('no package in build/: run "make deb" before')
+  return join(build, name)
+}
 
 /** Emulation is slow, and what else runs on the machine makes it slower. */
 const BOOT_TIMEOUT_MS = 600_000

@@ -179,6 +179,7 @@ int cmd_openlat(int argc, char **argv);
 int cmd_latency(int argc, char **argv);
 int cmd_throughput(int argc, char **argv);
 int cmd_cold_open(int argc, char **argv);
+int cmd_appear(int argc, char **argv);
 int cmd_hold(int argc, char **argv);
 int cmd_exclusive_zram(int argc, char **argv);
 int cmd_exclusive_part(int argc, char **argv);

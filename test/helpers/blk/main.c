@@ -10,6 +10,7 @@ static const struct {
 	{ "latency", cmd_latency },
 	{ "throughput", cmd_throughput },
 	{ "cold-open", cmd_cold_open },
+	{ "appear", cmd_appear },
 	{ "hold", cmd_hold },
 	{ "exclusive-zram", cmd_exclusive_zram },
 	{ "exclusive-part", cmd_exclusive_part },
@@ -34,7 +35,7 @@ static const struct {
 int main(int argc, char **argv)
 {
 	if (argc < 2)
-		die("usage: blk churn|pingpong|openlat|latency|throughput|cold-open|hold|exclusive-zram|exclusive-part|"
+		die("usage: blk churn|pingpong|openlat|latency|throughput|cold-open|appear|hold|exclusive-zram|exclusive-part|"
 		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|open-stopped|delays|mount|dm-race|hotplug|abuse|abuse-directories --option value ...");
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (strcmp(argv[1], commands[i].name) == 0) {

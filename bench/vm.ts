@@ -1,0 +1,80 @@
+/**
+ * Beside udev, in a virtual machine with a Debian release in it: how soon a new
+ * disk can be opened by its sequence number, on the stock system by the links
+ * that udev makes there and with the package by the tree; and what an event of
+ * the kernel costs the daemon and udev.
+ */
+import { copyFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+import { blkPath } from '../test/helpers/blk.js'
+import { packagePath, Vm } from '../test/vm/vm.js'
+import { cleanup } from './common.js'
+
+const DIRECTORY = '/dev/disk/by-diskseq'
+const ROUNDS = 50
+/** Loop devices, each of which comes, is bound, is released and goes. */
+const STORM = 2500
+const STORM_TIMEOUT_MS = 1_800_000
+
+export interface Times {
+  /** From the return of LOOP_CONFIGURE to an open of the right disk, us. */
+  readonly p50: number
+  readonly p99: number
+}
+
+export interface BesideUdev {
+  readonly machine: string
+  readonly tree: Times
+  /** udev's link, tried until it is there. */
+  readonly link: Times
+  /** The link, after `udevadm settle`. */
+  readonly settled: Times
+  readonly events: number
+  /** Processor time for each event of the storm, us. */
+  readonly daemonUs: number
+  readonly udevUs: number
+}
+
+async function appear(vm: Vm, ...args: string[]): Promise<Times> {
+  const output = await vm.run(
+    `/share/blk appear --dir ${DIRECTORY} --rounds ${ROUNDS} --between "udevadm settle" ${args.join(' ')}`,
+    600_000,
+  )
+  const { p50_ns, p99_ns } = JSON.parse(output)
+  return { p50: p50_ns / 1000, p99: p99_ns / 1000 }
+}
+
+/** Processor time of services since they were started, us, and how many uevents there have been. */
+async function spent(vm: Vm): Promise<number[]> {
+  const output = await vm.run(`
+    for unit in diskseqfs systemd-udevd; do
+      sed -n 's/^usage_usec //p' /sys/fs/cgroup$(systemctl show -P ControlGroup $unit)/cpu.stat
+    done
+    cat /sys/kernel/uevent_seqnum`)
+  return output.trim().split('\n').map(Number)
+}
+
+export async function besideUdev(): Promise<BesideUdev> {
+  const vm = await Vm.create('trixie')
+  cleanup(() => vm.destroy())
+  copyFileSync(blkPath(), join(vm.share, 'blk'))
+  copyFileSync(packagePath(), join(vm.share, 'diskseqfs.deb'))
+  await vm.boot()
+  const link = await appear(vm)
+  const settled = await appear(vm, '--first "udevadm settle"')
+  await vm.run('dpkg -i /share/diskseqfs.deb && udevadm settle')
+  const tree = await appear(vm)
+  const before = await spent(vm)
+  await vm.run(
+    `truncate -s 1M /tmp/disk && /share/blk loops ${STORM} /tmp/disk </dev/null && udevadm settle --timeout=1800`,
+    STORM_TIMEOUT_MS,
+  )
+  const after = await spent(vm)
+  const [daemonUs = NaN, udevUs = NaN, events = NaN] = after.map((value, i) => value - before[i]!)
+  const kernel = (await vm.run('uname -r')).trim()
+  return {
+    machine: `QEMU, two emulated processors, Debian trixie, Linux ${kernel}`,
+    tree, link, settled, events, daemonUs: daemonUs / events, udevUs: udevUs / events,
+  }
+}
