@@ -165,9 +165,7 @@ for (const stream of [process.stdout, process.stderr]) {
   })
 }
 
-try {
-  await program().parseAsync()
-} catch (error) {
+program().parseAsync().catch((error: unknown) => {
   if (error instanceof CommanderError) {
     // Commander has said what was wrong; help and version are no error.
     process.exitCode = error.exitCode === 0 ? 0 : 2
@@ -178,4 +176,4 @@ try {
   } else {
     throw error
   }
-}
+})

@@ -35,7 +35,7 @@ export class Registry implements UeventListener {
   /** All of them in order, until something changes. */
   private sorted: readonly Device[] | undefined
   /** Kernel names of a disk and its partitions, by diskseq. */
-  private readonly byDiskSeq = new Map<bigint, Set<string>>()
+  private readonly byDiskSeq = new Map<bigint, string[]>()
 
   /** Names proven absent; any uevent clears it. */
   private readonly absent = new LRUCache<string, true>({ max: ABSENT_MAX, ttl: ABSENT_TTL_MS })
@@ -156,7 +156,7 @@ export class Registry implements UeventListener {
     this.set(kname, this.sysfs.read(kname))
     if (before === undefined || before.partition !== 0) return
     if (this.byKname.get(kname)?.diskseq === before.diskseq) return
-    for (const sibling of [...(this.byDiskSeq.get(before.diskseq) ?? [])]) {
+    for (const sibling of this.byDiskSeq.get(before.diskseq) ?? []) {
       this.set(sibling, this.sysfs.read(sibling))
     }
   }
@@ -176,9 +176,9 @@ export class Registry implements UeventListener {
       this.sorted = undefined
       this.byKname.delete(kname)
       if (this.byName.get(before.name) === before) this.byName.delete(before.name)
-      const siblings = this.byDiskSeq.get(before.diskseq)
-      siblings?.delete(kname)
-      if (siblings?.size === 0) this.byDiskSeq.delete(before.diskseq)
+      const others = this.byDiskSeq.get(before.diskseq)?.filter((name) => name !== kname) ?? []
+      if (others.length > 0) this.byDiskSeq.set(before.diskseq, others)
+      else this.byDiskSeq.delete(before.diskseq)
       // The disk went away, or got another number, or a loop device its file
       // taken: none of them takes the old number back.
       if (before.partition === 0 && before.diskseq !== device?.diskseq) this.gone.set(before.diskseq, true)
@@ -187,9 +187,7 @@ export class Registry implements UeventListener {
     this.sorted = undefined
     this.byKname.set(kname, device)
     this.byName.set(device.name, device)
-    let siblings = this.byDiskSeq.get(device.diskseq)
-    if (siblings === undefined) this.byDiskSeq.set(device.diskseq, (siblings = new Set()))
-    siblings.add(kname)
+    this.byDiskSeq.set(device.diskseq, [...(this.byDiskSeq.get(device.diskseq) ?? []), kname])
   }
 
   /** Calls back after a scan that began after this call. */

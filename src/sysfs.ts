@@ -23,8 +23,6 @@ export interface Device {
   readonly loop: boolean
   /** Its name in the tree. */
   readonly name: string
-  /** What it was made of: the text of its `uevent` file. */
-  readonly uevent: string
 }
 
 /** Files kept open: two for a loop device that is looked at again and again, one for any other. */
@@ -34,14 +32,13 @@ const FILES_MAX = 64
 const LOOP = /^(loop\d+)(p\d+)?$/
 const BACKING_FILE = 'loop/backing_file'
 
-/** Lines `KEY=value` of a sysfs `uevent` file, or of a uevent. */
-export function parseEnvironment(text: string, separator: string): Map<string, string> {
-  const values = new Map<string, string>()
-  for (const line of text.split(separator)) {
-    const at = line.indexOf('=')
-    if (at > 0) values.set(line.slice(0, at), line.slice(at + 1))
-  }
-  return values
+/** The value in the first line `KEY=value` of a sysfs `uevent` file. */
+export function valueOf(uevent: string, key: string): string | undefined {
+  const line = `${key}=`
+  const at = uevent.startsWith(line) ? 0 : uevent.indexOf(`\n${line}`) + 1
+  if (!uevent.startsWith(line, at)) return undefined
+  const end = uevent.indexOf('\n', at)
+  return uevent.slice(at + line.length, end < 0 ? undefined : end)
 }
 
 function parseSmall(text: string | undefined): number | undefined {
@@ -54,13 +51,12 @@ function parseSmall(text: string | undefined): number | undefined {
  *   multipath NVMe disk), no diskseq, or nonsense in it
  */
 export function parseDevice(kname: string, uevent: string): Device | undefined {
-  const values = parseEnvironment(uevent, '\n')
-  const major = parseSmall(values.get('MAJOR'))
-  const minor = parseSmall(values.get('MINOR'))
-  const devname = values.get('DEVNAME')
-  const diskseq = parseDiskSeq(values.get('DISKSEQ') ?? '')
-  const type = values.get('DEVTYPE')
-  const partition = type === 'partition' ? parseSmall(values.get('PARTN')) : 0
+  const major = parseSmall(valueOf(uevent, 'MAJOR'))
+  const minor = parseSmall(valueOf(uevent, 'MINOR'))
+  const devname = valueOf(uevent, 'DEVNAME')
+  const diskseq = parseDiskSeq(valueOf(uevent, 'DISKSEQ') ?? '')
+  const type = valueOf(uevent, 'DEVTYPE')
+  const partition = type === 'partition' ? parseSmall(valueOf(uevent, 'PARTN')) : 0
   if (major === undefined || minor === undefined || !devname || diskseq === undefined) return undefined
   if (partition === undefined || (type === 'partition') !== partition > 0) return undefined
   if (type !== 'disk' && type !== 'partition') return undefined
@@ -73,7 +69,6 @@ export function parseDevice(kname: string, uevent: string): Device | undefined {
     partition,
     loop: LOOP.test(kname),
     name: nodeName(diskseq, partition),
-    uevent,
   }
 }
 
@@ -128,11 +123,8 @@ export class Sysfs {
   shows(device: Device): boolean {
     const { kname } = device
     const uevent = this.again(kname, 'uevent')
-    if (uevent === undefined) return false
-    if (uevent !== device.uevent) {
-      const now = parseDevice(kname, uevent)
-      if (now === undefined || !sameDevice(now, device)) return false
-    }
+    const now = uevent === undefined ? undefined : parseDevice(kname, uevent)
+    if (now === undefined || !sameDevice(now, device)) return false
     const loop = LOOP.exec(kname)?.[1]
     return loop === undefined || this.again(loop, BACKING_FILE) !== undefined
   }

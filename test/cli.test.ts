@@ -20,6 +20,7 @@ const COMMANDS = {
     '--hold <seconds>',
     '--open-timeout <seconds>',
     '--fd-store',
+    '--transport <name>',
     '--guard <socket>',
     '--log-level <level>',
     '--log-format <format>',

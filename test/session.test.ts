@@ -64,6 +64,7 @@ function fixture(operations: Partial<TreeOperations> = {}) {
           state.polls--
         }
       },
+      linger() {},
       read(_, into) {
         const next = reads.shift() ?? -E.EAGAIN
         if (typeof next === 'number') return next

@@ -94,6 +94,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   removexattr: () => native.removexattr(c.pick([-1, standing[4]]) as number, text()),
   openDevice: () => native.openDevice(fd(), c.pick([text(), 'null', 'zero']), constants.O_RDONLY, c.oneIn(2), fdLater(1)),
   closeDevice: () => native.closeDevice(opened.pop() ?? -1, later()),
+  linger: () => native.linger(c.pick([0, 1, 100])),
   diskseq: () => native.diskseq(fd()),
   scanBlock: () => (c.oneIn(10) ? native.scanBlock(c.oneIn(2) ? '/sys/class/block' : c.pick([directory, '', 'a\0b']), later()) : 0),
   inotifyWatch: () => native.inotifyWatch(text(), c.below(2 ** 32), fdLater(1)),
@@ -131,8 +132,8 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   Poll: () => {
     try {
       const poll = new native.Poll(fd(), () => {}, c.oneIn(2))
+      for (let i = c.below(4); i > 0; i--) c.pick([() => poll.pause(), () => poll.resume(), () => poll.close()])()
       poll.close()
-      if (c.oneIn(2)) poll.close()
     } catch (error) {
       if (!/^cannot poll the descriptor/.test((error as Error).message)) throw error
     }

@@ -189,7 +189,7 @@ export class World {
     } else {
       const kept = this.vault.adopt(this.sockets.map((queue) => this.open({ kind: 'socket', queue })))
       const { opener, vault, reaper, nodes, registry } = this
-      const daemon = { opener, vault, reaper, nodes, registry, native: this.native(), sysfs: new Sysfs(this.native()), options: { holdSeconds: 0.02 } }
+      const daemon = { opener, vault, reaper, nodes, registry, native: this.native(), sysfs: this.sysfs, options: { holdSeconds: 0.02 } }
       const { adopt } = Daemon.prototype as unknown as { adopt(this: typeof daemon, pin: KeptPin): void }
       for (const pin of kept) adopt.call(daemon, pin)
     }
@@ -576,6 +576,7 @@ export class World {
         const list = errno !== 0 ? [] : this.disks.flatMap((disk) => [disk.kname, disk.nonsense ?? ueventText(disk), disk.bound || !disk.kname.startsWith('loop')])
         setImmediate(done, errno, list, 0)
       },
+      linger: () => {},
       prune: (_, done) => void setImmediate(done, 0),
       selfSocket: () => this.open({ kind: 'socket', queue: this.addSocket() }),
       sendDescriptors: (fd, text, fds) => {

@@ -20,14 +20,20 @@ static void add(int what, const char *prefix, const char *name, struct target ta
 	series[count++] = (struct series){ .what = what, .prefix = prefix, .name = name, .target = target };
 }
 
-static void sample(struct series *s, struct pong *p)
+/* What a turn begins with wakes what slept meanwhile, and opens what was
+ * closed: it is not counted. */
+#define WARM_UP 5
+
+static void sample(struct series *s, struct pong *p, bool counted)
 {
+	static struct hist ignored;
+	struct hist *hist = counted ? &s->hist : &ignored;
 	struct stat st;
 	uint64_t t, took;
 	int r;
 
 	if (s->what == RTT) {
-		pong_round(p, &s->hist);
+		pong_round(p, hist);
 		return;
 	}
 	t = now_ns();
@@ -43,7 +49,7 @@ static void sample(struct series *s, struct pong *p)
 	}
 	if (s->what == OPEN)
 		close(r);
-	hist_add(&s->hist, took);
+	hist_add(hist, took);
 }
 
 /* What follows "--", NAME=PATH, are other trees: "open_NAME" and "stat_NAME".
@@ -85,8 +91,8 @@ int cmd_latency(int argc, char **argv)
 			/* another first one every round */
 			struct series *s = &series[((unsigned)i + round) % (unsigned)count];
 
-			for (int k = 0; k < batch && !stop_signal; k++)
-				sample(s, &p);
+			for (int k = -WARM_UP; k < batch && !stop_signal; k++)
+				sample(s, &p, k >= 0);
 		}
 		if (round == 0) {
 			for (int i = 0; i < count; i++) {
