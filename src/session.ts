@@ -36,6 +36,11 @@ export const PAYLOAD_MAX = 128 * 1024
  * reason. Fewer than the deaths after which systemd starts no other (StartLimitBurst=).
  */
 const TRIES_MAX = 5
+/**
+ * A daemon that has taken over serves for this long, ms, until what it was left
+ * counts as harmless: whatever it dies of later, it is none of these requests.
+ */
+const TRIAL_MS = 50
 
 /** Requests handled before the event loop gets to look at anything else. */
 const BATCH = 64
@@ -156,6 +161,7 @@ export class FuseSession implements Transport {
   /** Not root's, which is answered first: nobody else can keep it waiting. */
   private readonly waiting = new FairQueue<Waiting>()
   private turn: NodeJS.Immediate | undefined
+  private trial: NodeJS.Timeout | undefined
   private operations: TreeOperations | undefined
   private poll: Poll | undefined
   private started: { resolve: () => void; reject: (error: Error) => void } | undefined
@@ -194,6 +200,7 @@ export class FuseSession implements Transport {
       this.replay(message, slot, tries, interrupted)
     }
     this.poll = new this.native.Poll(this.fd, () => this.readable())
+    this.trial = setTimeout(() => this.state.acquit(), TRIAL_MS)
   }
 
   private replay(message: Message, slot: number, tries: number, interrupted: boolean): void {
@@ -213,6 +220,7 @@ export class FuseSession implements Transport {
     this.poll?.close()
     this.poll = undefined
     clearImmediate(this.turn)
+    clearTimeout(this.trial)
   }
 
   /** As {@link pause}; and what is unanswered is left to the next daemon, which is not to take it for a reason to die. */

@@ -203,7 +203,7 @@ export class SharedState {
     slots.give((slot - slots.start) / slots.size)
   }
 
-  /** This daemon ends of its own will: none of the requests that are kept is the reason. */
+  /** None of the requests that are kept is to be taken for the reason if this daemon ends. */
   acquit(): void {
     for (const slots of [this.small, this.big]) {
       for (const index of slots.inUse()) this.view.setUint32(slots.at(index) + layout.SLOT_TRIES_AT, 0, true)

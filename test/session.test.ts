@@ -1,5 +1,7 @@
 /** The FUSE session: what goes out for what comes in, and one answer to each request whatever it is. */
-import t from 'tap'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import t, { type Test } from 'tap'
 
 import {
   type Attr,
@@ -23,6 +25,7 @@ import type { Intents } from '../src/intent.js'
 import type { Reaper } from '../src/reaper.js'
 import type { Registry } from '../src/registry.js'
 import { FuseSession, PAYLOAD_MAX } from '../src/session.js'
+import { SharedState, STATE_SIZE } from '../src/state.js'
 import type { Device, Sysfs } from '../src/sysfs.js'
 import type { Reply, TreeOperations } from '../src/transport.js'
 import { Tree } from '../src/tree.js'
@@ -45,8 +48,8 @@ const refuseAll = new Proxy({} as TreeOperations, {
     name === 'forget' || name === 'releasedir' ? () => {} : (...args: unknown[]) => (args.at(-1) as Reply).error(E.EACCES),
 })
 
-/** A session whose kernel is this test. */
-function fixture(operations: Partial<TreeOperations> = {}) {
+/** A session whose kernel is this test. With memory of an earlier one it goes on where that ended. */
+function fixture(operations: Partial<TreeOperations> = {}, memory?: ArrayBuffer) {
   const answers: Answer[] = []
   const errors: string[] = []
   const reads: (Buffer | number)[] = []
@@ -85,8 +88,10 @@ function fixture(operations: Partial<TreeOperations> = {}) {
     },
     FD,
     { error: (fields: unknown, text?: string) => void errors.push(text ?? String(fields)) } as unknown as Logger,
+    new SharedState(memory),
   )
-  const started = session.start({ ...bound(refuseAll), ...operations } as TreeOperations)
+  const all = { ...bound(refuseAll), ...operations } as TreeOperations
+  const started = memory === undefined ? session.start(all) : Promise.resolve(session.resume(all))
   started.catch(() => {})
   let unique = 1000n
   const send = (bytes: Buffer) => session.handle(new Message(new Uint8Array(bytes), bytes.length))
@@ -955,4 +960,26 @@ t.test('each of 20,000 requests gets one answer, or none if it expects none', as
   t.equal(misshapen, 0)
   t.strictSame([...got.keys()].filter((unique) => !expected.has(unique)), [], 'and nothing else is answered')
   t.ok(thrown > 500, `${thrown} handlers threw`)
+})
+
+/** Daemons die, each so long after it took over, ms; what becomes of a request that none of them answers. */
+async function deaths(t: Test, count: number, afterMs: number) {
+  const memory = new ArrayBuffer(STATE_SIZE)
+  const never = { lookup() {} }
+  const first = fixture(never, memory)
+  first.ask(Opcode.LOOKUP, cstring('13'))
+  first.session.pause()
+  for (let i = 0; i < count; i++) {
+    const { session, answers } = fixture(never, memory)
+    if (answers.length > 0) return { daemons: i, error: answers[0]?.error }
+    await sleep(afterMs)
+    session.pause()
+  }
+  t.equal(new SharedState(memory).unanswered().length, 1, 'it is still there')
+  return undefined
+}
+
+t.test('a request is refused if daemons die of it, and not if they die some time later', async (t) => {
+  t.strictSame(await deaths(t, 20, 0), { daemons: 5, error: E.EIO })
+  t.equal(await deaths(t, 10, 100), undefined)
 })
