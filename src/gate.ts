@@ -107,7 +107,8 @@ export class Gate {
     if (device !== undefined) return this.admitDevice(attempt, device, tries)
     this.registry.findSlowly(attempt.node.name, attempt.node.diskseq, (found) => {
       this.step(attempt, () => {
-        if (found !== undefined) return this.admitDevice(attempt, found, tries)
+        if (typeof found === 'object') return this.admitDevice(attempt, found, tries)
+        if (found !== 0) throw new Exhausted(found)
         this.refuse(attempt, this.intents.of(attempt.caller.tid), E.ENOENT, 'no such disk (any more)')
       })
     })

@@ -4,6 +4,7 @@
  */
 import { LRUCache } from 'lru-cache'
 
+import { E } from './errno.js'
 import type { Native } from './native.js'
 
 type Calls = Pick<Native, 'openFile' | 'readAgain' | 'close'>
@@ -35,6 +36,10 @@ export class KeptFiles<Key extends {}> {
       this.files.delete(key) // another thread or device has the path now, if any
     }
     fd = this.native.openFile(this.path(key))
+    if (fd === -E.EMFILE && this.files.size > 0) {
+      this.files.clear() // whoever is short of descriptors keeps none
+      fd = this.native.openFile(this.path(key))
+    }
     if (fd < 0) return fd
     this.files.set(key, fd)
     return this.native.readAgain(fd, this.buffer)

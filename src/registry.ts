@@ -64,8 +64,8 @@ export class Registry implements UeventListener {
   private scanTimer: NodeJS.Timeout | undefined
   private nextScan = -Infinity
   private retryTimer: NodeJS.Timeout | undefined
-  /** The last scan failed. */
-  private incomplete = false
+  /** Errno of the last scan, or 0. */
+  private scanError = 0
   private closed = false
 
   /** Takes the uevents that are waiting; set by whoever owns the socket. */
@@ -113,14 +113,16 @@ export class Registry implements UeventListener {
   /**
    * For a name that {@link find} does not know: looks through sysfs, since a
    * disk may get a new diskseq without an event. Callers share one scan.
+   *
+   * @param done gets the device, or 0 if there is none, or an errno: it could not be looked for
    */
-  findSlowly(name: string, diskseq: DiskSeq, done: (device: Device | undefined) => void): void {
+  findSlowly(name: string, diskseq: DiskSeq, done: (found: Device | number) => void): void {
     const past = diskseq <= this.settled && !this.byDiskSeq.has(diskseq)
-    if (past || this.gone.has(diskseq) || this.absent.has(name)) return done(undefined)
+    if (past || this.gone.has(diskseq) || this.absent.has(name)) return done(0)
     this.rescan(() => {
-      const device = this.byName.get(name)
-      if (device === undefined && !this.incomplete) this.absent.set(name, true)
-      this.answers.push(() => done(device))
+      const found = this.byName.get(name) ?? this.scanError
+      if (found === 0) this.absent.set(name, true)
+      this.answers.push(() => done(found))
     })
   }
 
@@ -210,11 +212,10 @@ export class Registry implements UeventListener {
     for (const { diskseq } of this.byKname.values()) if (diskseq > highest) highest = diskseq
     this.sysfs.scan((error, devices, cpuMs) => {
       if (this.closed) return
+      this.scanError = error
       if (error !== 0) {
         this.log.error({ errno: errnoName(error), path: this.sysfs.classDirectory }, 'cannot read sysfs')
-        this.incomplete = true
       } else {
-        this.incomplete = false
         this.merge(devices)
         if (this.losses === losses) [this.settled, this.seen] = [this.seen, highest]
       }
@@ -222,7 +223,7 @@ export class Registry implements UeventListener {
       this.nextScan = performance.now() + Math.max(SCAN_INTERVAL_MS, cpuMs * SCAN_SHARE)
       for (const done of served) done()
       this.answer()
-      if (this.incomplete) this.retryTimer ??= setTimeout(() => this.retry(), SCAN_RETRY_MS)
+      if (error !== 0) this.retryTimer ??= setTimeout(() => this.retry(), SCAN_RETRY_MS)
       // Whoever asked meanwhile gets a scan of their own.
       if (this.waiting.length > 0 && this.scanTimer === undefined) this.rescan(this.waiting.pop()!)
     })

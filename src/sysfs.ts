@@ -26,7 +26,7 @@ export interface Device {
 }
 
 /** Files kept open: two for a loop device that is looked at again and again, one for any other. */
-const FILES_MAX = 64
+const FILES_MAX = 16
 
 /** A loop device or partition of one; what it begins with is the loop device's name. */
 const LOOP = /^(loop\d+)(p\d+)?$/
@@ -138,7 +138,7 @@ export class Sysfs {
 
   /** Whether its medium may be changed; of a partition, its disk's. */
   removable({ kname, partition }: Device): boolean {
-    return this.again(kname, partition === 0 ? 'removable' : '../removable') === '1\n'
+    return this.attribute(kname, partition === 0 ? 'removable' : '../removable') === '1\n'
   }
 
   /** All devices, read on another thread. `error` is an errno, or 0; `cpuMs` what it cost. */

@@ -149,9 +149,9 @@ export class Tree implements TreeOperations {
     const target = nodeName(diskseq, partition)
     const id = nodeId(diskseq, partition, true)
     if (id === undefined) return reply.error(E.ENOENT)
-    const answer = (device: Device | undefined) => {
+    const answer = (found: Device | number) => {
       this.reaper.inspected()
-      if (device === undefined) return reply.error(E.ENOENT)
+      if (typeof found === 'number') return reply.error(found === 0 ? E.ENOENT : E.EIO)
       this.replyLink(id, target, false, reply)
     }
     const device = this.registry.find(target)

@@ -739,7 +739,7 @@ function treeFixture(devices: Device[]) {
   const registry = {
     devices: () => devices,
     find: () => undefined,
-    findSlowly: (_: string, __: bigint, done: (device: undefined) => void) => done(undefined),
+    findSlowly: (_: string, __: bigint, done: (found: number) => void) => done(0),
     size: devices.length,
   } as unknown as Registry
   const tree = new Tree(

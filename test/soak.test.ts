@@ -65,7 +65,7 @@ interface Snapshot {
   readonly kept: number
 }
 
-/** Without those of callers' /proc/TID/syscall, of which the last few are kept. */
+/** Without the files of callers and of devices, of which the last few are kept. */
 function lasting(pid: number): number {
   const paths = descriptors(pid).map((fd) => {
     try {
@@ -74,7 +74,7 @@ function lasting(pid: number): number {
       return undefined // closed since
     }
   })
-  return paths.filter((path) => path !== undefined && !/^\/proc\/\d+\/syscall/.test(path)).length
+  return paths.filter((path) => path !== undefined && !/^\/proc\/\d+\/syscall|^\/sys\//.test(path)).length
 }
 
 function snapshot(tree: ManagedTree): Snapshot {

@@ -207,7 +207,7 @@ const twins = {
   'no-media-check': {
     native: {
       ...native,
-      openFile: (path) => (path.endsWith('/removable') ? -2 : native.openFile(path)),
+      readFile: (path, into) => (path.endsWith('/removable') ? -2 : native.readFile(path, into)),
     },
   },
   /** Every caller is taken for one that opens. */
