@@ -10,7 +10,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { native } from '../src/native.js'
-import { blk } from './helpers/blk.js'
+import { addCounts, blk } from './helpers/blk.js'
 import { twinGuard } from './helpers/guard.js'
 import { cleanup, loopDisk, type ManagedTree, openDevices, sleep, startGuarded, startManaged, type Twin, until } from './helpers/tree.js'
 
@@ -46,7 +46,7 @@ async function churn(t: Test, tree: ManagedTree, signal: 'SIGKILL' | 'SIGTERM'):
     sum.right += result['opens_ok']
     sum.wrong += result['wrong_diskseq'] + result['wrong_data']
     sum.longestMs = Math.max(sum.longestMs, Math.round(result['max_open_us'] / 1000))
-    for (const [name, count] of Object.entries<number>(result['errors'])) sum.errors[name] = (sum.errors[name] ?? 0) + count
+    addCounts(sum.errors, result['errors'])
   }
   t.comment(
     `${t.name}: ${times} times, ${sum.right} opens right, ${sum.wrong} wrong, ` +

@@ -12,7 +12,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { blk } from './helpers/blk.js'
+import { addCounts, blk } from './helpers/blk.js'
 import { ROOT } from './helpers/root.js'
 import {
   cleanup,
@@ -183,7 +183,7 @@ t.test(`${SECONDS} s of everything at once`, { timeout: (SECONDS + 120) * 1000 }
 
   const sum = (field: string) => results.reduce((total, result) => total + result[field], 0)
   const errors: Record<string, number> = {}
-  for (const result of results) for (const [name, times] of Object.entries<number>(result['errors'])) errors[name] = (errors[name] ?? 0) + times
+  for (const result of results) addCounts(errors, result['errors'])
   const wrong = sum('wrong_diskseq') + sum('wrong_data') + sum('wrong_part')
   const lost = tree.log().filter(({ msg }) => /dropped uevents/.test(String(msg))).length
   const report = {

@@ -35,3 +35,8 @@ export async function blk(...args: string[]): Promise<Record<string, any>> {
   if (code !== 0) throw new Error(`blk ${args.join(' ')} ended with ${code}: ${err}`)
   return JSON.parse(out.trim().split('\n').at(-1) ?? '')
 }
+
+/** Adds counts by name, of errors say. */
+export function addCounts(to: Record<string, number>, counts: Readonly<Record<string, number>>): void {
+  for (const [name, count] of Object.entries(counts)) to[name] = (to[name] ?? 0) + count
+}
