@@ -1,7 +1,7 @@
 /**
- * Opens and closes of nodes in the tree, told by an inotify watch on its root:
- * the kernel sends no FUSE request for either on a block node. Hints, since a
- * full queue loses some.
+ * Closes of nodes in the tree, told by an inotify watch on its root: the kernel
+ * sends no FUSE request for them on a block node. Hints, since a full queue loses
+ * some, and of two that are alike one may be left out.
  */
 import { E, errnoName } from './errno.js'
 import type { Logger } from './log.js'
@@ -10,20 +10,18 @@ import type { Native, Poll } from './native.js'
 /** uapi/linux/inotify.h */
 const IN_CLOSE_WRITE = 0x8
 const IN_CLOSE_NOWRITE = 0x10
-const IN_OPEN = 0x20
 const IN_Q_OVERFLOW = 0x4000
 const IN_ONLYDIR = 0x0100_0000
 
 /** struct inotify_event without its name */
 const EVENT_SIZE = 16
 
-/** From one look at the events to the next, ms: each open and close makes one, and none of them is urgent. */
+/** From one look at the events to the next, ms: each close makes one, and none of them is urgent. */
 const GATHER_MS = 1
 
-export const WATCH_MASK = IN_OPEN | IN_CLOSE_WRITE | IN_CLOSE_NOWRITE | IN_ONLYDIR
+export const WATCH_MASK = IN_CLOSE_WRITE | IN_CLOSE_NOWRITE | IN_ONLYDIR
 
 export interface CloseListener {
-  opened(name: string): void
   closed(name: string, wrote: boolean): void
   lost(): void
 }
@@ -72,7 +70,6 @@ export class CloseWatch {
       at += EVENT_SIZE + length
       if ((mask & IN_Q_OVERFLOW) !== 0) this.listener.lost()
       if (length === 0) continue // the directory itself
-      if ((mask & IN_OPEN) !== 0) this.listener.opened(name)
       if ((mask & (IN_CLOSE_WRITE | IN_CLOSE_NOWRITE)) !== 0) {
         this.listener.closed(name, (mask & IN_CLOSE_WRITE) !== 0)
       }

@@ -406,11 +406,6 @@ export class Daemon {
   }
 
   /** See {@link CloseListener}. */
-  opened(name: string): void {
-    const node = this.nodes.named(name)
-    if (node !== undefined) this.reaper?.opened(node)
-  }
-
   closed(name: string, wrote: boolean): void {
     if (wrote) this.touch(name)
     const node = this.nodes.named(name)
@@ -418,7 +413,7 @@ export class Daemon {
   }
 
   lost(): void {
-    this.log.warn('the kernel dropped open and close events; unused disks are let go of a little later')
+    this.log.warn('the kernel dropped events of closes; unused disks are let go of a little later')
     this.reaper?.lostTrack()
   }
 

@@ -20,8 +20,6 @@ export class Node {
   last: { readonly device: Device; readonly stat: NodeStat } | undefined
   /** Opens under way for this node; each entry waits for the same one. */
   opening: Opening | undefined
-  /** Files open through the tree, as inotify tells: a hint. */
-  openFiles = 0
 
   /** Threads answered since it was pinned, and the number of the call they were in. */
   readonly callers = new Map<number, number>()

@@ -31,7 +31,13 @@ export interface ReaperOptions {
 
 /** From the last answer, or close, to the first attempt to have it forgotten, ms. */
 const PRUNE_DELAY_MS = 3
-/** Attempts come twice as late each time, up to this, while nobody is known to use the node. */
+/**
+ * Attempts come twice as late each time, up to this. They go on for as long as the
+ * pin lasts: whether somebody still uses the node is not known. inotify tells of a
+ * close before the kernel has let go of the name, which a program that is not given
+ * the processor may be long about; and of two waiting events that are alike it keeps
+ * one (inotify_merge, 6.18), so that opens and closes cannot be counted.
+ */
 const PRUNE_DELAY_MAX_MS = 1000
 /** Names nobody opened are dropped from the kernel's cache this late, ms. */
 const LAZY_PRUNE_MS = 1000
@@ -163,20 +169,13 @@ export class Reaper {
     }, LAZY_PRUNE_MS)
   }
 
-  /** Somebody has it open through the tree. */
-  opened(node: Node): void {
-    node.openFiles++
-  }
-
   /** Somebody closed it; the kernel lets go of its name a moment later. */
   closed(node: Node): void {
-    node.openFiles = Math.max(0, node.openFiles - 1)
     if (this.active.has(node)) this.pruneSoon(node)
   }
 
-  /** Open and close events were lost: who is using what is not known. */
+  /** Events of closes were lost: it may have been anybody's. */
   lostTrack(): void {
-    for (const node of this.nodes) node.openFiles = 0
     for (const node of this.active) this.pruneSoon(node)
   }
 
@@ -198,7 +197,6 @@ export class Reaper {
   /** The kernel has no inode of it any more. */
   forgotten(node: Node): void {
     this.deactivate(node)
-    node.openFiles = 0
     if (node.pin === undefined || !node.lingers) return this.unpin(node)
     node.forgottenAt = performance.now()
     node.lingerUntil =
@@ -250,11 +248,11 @@ export class Reaper {
     let due = false
     let next = Infinity
     for (const node of this.active) {
-      if (node.pruneDue <= now) {
+      // One prune is an attempt for all: those that are nearly due join in.
+      if (node.pruneDue <= now + node.pruneDelay / 4) {
         if (node.inherited && this.forgottenBefore(node)) continue
         due = true
-        // In use: the close will tell. Otherwise try again, ever more rarely.
-        node.pruneDue = node.openFiles > 0 ? Infinity : now + node.pruneDelay
+        node.pruneDue = now + node.pruneDelay
         node.pruneDelay = Math.min(node.pruneDelay * 2, PRUNE_DELAY_MAX_MS)
       }
       next = Math.min(next, node.pruneDue)
