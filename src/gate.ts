@@ -42,6 +42,8 @@ export interface Attempt {
   readonly done: (verdict: Verdict) => boolean
   /** Monotonic ms: until when the caller is given time to go to sleep. */
   asleepBy?: number
+  /** Monotonic ms: until when there may be a descriptor again. */
+  spareBy?: number
 }
 
 export interface GateOptions {
@@ -59,6 +61,13 @@ export const LOOKUP_PATIENCE_MS = 10
  */
 const RUNNING_MAX_MS = 500
 const RUNNING_LOOK_MS = 1
+
+/**
+ * For how long an attempt is made again where there is no descriptor left, ms, and
+ * how often: who opens one disk after another is faster than their pins end.
+ */
+const EXHAUSTED_MAX_MS = 20
+const EXHAUSTED_LOOK_MS = 2
 
 /** A signal ends a wait for a disk when it has lasted this long, ms: not each SIGCHLD is meant for us. */
 const INTERRUPT_AFTER_MS = 100
@@ -97,6 +106,14 @@ export class Gate {
       take()
     } catch (error) {
       if (!(error instanceof Exhausted)) throw error
+      // Of the files that are kept open for speed, none is needed.
+      this.intents.close()
+      this.sysfs.close()
+      attempt.spareBy ??= performance.now() + EXHAUSTED_MAX_MS
+      if (performance.now() < attempt.spareBy) {
+        setTimeout(() => this.step(attempt, () => this.decide(attempt, 1)), EXHAUSTED_LOOK_MS)
+        return
+      }
       if (this.refusals.take()) this.log.error({ errno: errnoName(error.errno) }, 'out of resources')
       this.finish(attempt, { errno: E.EIO })
     }
@@ -262,6 +279,7 @@ export class Gate {
   private waited(attempt: Attempt, call: Call, device: Device, tries: number, outcome: PinResult): void {
     if ('pin' in outcome) return this.admitPinned(attempt, call, outcome.pin)
     if ('mismatch' in outcome) return this.again(attempt, call, tries, outcome.mismatch)
+    Exhausted.check(-outcome.errno)
     // Its own errno, unless it went away meanwhile.
     const now = this.registry.find(attempt.node.name)
     if (now !== undefined && sameDevice(now, device)) {

@@ -155,6 +155,7 @@ export class Intents {
     this.ioUringEnter = numbers['io_uring_enter'] ?? -1
   }
 
+  /** Lets go of the files that are kept open; whoever asks again has them opened again. */
   close(): void {
     this.files.close()
   }

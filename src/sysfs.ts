@@ -89,6 +89,7 @@ export class Sysfs {
     this.files = new KeptFiles(native, (name) => `${classDirectory}/${name}`, FILES_MAX)
   }
 
+  /** Lets go of the files that are kept open; whoever asks again has them opened again. */
   close(): void {
     this.files.close()
   }
@@ -136,9 +137,14 @@ export class Sysfs {
     return n < 0 ? undefined : this.files.buffer.toString('utf8', 0, n)
   }
 
-  /** Whether its medium may be changed; of a partition, its disk's. */
+  /** Whether its medium may be changed; of a partition, its disk's. Where that cannot be read, it may. */
   removable({ kname, partition }: Device): boolean {
-    return this.attribute(kname, partition === 0 ? 'removable' : '../removable') === '1\n'
+    try {
+      return this.attribute(kname, partition === 0 ? 'removable' : '../removable') === '1\n'
+    } catch (error) {
+      if (!(error instanceof Exhausted)) throw error
+      return true
+    }
   }
 
   /** All devices, read on another thread. `error` is an errno, or 0; `cpuMs` what it cost. */

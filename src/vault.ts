@@ -108,7 +108,11 @@ export class Vault {
     const made: number[] = []
     for (let i = 0; i < BATCH; i++) {
       const socket = this.native.selfSocket()
-      if (socket < 0) break
+      if (socket < 0) {
+        // Of the last descriptors half are for the pins themselves.
+        for (const spare of made.splice(Math.ceil(made.length / 2))) this.native.close(spare)
+        break
+      }
       made.push(socket)
     }
     if (made.length > 0) this.store(made)

@@ -225,6 +225,7 @@ t.test('being out of descriptors or memory says nothing about a device', async (
     const sysfs = new Sysfs({ ...native, readFile: () => -errno, openFile: () => -errno })
     t.throws(() => sysfs.read('sda'), Exhausted, errnoName(errno))
     t.throws(() => sysfs.shows(device), Exhausted, errnoName(errno))
+    t.equal(sysfs.removable(device), true, 'its medium may be changed, for all that is known')
   }
   for (const errno of [E.ENOENT, E.ENODEV, E.ENXIO, E.EIO]) {
     t.equal(new Sysfs({ ...native, readFile: () => -errno }).read('sda'), undefined, errnoName(errno))

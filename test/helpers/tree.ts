@@ -60,6 +60,7 @@ type Mechanism =
   | 'small-buffer'
   | 'small-buffer-unnoticed'
   | 'hoards'
+  | 'no-patience'
   | 'no-hold'
 
 export interface RunningTree {

@@ -303,6 +303,16 @@ const twins = {
         native.openDevice(directory, name, flags, loop, (error, ...found) => done(error === EMFILE ? ENXIO : error, ...found)),
     },
   },
+  /** Who finds no descriptor left does not try again. */
+  'no-patience': {
+    patch() {
+      const { admit } = Gate.prototype
+      Gate.prototype.admit = function (attempt) {
+        attempt.spareBy = 0
+        return admit.call(this, attempt)
+      }
+    },
+  },
   /** Nothing is switched off, but few uevents fit into the socket. */
   'small-buffer': { native: { ...native, ueventOpen: () => native.ueventOpen(SMALL_BUFFER) } },
   /** The same, and that some were lost is not noticed. */
