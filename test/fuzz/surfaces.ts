@@ -424,7 +424,7 @@ export const closes: Surface = single('inotify', make.inotifyEvents, (bytes) => 
       close: () => 0,
     },
     5,
-    { opened: (name) => void told.push(name), closed: (name) => void told.push(name), lost() {} },
+    { closed: (name) => void told.push(name), lost() {} },
     quiet,
   )
   readable()

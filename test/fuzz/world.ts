@@ -188,10 +188,11 @@ export class World {
       this.session.start(this.tree).catch(() => {})
     } else {
       const kept = this.vault.adopt(this.sockets.map((queue) => this.open({ kind: 'socket', queue })))
-      const { opener, vault, reaper, nodes, registry } = this
-      const daemon = { opener, vault, reaper, nodes, registry, native: this.native(), sysfs: this.sysfs, options: { holdSeconds: 0.02 } }
-      const { adopt } = Daemon.prototype as unknown as { adopt(this: typeof daemon, pin: KeptPin): void }
-      for (const pin of kept) adopt.call(daemon, pin)
+      const { opener, vault, reaper, nodes, registry, intents, sysfs } = this
+      const daemon = Object.assign(Object.create(Daemon.prototype) as { adopt(pin: KeptPin): void }, {
+        opener, vault, reaper, nodes, registry, intents, sysfs, native: this.native(), options: { holdSeconds: 0.02 },
+      })
+      for (const pin of kept) daemon.adopt(pin)
     }
     this.reaper.start(this.open({ kind: 'other' }), (id) => this.session.hasInode(id))
     if (this.options.from !== undefined) this.session.resume(this.tree)
@@ -416,8 +417,6 @@ export class World {
       case 11:
         return this.registry.changed(new Set([disk?.kname ?? 'x', String.fromCharCode(b, d)]))
       case 12:
-        for (const node of this.nodes) if (d % 2 === 0) this.reaper.opened(node)
-        return
       case 13:
         for (const node of this.nodes) this.reaper.closed(node)
         return
