@@ -1,6 +1,7 @@
 #include "tasks.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
@@ -136,20 +137,30 @@ void TaskPool::Deliver() {
   }
 }
 
-void TaskPool::Linger(unsigned us) {
+ssize_t TaskPool::ReadSoon(int fd, void* into, size_t size, unsigned us, bool wanted) {
   auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(us);
-  if (!fresh_) return;
+  bool wait = wanted || fresh_;
   fresh_ = false;
-  while (pending_ > 0 && finished_.load(std::memory_order_acquire) == 0) {
-    if (std::chrono::steady_clock::now() > until) return;
+  while (wait && std::chrono::steady_clock::now() < until) {
+    // Whoever has not got a processor may be the one that is waited for.
     sched_yield();
+    if (finished_.load(std::memory_order_acquire) > 0) {
+      Deliver();
+      errno = EINTR;
+      return -1;
+    }
+    struct pollfd ready = {fd, POLLIN, 0};
+    if (poll(&ready, 1, 0) > 0) return read(fd, into, size);
   }
-  if (pending_ > 0) Deliver();
+  errno = EAGAIN;
+  return -1;
 }
 
-static Napi::Value Linger(const Napi::CallbackInfo& info) {
-  Tasks(info.Env()).Linger(info[0].As<Napi::Number>().Uint32Value());
-  return info.Env().Undefined();
+// readSoon(fd, buffer, us, wanted)
+static Napi::Value ReadSoon(const Napi::CallbackInfo& info) {
+  Bytes out = BytesArg(info, 1);
+  unsigned us = info[2].As<Napi::Number>().Uint32Value();
+  return Result(info.Env(), Tasks(info.Env()).ReadSoon(IntArg(info, 0), out.data, out.size, us, info[3].As<Napi::Boolean>()));
 }
 
 void TaskPool::Shutdown() {
@@ -165,7 +176,7 @@ void TaskPool::Shutdown() {
 
 void InitTasks(Napi::Env env, Napi::Object exports) {
   env.GetInstanceData<Addon>()->tasks = TaskPool::Create(env);
-  exports.Set("linger", Napi::Function::New<Linger>(env));
+  exports.Set("readSoon", Napi::Function::New<ReadSoon>(env));
 }
 
 }  // namespace diskseqfs

@@ -54,9 +54,12 @@ class TaskPool : public std::enable_shared_from_this<TaskPool> {
   // under way the event loop stays alive.
   void Submit(Napi::Function callback, Work work);
 
-  // Gives what is under way a moment to be done, us, before the event loop goes
-  // to sleep: to be woken takes longer than most of it.
-  void Linger(unsigned us);
+  // read(2) of a descriptor that has nothing to read yet, tried for so long, us,
+  // that the event loop need not go to sleep: to be woken takes longer than most of
+  // what it waits for. So are tasks that are done meanwhile delivered; then it ends
+  // with EINTR. Does not wait unless `wanted`, or something was submitted since the
+  // last time (what was before may hang).
+  ssize_t ReadSoon(int fd, void* into, size_t size, unsigned us, bool wanted);
 
  private:
   static constexpr size_t kMaxThreads = 1024;
@@ -92,7 +95,7 @@ class TaskPool : public std::enable_shared_from_this<TaskPool> {
   Napi::Env env_;
   uv_async_t* async_ = nullptr;
   size_t pending_ = 0;
-  // Something was submitted since the last Linger(): what was before may hang.
+  // Something was submitted since the last ReadSoon().
   bool fresh_ = false;
 };
 

@@ -57,6 +57,12 @@ export interface Native {
   readonly Poll: new (fd: number, ready: () => void, priority?: boolean) => Poll
 
   read(fd: number, into: Uint8Array): number
+  /**
+   * read(fd, into) of what has nothing to read yet, tried for so many microseconds: if
+   * `wanted`, or where other threads were given something to do since the last time.
+   * -EAGAIN if nothing came, -EINTR if callbacks of those did.
+   */
+  readSoon(fd: number, into: Uint8Array, us: number, wanted: boolean): number
   write(fd: number, from: Uint8Array, length: number): number
   close(fd: number): number
   /** One read(2) of a procfs or sysfs file. */
@@ -91,8 +97,6 @@ export interface Native {
    */
   openDevice(dir: number, name: string, flags: number, loop: boolean, done: OpenDeviceCallback): void
   closeDevice(fd: number, done: () => void): void
-  /** Waits for what is under way on other threads, for so many microseconds at most, and calls back. */
-  linger(us: number): void
   /** BLKGETDISKSEQ. */
   diskseq(fd: number): bigint | number
   /** [name, uevent text, bound, name, ...] of a /sys/class/block, and the processor time it took, ms. */

@@ -22,6 +22,7 @@ import { E, errnoName } from './errno.js'
 import { FairQueue } from './fair.js'
 import type { Logger } from './log.js'
 import type { Native, Poll } from './native.js'
+import { Patience, WAIT_US } from './patience.js'
 import { SharedState } from './state.js'
 import type { AttrChange, Reply, Transport, TreeOperations } from './transport.js'
 
@@ -45,8 +46,8 @@ const TRIAL_MS = 50
 /** Requests handled before the event loop gets to look at anything else. */
 const BATCH = 64
 
-/** How long the loop waits for a disk that is being opened, before it goes to sleep; us. */
-const LINGER_US = 100
+/** For this long, ms, requests that come one after another are answered before the event loop gets to look at anything else. */
+const ROUND_MS = 1
 
 /** Requests that may wait for their turn; beyond that they are answered as they come. */
 const WAITING_MAX = 2048
@@ -160,6 +161,7 @@ export class FuseSession implements Transport {
   private readonly pending = new Map<bigint, SessionReply>()
   /** Not root's, which is answered first: nobody else can keep it waiting. */
   private readonly waiting = new FairQueue<Waiting>()
+  private readonly patience = new Patience()
   private turn: NodeJS.Immediate | undefined
   private trial: NodeJS.Timeout | undefined
   private operations: TreeOperations | undefined
@@ -172,7 +174,7 @@ export class FuseSession implements Transport {
    * @param state where requests are kept for a daemon that takes over
    */
   constructor(
-    private readonly native: Pick<Native, 'Poll' | 'read' | 'write' | 'close' | 'linger'>,
+    private readonly native: Pick<Native, 'Poll' | 'read' | 'readSoon' | 'write' | 'close'>,
     private fd: number,
     private readonly log: Logger,
     readonly state = new SharedState(),
@@ -244,7 +246,6 @@ export class FuseSession implements Transport {
   /** Takes what there is to read, then answers one of those that wait. */
   private readable(): void {
     this.take()
-    if (this.waiting.size === 0) this.native.linger(LINGER_US)
     const next = this.poll === undefined ? undefined : this.waiting.take()
     if (next === undefined) return
     const reply = this.handle(new Message(this.state.kept(next.slot, next.length), next.length), next.slot)
@@ -259,11 +260,16 @@ export class FuseSession implements Transport {
   }
 
   private take(): void {
+    const end = performance.now() + ROUND_MS
     for (let i = 0; i < BATCH && this.poll !== undefined; i++) {
-      const n = this.native.read(this.fd, this.state.landing)
+      let n = this.native.read(this.fd, this.state.landing)
+      let alone = i === 0 && this.waiting.size === 0
+      if (n === -E.EAGAIN && this.waiting.size === 0) {
+        n = this.await(end)
+        alone = true
+      }
       if (n >= 0) {
         const message = new Message(this.state.landing, n)
-        const alone = i === 0 && this.waiting.size === 0
         if (alone || !this.mayWait(message)) this.handle(message)
         this.state.clear()
         continue
@@ -283,6 +289,17 @@ export class FuseSession implements Transport {
           return
       }
     }
+  }
+
+  /** Waits a moment for the next request, and for disks that are being opened, before the event loop goes to sleep. */
+  private await(end: number): number {
+    const { patience } = this
+    const began = performance.now()
+    if (began >= end) return -E.EAGAIN
+    const pays = patience.pays()
+    const n = this.native.readSoon(this.fd, this.state.landing, WAIT_US, pays)
+    if (pays && n !== -E.EINTR) patience.waited(n >= 0, performance.now() - began)
+    return n
   }
 
   /** Has a request wait for its turn, unless it is root's, or one that takes no answer. */

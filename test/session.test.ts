@@ -53,6 +53,14 @@ function fixture(operations: Partial<TreeOperations> = {}, memory?: ArrayBuffer)
   const answers: Answer[] = []
   const errors: string[] = []
   const reads: (Buffer | number)[] = []
+  /** What comes a moment after there was nothing to read. */
+  const soon: (Buffer | number)[] = []
+  const take = (from: (Buffer | number)[], into: Uint8Array) => {
+    const next = from.shift() ?? -E.EAGAIN
+    if (typeof next === 'number') return next
+    into.set(next)
+    return next.length
+  }
   const state = { writeResult: undefined as number | undefined, ready: () => {}, polls: 0, closed: [] as number[] }
   const session = new FuseSession(
     {
@@ -67,13 +75,8 @@ function fixture(operations: Partial<TreeOperations> = {}, memory?: ArrayBuffer)
           state.polls--
         }
       },
-      linger() {},
-      read(_, into) {
-        const next = reads.shift() ?? -E.EAGAIN
-        if (typeof next === 'number') return next
-        into.set(next)
-        return next.length
-      },
+      readSoon: (_, into) => take(soon, into),
+      read: (_, into) => take(reads, into),
       write(_, bytes, length) {
         const answer = Buffer.from(bytes.slice(0, length))
         answers.push({
@@ -101,6 +104,7 @@ function fixture(operations: Partial<TreeOperations> = {}, memory?: ArrayBuffer)
     answers,
     errors,
     reads,
+    soon,
     state,
     send,
     /** The answers to one request. */
@@ -575,6 +579,20 @@ t.test('SETXATTR whose value goes beyond the request is EIO', async (t) => {
   for (const size of [5, 6, 65536, 0x7fffffff, 0x80000000, 0xffffffff]) {
     t.strictSame(shown(ask(Opcode.SETXATTR, body(size))), failure(E.EIO), `${size}`)
   }
+})
+
+t.test('what comes a moment later is answered before the event loop sleeps; but not for ever', async (t) => {
+  const { state, reads, soon, answers } = fixture({ statfs: (reply) => reply.ok() })
+  const ask = () => request(Opcode.STATFS, Buffer.alloc(0), { unique: BigInt(2 * ++count), nodeid: ROOT, uid: 60001 })
+  let count = 0
+  reads.push(ask())
+  soon.push(ask(), -E.EINTR, ask(), -E.EAGAIN, ask())
+  state.ready()
+  t.strictSame(answers.map(({ unique }) => unique), [2n, 4n, 6n], 'one after another, until nothing comes')
+  t.equal(soon.length, 1)
+  soon.push(...Array.from({ length: 1000 }, ask))
+  state.ready()
+  t.ok(soon.length > 900, 'then others get their turn')
 })
 
 t.test('BATCH_FORGET that counts more than it holds forgets nothing', async (t) => {

@@ -94,7 +94,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   removexattr: () => native.removexattr(c.pick([-1, standing[4]]) as number, text()),
   openDevice: () => native.openDevice(fd(), c.pick([text(), 'null', 'zero']), constants.O_RDONLY, c.oneIn(2), fdLater(1)),
   closeDevice: () => native.closeDevice(opened.pop() ?? -1, later()),
-  linger: () => native.linger(c.pick([0, 1, 100])),
+  readSoon: () => native.readSoon(fd(), bytes(), c.pick([0, 1, 100]), c.oneIn(2)),
   diskseq: () => native.diskseq(fd()),
   scanBlock: () => (c.oneIn(10) ? native.scanBlock(c.oneIn(2) ? '/sys/class/block' : c.pick([directory, '', 'a\0b']), later()) : 0),
   inotifyWatch: () => native.inotifyWatch(text(), c.below(2 ** 32), fdLater(1)),

@@ -575,7 +575,7 @@ export class World {
         const list = errno !== 0 ? [] : this.disks.flatMap((disk) => [disk.kname, disk.nonsense ?? ueventText(disk), disk.bound || !disk.kname.startsWith('loop')])
         setImmediate(done, errno, list, 0)
       },
-      linger: () => {},
+      readSoon: () => -E.EAGAIN,
       prune: (_, done) => void setImmediate(done, 0),
       selfSocket: () => this.open({ kind: 'socket', queue: this.addSocket() }),
       sendDescriptors: (fd, text, fds) => {

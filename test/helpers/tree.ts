@@ -61,6 +61,7 @@ type Mechanism =
   | 'small-buffer-unnoticed'
   | 'hoards'
   | 'no-patience'
+  | 'waits-always'
   | 'no-hold'
 
 export interface RunningTree {

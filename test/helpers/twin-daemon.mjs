@@ -20,6 +20,7 @@ import { Intents, RUNNING } from '../../build/js/intent.js'
 import { createLogger } from '../../build/js/log.js'
 import { parseMountOptions } from '../../build/js/mountpoint.js'
 import { native } from '../../build/js/native.js'
+import { Patience } from '../../build/js/patience.js'
 import { PinOpener } from '../../build/js/pin.js'
 import { Reaper } from '../../build/js/reaper.js'
 import { FuseSession } from '../../build/js/session.js'
@@ -313,6 +314,8 @@ const twins = {
       }
     },
   },
+  /** The next request is waited for each time, however seldom it comes. */
+  'waits-always': { patch: () => void (Patience.prototype.pays = () => true) },
   /** Nothing is switched off, but few uevents fit into the socket. */
   'small-buffer': { native: { ...native, ueventOpen: () => native.ueventOpen(SMALL_BUFFER) } },
   /** The same, and that some were lost is not noticed. */
