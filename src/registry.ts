@@ -4,7 +4,7 @@
  */
 import { LRUCache } from 'lru-cache'
 
-import type { DiskSeq } from './diskseq.js'
+import { type DiskSeq, nodeName } from './diskseq.js'
 import { errnoName, Exhausted } from './errno.js'
 import type { Logger } from './log.js'
 import { type Device, sameDevice, type Sysfs } from './sysfs.js'
@@ -15,7 +15,7 @@ const ABSENT_MAX = 4096
 const ABSENT_TTL_MS = 1000
 
 /** Numbers remembered as used up: no disk will ever have them again. And devices of whose numbers that was learned. */
-const GONE_MAX = 16384
+const GONE_MAX = 4096
 
 /**
  * Between two scans lie at least this many ms, and at least this many times
@@ -34,8 +34,8 @@ export class Registry implements UeventListener {
   private readonly byKname = new Map<string, Device>()
   /** All of them in order, until something changes. */
   private sorted: readonly Device[] | undefined
-  /** Kernel names of a disk and its partitions, by diskseq. */
-  private readonly byDiskSeq = new Map<bigint, string[]>()
+  /** Kernel names of a disk's partitions, by diskseq; nothing for one that has none. */
+  private readonly partitions = new Map<bigint, readonly string[]>()
 
   /** Names proven absent; any uevent clears it. */
   private readonly absent = new LRUCache<string, true>({ max: ABSENT_MAX, ttl: ABSENT_TTL_MS })
@@ -117,7 +117,8 @@ export class Registry implements UeventListener {
    * @param done gets the device, or 0 if there is none, or an errno: it could not be looked for
    */
   findSlowly(name: string, diskseq: DiskSeq, done: (found: Device | number) => void): void {
-    const past = diskseq <= this.settled && !this.byDiskSeq.has(diskseq)
+    const known = this.byName.has(nodeName(diskseq, 0)) || this.partitions.has(diskseq)
+    const past = diskseq <= this.settled && !known
     if (past || this.gone.has(diskseq) || this.absent.has(name)) return done(0)
     this.rescan(() => {
       const found = this.byName.get(name) ?? this.scanError
@@ -158,7 +159,7 @@ export class Registry implements UeventListener {
     this.set(kname, this.sysfs.read(kname))
     if (before === undefined || before.partition !== 0) return
     if (this.byKname.get(kname)?.diskseq === before.diskseq) return
-    for (const sibling of this.byDiskSeq.get(before.diskseq) ?? []) {
+    for (const sibling of this.partitions.get(before.diskseq) ?? []) {
       this.set(sibling, this.sysfs.read(sibling))
     }
   }
@@ -178,9 +179,9 @@ export class Registry implements UeventListener {
       this.sorted = undefined
       this.byKname.delete(kname)
       if (this.byName.get(before.name) === before) this.byName.delete(before.name)
-      const others = this.byDiskSeq.get(before.diskseq)?.filter((name) => name !== kname) ?? []
-      if (others.length > 0) this.byDiskSeq.set(before.diskseq, others)
-      else this.byDiskSeq.delete(before.diskseq)
+      const others = this.partitions.get(before.diskseq)?.filter((name) => name !== kname) ?? []
+      if (others.length > 0) this.partitions.set(before.diskseq, others)
+      else this.partitions.delete(before.diskseq)
       // The disk went away, or got another number, or a loop device its file
       // taken: none of them takes the old number back.
       if (before.partition === 0 && before.diskseq !== device?.diskseq) this.gone.set(before.diskseq, true)
@@ -189,7 +190,8 @@ export class Registry implements UeventListener {
     this.sorted = undefined
     this.byKname.set(kname, device)
     this.byName.set(device.name, device)
-    this.byDiskSeq.set(device.diskseq, [...(this.byDiskSeq.get(device.diskseq) ?? []), kname])
+    if (device.partition === 0) return
+    this.partitions.set(device.diskseq, [...(this.partitions.get(device.diskseq) ?? []), kname])
   }
 
   /** Calls back after a scan that began after this call. */

@@ -62,7 +62,7 @@ export function parseDevice(kname: string, uevent: string): Device | undefined {
   if (type !== 'disk' && type !== 'partition') return undefined
   return {
     kname,
-    devname,
+    devname: devname === kname ? kname : devname, // one text for both
     major,
     minor,
     diskseq,

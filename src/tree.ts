@@ -2,8 +2,6 @@
  * The tree: names and answers. Who may have a node, and what keeps it that
  * node, is decided by the gate.
  */
-import { randomInt } from 'node:crypto'
-
 import {
   type Attr,
   type Dirent,
@@ -67,7 +65,7 @@ export class Tree implements TreeOperations {
   /** Shared by all who open the directory until something changes: anybody may, as often as they like. */
   private listed: { readonly devices: readonly Device[]; readonly listing: Listing } | undefined
   /** Not those of the daemon before this one, whose directories may still be open. */
-  private nextHandle = BigInt(randomInt(1, 2 ** 47)) << 16n
+  private nextHandle = BigInt(1 + Math.floor(Math.random() * 2 ** 46)) << 16n
   private readonly links = new Map<bigint, Link>()
   private readonly started = Math.floor(Date.now() / 1000)
 
