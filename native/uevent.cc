@@ -39,6 +39,9 @@ Napi::Value UeventOpen(const Napi::CallbackInfo& info) {
 // ueventReceive(fd, buffer, Uint32Array [sender's port, groups, truncated]):
 // size of the message.
 Napi::Value UeventReceive(const Napi::CallbackInfo& info) {
+  // Mostly there is none, and each open asks: then the other arguments are not
+  // looked at, which takes as long as the call itself.
+  if (recv(IntArg(info, 0), nullptr, 0, MSG_PEEK | MSG_DONTWAIT) < 0) return Result(info.Env(), -1);
   Bytes out = BytesArg(info, 1);
   auto from = info[2].As<Napi::Uint32Array>();
   if (from.ElementLength() < 3) {

@@ -238,7 +238,7 @@ export class ReplyBuffer {
     const at = OUT_HEADER_SIZE
     view.setBigUint64(at, entry.nodeid, true)
     view.setBigUint64(at + 8, entry.generation, true)
-    view.setBigUint64(at + 16, 0n, true)
+    this.i64(at + 16, 0)
     view.setUint32(at + 24, entry.attrValid.seconds, true)
     view.setUint32(at + 28, 0, true)
     view.setUint32(at + 32, 0, true)
@@ -258,14 +258,20 @@ export class ReplyBuffer {
     return ATTR_OUT_SIZE
   }
 
+  /** A whole number, without making a BigInt of it. */
+  private i64(at: number, value: number): void {
+    this.view.setUint32(at, value >>> 0, true)
+    this.view.setInt32(at + 4, Math.floor(value / 2 ** 32), true)
+  }
+
   private attrAt(at: number, attr: Attr): void {
     const view = this.view
     view.setBigUint64(at, attr.ino, true)
-    view.setBigUint64(at + 8, BigInt(attr.size), true)
-    view.setBigUint64(at + 16, 0n, true)
-    view.setBigInt64(at + 24, BigInt(attr.atime), true)
-    view.setBigInt64(at + 32, BigInt(attr.mtime), true)
-    view.setBigInt64(at + 40, BigInt(attr.ctime), true)
+    this.i64(at + 8, attr.size)
+    this.i64(at + 16, 0)
+    this.i64(at + 24, attr.atime)
+    this.i64(at + 32, attr.mtime)
+    this.i64(at + 40, attr.ctime)
     view.setUint32(at + 48, attr.atimeNs, true)
     view.setUint32(at + 52, attr.mtimeNs, true)
     view.setUint32(at + 56, attr.ctimeNs, true)

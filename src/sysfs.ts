@@ -73,7 +73,7 @@ export function parseDevice(kname: string, uevent: string): Device | undefined {
 }
 
 export function sameDevice(a: Device, b: Device): boolean {
-  return a.name === b.name && a.major === b.major && a.minor === b.minor && a.kname === b.kname
+  return a === b || (a.name === b.name && a.major === b.major && a.minor === b.minor && a.kname === b.kname)
 }
 
 /** A /sys/class/block; which one can be chosen, so that tests may build their own. */

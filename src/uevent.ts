@@ -85,15 +85,16 @@ export class UeventSocket {
    * loop from ever ending.
    */
   drain(): void {
-    const changed = new Set<string>()
-    this.take(changed)
-    if (changed.size > 0) this.listener.changed(changed)
+    const changed = this.take()
+    if (changed !== undefined) this.listener.changed(changed)
   }
 
-  private take(changed: Set<string>): void {
+  /** @returns undefined where there is nothing, as there mostly is when an open asks */
+  private take(): ReadonlySet<string> | undefined {
+    let changed: Set<string> | undefined
     while (this.fd >= 0) {
       const n = this.native.ueventReceive(this.fd, this.buffer, this.from)
-      if (n === -E.EAGAIN) return
+      if (n === -E.EAGAIN) return changed
       if (n === -E.EINTR) continue
       if (n === -E.ENOBUFS) {
         this.log.warn('the kernel dropped uevents (socket buffer full); reading all devices again')
@@ -103,7 +104,7 @@ export class UeventSocket {
       if (n < 0) {
         this.log.error({ errno: errnoName(n) }, 'reading uevents failed; reading all devices again')
         this.listener.lost()
-        return
+        return changed
       }
       const [port, groups, truncated] = this.from
       if (port !== 0 || groups !== KERNEL_GROUP) continue
@@ -114,9 +115,10 @@ export class UeventSocket {
       }
       const event = blockEventOf(this.buffer, n)
       if (event === undefined) continue
-      changed.add(event.kname)
+      changed = (changed ?? new Set()).add(event.kname)
       if (event.diskseq !== undefined) this.listener.numbered(event.kname, event.diskseq, event.gone)
     }
+    return changed
   }
 
   close(): void {
