@@ -12,7 +12,7 @@ const CHURN = '--recyclers 1 --openers 2 --devices 4 --live-us 500000'
 const PAUSE_MS = 20
 /** Of the guard: how long it waits for an answer of the daemon (-h), and for a daemon (-a), with what emulation adds. */
 const HUNG_S = 60
-const ABSENT_S = 60
+const ABSENT_S = 120
 /** How long the service manager must not have answered to be taken for blocked. */
 const BLOCKED_S = 30
 
