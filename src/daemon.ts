@@ -323,7 +323,6 @@ export class Daemon {
       return this.outlive(fd, place, record)
     }
     node.pin = pin
-    node.removable = this.sysfs.removable(pin.device)
     node.lingers = record.lingers
     node.moreCallers = record.more
     for (const { tid, call, outlasts } of record.callers) {

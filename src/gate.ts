@@ -159,7 +159,7 @@ export class Gate {
       if (sameDevice(pin.device, device) && this.opener.current(pin)) {
         // Only an open asks a drive whether its medium is another one
         // (disk_clear_events, 6.18); a pin that is open already does not learn of it.
-        if (node.removable) return this.wait(attempt, call, device, tries)
+        if (this.removable(node, device)) return this.wait(attempt, call, device, tries)
         return this.admitPinned(attempt, call, pin)
       }
       this.reaper.unpin(node)
@@ -167,6 +167,11 @@ export class Gate {
       return this.again(attempt, call, tries, 'its diskseq changed')
     }
     this.wait(attempt, call, device, tries)
+  }
+
+  /** Looked at when an open finds a pin: the first open of a disk need not wait for it. */
+  private removable(node: Node, device: Device): boolean {
+    return (node.removable ??= this.sysfs.removable(device))
   }
 
   /** Which number an earlier daemon gave a partition's inode is not known; that of a disk never changes. */
@@ -228,7 +233,7 @@ export class Gate {
         if (end === 'interrupted') return void this.finish(attempt, { errno: E.EINTR })
         if (end !== 'late') {
           // Whatever is under way now has begun since.
-          if (joined && node.removable && !any && 'pin' in end) return this.wait(attempt, call, device, tries, true)
+          if (joined && !any && 'pin' in end && this.removable(node, device)) return this.wait(attempt, call, device, tries, true)
           return this.waited(attempt, call, device, tries, end)
         }
         if (kind !== 'lookup') return this.refuse(attempt, call, E.ETIMEDOUT, HUNG)
@@ -322,7 +327,6 @@ export class Gate {
       }
       if (node.pin === undefined) {
         node.pin = pin
-        node.removable = this.sysfs.removable(pin.device)
       } else {
         this.opener.close(pin)
         result = { pin: node.pin }

@@ -14,8 +14,8 @@ export class Node {
   /** Requests at the gate. */
   attempts = 0
   pin: Pin | undefined
-  /** Its medium may be changed while it is pinned. */
-  removable = false
+  /** Its medium may be changed while it is pinned; undefined until somebody has looked. */
+  removable: boolean | undefined
   /** What it was when last seen: which device number its inode has, and its attributes. */
   last: { readonly device: Device; readonly stat: NodeStat } | undefined
   /** Opens under way for this node; each entry waits for the same one. */
