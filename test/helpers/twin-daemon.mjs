@@ -150,6 +150,13 @@ const SMALL_BUFFER = 4096
 
 const hoard = []
 
+/** Requests come in by either call; `take` gets what a read returned and may return something else. */
+const reading = (calls, take) => ({
+  ...calls,
+  read: (fd, into) => take(calls.read(fd, into), into),
+  readSoon: (fd, into, ...how) => take(calls.readSoon(fd, into, ...how), into),
+})
+
 const NOTED_MAX = 1000
 /** The users to whom answers went, in this order. */
 const answered = []
@@ -159,12 +166,10 @@ function noting(calls) {
   const users = new Map()
   const header = (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, 40)
   return {
-    ...calls,
-    read: (fd, into) => {
-      const n = calls.read(fd, into)
+    ...reading(calls, (n, into) => {
       if (n >= 40) users.set(header(into).readBigUInt64LE(8), header(into).readUInt32LE(24))
       return n
-    },
+    }),
     write: (fd, bytes, length) => {
       const unique = header(bytes).readBigUInt64LE(8)
       if (users.has(unique) && answered.length < NOTED_MAX) answered.push(users.get(unique))
@@ -235,13 +240,9 @@ const twins = {
   'one-thread': { native: queued() },
   /** Callers that want to give up are not heard. */
   'no-interrupts': {
-    native: {
-      ...native,
-      read: (fd, into) => {
-        const n = native.read(fd, into)
-        return n >= 8 && Buffer.from(into.buffer, into.byteOffset, 8).readUInt32LE(4) === FUSE_INTERRUPT ? EINTR : n
-      },
-    },
+    native: reading(native, (n, into) =>
+      n >= 8 && Buffer.from(into.buffer, into.byteOffset, 8).readUInt32LE(4) === FUSE_INTERRUPT ? EINTR : n,
+    ),
   },
   /** Pins end with the daemon. */
   'no-vault': {
@@ -331,17 +332,19 @@ const twins = {
   },
   /** What was asked is remembered for ever. */
   'hoards': {
-    native: {
-      ...native,
-      read: (fd, into) => {
-        const n = native.read(fd, into)
-        if (n > 0) hoard.push(Buffer.alloc(16384, 1))
-        return n
-      },
-    },
+    native: reading(native, (n) => {
+      if (n > 0) hoard.push(Buffer.alloc(16384, 1))
+      return n
+    }),
   },
   /** Requests are not read; all else goes on. */
-  'mute': { native: { ...native, read: (fd, into) => (mute ? EAGAIN : native.read(fd, into)) } },
+  'mute': {
+    native: {
+      ...native,
+      read: (...given) => (mute ? EAGAIN : native.read(...given)),
+      readSoon: (...given) => (mute ? EAGAIN : native.readSoon(...given)),
+    },
+  },
   /** Through the library: a pin ends when its caller has been answered. */
   'no-hold': {
     patch() {
