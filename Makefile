@@ -130,9 +130,11 @@ bench: build
 	@[ -n "$(QUICK)" ] || { scripts/setup vm && $(MAKE) --no-print-directory deb >/dev/null; }
 	npm run $@
 
+# With libfuse in it, as it runs in the virtual machine, too.
 $(PEER): bench/peers/server.c
 	@mkdir -p $(@D)
-	$(CC) -O2 -Wall -Wextra -pthread $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< $$(pkg-config --cflags --libs fuse3)
+	$(CC) -O2 -Wall -Wextra -pthread $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< \
+		$$(pkg-config --cflags fuse3) -l:libfuse3.a
 
 bench-faults: build
 	npm run $@

@@ -13,8 +13,11 @@ import { cleanup, daemon, end } from './common.js'
 export const KINDS = ['diskseqfs', 'c', 'fuse-native'] as const
 export type Kind = (typeof KINDS)[number]
 
+/** The program of `c`. */
+export const PEER = join(ROOT, 'build/peers/server')
+
 const COMMANDS: Readonly<Record<Exclude<Kind, 'diskseqfs'>, readonly string[]>> = {
-  c: [join(ROOT, 'build/peers/server')],
+  c: [PEER],
   'fuse-native': [process.execPath, join(ROOT, 'bench/peers/fuse-native.mjs')],
 }
 

@@ -324,9 +324,10 @@ async function io(peers: readonly Peer[]): Promise<void> {
 
 /** What there is to compare with in a virtual machine only. */
 async function machineWithUdev(): Promise<string> {
-  const { machine, tree, link, settled, daemonUs, udevUs } = await besideUdev()
+  const { machine, tree, peer, link, settled, daemonUs, udevUs } = await besideUdev()
   add(FIGURE.appear, 'us', [
     [OURS, tree.p50, tree.p99],
+    ['c', peer.p50, peer.p99],
     [LINK, link.p50, link.p99],
     [`udevadm settle, then ${LINK}`, settled.p50, settled.p99],
   ])

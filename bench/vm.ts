@@ -1,8 +1,8 @@
 /**
  * Beside udev, in a virtual machine with a Debian release in it: how soon a new
  * disk can be opened by its sequence number, on the stock system by the links
- * that udev makes there and with the package by the tree; and what an event of
- * the kernel costs the daemon and udev.
+ * that udev makes there and by the tree in C, and with the package by the tree; and
+ * what an event of the kernel costs the daemon and udev.
  */
 import { copyFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -10,8 +10,10 @@ import { join } from 'node:path'
 import { blkPath } from '../test/helpers/blk.js'
 import { packagePath, Vm } from '../test/vm/vm.js'
 import { cleanup } from './common.js'
+import { PEER } from './peers.js'
 
 const DIRECTORY = '/dev/disk/by-diskseq'
+const PEER_DIRECTORY = '/run/peer'
 const ROUNDS = 50
 /** Loop devices, each of which comes, is bound, is released and goes. */
 const STORM = 2500
@@ -26,6 +28,8 @@ export interface Times {
 export interface BesideUdev {
   readonly machine: string
   readonly tree: Times
+  /** The tree in C. */
+  readonly peer: Times
   /** udev's link, tried until it is there. */
   readonly link: Times
   /** The link, after `udevadm settle`. */
@@ -36,9 +40,9 @@ export interface BesideUdev {
   readonly udevUs: number
 }
 
-async function appear(vm: Vm, ...args: string[]): Promise<Times> {
+async function appear(vm: Vm, directory: string, first = ''): Promise<Times> {
   const output = await vm.run(
-    `/share/blk appear --dir ${DIRECTORY} --rounds ${ROUNDS} --between "udevadm settle" ${args.join(' ')}`,
+    `/share/blk appear --dir ${directory} --rounds ${ROUNDS} --between "udevadm settle" ${first}`,
     600_000,
   )
   const { p50_ns, p99_ns } = JSON.parse(output)
@@ -59,12 +63,20 @@ export async function besideUdev(): Promise<BesideUdev> {
   const vm = await Vm.create('trixie')
   cleanup(() => vm.destroy())
   copyFileSync(blkPath(), join(vm.share, 'blk'))
+  copyFileSync(PEER, join(vm.share, 'server'))
   copyFileSync(packagePath(), join(vm.share, 'diskseqfs.deb'))
   await vm.boot()
-  const link = await appear(vm)
-  const settled = await appear(vm, '--first "udevadm settle"')
+  const link = await appear(vm, DIRECTORY)
+  const settled = await appear(vm, DIRECTORY, '--first "udevadm settle"')
+  await vm.run(`
+    mkdir ${PEER_DIRECTORY}
+    setsid /share/server ${PEER_DIRECTORY} </dev/null >/dev/null 2>&1 &
+    for i in $(seq 100); do mountpoint -q ${PEER_DIRECTORY} && exit; sleep 0.1; done
+    exit 1`)
+  const peer = await appear(vm, PEER_DIRECTORY)
+  await vm.run(`umount ${PEER_DIRECTORY}`)
   await vm.run('dpkg -i /share/diskseqfs.deb && udevadm settle')
-  const tree = await appear(vm)
+  const tree = await appear(vm, DIRECTORY)
   const before = await spent(vm)
   await vm.run(
     `truncate -s 1M /tmp/disk && /share/blk loops ${STORM} /tmp/disk </dev/null && udevadm settle --timeout=1800`,
@@ -75,6 +87,6 @@ export async function besideUdev(): Promise<BesideUdev> {
   const kernel = (await vm.run('uname -r')).trim()
   return {
     machine: `QEMU, two emulated processors, Debian trixie, Linux ${kernel}`,
-    tree, link, settled, events, daemonUs: daemonUs / events, udevUs: udevUs / events,
+    tree, peer, link, settled, events, daemonUs: daemonUs / events, udevUs: udevUs / events,
   }
 }
