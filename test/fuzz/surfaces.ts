@@ -30,6 +30,8 @@ export interface Surface {
   check(input: Input): void | Promise<void>
   /** How many pieces an input has at most; each counts. */
   readonly pieces: number
+  /** How many inputs the long form has under way at a time, if more than one: of those that wait in real time. */
+  readonly atOnce?: number
 }
 
 /** A whole input. */
@@ -82,6 +84,8 @@ async function play(world: World, input: Input): Promise<void> {
 export const handover: Surface = {
   name: 'hand-over',
   pieces: 24,
+  // The second daemon has pins that it lets go of after the hold.
+  atOnce: 32,
   piece: (c, index) => (index > 0 ? make.item(c, index) : c.oneIn(4) ? Buffer.alloc(0) : make.patches(c)),
   async check([changes = Buffer.alloc(0), ...steps]) {
     const before = new World()
