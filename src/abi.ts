@@ -151,12 +151,13 @@ export class Message {
    * that no two byte strings become one). Undefined where no NUL ends it.
    */
   string(offset: number): string | undefined {
-    const start = IN_HEADER_SIZE + offset
-    const end = this.bytes.indexOf(0, start)
-    if (end < 0 || end >= this.length) return undefined
     let text = ''
-    for (let i = start; i < end; i++) text += String.fromCharCode(this.bytes[i] as number)
-    return text
+    for (let i = IN_HEADER_SIZE + offset; i < this.length; i++) {
+      const byte = this.bytes[i] as number
+      if (byte === 0) return text
+      text += String.fromCharCode(byte)
+    }
+    return undefined
   }
 
   data(offset: number, size: number): Uint8Array {

@@ -3,6 +3,7 @@ import { constants, openSync, readdirSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { Access } from './access.js'
+import { monotonicMs } from './clock.js'
 import { CloseWatch, WATCH_MASK } from './closes.js'
 import { DeviceNodes } from './devnode.js'
 import { E, errnoName, errnoOf, UserError } from './errno.js'
@@ -338,11 +339,11 @@ export class Daemon {
     fd: number,
     place: number,
     record: PinRecord,
-    until = performance.now() + this.options.holdSeconds * 1000,
+    until = monotonicMs() + this.options.holdSeconds * 1000,
   ): void {
     const { callers, more } = record
     const left = callers.filter(({ tid, call }) => this.intents?.mayStillBeIn(tid, call))
-    if ((left.length > 0 || more) && performance.now() < until) {
+    if ((left.length > 0 || more) && monotonicMs() < until) {
       setTimeout(() => this.outlive(fd, place, { ...record, callers: left }, until), OUTLIVE_MS).unref()
       return
     }

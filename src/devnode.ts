@@ -92,18 +92,19 @@ export class DeviceNodes {
     return this.read()
   }
 
+  /** What has 32 bits is marked as such: any other number is an object of its own. */
   private read(): NodeStat {
     const fields = this.fields
     return {
-      mode: fields[STAT.MODE] as number,
-      uid: fields[STAT.UID] as number,
-      gid: fields[STAT.GID] as number,
+      mode: (fields[STAT.MODE] as number) >>> 0,
+      uid: (fields[STAT.UID] as number) >>> 0,
+      gid: (fields[STAT.GID] as number) >>> 0,
       atime: fields[STAT.ATIME] as number,
-      atimeNs: fields[STAT.ATIME_NS] as number,
+      atimeNs: (fields[STAT.ATIME_NS] as number) | 0,
       mtime: fields[STAT.MTIME] as number,
-      mtimeNs: fields[STAT.MTIME_NS] as number,
+      mtimeNs: (fields[STAT.MTIME_NS] as number) | 0,
       ctime: fields[STAT.CTIME] as number,
-      ctimeNs: fields[STAT.CTIME_NS] as number,
+      ctimeNs: (fields[STAT.CTIME_NS] as number) | 0,
     }
   }
 

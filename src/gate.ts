@@ -5,6 +5,7 @@
  * nothing.
  */
 import { Access } from './access.js'
+import { monotonicMs } from './clock.js'
 import type { DeviceNodes, NodeStat } from './devnode.js'
 import { E, errnoName, Exhausted } from './errno.js'
 import { type Call, type Intents, RUNNING } from './intent.js'
@@ -109,8 +110,8 @@ export class Gate {
       // Of the files that are kept open for speed, none is needed.
       this.intents.close()
       this.sysfs.close()
-      attempt.spareBy ??= performance.now() + EXHAUSTED_MAX_MS
-      if (performance.now() < attempt.spareBy) {
+      attempt.spareBy ??= monotonicMs() + EXHAUSTED_MAX_MS
+      if (monotonicMs() < attempt.spareBy) {
         setTimeout(() => this.step(attempt, () => this.decide(attempt, 1)), EXHAUSTED_LOOK_MS)
         return
       }
@@ -135,8 +136,8 @@ export class Gate {
     const { node, caller } = attempt
     const call = this.intents.of(caller.tid)
     if (call === RUNNING && attempt.kind !== 'change') {
-      attempt.asleepBy ??= performance.now() + RUNNING_MAX_MS
-      if (performance.now() < attempt.asleepBy) {
+      attempt.asleepBy ??= monotonicMs() + RUNNING_MAX_MS
+      if (monotonicMs() < attempt.asleepBy) {
         setTimeout(() => this.step(attempt, () => this.decide(attempt, tries)), RUNNING_LOOK_MS)
         return
       }
@@ -266,7 +267,7 @@ export class Gate {
     onInterrupt: Attempt['onInterrupt'],
     done: (end: PinResult | 'late' | 'interrupted') => void,
   ): void {
-    const began = performance.now()
+    const began = monotonicMs()
     const timers: NodeJS.Timeout[] = []
     const end = (how: PinResult | 'late' | 'interrupted') => {
       if (!opening.waiters.delete(end)) return
@@ -276,7 +277,7 @@ export class Gate {
     opening.waiters.add(end)
     timers.push(setTimeout(end, limitMs, 'late'))
     onInterrupt(() => {
-      const rest = began + INTERRUPT_AFTER_MS - performance.now()
+      const rest = began + INTERRUPT_AFTER_MS - monotonicMs()
       timers.push(setTimeout(end, Math.max(0, rest), 'interrupted'))
     })
   }

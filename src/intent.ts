@@ -109,15 +109,22 @@ const DIGITS_MAX = 10
 const HEX_MAX = 16
 
 const NEWLINE = 0x0a
+const SPACE = 0x20
+const MINUS = 0x2d
 const ZERO = 0x30
+const ONE = 0x31
 const NINE = 0x39
 const LETTER_A = 0x61
 const LETTER_F = 0x66
+const LETTER_X = 0x78
+
+/** What the file says of a thread that does not sleep. */
+const RUNNING_LINE = Buffer.from('running')
 
 /**
  * "257 0xffffff9c 0x7ffd... 0x80000 0x0 0x0 0x0 SP PC\n", or "-1 SP PC\n" outside of
  * a call, as proc_pid_syscall writes it (fs/proc/base.c). Anything else is garbage.
- * Read digit by digit, as it is for every open: a regular expression costs six times
+ * Read byte by byte, as it is for every open: a regular expression costs six times
  * as much.
  */
 class SyscallLine {
@@ -128,13 +135,16 @@ class SyscallLine {
   private readonly low = new Uint32Array(REGISTERS)
   private readonly high = new Uint32Array(REGISTERS)
 
-  /** @returns whether it is no garbage */
-  read(line: string): boolean {
+  /**
+   * @param length of the line, bytes; what is behind it may be of another
+   * @returns whether it is no garbage
+   */
+  read(line: Uint8Array, length: number): boolean {
     let at = this.readNumber(line)
     let count = 0
-    while (at > 0 && line.startsWith(' 0x', at) && count < REGISTERS) at = this.readRegister(line, at + 3, count++)
+    while (at > 0 && isPrefix(line, at) && count < REGISTERS) at = this.readRegister(line, at + 3, count++)
     this.registers = count
-    return at > 0 && line.charCodeAt(at) === NEWLINE && at === line.length - 1 && (count === REGISTERS || count === REGISTERS_OUTSIDE)
+    return at > 0 && line[at] === NEWLINE && at === length - 1 && (count === REGISTERS || count === REGISTERS_OUTSIDE)
   }
 
   /** The lower half of a register. */
@@ -147,28 +157,28 @@ class SyscallLine {
     return this.high[register] === 0
   }
 
-  private readNumber(line: string): number {
-    if (line.startsWith('-1')) {
+  private readNumber(line: Uint8Array): number {
+    if (line[0] === MINUS && line[1] === ONE) {
       this.number = -1
       return 2
     }
     let at = 0
     let number = 0
     for (; at < DIGITS_MAX; at++) {
-      const code = line.charCodeAt(at)
+      const code = line[at] as number
       if (!(code >= ZERO && code <= NINE)) break
       number = number * 10 + code - ZERO
     }
     this.number = number
-    return at > 1 && line.charCodeAt(0) === ZERO ? -1 : at
+    return at > 1 && line[0] === ZERO ? -1 : at
   }
 
-  private readRegister(line: string, start: number, register: number): number {
+  private readRegister(line: Uint8Array, start: number, register: number): number {
     let low = 0
     let high = 0
     let at = start
     for (; at < start + HEX_MAX; at++) {
-      const digit = hexDigit(line.charCodeAt(at))
+      const digit = hexDigit(line[at] as number)
       if (digit < 0) break
       high = (high << 4) | (low >>> 28)
       low = (low << 4) | digit
@@ -177,6 +187,15 @@ class SyscallLine {
     this.high[register] = high
     return at > start ? at : -1
   }
+}
+
+function isRunning(line: Uint8Array): boolean {
+  return line[0] === RUNNING_LINE[0] && RUNNING_LINE.every((byte, i) => line[i] === byte)
+}
+
+/** Whether " 0x" is there. */
+function isPrefix(line: Uint8Array, at: number): boolean {
+  return line[at] === SPACE && line[at + 1] === ZERO && line[at + 2] === LETTER_X
 }
 
 /** -1 where that character is none; the kernel writes lower case. */
@@ -238,9 +257,9 @@ export class Intents {
   of(tid: number): Call {
     if (tid === 0) return UNKNOWN
     for (let i = 0; i <= RUNNING_RETRIES; i++) {
-      const line = this.read(tid)
-      if (line === undefined) return UNKNOWN
-      if (!line.startsWith('running')) return this.parse(line)
+      const length = this.files.read(tid)
+      if (length <= 0) return UNKNOWN
+      if (!isRunning(this.files.buffer)) return this.parse(this.files.buffer, length)
     }
     return RUNNING
   }
@@ -254,7 +273,7 @@ export class Intents {
     const n = this.native.readFile(`${this.proc}/${tid}/syscall`, this.buffer)
     if (n === -E.ENOENT || n === -E.ESRCH) return false
     const { line } = this
-    return !line.read(this.buffer.toString('latin1', 0, Math.max(0, n))) || number === -1 || line.number === number
+    return !line.read(this.buffer, n) || number === -1 || line.number === number
   }
 
   /**
@@ -272,17 +291,12 @@ export class Intents {
     return /^(\(udev-worker\)|systemd-udevd)\n$/.test(this.buffer.toString('latin1', 0, Math.max(0, n)))
   }
 
-  private read(tid: number): string | undefined {
-    const n = this.files.read(tid)
-    return n > 0 ? this.files.buffer.toString('latin1', 0, n) : undefined
-  }
-
-  private parse(line: string): Call {
+  private parse(line: Uint8Array, length: number): Call {
     const found = this.line
     // Code of a 32-bit task lies below 4 GiB, and there the same number means another
     // call (i386 21 is mount, x86-64 21 is access). Code of 64-bit tasks that lies
     // there, too, is taken for unknown.
-    if (!found.read(line) || found.registers !== REGISTERS || found.fits(PC)) return UNKNOWN
+    if (!found.read(line, length) || found.registers !== REGISTERS || found.fits(PC)) return UNKNOWN
     const { number } = found
     if (this.inspecting.has(number)) return { intent: 'inspect', number }
     const flagsAt = this.opening.get(number)

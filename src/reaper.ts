@@ -13,6 +13,7 @@
  */
 import { LRUCache } from 'lru-cache'
 
+import { monotonicMs } from './clock.js'
 import { errnoName } from './errno.js'
 import type { Call, Intents } from './intent.js'
 import type { Logger } from './log.js'
@@ -86,7 +87,7 @@ export class Reaper {
   start(mountFd: number, hasInode: (id: bigint) => boolean): void {
     this.mountFd = mountFd
     this.hasInode = hasInode
-    if (this.active.size > 0) this.armPrune(performance.now())
+    if (this.active.size > 0) this.armPrune(monotonicMs())
   }
 
   /** Drops every pin: no FORGET comes from a filesystem that is gone. */
@@ -149,7 +150,7 @@ export class Reaper {
   /** A pinned node whose lookups the kernel may now be made to forget. */
   private watch(node: Node): void {
     this.active.add(node)
-    this.lingering.delete(node.id)
+    if (this.lingering.size > 0) this.lingering.delete(node.id)
     node.heldTicks = 0
     this.pruneSoon(node)
     this.tick ??= setInterval(() => this.hold(), TICK_MS)
@@ -198,7 +199,7 @@ export class Reaper {
   forgotten(node: Node): void {
     this.deactivate(node)
     if (node.pin === undefined || !node.lingers) return this.unpin(node)
-    node.forgottenAt = performance.now()
+    node.forgottenAt = monotonicMs()
     node.lingerUntil =
       node.forgottenAt + (node.moreCallers ? this.options.holdSeconds * TICK_MS : this.options.lingerMs)
     this.lingering.set(node.id, node)
@@ -228,7 +229,7 @@ export class Reaper {
 
   private pruneSoon(node: Node): void {
     node.pruneDelay = PRUNE_DELAY_MS
-    node.pruneDue = performance.now() + PRUNE_DELAY_MS
+    node.pruneDue = monotonicMs() + PRUNE_DELAY_MS
     this.armPrune(node.pruneDue)
   }
 
@@ -240,11 +241,11 @@ export class Reaper {
     this.pruneTimer = setTimeout(() => {
       this.pruneAt = Infinity
       this.pruneDueNodes()
-    }, Math.max(0, Math.ceil(due - performance.now())))
+    }, Math.max(0, Math.ceil(due - monotonicMs())))
   }
 
   private pruneDueNodes(): void {
-    const now = performance.now()
+    const now = monotonicMs()
     let due = false
     let next = Infinity
     for (const node of this.active) {
@@ -325,7 +326,7 @@ export class Reaper {
   }
 
   private endLingering(): void {
-    const now = performance.now()
+    const now = monotonicMs()
     for (const node of [...this.lingering.values()]) {
       if (node.lingerUntil > now) continue
       this.sweep(node.lingerers)

@@ -4,6 +4,7 @@
  */
 import { LRUCache } from 'lru-cache'
 
+import { monotonicMs } from './clock.js'
 import { type DiskSeq, nodeName } from './diskseq.js'
 import { errnoName, Exhausted } from './errno.js'
 import type { Logger } from './log.js'
@@ -198,7 +199,7 @@ export class Registry implements UeventListener {
   private rescan(done: () => void): void {
     this.waiting.push(done)
     if (this.scanning || this.scanTimer !== undefined || this.closed) return
-    const wait = this.nextScan - performance.now()
+    const wait = this.nextScan - monotonicMs()
     if (wait <= 0) return this.scan()
     this.scanTimer = setTimeout(() => this.scan(), wait)
   }
@@ -222,7 +223,7 @@ export class Registry implements UeventListener {
         if (this.losses === losses) [this.settled, this.seen] = [this.seen, highest]
       }
       this.scanning = false
-      this.nextScan = performance.now() + Math.max(SCAN_INTERVAL_MS, cpuMs * SCAN_SHARE)
+      this.nextScan = monotonicMs() + Math.max(SCAN_INTERVAL_MS, cpuMs * SCAN_SHARE)
       for (const done of served) done()
       this.answer()
       if (error !== 0) this.retryTimer ??= setTimeout(() => this.retry(), SCAN_RETRY_MS)

@@ -18,6 +18,7 @@ import {
   UNANSWERED,
   type Validity,
 } from './abi.js'
+import { monotonicMs } from './clock.js'
 import { E, errnoName } from './errno.js'
 import { FairQueue } from './fair.js'
 import type { Logger } from './log.js'
@@ -260,7 +261,7 @@ export class FuseSession implements Transport {
   }
 
   private take(): void {
-    const end = performance.now() + ROUND_MS
+    const end = monotonicMs() + ROUND_MS
     for (let i = 0; i < BATCH && this.poll !== undefined; i++) {
       let n = this.native.read(this.fd, this.state.landing)
       let alone = i === 0 && this.waiting.size === 0
@@ -294,11 +295,11 @@ export class FuseSession implements Transport {
   /** Waits a moment for the next request, and for disks that are being opened, before the event loop goes to sleep. */
   private await(end: number): number {
     const { patience } = this
-    const began = performance.now()
+    const began = monotonicMs()
     if (began >= end) return -E.EAGAIN
     const pays = patience.pays()
     const n = this.native.readSoon(this.fd, this.state.landing, WAIT_US, pays)
-    if (pays && n !== -E.EINTR) patience.waited(n >= 0, performance.now() - began)
+    if (pays && n !== -E.EINTR) patience.waited(n >= 0, monotonicMs() - began)
     return n
   }
 

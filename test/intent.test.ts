@@ -171,6 +171,16 @@ t.test('garbage is unknown', async (t) => {
   }
 })
 
+t.test('a line that is cut off is not completed by an earlier one', async (t) => {
+  const { of, intents } = fakeProc(t)
+  const whole = line(number('newfstatat'))
+  for (let length = 1; length < whole.length; length++) {
+    t.equal(of(whole).intent, 'inspect')
+    t.strictSame(of(whole.slice(0, length)), UNKNOWN, `after ${length} bytes`)
+    t.equal(intents.mayStillBeIn(TID, OTHERS['ioctl']!), true, 'nor does it tell that a call is over')
+  }
+})
+
 t.test('a file that is empty, missing or unreadable is unknown', async (t) => {
   const { of, intents, proc } = fakeProc(t)
   t.strictSame(intents.of(TID), UNKNOWN, 'missing')
