@@ -10,7 +10,8 @@
  * With +slow each disk is answered for 30 ms after it was verified, as it may
  * be on a busy machine: time enough for anything to happen in between.
  */
-import { parseArgs } from 'node:util'
+import { write } from 'node:fs'
+import { parseArgs, promisify } from 'node:util'
 
 import { Access } from '../../build/js/access.js'
 import { Daemon } from '../../build/js/daemon.js'
@@ -79,19 +80,20 @@ const slow = (opener) => {
 
 /**
  * Instead of having the kernel drop unused names, tells it that each name is
- * no longer valid: which drops those in use as well.
+ * no longer valid: which drops those in use as well. On another thread, as the
+ * kernel waits for the directory's lock, and who has that may wait for an answer.
  */
 function invalidating() {
   const FUSE_NOTIFY_INVAL_ENTRY = 3
   let fuse = -1
-  const invalidate = (name) => {
+  const invalidate = async (name) => {
     const message = Buffer.alloc(16 + 16 + name.length + 1)
     message.writeUInt32LE(message.length, 0)
     message.writeInt32LE(FUSE_NOTIFY_INVAL_ENTRY, 4)
     message.writeBigUInt64LE(1n, 16) // in the root
     message.writeUInt32LE(name.length, 24)
     message.write(name, 32, 'latin1')
-    native.write(fuse, message, message.length)
+    await promisify(write)(fuse, message).catch(() => {}) // ENOENT: it does not know the name
   }
   return {
     ...native,
@@ -100,11 +102,13 @@ function invalidating() {
       return native.mount(source, target, type, flags, data)
     },
     prune: (_, done) =>
-      native.scanBlock('/sys/class/block', (_, list) => {
-        for (const text of list.filter((_, i) => i % 3 === 1)) {
-          const diskseq = /^DISKSEQ=(\d+)$/m.exec(text)?.[1]
-          const partition = /^PARTN=(\d+)$/m.exec(text)?.[1]
-          if (diskseq !== undefined) invalidate(partition === undefined ? diskseq : `${diskseq}p${partition}`)
+      native.scanBlock('/sys/class/block', async (_, next) => {
+        for (let list = next(); list.length > 0; list = next()) {
+          for (const text of list.filter((_, i) => i % 3 === 1)) {
+            const diskseq = /^DISKSEQ=(\d+)$/m.exec(text)?.[1]
+            const partition = /^PARTN=(\d+)$/m.exec(text)?.[1]
+            if (diskseq !== undefined) await invalidate(partition === undefined ? diskseq : `${diskseq}p${partition}`)
+          }
         }
         done(0)
       }),
