@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "addon.h"
 #include "descriptor.h"
 #include "tasks.h"
@@ -112,6 +114,9 @@ Napi::Value Diskseq(const Napi::CallbackInfo& info) {
   return Napi::BigInt::New(info.Env(), diskseq);
 }
 
+// How many devices of a scan are given to JavaScript at a time.
+constexpr size_t kAtOnce = 64;
+
 // What a scan has found: the texts of all devices one after another, as a piece
 // of memory that large goes back to the system, and ten thousand small ones stay
 // with the thread's allocator.
@@ -123,7 +128,32 @@ struct SysfsList {
   };
   std::string text;
   std::vector<Device> devices;
+  // What has been given to JavaScript.
+  size_t texts_given = 0;
+  size_t devices_given = 0;
+
+  Napi::Value Next(Napi::Env env);
 };
+
+Napi::Value SysfsList::Next(Napi::Env env) {
+  size_t end = std::min(devices.size(), devices_given + kAtOnce);
+  Napi::Array list = Napi::Array::New(env, (end - devices_given) * 3);
+  for (uint32_t i = 0; devices_given < end; devices_given++) {
+    const Device& device = devices[devices_given];
+    const char* name = text.data() + texts_given;
+    list[i++] = Napi::String::New(env, name, device.name);
+    list[i++] = Napi::String::New(env, name + device.name, device.uevent);
+    list[i++] = Napi::Boolean::New(env, device.bound);
+    texts_given += device.name + device.uevent;
+  }
+  // Its memory goes back now, not when V8 collects next().
+  if (end == devices.size()) {
+    std::string().swap(text);
+    std::vector<Device>().swap(devices);
+    texts_given = devices_given = 0;
+  }
+  return list;
+}
 
 double ThreadCpuMs() {
   struct timespec now;
@@ -131,9 +161,11 @@ double ThreadCpuMs() {
   return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
 }
 
-// scanBlock(classDir, callback(error, [name, uevent, bound, ...], ms)): every
-// entry of /sys/class/block. `bound` tells for a loop device and its partitions
-// whether it has a backing file; true for all others. `ms` is the processor time it took.
+// scanBlock(classDir, callback(error, next, ms)): every entry of /sys/class/block.
+// next() has some of them, [name, uevent, bound, ...], until there are none left:
+// texts of ten thousand at a time would live for so long that V8 keeps room for more.
+// `bound` tells for a loop device and its partitions whether it has a backing file;
+// true for all others. `ms` is the processor time it took.
 Napi::Value ScanBlock(const Napi::CallbackInfo& info) {
   std::string root = StringArg(info, 0);
   Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [root]() -> Outcome {
@@ -166,18 +198,8 @@ Napi::Value ScanBlock(const Napi::CallbackInfo& info) {
     }
     double took = ThreadCpuMs() - began;
     return [found, error, took](Napi::Env env) -> std::vector<napi_value> {
-      Napi::Array list = Napi::Array::New(env, found->devices.size() * 3);
-      uint32_t i = 0;
-      const char* text = found->text.data();
-      for (const SysfsList::Device& device : found->devices) {
-        Napi::HandleScope scope(env);
-        list[i++] = Napi::String::New(env, text, device.name);
-        text += device.name;
-        list[i++] = Napi::String::New(env, text, device.uevent);
-        text += device.uevent;
-        list[i++] = Napi::Boolean::New(env, device.bound);
-      }
-      return {Napi::Number::New(env, error), list, Napi::Number::New(env, took)};
+      auto next = [found](const Napi::CallbackInfo& info) -> Napi::Value { return found->Next(info.Env()); };
+      return {Napi::Number::New(env, error), Napi::Function::New(env, next), Napi::Number::New(env, took)};
     };
   });
   return info.Env().Undefined();

@@ -99,10 +99,13 @@ export interface Native {
   closeDevice(fd: number, done: () => void): void
   /** BLKGETDISKSEQ. */
   diskseq(fd: number): bigint | number
-  /** [name, uevent text, bound, name, ...] of a /sys/class/block, and the processor time it took, ms. */
+  /**
+   * Of a /sys/class/block; `next` has some more each time, [name, uevent text, bound, name, ...],
+   * until there are none left. And the processor time it took, ms.
+   */
   scanBlock(
     directory: string,
-    done: (error: number, list: (string | boolean)[], cpuMs: number) => void,
+    done: (error: number, next: () => (string | boolean)[], cpuMs: number) => void,
   ): void
 
   inotifyWatch(path: string, mask: number, done: (error: number, fd: number) => void): void

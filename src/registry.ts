@@ -246,14 +246,12 @@ export class Registry implements UeventListener {
 
   private merge(devices: Device[]): void {
     this.drain()
-    const seen = new Set<string>()
+    const missing = new Set(this.byKname.keys())
     const touched = new Set(this.touched)
     for (const device of devices) {
-      seen.add(device.kname)
+      missing.delete(device.kname)
       if (!touched.has(device.kname)) this.set(device.kname, device)
     }
-    for (const kname of [...this.byKname.keys()]) {
-      if (!seen.has(kname) && !touched.has(kname)) this.set(kname, undefined)
-    }
+    for (const kname of missing) if (!touched.has(kname)) this.set(kname, undefined)
   }
 }

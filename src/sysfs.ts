@@ -149,12 +149,14 @@ export class Sysfs {
 
   /** All devices, read on another thread. `error` is an errno, or 0; `cpuMs` what it cost. */
   scan(done: (error: number, devices: Device[], cpuMs: number) => void): void {
-    this.native.scanBlock(this.classDirectory, (error, list, cpuMs) => {
+    this.native.scanBlock(this.classDirectory, (error, next, cpuMs) => {
       const devices: Device[] = []
-      for (let i = 0; i < list.length; i += 3) {
-        if (list[i + 2] === false) continue
-        const device = parseDevice(list[i] as string, list[i + 1] as string)
-        if (device !== undefined) devices.push(device)
+      for (let list = next(); list.length > 0; list = next()) {
+        for (let i = 0; i < list.length; i += 3) {
+          if (list[i + 2] === false) continue
+          const device = parseDevice(list[i] as string, list[i + 1] as string)
+          if (device !== undefined) devices.push(device)
+        }
       }
       done(error, devices, cpuMs)
     })

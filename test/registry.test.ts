@@ -39,9 +39,9 @@ function fixture(t: Test, { directory: given, cpuMs }: { directory?: string; cpu
       readFile: (path, into) => (state.readError !== 0 ? -state.readError : native.readFile(path, into)),
       scanBlock(path, done: ScanCallback) {
         state.scans++
-        native.scanBlock(path, (error, list, took) => {
+        native.scanBlock(path, (error, next, took) => {
           const deliver = () =>
-            state.scanError !== 0 ? done(state.scanError, [], cpuMs ?? took) : done(error, list, cpuMs ?? took)
+            state.scanError !== 0 ? done(state.scanError, () => [], cpuMs ?? took) : done(error, next, cpuMs ?? took)
           if (state.held) state.waiting.push(deliver)
           else deliver()
         })

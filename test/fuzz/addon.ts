@@ -68,6 +68,11 @@ const later = <T extends unknown[]>(use: (...results: T) => void = () => {}) => 
     use(...results)
   }
 }
+/** All of a scan, and what it has after its end. */
+const drained = (_: number, next: () => unknown[]) => {
+  while (next().length > 0) continue
+  next()
+}
 /** Has a descriptor among its results. */
 const fdLater = (at: number) => later((...results: unknown[]) => void keep(results[at] as number))
 
@@ -96,7 +101,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   closeDevice: () => native.closeDevice(opened.pop() ?? -1, later()),
   readSoon: () => native.readSoon(fd(), bytes(), c.pick([0, 1, 100]), c.oneIn(2)),
   diskseq: () => native.diskseq(fd()),
-  scanBlock: () => (c.oneIn(10) ? native.scanBlock(c.oneIn(2) ? '/sys/class/block' : c.pick([directory, '', 'a\0b']), later()) : 0),
+  scanBlock: () => (c.oneIn(10) ? native.scanBlock(c.oneIn(2) ? '/sys/class/block' : c.pick([directory, '', 'a\0b']), later(drained)) : 0),
   inotifyWatch: () => native.inotifyWatch(text(), c.below(2 ** 32), fdLater(1)),
   mount: () => native.mount(text(), nowhere(), c.pick(['no-such-fs', '', '\0']), number(), text()),
   unmount: () => native.unmount(nowhere(), number(), later()),

@@ -319,7 +319,10 @@ export const sysfs: Surface = single('sysfs', make.sysfsText, (bytes) => {
     openFile: () => 5,
     readAgain: (_: number, into: Uint8Array) => bytes.copy(into),
     close: () => 0,
-    scanBlock: (_: string, done: Parameters<Native['scanBlock']>[1]) => done(0, ['loop0', bytes.toString('utf8'), true], 0),
+    scanBlock: (_: string, done: Parameters<Native['scanBlock']>[1]) => {
+      const list = ['loop0', bytes.toString('utf8'), true]
+      done(0, () => list.splice(0), 0)
+    },
   }
   const files = new Sysfs(native)
   const device = files.read('loop0')

@@ -573,7 +573,7 @@ export class World {
         const errno = this.scanErrno
         this.scanErrno = 0
         const list = errno !== 0 ? [] : this.disks.flatMap((disk) => [disk.kname, disk.nonsense ?? ueventText(disk), disk.bound || !disk.kname.startsWith('loop')])
-        setImmediate(done, errno, list, 0)
+        setImmediate(done, errno, () => list.splice(0), 0)
       },
       readSoon: () => -E.EAGAIN,
       prune: (_, done) => void setImmediate(done, 0),
