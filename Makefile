@@ -31,6 +31,8 @@ export PATH := $(CURDIR)/.node/bin:$(CURDIR)/node_modules/.bin:$(PATH):/usr/sbin
 ADDON = native/build/Release/diskseqfs_native.node
 # Stamp of npm ci; lists the packages that become part of the daemon.
 DEPS = node_modules/.production
+# The library in between; only the tests and the benchmark come with it.
+FUSE_NATIVE = node_modules/fuse-native/build/Release/fuse.node
 
 # Run by udev; see udev/61-diskseqfs.rules.
 LINK = udev/diskseqfs-link
@@ -51,44 +53,55 @@ setup:
 	@scripts/setup $(filter check,$(MAKECMDGOALS))
 
 # --include=dev: with NODE_ENV=production npm would leave out the compiler.
+# --ignore-scripts: the one of fuse-native compiles it with headers that node-gyp
+# downloads; nothing else needs its own.
 $(DEPS): package.json package-lock.json | setup
-	npm ci --include=dev --no-audit --no-fund
-	npm ls --all --omit=dev --parseable >$@
-	sed -i 's|^$(CURDIR)/*||' $@
+	@echo 'setup: installing the npm packages'
+	@npm ci --include=dev --ignore-scripts --no-audit --no-fund --loglevel=error
+	@npm ls --all --omit=dev --parseable >$@
+	@sed -i 's|^$(CURDIR)/*||' $@
 
 # --nodedir: without it node-gyp downloads headers.  scripts/setup has made sure
 # that they are beside node.
+NODE_GYP = node-gyp --loglevel=warn --jobs=max --nodedir="$$(node -p 'path.resolve(process.execPath, "../..")')"
+
 $(ADDON): $(wildcard native/*.cc native/*.h native/*.gyp) | $(DEPS)
-	node-gyp -C native --loglevel=warn \
-		--nodedir="$$(node -p 'path.resolve(process.execPath, "../..")')" rebuild
+	@echo 'setup: compiling the addon'
+	@$(NODE_GYP) -C native rebuild
+
+# Not order-only: npm ci takes it away.
+$(FUSE_NATIVE): $(DEPS)
+	@echo 'setup: compiling fuse-native'
+	@$(NODE_GYP) -C node_modules/fuse-native rebuild
 
 # The modules one by one; the tests take them from here to replace some.
 # The directories are there to notice files that are gone, the rm to forget them.
 build/js/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -type d) | $(DEPS)
-	rm -rf build/js
-	tsc -p tsconfig.json
-	ln -sfn ../native build/native
+	@echo 'setup: compiling the program'
+	@rm -rf build/js
+	@tsc -p tsconfig.json
+	@ln -sfn ../native build/native
 
 # What runs: one file, as finding and reading each costs Node.js a millisecond, and
 # no ES module, as starting its loader for them costs ten.
 dist/cli.js: build/js/cli.js
-	rm -rf dist
-	esbuild $< --bundle --minify-syntax --platform=node --target=node20 --format=cjs \
+	@rm -rf dist
+	@esbuild $< --bundle --minify-syntax --platform=node --target=node20 --format=cjs \
 		--external:fuse-native --outfile=$@ --log-level=warning \
 		--define:import.meta.url=ownUrl \
 		--banner:js='"use strict"; const ownUrl = require("node:url").pathToFileURL(__filename).href'
-	echo '{ "type": "commonjs" }' >dist/package.json
-	for package in $$(cat $(DEPS)); do \
+	@echo '{ "type": "commonjs" }' >dist/package.json
+	@for package in $$(cat $(DEPS)); do \
 		printf '%s\n\n' "$${package#node_modules/}"; cat "$$package"/[Ll][Ii][Cc][Ee][Nn][CcSs][Ee]*; echo; \
 	done >dist/LICENSES
-	chmod +x $@
+	@chmod +x $@
 
 run:
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make run: must be root to mount' >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
 	@scripts/run "$(MOUNTPOINT)"
 
-check: build
+check: build $(FUSE_NATIVE)
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make check: must be root to mount and to make loop devices' >&2; exit 1; }
 	@setpriv --reuid=65534 --regid=65534 --clear-groups node dist/cli.js --version >/dev/null 2>&1 || \
 		{ echo 'make check: some tests run the program as an unprivileged user;' \
@@ -123,7 +136,7 @@ fuzz: build
 	ln -s ../../native build/fuzz/native
 	node --expose-gc build/fuzz/test/fuzz/run.js $(INPUTS) "$(or $(SEED),$$(date +%s))" $(if $(SURFACE),"$(SURFACE)")
 
-bench: build
+bench: build $(FUSE_NATIVE)
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make bench: must be root to mount and to make loop devices' >&2; exit 1; }
 	@scripts/setup bench
 	@$(MAKE) --no-print-directory $(PEER)
