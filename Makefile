@@ -2,6 +2,7 @@
 # make run           build, then serve MOUNTPOINT in the foreground (as root)
 # make check         build, then run the tests (as root)
 # make check-vm      the package, in virtual machines of both Debian releases (as root)
+# make check-fresh   "make run" on nothing but a minimal Debian, both releases (as root)
 # make check-types   type-check the sources and the tests
 # make soak          everything at once for MINUTES=30; 200 kills, 10,000 disks
 # make fuzz          garbage for every input; INPUTS=10000000, SEED, SURFACE
@@ -119,6 +120,12 @@ check-vm:
 	status=0; tap --jobs=1 --timeout=4000 test/vm/bookworm.ts test/vm/trixie.ts || status=$$?; \
 		node test/vm/table.mjs; exit $$status
 
+# Four minutes or more, both.
+check-fresh: $(DEPS)
+	@[ "$$(id -u)" -eq 0 ] || { echo 'make check-fresh: must be root to mount and to make loop devices' >&2; exit 1; }
+	@scripts/setup fresh
+	tap --jobs=1 --timeout=2000 test/fresh/bookworm.ts test/fresh/trixie.ts
+
 check-types: $(DEPS)
 	tsc --noEmit -p test
 
@@ -193,7 +200,7 @@ deb: build
 	DEB_RULES_REQUIRES_ROOT=no debian/rules binary
 
 clean:
-	rm -rf dist native/build .tap $(LINK) $(GUARD) build/js build/peers build/fuzz build/asan build/diskseqfs_*.deb
+	rm -rf dist native/build .tap $(LINK) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
-.PHONY: build setup run check check-vm check-types soak fuzz bench bench-faults install uninstall deb clean
+.PHONY: build setup run check check-vm check-fresh check-types soak fuzz bench bench-faults install uninstall deb clean

@@ -1,0 +1,4 @@
+import { endsEarly, makeRun } from './suite.js'
+
+await makeRun('bookworm')
+await endsEarly('bookworm')

@@ -1,0 +1,3 @@
+import { makeRun } from './suite.js'
+
+await makeRun('trixie')
