@@ -19,6 +19,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,9 +28,15 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #define TREE "/dev/disk/by-diskseq"
+// Of the instances of this program that run at the same time.
+#define LOCK "/run/diskseqfs.lock"
+#define LOCK_SECONDS 3
+// Of a link that is being made; its process follows.
+#define TEMPORARY ".diskseqfs-link"
 // Of a link below /dev: a device-mapper name has at most 127 bytes, each of
 // which udev may write as four.
 #define PATH_SIZE 1100
@@ -134,13 +141,53 @@ static int ask_tree(const struct device *device) {
   return S_ISBLK(node.st_mode) && node.st_rdev == device->number ? 0 : ENODEV;
 }
 
+static int lock_file = -1;
+
+static void wake(int number) { (void)number; }
+
 // Other instances run beside this one, for other devices that had or will have
 // the same name.  udev's own links are made outside the lock: whoever makes one
 // runs this program afterwards.
-static void lock(void) {
-  int fd = open("/dev/mapper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd >= 0) flock(fd, LOCK_EX); // until the end of the process
+//
+// It is on a file that only root can open, as whoever can open something can hold
+// a lock on it for as long as he likes.  Still it may be held for long: any user
+// can have the kernel keep a directory locked, and with it the instance that is
+// to change the directory.  So waiting has an end: nobody else's events are to
+// wait for that one's.  Without the lock a link may come out as it was a moment
+// before, so then none is led to a bare number (see settle()): the worst is a name
+// that leads to a disk that is gone, or to nothing, until its next event.
+//
+// -> whether it is held, until unlock() or the end of the process
+static bool lock(void) {
+  static bool vain;
+  struct stat file;
+  if (vain) return false;
+  vain = true;
+  if (lock_file < 0) lock_file = open(LOCK, O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (lock_file < 0 || fstat(lock_file, &file) < 0) {
+    fail("cannot open", LOCK);
+    return false;
+  }
+  if (!S_ISREG(file.st_mode) || file.st_uid != 0 || (file.st_mode & 077)) {
+    fputs("diskseqfs-link: " LOCK " is not a file of root's alone; going on without a lock\n", stderr);
+    return false;
+  }
+  // Again and again after that, as the first signal may come right before the wait.
+  struct itimerval limit = {.it_value = {.tv_sec = LOCK_SECONDS}, .it_interval = {.tv_usec = 100000}}, none = {0};
+  struct sigaction action = {.sa_handler = wake}; // without SA_RESTART
+  sigset_t alarms;
+  sigemptyset(&alarms);
+  sigaddset(&alarms, SIGALRM);
+  sigprocmask(SIG_UNBLOCK, &alarms, NULL);
+  sigaction(SIGALRM, &action, NULL);
+  setitimer(ITIMER_REAL, &limit, NULL);
+  vain = flock(lock_file, LOCK_EX) < 0;
+  setitimer(ITIMER_REAL, &none, NULL);
+  if (vain) fprintf(stderr, "diskseqfs-link: " LOCK " is still held after %d s; going on without a lock\n", LOCK_SECONDS);
+  return !vain;
 }
+
+static void unlock(void) { flock(lock_file, LOCK_UN); }
 
 static int point(const char *link, const char *target) {
   char now[PATH_SIZE], temporary[PATH_SIZE + 32], directory[PATH_SIZE];
@@ -154,7 +201,8 @@ static int point(const char *link, const char *target) {
   snprintf(directory, sizeof directory, "%s", link);
   *strrchr(directory, '/') = 0;
   if (mkdir(directory, 0755) < 0 && errno != EEXIST) return fail("cannot make", directory);
-  snprintf(temporary, sizeof temporary, "%s/.diskseqfs-link", directory);
+  // Of this process alone, as it may have no lock: another's would be renamed to this link.
+  snprintf(temporary, sizeof temporary, "%s/" TEMPORARY ".%d", directory, getpid());
   if (unlink(temporary) < 0 && errno != ENOENT) return fail("cannot remove", temporary);
   if (symlink(target, temporary) < 0) return fail("cannot make", temporary);
   if (rename(temporary, link) < 0) return fail("cannot replace", link);
@@ -277,11 +325,13 @@ static int take_away(const char *link) {
 }
 
 static int settle(const char *kernel) {
+  // Looked at only with the lock: who has waited for it may find his name another
+  // device's, which has made its link and does not come again.
+  bool locked = lock();
   struct device device = look(kernel);
   unsigned long long diskseq = strtoull(environment("DISKSEQ"), NULL, 10);
   const char *claimed = environment("DISKSEQFS_LINKS");
   int result = 0;
-  lock();
   char *words = strdup(claimed), *rest = words;
   // A device that is gone, or has another name, leaves them to what has them now.
   for (char *link; current(&device) && (link = strsep(&rest, " "));)
@@ -290,8 +340,9 @@ static int settle(const char *kernel) {
   words = strdup(environment("DISKSEQFS_BEFORE")), rest = words;
   for (char *link; (link = strsep(&rest, " "));) {
     if (*link == 0 || has_word(claimed, link) || linked_diskseq(link) != diskseq) continue;
-    if (has_word(environment("DEVLINKS"), link)) result |= point_at_node(link, kernel);
-    else result |= take_away(link);
+    if (!has_word(environment("DEVLINKS"), link) || !current(&device)) result |= take_away(link);
+    // Else it stays ours until the next event.
+    else if (locked) result |= point_at_node(link, kernel);
   }
   free(words);
   return result;
@@ -309,25 +360,63 @@ static int removed(void) {
   return result;
 }
 
+// Finds the device of that diskseq, NULL if there is none; false where that
+// cannot be found out.  They are looked up once for all links.
+static bool find(unsigned long long diskseq, const char **kernel) {
+  static struct known {
+    unsigned long long diskseq;
+    char kernel[32];
+  } *known;
+  static size_t count;
+  *kernel = NULL;
+  for (int looks = 0;; looks++) {
+    for (size_t i = 0; i < count; i++)
+      if (known[i].diskseq == diskseq) *kernel = known[i].kernel;
+    if (*kernel || looks) return true;
+    DIR *block = opendir("/sys/class/block");
+    if (!block) return false;
+    count = 0;
+    for (struct dirent *entry; (entry = readdir(block));) {
+      if (!kernel_name(entry->d_name) || strlen(entry->d_name) >= sizeof known->kernel) continue;
+      struct known *more = realloc(known, (count + 1) * sizeof *known);
+      if (!more) return false;
+      known = more;
+      known[count].diskseq = diskseq_of(entry->d_name);
+      strcpy(known[count++].kernel, entry->d_name);
+    }
+    closedir(block);
+  }
+}
+
+// What is found out without the lock is looked at again with it: nobody is to
+// wait for more than one link.  Where there is no lock it goes on all the same:
+// without the tree, no name can be better than udev's own.
 static int restore(const char *link) {
   unsigned long long diskseq = linked_diskseq(link);
   if (diskseq == 0) return 0;
-  DIR *block = opendir("/sys/class/block");
-  if (!block) return fail("cannot read", "/sys/class/block");
-  int result = -1;
-  for (struct dirent *entry; result < 0 && (entry = readdir(block));)
-    if (kernel_name(entry->d_name) && diskseq_of(entry->d_name) == diskseq)
-      result = point_at_node(link, entry->d_name);
-  closedir(block);
-  if (result >= 0) return result;
-  return take_away(link);
+  const char *kernel;
+  int result = 0;
+  if (!find(diskseq, &kernel)) return fail("cannot read", "/sys/class/block");
+  lock();
+  if (linked_diskseq(link) == diskseq) {
+    if (kernel && diskseq_of(kernel) == diskseq) result = point_at_node(link, kernel);
+    else result = take_away(link);
+  }
+  unlock();
+  return result;
+}
+
+// A link that was being made when its process ended.
+static void sweep(const char *path) {
+  if (!lock()) return;
+  unlink(path);
+  unlock();
 }
 
 static int stock(void) {
   int result = 0;
   DIR *dev = opendir("/dev");
   if (!dev) return fail("cannot read", "/dev");
-  lock();
   for (struct dirent *entry; (entry = readdir(dev));) {
     char path[PATH_SIZE];
     if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
@@ -337,7 +426,8 @@ static int stock(void) {
     for (struct dirent *link; (link = readdir(directory));) {
       if (link->d_type != DT_LNK) continue;
       snprintf(path, sizeof path, "/dev/%s/%s", entry->d_name, link->d_name);
-      result |= restore(path);
+      if (strncmp(link->d_name, TEMPORARY, strlen(TEMPORARY)) == 0) sweep(path);
+      else result |= restore(path);
     }
     closedir(directory);
   }

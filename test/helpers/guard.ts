@@ -1,8 +1,8 @@
-/** The guard with one safety mechanism switched off: its source with another text in one place. */
+/** Programs in C with one safety mechanism switched off: their source with other text in some places. */
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 
 import type { Test } from 'tap'
 
@@ -10,22 +10,34 @@ import { ROOT } from './root.js'
 import { cleanup } from './tree.js'
 
 const NATIVE = join(ROOT, 'native')
+const GUARD = join(NATIVE, 'guard.c')
 
-/** Writes it to a file of the test's own. */
-export function twinGuardSource(t: Test, mechanism: string, off: string): string {
-  const parts = readFileSync(join(NATIVE, 'guard.c'), 'utf8').split(mechanism)
-  if (parts.length !== 2) throw new Error(`the guard has this ${parts.length - 1} times: ${mechanism}`)
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
+/** What stands there, exactly once, and what is to stand there. */
+export type Change = readonly [mechanism: string, off: string]
+
+/** Writes the source to a file of the test's own. */
+function twinSource(t: Test, path: string, changes: readonly Change[]): string {
+  let source = readFileSync(path, 'utf8')
+  for (const [mechanism, off] of changes) {
+    const parts = source.split(mechanism)
+    if (parts.length !== 2) throw new Error(`${path} has this ${parts.length - 1} times: ${mechanism}`)
+    source = parts.join(off)
+  }
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-twin-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
-  const path = join(directory, 'guard.c')
-  writeFileSync(path, parts.join(off))
-  return path
+  const twin = join(directory, basename(path))
+  writeFileSync(twin, source)
+  return twin
 }
 
 /** Builds it, as the Makefile does. */
-export function twinGuard(t: Test, mechanism: string, off: string): string {
-  const source = twinGuardSource(t, mechanism, off)
+function built(source: string): string {
   const program = source.slice(0, -'.c'.length)
   execFileSync('cc', ['-O2', `-I${NATIVE}`, '-o', program, source])
   return program
 }
+
+export const twinGuardSource = (t: Test, ...change: Change) => twinSource(t, GUARD, [change])
+export const twinGuard = (t: Test, ...change: Change) => built(twinGuardSource(t, ...change))
+/** Of what udev runs. */
+export const twinLink = (t: Test, ...changes: Change[]) => built(twinSource(t, join(ROOT, 'udev/diskseqfs-link.c'), changes))
