@@ -2,6 +2,7 @@
 // daemons, and those that pins wait in. A filesystem daemon must not wait for
 // any of them, so nothing here does.
 #include <errno.h>
+#include <linux/filter.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -86,15 +87,25 @@ Napi::Value PacketAccept(const Napi::CallbackInfo& info) {
 // selfSocket(): a datagram socket that receives what it sends. A descriptor
 // sent through it stays open for as long as the message waits, whoever has
 // the socket.
+//
+// Its name is in the abstract namespace, where anybody may send to a socket that
+// is not connected. What he sent would be taken for a pin: so nothing gets in
+// before the socket is connected, from when on the kernel takes messages only of
+// the one that it is connected to, itself. (It looks at the filter first: who
+// finds none any more finds the connection.)
 Napi::Value SelfSocket(const Napi::CallbackInfo& info) {
   UniqueFd fd = Socket(SOCK_DGRAM);
   Address address;
   address.un.sun_family = AF_UNIX;
   address.length = sizeof address.un;
+  struct sock_filter drop = BPF_STMT(BPF_RET | BPF_K, 0);
+  struct sock_fprog filter = {1, &drop};
+  int unused = 0;
   // No path: the kernel picks a free name (autobind, unix(7)).
-  if (fd.Get() < 0 || bind(fd.Get(), Generic(address), sizeof(sa_family_t)) < 0 ||
+  if (fd.Get() < 0 || setsockopt(fd.Get(), SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter) < 0 || bind(fd.Get(), Generic(address), sizeof(sa_family_t)) < 0 ||
       getsockname(fd.Get(), Generic(address), &address.length) < 0 ||
-      connect(fd.Get(), Generic(address), address.length) < 0) {
+      connect(fd.Get(), Generic(address), address.length) < 0 ||
+      setsockopt(fd.Get(), SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof unused) < 0) {
     return Result(info.Env(), -1);
   }
   return Result(info.Env(), fd.Release());
