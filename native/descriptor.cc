@@ -12,6 +12,7 @@
 
 #include "addon.h"
 #include "descriptor.h"
+#include "tasks.h"
 
 namespace diskseqfs {
 
@@ -70,18 +71,27 @@ static Napi::Value OpenDirectory(const Napi::CallbackInfo& info) {
   return Result(info.Env(), open(StringArg(info, 0).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
 }
 
-// lockDirectory(path): a descriptor that holds flock(LOCK_EX) on a directory.
-static Napi::Value LockDirectory(const Napi::CallbackInfo& info) {
-  int fd = open(StringArg(info, 0).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return Result(info.Env(), fd);
-  if (flock(fd, LOCK_EX | LOCK_NB) == 0) return Result(info.Env(), fd);
-  int saved = errno;
-  close(fd);
-  errno = saved;
-  return Result(info.Env(), -1);
+// lockFile(path): a descriptor that holds flock(LOCK_EX) on a file, which is made
+// if it is missing. Whoever can open something can hold a lock on it, so nobody
+// but this user may: EPERM if that is not so. EAGAIN where somebody has the lock,
+// or had it until now and has removed the file, as whoever has it may.
+static Napi::Value LockFile(const Napi::CallbackInfo& info) {
+  UniqueFd fd(open(StringArg(info, 0).c_str(), O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR));
+  struct stat st;
+  if (fd.Get() < 0 || fstat(fd.Get(), &st) < 0) return Result(info.Env(), -1);
+  if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
+    errno = EPERM;
+    return Result(info.Env(), -1);
+  }
+  if (flock(fd.Get(), LOCK_EX | LOCK_NB) < 0 || fstat(fd.Get(), &st) < 0) return Result(info.Env(), -1);
+  if (st.st_nlink == 0) {
+    errno = EAGAIN;
+    return Result(info.Env(), -1);
+  }
+  return Result(info.Env(), fd.Release());
 }
 
-// unlock(fd): of lockDirectory, for whoever else has that descriptor, too.
+// unlock(fd): of lockFile, for whoever else has that descriptor, too.
 static Napi::Value Unlock(const Napi::CallbackInfo& info) {
   return Result(info.Env(), flock(IntArg(info, 0), LOCK_UN));
 }
@@ -178,7 +188,7 @@ void InitDescriptor(Napi::Env env, Napi::Object exports) {
   exports.Set("openFile", Napi::Function::New<OpenFile>(env));
   exports.Set("readAgain", Napi::Function::New<ReadAgain>(env));
   exports.Set("openDirectory", Napi::Function::New<OpenDirectory>(env));
-  exports.Set("lockDirectory", Napi::Function::New<LockDirectory>(env));
+  exports.Set("lockFile", Napi::Function::New<LockFile>(env));
   exports.Set("unlock", Napi::Function::New<Unlock>(env));
   exports.Set("openNode", Napi::Function::New<OpenNode>(env));
   exports.Set("fstat", Napi::Function::New<Fstat>(env));

@@ -17,6 +17,7 @@ import {
   detach,
   FSTYPE,
   isDead,
+  lockMountpoint,
   mountData,
   type MountEntry,
   type MountOptions,
@@ -24,6 +25,7 @@ import {
   MountWatch,
   prepareMountpoint,
   SOURCE,
+  unlockMountpoint,
   withoutSymlinks,
 } from './mountpoint.js'
 import { type Native, native as realNative } from './native.js'
@@ -149,8 +151,13 @@ export class Daemon {
       await discard(this.native, kept, this.log)
     }
     this.mountpoint = prepareMountpoint(this.options.mountpoint)
-    await this.claimMountpoint()
-    await (this.options.transport === 'fuse-native' ? this.serveByLibrary() : this.serve())
+    try {
+      await this.claimMountpoint()
+      await (this.options.transport === 'fuse-native' ? this.serveByLibrary() : this.serve())
+    } catch (error) {
+      this.unlock()
+      throw error
+    }
     this.log.info({ mountpoint: this.mountpoint, devices: this.registry.size }, 'mounted')
   }
 
@@ -367,9 +374,13 @@ export class Daemon {
 
   private async settle(): Promise<void> {
     // Somebody else may mount there meanwhile.
-    if (this.lock >= 0) this.native.unlock(this.lock)
+    this.unlock()
     for (let waited = 0; waited < SETTLE_MAX_MS && this.reaper?.awaited(); waited += SETTLE_MS) await sleep(SETTLE_MS)
     this.release()
+  }
+
+  private unlock(): void {
+    if (this.lock >= 0) unlockMountpoint(this.native, this.lock)
   }
 
   private async unmount(): Promise<void> {
@@ -497,11 +508,7 @@ export class Daemon {
       if (error !== 0) throw new UserError(`${path}: cannot unmount the dead mount: ${errnoName(error)}`)
       top = mountsAt(path).at(-1)
     }
-    this.lock = this.native.lockDirectory(path)
-    if (this.lock === -E.EAGAIN) {
-      throw new UserError(`${path}: another diskseqfs is starting there`)
-    }
-    if (this.lock < 0) throw new UserError(`${path}: cannot be opened: ${errnoName(this.lock)}`)
+    this.lock = await lockMountpoint(this.native, path)
     // Between the look and the lock somebody may have been faster.
     if (mountsAt(path).length > 0) {
       throw new UserError(`${path}: already served by another diskseqfs`)

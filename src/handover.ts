@@ -5,7 +5,7 @@
  */
 import { errnoName } from './errno.js'
 import type { Logger } from './log.js'
-import { detach, type MountEntry, mountsAt } from './mountpoint.js'
+import { detach, type MountEntry, mountsAt, unlockMountpoint } from './mountpoint.js'
 import type { Native } from './native.js'
 import type { Descriptors } from './service.js'
 import { SharedState, STATE_SIZE } from './state.js'
@@ -18,7 +18,7 @@ export const KEPT = {
   mount: 'mount',
   /** The inotify watch on its root. */
   closes: 'closes',
-  /** The mount point's directory, locked. */
+  /** The mount point's, see lockMountpoint(). */
   lock: 'lock',
   /** The memory of {@link SharedState}. */
   state: 'state',
@@ -78,6 +78,6 @@ export async function discard(native: Calls, kept: Descriptors, log: Logger): Pr
     const error = await detach(native, mount.target, true)
     if (error !== 0) log.error({ errno: errnoName(error), mountpoint: mount.target }, 'cannot unmount')
   }
-  for (const fd of kept.get(KEPT.lock) ?? []) native.unlock(fd)
+  for (const fd of kept.get(KEPT.lock) ?? []) unlockMountpoint(native, fd)
   for (const fds of kept.values()) for (const fd of fds) native.close(fd)
 }

@@ -1,7 +1,9 @@
 /** Mount points, mount options, and what is mounted where. */
-import { closeSync, existsSync, lstatSync, mkdirSync, readlinkSync, openSync, readFileSync, realpathSync, statSync } from 'node:fs'
+import { closeSync, existsSync, lstatSync, mkdirSync, readlinkSync, openSync, readFileSync, realpathSync, statSync, unlinkSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 
+import { monotonicMs } from './clock.js'
 import { errnoName, errnoOf, E, UserError } from './errno.js'
 import type { Native, Poll } from './native.js'
 
@@ -215,6 +217,60 @@ export function prepareMountpoint(path: string): string {
     }
     throw new UserError(`${path}: cannot be made a mount point: ${errnoName(errno)}; choose another directory`)
   }
+}
+
+/**
+ * Where locks of mount points are. It is root's alone, as the locks are: whoever can
+ * open something, such as a mount point that nothing is mounted at, can hold a lock on it.
+ */
+const LOCKS = '/run/diskseqfs'
+/** How long a lock is waited for that a daemon has which is about to end, ms; between two attempts. */
+const LOCK_PATIENCE_MS = 1000
+const LOCK_RETRY_MS = 10
+
+/**
+ * Of the directory beneath the mount, not of its path: that may be another one in
+ * another mount namespace, with a daemon of its own.
+ */
+function lockFile(path: string): string {
+  const { dev, ino } = statSync(path, { bigint: true })
+  return join(LOCKS, `${dev}:${ino}.lock`)
+}
+
+/**
+ * Keeps other daemons from a mount point where nothing is mounted, from before there
+ * is a mount until there is none any more.
+ *
+ * @returns a descriptor, for {@link unlockMountpoint}
+ * @throws UserError where another daemon has it
+ */
+export async function lockMountpoint(native: Pick<Native, 'lockFile'>, path: string): Promise<number> {
+  const file = lockFile(path)
+  try {
+    mkdirSync(LOCKS, { mode: 0o700, recursive: true })
+  } catch (error) {
+    throw new UserError(`cannot make ${LOCKS}, where mount points are locked: ${errnoName(errnoOf(error))}`)
+  }
+  for (const end = monotonicMs() + LOCK_PATIENCE_MS; ; await sleep(LOCK_RETRY_MS)) {
+    const fd = native.lockFile(file)
+    if (fd >= 0) return fd
+    if (fd === -E.EPERM) throw new UserError(`${file}: others than root can open it, so it is no lock; remove it`)
+    if (fd !== -E.EAGAIN) throw new UserError(`${path}: cannot be locked: ${errnoName(fd)} from ${file}`)
+    if (mountsAt(path).length > 0) throw new UserError(`${path}: already served by another diskseqfs`)
+    if (monotonicMs() >= end) throw new UserError(`${path}: another diskseqfs is starting there; it has locked ${file}`)
+  }
+}
+
+/** For whoever else has the descriptor, too. */
+export function unlockMountpoint(native: Pick<Native, 'unlock'>, fd: number): void {
+  try {
+    // Nobody can get the lock meanwhile, and who gets it afterwards sees that the file is gone.
+    const file = readlinkSync(`/proc/self/fd/${fd}`)
+    if (dirname(file) === LOCKS && file.endsWith('.lock')) unlinkSync(file)
+  } catch (error) {
+    errnoOf(error) // a file that is left does no harm
+  }
+  native.unlock(fd)
 }
 
 /** With all above it. (Node's recursive mkdir says ENOENT where a filesystem is read-only.) */

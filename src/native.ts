@@ -72,8 +72,11 @@ export interface Native {
   readAgain(fd: number, into: Uint8Array): number
   /** An O_PATH descriptor of a directory. */
   openDirectory(path: string): number
-  /** A descriptor that holds an exclusive flock(2) on a directory. */
-  lockDirectory(path: string): number
+  /**
+   * A descriptor that holds an exclusive flock(2) on a file, which is made if it is missing.
+   * -EAGAIN where somebody has it, or has just removed the file; -EPERM where others could open it.
+   */
+  lockFile(path: string): number
   /** Gives that up for all who have the descriptor. */
   unlock(fd: number): number
   /** An O_PATH descriptor of a node below `dir`; follows no symlink, leaves no filesystem. */

@@ -2,16 +2,16 @@
  * What udev runs for device-mapper devices, run by hand: nobody can keep it from
  * its work. What it makes of real devices is shown in the virtual machines.
  */
-import { spawn } from 'node:child_process'
 import { chmodSync, existsSync, lstatSync, mkdtempSync, readdirSync, readlinkSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
+import { held } from './helpers/flock.js'
 import { twinLink } from './helpers/guard.js'
 import { ROOT } from './helpers/root.js'
-import { cleanup, type Output, run, until } from './helpers/tree.js'
+import { cleanup, type Output, run } from './helpers/tree.js'
 
 const LINK = join(ROOT, 'udev/diskseqfs-link')
 const LOCK = '/run/diskseqfs.lock'
@@ -21,24 +21,6 @@ const DISKSEQ = '4000000000'
 /** LOCK_SECONDS of the program; and what is soon. */
 const LIMIT_MS = 3000
 const SOON_MS = 1500
-
-/** Has a process hold flock(2) on a file or directory, until the test ends. */
-async function held(t: Test, path: string, uid: number): Promise<void> {
-  // Each of the two is to end with the test.
-  const child = spawn('flock', ['--exclusive', '--nonblock', '--no-fork', path, 'sh', '-c', 'echo held; exec sleep 1000'], {
-    uid,
-    gid: uid,
-    stdio: ['ignore', 'pipe', 'ignore'],
-  })
-  let said = ''
-  child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
-  const ended = new Promise((resolve) => child.on('close', resolve))
-  cleanup(t, async () => {
-    child.kill('SIGKILL')
-    await ended
-  })
-  await until(() => said === 'held\n')
-}
 
 /** A directory that stands for /dev/mapper, with a link into the tree in it. */
 function mapper(t: Test) {

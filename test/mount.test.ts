@@ -5,6 +5,7 @@
  */
 import { execFileSync, spawn, type StdioOptions } from 'node:child_process'
 import {
+  chmodSync,
   closeSync,
   constants,
   existsSync,
@@ -15,6 +16,7 @@ import {
   readFileSync,
   readSync,
   rmSync,
+  statSync,
   symlinkSync,
   writeFileSync,
   writeSync,
@@ -24,7 +26,8 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { cleanup, CLI, loopDisk, run, sleep, startTree, until } from './helpers/tree.js'
+import { held } from './helpers/flock.js'
+import { cleanup, CLI, loopDisk, run, sleep, startTree, type Twin, until } from './helpers/tree.js'
 
 const NOBODY = 65534
 /** Long enough for the slowest start; a program that is still there then hangs. */
@@ -77,6 +80,8 @@ function place(t: Test): string {
     for (const pid of processesOf(directory)) process.kill(pid, 'SIGKILL')
     await until(() => processesOf(directory).length === 0)
     for (const { target } of mountsBelow(directory).reverse()) await run('umount', ['--lazy', target])
+    // Of daemons that were killed.
+    for (const path of [directory, join(directory, 'tree')]) rmSync(lockOf(path), { force: true })
     rmSync(directory, { recursive: true })
   })
   return directory
@@ -357,6 +362,14 @@ async function refused(t: Test, { script, code = 1, says, ...options }: Refusal)
   t.match(outcome.stderr, says, 'which says what is wrong')
   t.strictSame(mountsBelow(dir), before, 'nothing left mounted')
   t.strictSame(processesOf(dir), [], 'no process left')
+  if (existsSync(join(dir, 'lock'))) rmSync(readFileSync(join(dir, 'lock'), 'utf8').trim())
+  t.notOk(existsSync(lockOf(join(dir, 'tree'))), 'no lock left')
+}
+
+/** The lock of a mount point that nothing is mounted at. */
+function lockOf(mountpoint: string): string {
+  const found = statSync(mountpoint, { bigint: true, throwIfNoEntry: false })
+  return `/run/diskseqfs/${found?.dev}:${found?.ino}.lock`
 }
 
 /** A /dev with nothing in it but what any program needs, and `more`. */
@@ -368,6 +381,10 @@ function privateDev(dir: string, more: readonly string[] = []): string {
     mount --rbind '${dir}/dev' /dev
     `
 }
+
+/** Shell commands on the lock of the mount point `tree`; it is removed when all this is over. */
+const lockedAs = (dir: string, commands: string) =>
+  `lock=/run/diskseqfs/$(stat -c %d:%i '${dir}/tree').lock; echo "$lock" >'${dir}/lock'; ${commands};`
 
 const faults: readonly (Omit<Refusal, 'script'> & {
   readonly name: string
@@ -428,8 +445,13 @@ const faults: readonly (Omit<Refusal, 'script'> & {
   },
   {
     name: 'another one is starting there',
-    before: (dir) => `mkdir '${dir}/tree'; exec 9<'${dir}/tree'; flock --nonblock 9\n`,
-    says: /tree: another diskseqfs is starting there/,
+    before: (dir) => `mkdir '${dir}/tree'; ${lockedAs(dir, '(umask 077; mkdir -p "${lock%/*}"; : >"$lock")')} exec 9<>"$lock"; flock --nonblock 9\n`,
+    says: /tree: another diskseqfs is starting there; it has locked \/run\/diskseqfs\/\d+:\d+\.lock/,
+  },
+  {
+    name: 'its lock is anybody\'s',
+    before: (dir) => `mkdir '${dir}/tree'; ${lockedAs(dir, 'mkdir -p -m 700 "${lock%/*}"; : >"$lock"; chmod 644 "$lock"')}\n`,
+    says: /\.lock: others than root can open it, so it is no lock; remove it/,
   },
   {
     name: 'something else is mounted there',
@@ -515,6 +537,63 @@ for (const flags of [[], ['-f']]) {
     })
   })
 }
+
+/** A daemon where nobody in particular holds a lock on the mount point, which he may open. */
+const whileLocked = (t: Test, twin?: Twin) =>
+  startTree(t, {
+    ...(twin && { twin }),
+    before: async (mountpoint) => {
+      chmodSync(mountpoint, 0o755)
+      await held(t, mountpoint, NOBODY)
+    },
+  })
+
+t.test('nobody can keep a daemon from a mount point by locking it', async (t) => {
+  const tree = await whileLocked(t)
+  t.equal(readdirSync(tree.mountpoint).length > 0, true, 'it serves')
+})
+
+t.test('twin: where it locks the mount point itself, anybody can', async (t) => {
+  await t.rejects(whileLocked(t, 'lock-on-mountpoint'), /another diskseqfs is starting there/)
+})
+
+t.test('the lock of a mount point is root\'s alone, and ends with the daemon', async (t) => {
+  let lock = ''
+  const tree = await startTree(t, { before: async (mountpoint) => void (lock = lockOf(mountpoint)) })
+  const { uid, mode } = statSync(lock)
+  t.strictSame([uid, mode & 0o7777], [0, 0o600])
+  const open = await run('sh', ['-c', `exec 9<'${lock}'`], { uid: NOBODY, gid: NOBODY })
+  t.not(open.code, 0, 'nobody else opens it')
+  t.equal((await run('flock', ['--nonblock', lock, 'true'])).code, 1, 'it is held')
+  await tree.stop()
+  t.notOk(existsSync(lock), 'it is gone')
+})
+
+t.test('a lock that is about to be given up is waited for', async (t) => {
+  const tree = startTree(t, {
+    before: async (mountpoint) => {
+      const lock = lockOf(mountpoint)
+      execFileSync('sh', ['-c', `umask 077; mkdir -p /run/diskseqfs; : >'${lock}'`])
+      const child = spawn('flock', ['--no-fork', lock, 'sh', '-c', 'echo held; exec sleep 0.6'], { stdio: ['ignore', 'pipe', 'ignore'] })
+      cleanup(t, () => child.kill())
+      await new Promise((resolve) => child.stdout.once('data', resolve))
+    },
+  })
+  t.equal(readdirSync((await tree).mountpoint).length > 0, true)
+})
+
+t.test('daemons at one path, but not of one directory, do not know of each other', async (t) => {
+  const dir = place(t)
+  const there = await serve(join(dir, 'tree'))
+  // Beneath is another directory in that mount namespace.
+  const { code, stderr } = await shell(
+    `umount '${dir}/tree'; mount -t tmpfs none '${dir}'; ${mountCommand(join(dir, 'tree'))}; ls '${dir}/tree' >/dev/null; umount '${dir}/tree'`,
+    { isolated: true },
+  )
+  t.strictSame({ code, stderr }, { code: 0, stderr: '' })
+  there.kill('SIGTERM')
+  await there.ended()
+})
 
 t.test('stopping', async (t) => {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {

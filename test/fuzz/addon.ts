@@ -85,7 +85,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   openFile: () => keep(native.openFile(text())),
   readAgain: () => native.readAgain(fd(), bytes()),
   openDirectory: () => keep(native.openDirectory(text())),
-  lockDirectory: () => keep(native.lockDirectory(text())),
+  lockFile: () => keep(native.lockFile(c.pick([nowhere(), directory, `${directory}/lock`, '/dev/null', '/proc/self/comm', '', '\0']) as string)),
   unlock: () => native.unlock(fd()),
   openNode: () => keep(native.openNode(fd(), text())),
   fstat: () => native.fstat(fd(), new Float64Array(c.pick([0, 1, 11, 12, 13]))),

@@ -63,6 +63,7 @@ type Mechanism =
   | 'no-patience'
   | 'waits-always'
   | 'no-hold'
+  | 'lock-on-mountpoint'
 
 export interface RunningTree {
   readonly mountpoint: string
@@ -145,6 +146,7 @@ export function cleanup(t: Test, undo: () => unknown): void {
  * @param twin the safety mechanism to switch off
  * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold, --guard and --note-answers are known
  * @param limits arguments of prlimit(1) for the daemon
+ * @param before what is done at the mount point before there is a daemon
  */
 export async function startTree(
   t: Test,
@@ -153,9 +155,11 @@ export async function startTree(
     args = [],
     expectErrors = false,
     limits = [],
-  }: { twin?: Twin; args?: string[]; expectErrors?: boolean; limits?: string[] } = {},
+    before = async () => {},
+  }: { twin?: Twin; args?: string[]; expectErrors?: boolean; limits?: string[]; before?: (mountpoint: string) => Promise<void> } = {},
 ): Promise<RunningTree> {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
+  await before(mountpoint)
   const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN, twin, mountpoint, ...args]
   const [file, ...given] = [...(limits.length > 0 ? ['prlimit', ...limits] : []), process.execPath, ...command]
   const child = spawn(file as string, given, { stdio: ['ignore', 'pipe', 'pipe'], env: ENVIRONMENT })

@@ -10,6 +10,7 @@
  * With +slow each disk is answered for 30 ms after it was verified, as it may
  * be on a busy machine: time enough for anything to happen in between.
  */
+import { spawnSync } from 'node:child_process'
 import { write } from 'node:fs'
 import { parseArgs, promisify } from 'node:util'
 
@@ -355,6 +356,13 @@ const twins = {
       FuseNativeTransport.prototype.hold = function (id) {
         setImmediate(() => this.operations.forget(id, 1n))
       }
+    },
+  },
+  /** Who is first is found out by a lock on the mount point itself. (Asked for and given up again: it is the same for who cannot get it.) */
+  'lock-on-mountpoint': {
+    native: {
+      ...native,
+      lockFile: (file) => (spawnSync('flock', ['--nonblock', mountpoint, 'true']).status === 0 ? native.lockFile(file) : EAGAIN),
     },
   },
   /** No uevent ever arrives. */
