@@ -7,7 +7,7 @@
 //
 // A daemon connects to the guard and hands over the FUSE descriptor and the
 // memory it shares with its successor (state.h). While it serves, the guard
-// sees that it answers: another process asks the kernel for a name in the tree,
+// sees that it answers: another process asks for the figures of its file system,
 // and the daemon is told of each answer. One that does not answer any more is
 // killed. Once it is dead, the guard
 //
@@ -36,6 +36,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/un.h>
@@ -59,6 +60,12 @@ static unsigned absent_ticks = 60; // without a daemon
 static uint32_t manager = 1;
 // A command of the shell, for when the mount has been taken away.
 static const char *afterwards;
+
+// Requests that are read before there is a look at what else there is to do: a
+// daemon that comes must be heard, whoever asks how often meanwhile.
+#define READS_MAX 64
+// Of the slots for requests, so many parts, of which one is root's.
+#define ROOT_PARTS 4
 
 // The process that asks, see probe().
 static int prober = -1;
@@ -115,12 +122,18 @@ static size_t used(const struct slots *slots) {
   return count < slots->count ? count : slots->count;
 }
 
-// As SharedState.keep() does.
+// As SharedState.keep() does. Whoever has many threads wait takes no place from root.
 static bool keep(const void *request, size_t length) {
   const struct slots *slots = SLOT_HEADER_SIZE + length <= small.size ? &small : &big;
-  size_t i = 0, count = used(slots);
-  while (i < count && load(slots->start + i * slots->size) != 0) i++;
-  if (i == slots->count) return false;
+  struct fuse_in_header header;
+  memcpy(&header, request, sizeof header);
+  size_t count = used(slots), i = count, vacant = slots->count - count;
+  for (size_t at = count; at-- > 0;) {
+    if (load(slots->start + at * slots->size) != 0) continue;
+    vacant++;
+    i = at;
+  }
+  if (vacant <= (header.uid == 0 ? 0 : slots->count / ROOT_PARTS)) return false;
   if (i == count) store(slots->used_at, (uint32_t)i + 1);
   size_t at = slots->start + i * slots->size;
   store(at + SLOT_TRIES_AT, 0);
@@ -248,6 +261,30 @@ static bool answer(const char *request, size_t length) {
   }
 }
 
+// The caller of a request wants to give up. That is for the next daemon to hear, as
+// SharedState.interrupt() has it; it needs no slot, or users could fill them.
+static void interrupt(const struct slots *slots, uint64_t unique) {
+  for (size_t i = 0; i < used(slots); i++) {
+    size_t at = slots->start + i * slots->size;
+    struct fuse_in_header header;
+    memcpy(&header, served.state + at + SLOT_HEADER_SIZE, sizeof header);
+    if (load(at) != 0 && header.unique == unique) store(at + SLOT_INTERRUPTED_AT, 1);
+  }
+}
+
+// Of FORGET the next daemon needs not hear: it does not know how many lookups were
+// answered before it, and asks the kernel instead. There may be as many as names
+// that the kernel had.
+static void hear(const char *request, size_t length) {
+  struct fuse_in_header header;
+  struct fuse_interrupt_in what;
+  memcpy(&header, request, sizeof header);
+  if (header.opcode != FUSE_INTERRUPT || length < sizeof header + sizeof what) return;
+  memcpy(&what, request + sizeof header, sizeof what);
+  interrupt(&small, what.unique);
+  interrupt(&big, what.unique);
+}
+
 // What the daemon had read, and did not get to answer.
 static void answer_kept(const struct slots *slots) {
   for (size_t i = 0; i < used(slots); i++) {
@@ -282,30 +319,58 @@ static void lose_patience(void) {
 // The daemon is dead, and requests are waiting.
 static void read_requests(void) {
   static char buffer[STATE_REQUEST_MAX];
-  for (;;) {
+  for (int i = 0; i < READS_MAX; i++) {
     ssize_t n = read(served.fuse, buffer, sizeof buffer);
     if (n < 0 && (errno == EINTR || errno == ENOENT)) continue;
     if (n < 0 && errno == EAGAIN) return;
     if (n < (ssize_t)sizeof(struct fuse_in_header)) return set_down(&served); // unmounted, or aborted
-    if (answer(buffer, (size_t)n) || keep(buffer, (size_t)n)) continue;
     struct fuse_in_header header;
     memcpy(&header, buffer, sizeof header);
-    if (expects_answer(header.opcode)) refuse(&header, ETIMEDOUT);
+    if (!expects_answer(header.opcode)) hear(buffer, (size_t)n);
+    else if (!answer(buffer, (size_t)n) && !keep(buffer, (size_t)n)) refuse(&header, ETIMEDOUT);
   }
+}
+
+struct question {
+  dev_t device; // of the mount
+  char mountpoint[sizeof served.mountpoint];
+};
+
+enum finding { ANSWERED, HIDDEN, FAILED };
+
+// Whether the daemon answers.
+//
+// It is asked for the figures of its file system, for which the kernel needs no
+// more than the mount's root. For a name that it does not have it would need the
+// directory's lock, and that any user can hold for as long as he likes: he reads the
+// directory into memory that he does not provide, with a mkdir waiting behind that.
+//
+// If something else is mounted over the tree it cannot be asked, which is not the
+// daemon's fault.
+static char look(const struct question *question) {
+  struct statx root;
+  struct statfs figures;
+  int fd = open(question->mountpoint, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return errno == ENOENT || errno == ENOTDIR ? HIDDEN : FAILED;
+  char finding = FAILED;
+  // Which file system it is the kernel knows by itself.
+  if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, &root) == 0) {
+    if (makedev(root.stx_dev_major, root.stx_dev_minor) != question->device) finding = HIDDEN;
+    else if (fstatfs(fd, &figures) == 0) finding = ANSWERED; // not ENOTCONN, of a connection that has ended
+  }
+  close(fd);
+  return finding;
 }
 
 // Runs as a process of its own, which may wait in the kernel for as long as
 // there is no answer.
 static void probe(int guard) {
-  char path[sizeof served.mountpoint + 16];
+  struct question question;
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   for (;;) {
-    ssize_t n = recv(guard, path, sizeof served.mountpoint - 1, 0);
-    if (n <= 0) _exit(0);
-    strcpy(path + n, "/.probe");
-    struct stat found;
-    char answer = lstat(path, &found) == 0 ? 0 : (char)errno;
-    if (send(guard, &answer, 1, MSG_NOSIGNAL) < 0) _exit(0);
+    if (recv(guard, &question, sizeof question, 0) != sizeof question) _exit(0);
+    char finding = look(&question);
+    if (send(guard, &finding, 1, MSG_NOSIGNAL) < 0) _exit(0);
   }
 }
 
@@ -323,21 +388,25 @@ static void start_prober(void) {
 }
 
 static void ask(void) {
-  if (send(prober, served.mountpoint, strlen(served.mountpoint), MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return;
+  struct question question;
+  uint32_t device = load(STATE_DEVICE_AT);
+  question.device = makedev(device >> 20, device & 0xfffff);
+  memcpy(question.mountpoint, served.mountpoint, sizeof question.mountpoint);
+  if (send(prober, &question, sizeof question, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return;
   probing = true;
   served.ticks = 0;
 }
 
-// The kernel has answered the process that asks; ENOENT comes from the daemon.
+// The process that asks has been answered: by the daemon, or by the kernel.
 static void answered(void) {
-  char answer;
-  if (recv(prober, &answer, 1, MSG_DONTWAIT) != 1) {
+  char finding;
+  if (recv(prober, &finding, 1, MSG_DONTWAIT) != 1) {
     say("the process that looks at the tree has ended", "");
     exit(1);
   }
   probing = false;
   served.ticks = 0;
-  if (served.connection >= 0 && answer == ENOENT) send(served.connection, "ok", 2, MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (served.connection >= 0 && finding != FAILED) send(served.connection, "ok", 2, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 static void hung_up(void) {

@@ -3,8 +3,8 @@
  * has died. Without one, a daemon must not leave its tree to a successor: the
  * service manager would wait for an answer of the daemon that it has to start.
  *
- * It also asks the kernel for a name in the tree, every few seconds, and tells
- * this daemon of each answer. A daemon that asked for itself could wait for an
+ * It also asks for the figures of the file system (statfs), every few seconds, and
+ * tells this daemon of each answer. A daemon that asked for itself could wait for an
  * answer of its own while it is being killed, and never end.
  */
 import { E, errnoName } from './errno.js'

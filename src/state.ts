@@ -31,6 +31,14 @@ export const CALLERS_MAX = Math.floor((layout.STATE_PIN_SIZE - CALLERS_AT) / CAL
 /** Bytes; nearly all of them are never touched, and so take no memory. */
 export const STATE_SIZE = layout.STATE_SIZE
 
+/** Of the slots for requests, so many parts, of which one is root's; as the guard has it. */
+const ROOT_PARTS = 4
+
+/** Where a request says whose it is. */
+const UID_AT = 24
+const isRoots = (request: Uint8Array): boolean =>
+  new DataView(request.buffer, request.byteOffset).getUint32(UID_AT, true) === 0
+
 /** Which mount the state belongs to. */
 export interface MountIdentity {
   readonly mountpoint: string
@@ -73,7 +81,7 @@ class Slots {
     private readonly usedAt: number,
     readonly start: number,
     readonly size: number,
-    private readonly count: number,
+    readonly count: number,
   ) {
     this.look()
   }
@@ -91,11 +99,11 @@ class Slots {
     return this.start + index * this.size
   }
 
-  /** -1 where all are in use. */
-  take(): number {
+  /** -1 where all are in use, or all but some. */
+  take(spare = 0): number {
+    if (this.free.length + this.count - this.used <= spare) return -1
     const free = this.free.pop()
     if (free !== undefined) return free
-    if (this.used === this.count) return -1
     this.view.setUint32(this.usedAt, this.used + 1, true)
     return this.used++
   }
@@ -168,14 +176,15 @@ export class SharedState {
   }
 
   /**
-   * Keeps a request that cannot be answered at once.
+   * Keeps a request that cannot be answered at once. Some room is root's alone: whoever
+   * else has many requests wait, root's are not lost with this daemon.
    *
    * @returns what {@link drop} wants; -1 where there is no room
    */
   keep(request: Uint8Array, tries = 0): number {
     const small = SLOT_HEADER + request.length <= layout.STATE_SMALL_SIZE
     const slots = small ? this.small : this.big
-    const index = slots.take()
+    const index = slots.take(isRoots(request) ? 0 : slots.count / ROOT_PARTS)
     if (index < 0) return -1
     const at = slots.at(index)
     this.view.setUint32(at + layout.SLOT_TRIES_AT, tries, true)

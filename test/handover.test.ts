@@ -5,6 +5,7 @@
  */
 import { spawn, spawnSync } from 'node:child_process'
 import { closeSync, existsSync, fstatSync, openSync, opendirSync, readFileSync, readlinkSync, statSync } from 'node:fs'
+import { setPriority } from 'node:os'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
@@ -12,7 +13,7 @@ import t, { type Test } from 'tap'
 import { native } from '../src/native.js'
 import { addCounts, blk } from './helpers/blk.js'
 import { twinGuard } from './helpers/guard.js'
-import { cleanup, loopDisk, type ManagedTree, openDevices, sleep, startGuarded, startManaged, type Twin, until } from './helpers/tree.js'
+import { cleanup, loopDisk, type ManagedTree, openDevices, sleep, startBlk, startGuarded, startManaged, type Twin, until } from './helpers/tree.js'
 
 /** KILLS=200 for the long form. */
 const KILLS = Number(process.env['KILLS'] ?? 20)
@@ -226,7 +227,7 @@ async function withoutDaemon<T>(tree: ManagedTree, during: () => Promise<T>): Pr
     return await during()
   } finally {
     process.kill(tree.manager, 'SIGCONT')
-    await until(() => tree.ready() > ready)
+    await until(() => tree.ready() > ready, 30_000)
   }
 }
 
@@ -367,6 +368,91 @@ t.test('so is one whose event loop runs, and that does not answer', async (t) =>
   await sleep(200)
   t.equal(await other.look(join(tree.mountpoint, loop.diskseq()), 15_000), 'found')
   t.match(log(), /does not answer any more; it is killed/)
+})
+
+const NOBODY = '65534'
+
+/** Somebody who means harm: see directory.c. */
+const abuser = (t: Test, tree: ManagedTree, mode: 'lock' | 'list' | 'wait', threads = 1) =>
+  startBlk(t, 'directory', '--dir', tree.mountpoint, '--mode', mode, '--uid', NOBODY, '--threads', String(threads))
+
+/** Any user can have the kernel hold the directory's lock; then the tree is asked whether it answers. What the guard says. */
+async function whileLocked(t: Test, program?: string) {
+  const { tree, log } = await startGuarded(t, 1, { args: ['-h', '3'], ...(program && { program }) })
+  await abuser(t, tree, 'lock')
+  await until(() => /killed/.test(log()), 12_000).catch(() => {})
+  return { ready: tree.ready(), said: log() }
+}
+
+t.test('a daemon is not taken for hung because somebody holds the lock of the directory', { timeout: 60_000 }, async (t) => {
+  t.strictSame(await whileLocked(t), { ready: 1, said: '' })
+})
+
+t.test('twin: if it is asked for a name, it is', { timeout: 60_000 }, async (t) => {
+  const name = twinGuard(t, 'fstatfs(fd, &figures) == 0', 'faccessat(fd, ".probe", F_OK, 0) < 0 && errno == ENOENT')
+  t.match((await whileLocked(t, name)).said, /does not answer any more; it is killed/)
+})
+
+/** Many read the directory all the time; a daemon dies, and the next one comes. What that one says. */
+async function whileListed(t: Test, program?: string) {
+  const { tree, guard } = await startGuarded(t, 1, program ? { program } : {})
+  const user = await abuser(t, tree, 'list', 32)
+  // So that there is always something to read for it: they have its processor before it.
+  const [cpu = ''] = /(?<=^Cpus_allowed_list:\s*)\d+/m.exec(readFileSync('/proc/self/status', 'utf8')) ?? []
+  for (const pid of [guard.pid, user.pid]) spawnSync('taskset', ['--cpu-list', '--pid', cpu, String(pid)])
+  setPriority(guard.pid as number, 19)
+  await user.ask()
+  await sleep(200)
+  // Until they are answered at once.
+  await withoutDaemon(tree, () => sleep(1500))
+  return tree.log().map(({ msg }) => msg)
+}
+
+t.test('the guard hears the next daemon, whoever asks how often meanwhile', { timeout: 60_000 }, async (t) => {
+  t.notMatch((await whileListed(t)).join('\n'), /no guard/)
+})
+
+t.test('twin: if it reads for as long as there is something to read, it does not', { timeout: 60_000 }, async (t) => {
+  const reader = twinGuard(t, 'for (int i = 0; i < READS_MAX; i++) {', 'for (;;) {')
+  t.match((await whileListed(t, reader)).join('\n'), /no guard/)
+})
+
+/** What root gets while there is no daemon and many threads of somebody else wait, or are interrupted. */
+async function whileFilled(t: Test, threads: number, { interrupted = false, program }: { interrupted?: boolean; program?: string }) {
+  const loop = loopDisk(t)
+  const root = looker(t)
+  const { tree } = await startGuarded(t, 1, program ? { program } : {})
+  const path = join(tree.mountpoint, loop.diskseq())
+  const user = await abuser(t, tree, 'wait', threads)
+  const meanwhile = await withoutDaemon(tree, async () => {
+    await sleep(700) // from here on names are answered at once
+    await user.ask()
+    await sleep(1500)
+    if (interrupted) await user.ask()
+    await sleep(500)
+    return root.look(path, 500)
+  })
+  return [meanwhile, await root.answer(10_000)]
+}
+
+const { STATE_SMALL_COUNT } = native.layout
+
+t.test('requests of root are kept, however many threads of somebody else wait', { timeout: 60_000 }, async (t) => {
+  t.strictSame(await whileFilled(t, STATE_SMALL_COUNT + 100, {}), ['waits', 'found'])
+})
+
+t.test('twin: if no room is kept for root, they are not', { timeout: 60_000 }, async (t) => {
+  const program = twinGuard(t, '(header.uid == 0 ? 0 : slots->count / ROOT_PARTS)', '0')
+  t.equal((await whileFilled(t, STATE_SMALL_COUNT + 100, { program }))[0], 'Connection timed out')
+})
+
+t.test('nor do they stand back for what needs no answer', { timeout: 60_000 }, async (t) => {
+  t.strictSame(await whileFilled(t, STATE_SMALL_COUNT / 2 + 100, { interrupted: true }), ['waits', 'found'])
+})
+
+t.test('twin: if that is kept, they do', { timeout: 60_000 }, async (t) => {
+  const program = twinGuard(t, 'if (!expects_answer(header.opcode)) hear(buffer, (size_t)n);', 'if (!expects_answer(header.opcode)) keep(buffer, (size_t)n);')
+  t.equal((await whileFilled(t, STATE_SMALL_COUNT / 2 + 100, { interrupted: true, program }))[0], 'Connection timed out')
 })
 
 t.test('a daemon whose guard ends goes on, and does not rely on it', async (t) => {

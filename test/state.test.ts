@@ -7,11 +7,12 @@ import { CALLERS_MAX, SharedState, STATE_SIZE, type Unanswered } from '../src/st
 
 const { STATE_SMALL_COUNT, STATE_BIG_COUNT, STATE_PINS_COUNT, STATE_SMALL_SIZE, SLOT_HEADER_SIZE, STATE_REQUEST_MAX } = native.layout
 
-/** A request of that many bytes. */
-function request(unique: bigint, length = IN_HEADER_SIZE + 8): Uint8Array {
+/** A request of that many bytes, of root's unless it says otherwise. */
+function request(unique: bigint, length = IN_HEADER_SIZE + 8, uid = 0): Uint8Array {
   const bytes = Buffer.alloc(length, Number(unique & 0xffn))
   bytes.writeUInt32LE(length, 0)
   bytes.writeBigUInt64LE(unique, 8)
+  bytes.writeUInt32LE(uid, 24)
   return bytes
 }
 
@@ -87,6 +88,23 @@ t.test('where there is no room the rest goes on', async (t) => {
   t.equal(state.takePin(9n), -1)
   state.dropPin(places[17] as number)
   t.equal(state.takePin(9n), places[17], 'a place that is free is used again')
+})
+
+t.test('a quarter of the room is kept for root', async (t) => {
+  const memory = new ArrayBuffer(STATE_SIZE)
+  const state = next(memory)
+  const kept = (count: number, length: number, uid: number) =>
+    Array.from({ length: count }, () => state.keep(request(1n, length, uid))).filter((slot) => slot >= 0)
+  for (const [count, length] of [[STATE_SMALL_COUNT, 48], [STATE_BIG_COUNT, 5000]] as const) {
+    const users = kept(count, length, 1000)
+    t.equal(users.length, count * 0.75)
+    t.equal(kept(count, length, 0).length, count * 0.25, 'root has the rest')
+    t.equal(state.keep(request(1n, length, 1000)), -1)
+    state.drop(users[5] as number)
+    t.equal(state.keep(request(1n, length, 1000)), -1, 'what is free now is')
+    t.equal(state.keep(request(1n, length, 0)), users[5], "root's as well")
+  }
+  t.equal(next(memory).unanswered().length, STATE_SMALL_COUNT + STATE_BIG_COUNT)
 })
 
 t.test('whom a pin was taken for', async (t) => {

@@ -199,5 +199,6 @@ int cmd_loop_stall(int argc, char **argv);
 int cmd_nbd_silent(int argc, char **argv);
 int cmd_abuse(int argc, char **argv);
 int cmd_abuse_directories(int argc, char **argv);
+int cmd_directory(int argc, char **argv);
 
 #endif

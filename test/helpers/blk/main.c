@@ -30,13 +30,14 @@ static const struct {
 	{ "hotplug", cmd_hotplug },
 	{ "abuse", cmd_abuse },
 	{ "abuse-directories", cmd_abuse_directories },
+	{ "directory", cmd_directory },
 };
 
 int main(int argc, char **argv)
 {
 	if (argc < 2)
 		die("usage: blk churn|pingpong|openlat|latency|throughput|cold-open|appear|hold|exclusive-zram|exclusive-part|"
-		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|open-stopped|delays|mount|dm-race|hotplug|abuse|abuse-directories --option value ...");
+		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|open-stopped|delays|mount|dm-race|hotplug|abuse|abuse-directories|directory --option value ...");
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (strcmp(argv[1], commands[i].name) == 0) {
 			catch_signals();
