@@ -131,6 +131,8 @@ static int call(const char *socket_path, bool in_process, int *held, int *state)
     else fds[i] = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (fds[i] < 0) fail("no descriptor");
     if (kind == 1) {
+      uint32_t version = STATE_VERSION;
+      if (below(8) && pwrite(fds[i], &version, sizeof version, STATE_VERSION_AT) < 0) fail("cannot write");
       damage(fds[i]);
       if (i == 1) *state = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
     }
