@@ -7,6 +7,7 @@ import { dmsetup } from './cases/dmsetup.js'
 import { faults } from './cases/faults.js'
 import { hotplug } from './cases/hotplug.js'
 import { libvirt } from './cases/libvirt.js'
+import { locks } from './cases/locks.js'
 import { lvm } from './cases/lvm.js'
 import { mapperRace } from './cases/race.js'
 import { restart } from './cases/restart.js'
@@ -23,6 +24,7 @@ export const cases: readonly Case[] = [
   churnCase,
   hotplug,
   faults,
+  locks,
   service,
   restart,
   boot,

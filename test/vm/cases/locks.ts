@@ -1,0 +1,86 @@
+/** Somebody who is nobody in particular holds flock(2) on what he may open: that is in nobody's way. */
+import { copyFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+import type { Test } from 'tap'
+
+import { twinLink } from '../../helpers/guard.js'
+import type { Case } from '../case.js'
+import { links } from '../links.js'
+import { note } from '../suite.js'
+import type { Vm } from '../vm.js'
+
+/** What emulation may need for an event; and what is not waiting for a lock any more. */
+const PATIENCE_S = 20
+
+/** Runs a script while he holds it. */
+const whileHeld = (vm: Vm, directory: string, script: string): Promise<string> =>
+  vm.run(`
+    setpriv --reuid=65534 --regid=65534 --clear-groups flock --exclusive --nonblock --no-fork ${directory} sleep 1000 &
+    holder=$!
+    trap 'kill $holder' EXIT
+    for ((i = 0; i < 100; i++)); do flock --nonblock ${directory} true || break; sleep 0.1; done
+    if flock --nonblock ${directory} true; then echo 'nobody holds it'; exit 1; fi
+    ${script}`)
+
+/** Makes a device as the admin does, who waits for udev; how long that takes, and where its name leads. */
+const CREATE = `
+    before=$(date +%s%N)
+    timeout ${PATIENCE_S} dmsetup create locked --table '0 2048 zero' || echo late
+    echo $((($(date +%s%N) - before) / 1000000))
+    readlink /dev/mapper/locked || echo no link
+    cat /sys/block/$(basename $(dmsetup info -c --noheadings -o blkdevname locked))/diskseq`
+
+const REMOVE = 'udevadm settle; dmsetup remove --retry locked; udevadm settle'
+
+async function mapper(t: Test, vm: Vm): Promise<void> {
+  const [ms, link, diskseq] = (await whileHeld(vm, '/dev/mapper', CREATE)).trim().split('\n')
+  t.equal(link, `/dev/disk/by-diskseq/${diskseq}`, `its name leads into the tree, after ${ms} ms`)
+  note(t, `dmsetup create while nobody has locked /dev/mapper: ${ms} ms`)
+  await vm.run(REMOVE)
+}
+
+/** With the lock on the directory, and no limit. */
+async function twin(t: Test, vm: Vm): Promise<void> {
+  const program = twinLink(
+    t,
+    ['open(LOCK, O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600)', 'open("/dev/mapper", O_RDONLY | O_DIRECTORY | O_CLOEXEC)'],
+    ['!S_ISREG(file.st_mode) || file.st_uid != 0 || (file.st_mode & 077)', '0'],
+    ['setitimer(ITIMER_REAL, &limit, NULL);', ''],
+  )
+  copyFileSync(program, join(vm.share, 'diskseqfs-link'))
+  const installed = '/usr/lib/udev/diskseqfs-link'
+  await vm.run(`cp -p ${installed} ${installed}.aside; install -m 755 /share/diskseqfs-link ${installed}`)
+  try {
+    t.match(await whileHeld(vm, '/dev/mapper', CREATE), /^late\n/, 'twin: with its lock on the directory, udev waits, and dmsetup')
+  } finally {
+    // The event goes on when the lock is given up.
+    await vm.run(`mv ${installed}.aside ${installed}; ${REMOVE}`)
+  }
+}
+
+/** The service is stopped and started while he holds whatever it might want. */
+async function service(t: Test, vm: Vm): Promise<void> {
+  const said = await whileHeld(
+    vm,
+    '/dev/mapper',
+    `timeout ${PATIENCE_S} systemctl stop diskseqfs && systemctl show -P Result diskseqfs
+    findmnt -n /dev/disk/by-diskseq || echo no mount`,
+  )
+  t.equal(said, 'success\nno mount\n', 'the service stops')
+  t.strictSame((await links(vm)).tree, [], "names lead to the devices' own nodes")
+  t.equal(await whileHeld(vm, '/dev/disk/by-diskseq', 'systemctl start diskseqfs; systemctl is-active diskseqfs'), 'active\n', 'and starts')
+  await vm.run('udevadm settle')
+  const { tree, stock, wrong } = await links(vm)
+  t.ok(tree.length > 5, 'names lead into the tree')
+  t.strictSame({ stock, wrong }, { stock: [], wrong: [] })
+}
+
+export const locks: Case = {
+  name: 'locks held by nobody',
+  async run(t, vm) {
+    await mapper(t, vm)
+    await twin(t, vm)
+    await service(t, vm)
+  },
+}
