@@ -13,7 +13,7 @@ import t, { type Test } from 'tap'
 import { native } from '../src/native.js'
 import { addCounts, blk } from './helpers/blk.js'
 import { twinGuard } from './helpers/guard.js'
-import { cleanup, loopDisk, type ManagedTree, openDevices, sleep, startBlk, startGuarded, startManaged, type Twin, until } from './helpers/tree.js'
+import { cleanup, descriptors, loopDisk, type ManagedTree, openDevices, sleep, startBlk, startGuarded, startManaged, type Twin, until } from './helpers/tree.js'
 
 /** KILLS=200 for the long form. */
 const KILLS = Number(process.env['KILLS'] ?? 20)
@@ -393,6 +393,25 @@ t.test('twin: if it is asked for a name, it is', { timeout: 60_000 }, async (t) 
   t.match((await whileLocked(t, name)).said, /does not answer any more; it is killed/)
 })
 
+/** A daemon dies that has been asked whether it answers, and the next one comes late. What the guard says. */
+async function askedBefore(t: Test, twin: Twin) {
+  const { tree, log } = await startGuarded(t, 1, { args: ['-h', '3'], twin })
+  process.kill(tree.pid(), 'SIGSTOP')
+  // PROBE_TICKS, and not yet too late for an answer.
+  await sleep(6500)
+  await withoutDaemon(tree, () => sleep(4000))
+  await until(() => /killed/.test(log()), 8000).catch(() => {})
+  return log()
+}
+
+t.test('the next daemon answers for the one before, also the guard', { timeout: 60_000 }, async (t) => {
+  t.equal(await askedBefore(t, 'none'), '')
+})
+
+t.test('twin: if requests are not kept, it is taken for hung', { timeout: 60_000 }, async (t) => {
+  t.match(await askedBefore(t, 'no-journal'), /does not answer any more; it is killed/)
+})
+
 /** Many read the directory all the time; a daemon dies, and the next one comes. What that one says. */
 async function whileListed(t: Test, program?: string) {
   const { tree, guard } = await startGuarded(t, 1, program ? { program } : {})
@@ -417,6 +436,18 @@ t.test('twin: if it reads for as long as there is something to read, it does not
   t.match((await whileListed(t, reader)).join('\n'), /no guard/)
 })
 
+/** Of the requests that are kept for the next daemon, how many it is to take for interrupted. */
+function interruptedOf(tree: ManagedTree): number {
+  const { STATE_SMALL_AT, STATE_SMALL_SIZE, STATE_SMALL_COUNT, SLOT_INTERRUPTED_AT } = native.layout
+  const memory = descriptors(tree.manager)
+    .map((fd) => `/proc/${tree.manager}/fd/${fd}`)
+    .find((path) => readlinkSync(path).startsWith('/memfd:'))
+  const state = readFileSync(memory as string)
+  return Array.from({ length: STATE_SMALL_COUNT }, (_, i) => STATE_SMALL_AT + i * STATE_SMALL_SIZE).filter(
+    (at) => state.readUInt32LE(at) !== 0 && state.readUInt32LE(at + SLOT_INTERRUPTED_AT) !== 0,
+  ).length
+}
+
 /** What root gets while there is no daemon and many threads of somebody else wait, or are interrupted. */
 async function whileFilled(t: Test, threads: number, { interrupted = false, program }: { interrupted?: boolean; program?: string }) {
   const loop = loopDisk(t)
@@ -424,35 +455,42 @@ async function whileFilled(t: Test, threads: number, { interrupted = false, prog
   const { tree } = await startGuarded(t, 1, program ? { program } : {})
   const path = join(tree.mountpoint, loop.diskseq())
   const user = await abuser(t, tree, 'wait', threads)
+  let marked = 0
   const meanwhile = await withoutDaemon(tree, async () => {
     await sleep(700) // from here on names are answered at once
     await user.ask()
     await sleep(1500)
     if (interrupted) await user.ask()
     await sleep(500)
+    marked = interruptedOf(tree)
     return root.look(path, 500)
   })
-  return [meanwhile, await root.answer(10_000)]
+  return { meanwhile, later: await root.answer(10_000), marked }
 }
 
 const { STATE_SMALL_COUNT } = native.layout
 
 t.test('requests of root are kept, however many threads of somebody else wait', { timeout: 60_000 }, async (t) => {
-  t.strictSame(await whileFilled(t, STATE_SMALL_COUNT + 100, {}), ['waits', 'found'])
+  t.match(await whileFilled(t, STATE_SMALL_COUNT + 100, {}), { meanwhile: 'waits', later: 'found', marked: 0 })
 })
 
 t.test('twin: if no room is kept for root, they are not', { timeout: 60_000 }, async (t) => {
   const program = twinGuard(t, '(header.uid == 0 ? 0 : slots->count / ROOT_PARTS)', '0')
-  t.equal((await whileFilled(t, STATE_SMALL_COUNT + 100, { program }))[0], 'Connection timed out')
+  t.equal((await whileFilled(t, STATE_SMALL_COUNT + 100, { program })).meanwhile, 'Connection timed out')
 })
 
 t.test('nor do they stand back for what needs no answer', { timeout: 60_000 }, async (t) => {
-  t.strictSame(await whileFilled(t, STATE_SMALL_COUNT / 2 + 100, { interrupted: true }), ['waits', 'found'])
+  const threads = STATE_SMALL_COUNT / 2 + 100
+  const { meanwhile, later, marked } = await whileFilled(t, threads, { interrupted: true })
+  t.strictSame([meanwhile, later], ['waits', 'found'])
+  t.equal(marked, threads, 'but who wants to give up is heard by the next daemon')
 })
 
 t.test('twin: if that is kept, they do', { timeout: 60_000 }, async (t) => {
   const program = twinGuard(t, 'if (!expects_answer(header.opcode)) hear(buffer, (size_t)n);', 'if (!expects_answer(header.opcode)) keep(buffer, (size_t)n);')
-  t.equal((await whileFilled(t, STATE_SMALL_COUNT / 2 + 100, { interrupted: true, program }))[0], 'Connection timed out')
+  const { meanwhile, marked } = await whileFilled(t, STATE_SMALL_COUNT / 2 + 100, { interrupted: true, program })
+  t.equal(meanwhile, 'Connection timed out')
+  t.equal(marked, 0)
 })
 
 t.test('a daemon whose guard ends goes on, and does not rely on it', async (t) => {

@@ -27,7 +27,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { held } from './helpers/flock.js'
-import { cleanup, CLI, loopDisk, run, sleep, startTree, type Twin, until } from './helpers/tree.js'
+import { cleanup, CLI, lockOf, loopDisk, run, sleep, startTree, type Twin, until } from './helpers/tree.js'
 
 const NOBODY = 65534
 /** Long enough for the slowest start; a program that is still there then hangs. */
@@ -364,12 +364,6 @@ async function refused(t: Test, { script, code = 1, says, ...options }: Refusal)
   t.strictSame(processesOf(dir), [], 'no process left')
   if (existsSync(join(dir, 'lock'))) rmSync(readFileSync(join(dir, 'lock'), 'utf8').trim())
   t.notOk(existsSync(lockOf(join(dir, 'tree'))), 'no lock left')
-}
-
-/** The lock of a mount point that nothing is mounted at. */
-function lockOf(mountpoint: string): string {
-  const found = statSync(mountpoint, { bigint: true, throwIfNoEntry: false })
-  return `/run/diskseqfs/${found?.dev}:${found?.ino}.lock`
 }
 
 /** A /dev with nothing in it but what any program needs, and `more`. */

@@ -65,6 +65,18 @@ type Mechanism =
   | 'no-hold'
   | 'lock-on-mountpoint'
 
+/** The lock of a mount point that nothing is mounted at. */
+export function lockOf(mountpoint: string): string {
+  const found = statSync(mountpoint, { bigint: true, throwIfNoEntry: false })
+  return `/run/diskseqfs/${found?.dev}:${found?.ino}.lock`
+}
+
+/** Removes a mount point, and the lock that a daemon has left which was killed. */
+function removeMountpoint(mountpoint: string): void {
+  rmSync(lockOf(mountpoint), { force: true })
+  rmdirSync(mountpoint)
+}
+
 export interface RunningTree {
   readonly mountpoint: string
   readonly pid: number
@@ -176,7 +188,7 @@ export async function startTree(
   }
   cleanup(t, async () => {
     await stop()
-    rmdirSync(mountpoint)
+    removeMountpoint(mountpoint)
     if (!expectErrors) log.check()
   })
   await log.started(() => log.text().includes('"msg":"mounted"'))
@@ -225,7 +237,7 @@ export async function startManaged(
     const code = await Promise.race([ended, sleep(15_000, 'late', { ref: false })])
     if (code === 'late') child.kill('SIGKILL')
     spawnSync('umount', ['--lazy', '--force', '--quiet', mountpoint])
-    rmdirSync(mountpoint)
+    removeMountpoint(mountpoint)
     if (code === 'late') throw new Error(`the manager did not stop:\n${log.text()}`)
     if (!expectErrors) log.check()
   })
