@@ -16,6 +16,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitMount(env, exports);
   InitPoll(env, exports);
   InitSockets(env, exports);
+  InitThreads(env, exports);
   InitUevent(env, exports);
   return exports;
 }

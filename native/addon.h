@@ -14,9 +14,11 @@
 namespace diskseqfs {
 
 class TaskPool;
+class Taskstats;
 
 struct Addon {
   std::shared_ptr<TaskPool> tasks;
+  std::shared_ptr<Taskstats> taskstats;
 };
 
 inline TaskPool& Tasks(Napi::Env env) { return *env.GetInstanceData<Addon>()->tasks; }
@@ -30,6 +32,7 @@ void InitMount(Napi::Env env, Napi::Object exports);
 void InitPoll(Napi::Env env, Napi::Object exports);
 void InitSockets(Napi::Env env, Napi::Object exports);
 void InitTasks(Napi::Env env, Napi::Object exports);
+void InitThreads(Napi::Env env, Napi::Object exports);
 void InitUevent(Napi::Env env, Napi::Object exports);
 
 inline int IntArg(const Napi::CallbackInfo& info, size_t i) {

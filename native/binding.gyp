@@ -13,6 +13,7 @@
         "poll.cc",
         "sockets.cc",
         "tasks.cc",
+        "threads.cc",
         "uevent.cc"
       ],
       "include_dirs": [

@@ -70,15 +70,26 @@ void InitConstants(Napi::Env env, Napi::Object exports) {
   CALL(fstatfs);
   CALL(inotify_add_watch);
   CALL(name_to_handle_at);
+  CALL(open_by_handle_at);
   CALL(io_uring_enter);
+  CALL(chdir);
+  CALL(chroot);
+  CALL(truncate);
+  CALL(umount2);
+  CALL(fanotify_mark);
+  CALL(execve);
+  CALL(execveat);
   // New enough to have one number on every architecture, and not to be in
   // every release's headers.
+  call("open_tree", 428);
   call("faccessat2", 439);
   call("fchmodat2", 452);
   call("setxattrat", 463);
   call("getxattrat", 464);
   call("listxattrat", 465);
   call("removexattrat", 466);
+  call("file_getattr", 468);
+  call("file_setattr", 469);
 #undef CALL
   exports.Set("syscalls", calls);
   exports.Set("O_PATH", Napi::Number::New(env, O_PATH));

@@ -19,6 +19,16 @@ export type OpenDeviceCallback = (
   uevent: string,
 ) => void
 
+/**
+ * Of /proc/TID: its `syscall` and `stack` files, the state and the start code in its
+ * `stat` file (0 in the middle of an execve), the time spent outside of the kernel, us,
+ * of one that runs (-1: not known), and its page faults.
+ */
+export type SeenThread = readonly [syscall: string, stack: string, state: string, startCode: number, userUs: number, faults: number]
+
+/** The ids that files are opened with, the effective capabilities, and how many groups there are. */
+export type ThreadCredentials = readonly [fsuid: number, fsgid: number, capabilities: bigint, groups: number, ...member: boolean[]]
+
 type LayoutField =
   | 'STATE_VERSION'
   | 'STATE_REQUEST_MAX'
@@ -121,6 +131,14 @@ export interface Native {
   pickMount(target: string, done: (error: number, fd: number) => void): void
   /** FSCONFIG_CMD_RECONFIGURE: the kernel forgets the dentries that nobody uses. */
   prune(fd: number, done: (error: number) => void): void
+
+  /**
+   * What threads are doing: undefined for one that is gone. Each second argument tells
+   * whether its kernel stack is wanted; see `native/threads.cc`.
+   */
+  lookAtThreads(threads: readonly (number | boolean)[], done: (seen: (SeenThread | undefined)[]) => void): void
+  /** Of a thread, and of which of some groups it is a member; undefined where that cannot be read. */
+  credentials(tid: number, groups: readonly number[], done: (found: ThreadCredentials | undefined) => void): void
 
   ueventOpen(receiveBytes: number): number
   /** Size of the message; `from` gets sender's port, groups, and whether it was truncated. */
