@@ -20,6 +20,7 @@
 // A daemon that is leaving for good says so first. The guard has a unit of its
 // own, never touches the tree itself, and does nothing that may block.
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -162,25 +163,74 @@ static uint64_t decimal(const char **text, unsigned digits_max) {
   return value;
 }
 
-// As src/diskseq.ts has it.
+// As src/diskseq.ts has it: ids of symlinks and of disks, and ids of partitions.
 enum { SYMLINK = 1, PARTITION_SHIFT = 1, PARTITION_MAX = 0x3ff, WAITING = 1 << 11, DISKSEQ_SHIFT = 12 };
+enum { DISKSEQ_BITS = 51, NUMBER_BITS = 8, MINOR_BITS = 20, PARTITION_DISKSEQ_BITS = 35 };
+static const uint64_t PARTITION_INODE = (uint64_t)1 << 63;
 
-// The node id of what has that name, as nodeId() in src/diskseq.ts makes it; 0
-// where it is none.
-static uint64_t node_id(const char *name) {
-  uint64_t diskseq = decimal(&name, 20), partition = 0, kind = 0;
-  bool whole = *name == 0;
-  if (strncmp(name, "-part", 5) == 0) {
-    name += 5;
-    kind = SYMLINK;
-    partition = decimal(&name, 5);
-  } else if (*name == 'p') {
-    name++;
-    partition = decimal(&name, 5);
+// A name in the tree.
+struct name {
+  uint64_t diskseq, partition; // diskseq 0: it is none
+  bool symlink;
+};
+
+static struct name parse_name(const char *text) {
+  struct name name = {.diskseq = decimal(&text, 20)};
+  bool whole = *text == 0;
+  if (strncmp(text, "-part", 5) == 0) {
+    text += 5;
+    name.symlink = true;
+    name.partition = decimal(&text, 5);
+  } else if (*text == 'p') {
+    text++;
+    name.partition = decimal(&text, 5);
   }
-  if (*name || diskseq == 0 || diskseq >> (64 - DISKSEQ_SHIFT) || partition > PARTITION_MAX) return 0;
-  if (partition == 0 && !whole) return 0;
-  return diskseq << DISKSEQ_SHIFT | partition << PARTITION_SHIFT | kind;
+  if (*text || name.diskseq >> DISKSEQ_BITS || name.partition > PARTITION_MAX) name.diskseq = 0;
+  if (name.partition == 0 && !whole) name.diskseq = 0;
+  return name;
+}
+
+static bool read_line(const char *path, char *into, size_t size) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  ssize_t n = read(fd, into, size - 1);
+  close(fd);
+  into[n > 0 ? n : 0] = 0;
+  return n > 0;
+}
+
+// Of a partition that sysfs has; -1 for any other.
+static int64_t minor_of(const struct name *name) {
+  DIR *disks = opendir("/sys/block");
+  int64_t found = -1;
+  for (struct dirent *disk; disks && found < 0 && (disk = readdir(disks));) {
+    char path[1024], text[64];
+    unsigned major, minor;
+    size_t length = strlen(disk->d_name);
+    snprintf(path, sizeof path, "/sys/block/%s/diskseq", disk->d_name);
+    if (disk->d_name[0] == '.' || !read_line(path, text, sizeof text)) continue;
+    if (strtoull(text, NULL, 10) != name->diskseq) continue;
+    bool digit = disk->d_name[length - 1] >= '0' && disk->d_name[length - 1] <= '9';
+    snprintf(path, sizeof path, "/sys/block/%s/%s%s%u/dev", disk->d_name, disk->d_name, digit ? "p" : "",
+             (unsigned)name->partition);
+    if (!read_line(path, text, sizeof text) || sscanf(text, "%u:%u", &major, &minor) != 2) break;
+    found = minor;
+  }
+  if (disks) closedir(disks);
+  return found;
+}
+
+static uint64_t link_id(const struct name *name, uint64_t kind) {
+  return name->diskseq << DISKSEQ_SHIFT | name->partition << PARTITION_SHIFT | kind;
+}
+
+// Of what has that name now; 0 for what has none.
+static uint64_t id_of(const struct name *name) {
+  if (name->symlink) return link_id(name, SYMLINK);
+  if (name->partition == 0) return name->diskseq << DISKSEQ_SHIFT;
+  int64_t minor = minor_of(name);
+  if (minor < 0 || name->partition >> NUMBER_BITS || name->diskseq >> PARTITION_DISKSEQ_BITS) return 0;
+  return PARTITION_INODE | (name->diskseq << NUMBER_BITS | name->partition) << MINOR_BITS | (uint64_t)minor;
 }
 
 // Whether the kernel has an inode of that id. It answers so when it is asked to
@@ -197,9 +247,9 @@ static bool has_inode(uint64_t id) {
 }
 
 // A link that stands for `name` until the next daemon says where it leads: to
-// that very name, see waitingId() in src/diskseq.ts.
-static void put_off(const struct fuse_in_header *request, const char *name, uint64_t id) {
-  if (!(id & SYMLINK)) id |= WAITING;
+// that very name, see linkId() in src/diskseq.ts.
+static void put_off(const struct fuse_in_header *request, const char *text, const struct name *name) {
+  uint64_t id = link_id(name, name->symlink ? SYMLINK : WAITING);
   struct {
     struct fuse_out_header header;
     struct fuse_entry_out entry; // valid for no time at all
@@ -208,7 +258,7 @@ static void put_off(const struct fuse_in_header *request, const char *name, uint
   answer.entry.attr.ino = id;
   answer.entry.attr.mode = S_IFLNK | 0777;
   answer.entry.attr.nlink = 1;
-  answer.entry.attr.size = strlen(name);
+  answer.entry.attr.size = strlen(text);
   respond(&answer, sizeof answer);
 }
 
@@ -219,8 +269,9 @@ static bool answer(const char *request, size_t length) {
   if (!expects_answer(header.opcode)) return false;
   bool lookup = header.opcode == FUSE_LOOKUP;
   if (lookup && header.pid != manager && !served.impatient) return false;
-  const char *name = lookup && memchr(request + sizeof header, 0, length - sizeof header) ? request + sizeof header : "";
-  uint64_t id = node_id(name);
+  const char *text = lookup && memchr(request + sizeof header, 0, length - sizeof header) ? request + sizeof header : "";
+  struct name name = parse_name(text);
+  uint64_t id = name.diskseq == 0 ? 0 : id_of(&name);
   // A name that is in use must not be answered in a way that has the kernel drop
   // it: /proc/swaps and the like would call the device deleted. Nor need it be:
   // whoever asks for one that the kernel has holds no lock.
@@ -249,8 +300,8 @@ static bool answer(const char *request, size_t length) {
   case FUSE_LOOKUP:
     if (in_use) return false;
     // Whoever reads the link waits for the next daemon, with no lock held.
-    if (id == 0) refuse(&header, ENOENT);
-    else put_off(&header, name, id);
+    if (name.diskseq == 0) refuse(&header, ENOENT);
+    else put_off(&header, text, &name);
     return true;
   case FUSE_READDIR:
     if (!served.impatient) return false;

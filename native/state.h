@@ -20,7 +20,7 @@
 //   more, node id (64 bits); of each caller thread, call, whether that outlasts
 //   the inode.
 #define STATE_LAYOUT(FIELD) \
-  FIELD(STATE_VERSION, 1) \
+  FIELD(STATE_VERSION, 2) \
   FIELD(STATE_REQUEST_MAX, (65536 + 8192)) \
   FIELD(STATE_HEADER_SIZE, 8192) \
   FIELD(STATE_VERSION_AT, 8) \

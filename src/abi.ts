@@ -67,6 +67,8 @@ export const InitFlag = {
 
 /** Of enum fuse_notify_code; stands where an answer has its errno. */
 const NOTIFY_INVAL_INODE = 2
+/** Since 7.45 (Linux 6.18). */
+const NOTIFY_PRUNE = 9
 
 /** fuse_setattr_in.valid */
 export const SetattrValid = {
@@ -231,6 +233,16 @@ export class ReplyBuffer {
     this.view.setBigUint64(at, nodeid, true)
     this.view.setBigInt64(at + 8, -1n, true)
     this.view.setBigInt64(at + 16, 0n, true)
+    return at + 24
+  }
+
+  /** struct fuse_notify_prune_out with one node id, whole: to be forgotten, unless somebody uses it. */
+  pruneInode(nodeid: bigint): number {
+    const at = this.header(0n, -NOTIFY_PRUNE, 24) - 24
+    this.view.setUint32(at, 1, true)
+    this.view.setUint32(at + 4, 0, true)
+    this.view.setBigUint64(at + 8, 0n, true)
+    this.view.setBigUint64(at + 16, nodeid, true)
     return at + 24
   }
 

@@ -6,8 +6,11 @@
  */
 import { readlinkSync } from 'node:fs'
 
+import { LRUCache } from 'lru-cache'
+
 import { errnoOf } from './errno.js'
-import type { Native } from './native.js'
+import { FairQueue } from './fair.js'
+import type { Native, ThreadCredentials } from './native.js'
 import type { Caller } from './transport.js'
 
 export interface Permissions {
@@ -18,20 +21,12 @@ export interface Permissions {
   readonly acl?: Uint8Array
 }
 
-interface Credentials {
-  readonly groups: ReadonlySet<number>
-  /** CAP_DAC_OVERRIDE or CAP_DAC_READ_SEARCH in its own user namespace. */
-  readonly overrides: boolean
-}
-
 /** capability.h */
 const CAP_DAC_OVERRIDE = 1n << 1n
 const CAP_DAC_READ_SEARCH = 1n << 2n
+const CAP_SYS_ADMIN = 1n << 21n
 
 const READ_OR_WRITE = 0o6
-
-/** /proc/TID/status of a task with 65,536 groups (NGROUPS_MAX). */
-const STATUS_MAX = 1 << 20
 
 /** uapi/linux/posix_acl.h and posix_acl_xattr.h */
 const ACL_VERSION = 2
@@ -39,40 +34,99 @@ const ACL_HEADER = 4
 const ACL_ENTRY = 8
 const AclTag = { USER_OBJ: 1, USER: 2, GROUP_OBJ: 4, GROUP: 8, MASK: 16, OTHER: 32 } as const
 
+/** To read of a thread with so many groups takes so long that its user waits for users like it only. */
+const MANY_GROUPS = 1024
+/** Users of whom that is remembered. */
+const USERS_MAX = 4096
+
+/** What a caller is about to do, as far as it decides which rights it needs. */
+export type Purpose =
+  /** open(2): the node's mode and ACL decide. */
+  | 'open'
+  /** By number, which those may who may mount, whatever the node says. */
+  | 'by number'
+  /** With credentials that may not be those of its thread (io_uring's personalities). */
+  | 'unclear'
+
+interface Question {
+  readonly caller: Caller
+  readonly node: Permissions
+  readonly purpose: Purpose
+  readonly done: (may: boolean) => void
+}
+
+/** Questions are put to the kernel one at a time, and users take turns. */
+class Lane {
+  readonly waiting = new FairQueue<Question>()
+  busy = false
+}
+
 export class Access {
-  private readonly buffer = Buffer.alloc(STATUS_MAX)
+  private readonly buffer = Buffer.alloc(4096)
+  private readonly quick = new Lane()
+  private readonly slow = new Lane()
+  private readonly manyGroups = new LRUCache<number, true>({ max: USERS_MAX })
 
   constructor(
-    private readonly native: Pick<Native, 'readFile'>,
+    private readonly native: Pick<Native, 'readFile' | 'credentials'>,
     private readonly proc = '/proc',
   ) {}
 
-  mayOpen(caller: Caller, node: Permissions): boolean {
-    if (caller.uid === 0 || caller.tid === 0) return true
-    // Its owner, or anybody where groups make no difference: no need to ask for them.
-    const groupsMatter = node.acl !== undefined || !allows(node.mode >> 3)
-    const own = new Set([caller.gid])
-    if ((caller.uid === node.uid || !groupsMatter) && granted(node, caller.uid, own)) return true
-    const credentials = this.credentials(caller.tid)
-    if (credentials === undefined) return true
-    if (granted(node, caller.uid, new Set([...credentials.groups, caller.gid]))) return true
-    return credentials.overrides && this.ownsMapped(caller.tid, node)
+  /**
+   * Whether a caller may for certain, by what stands in its request: the ids that the
+   * kernel checks with. Groups are not there, and are dear to find out; and for all but the
+   * owner an ACL may say something else than the mode.
+   */
+  certain({ uid }: Caller, node: Pick<Permissions, 'mode' | 'uid'>): boolean {
+    return uid === 0 || (uid === node.uid && allows(node.mode >> 6))
   }
 
-  private credentials(tid: number): Credentials | undefined {
-    const n = this.native.readFile(`${this.proc}/${tid}/status`, this.buffer)
-    if (n <= 0) return undefined
-    const text = this.buffer.toString('latin1', 0, n)
-    // A line ends with a line feed and nothing else: the thread's name, which it
-    // chooses itself, may hold whatever JavaScript also takes for an end ("\r").
-    const groups = /\nGroups:\t((?:\d+ )*) ?\n/.exec(text)?.[1]
-    const effective = /\nCapEff:\t([0-9a-f]{16})\n/.exec(text)?.[1]
-    if (groups === undefined || effective === undefined) return undefined
-    const capabilities = BigInt(`0x${effective}`)
-    return {
-      groups: new Set(groups.split(' ').filter((group) => group !== '').map(Number)),
-      overrides: (capabilities & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH)) !== 0n,
-    }
+  /** Whether nobody but the owner may, and that is somebody else: then a caller may not, whatever it is doing. */
+  static hopeless(caller: Caller, { mode, uid }: Pick<Permissions, 'mode' | 'uid'>): boolean {
+    return caller.uid !== uid && !allows(mode >> 3) && !allows(mode)
+  }
+
+  /**
+   * Finds out; on another thread, as one with 65,536 groups takes milliseconds.
+   * False only where the kernel is certain to refuse.
+   *
+   * @param caller blocked in the request in question
+   */
+  mayOpen(caller: Caller, node: Permissions, purpose: Purpose, done: (may: boolean) => void): void {
+    if (caller.tid === 0 || purpose === 'unclear' || this.certain(caller, node) || forEverybodyElse(caller, node)) return done(true)
+    const lane = this.manyGroups.has(caller.uid) ? this.slow : this.quick
+    lane.waiting.add(caller.uid, { caller, node, purpose, done })
+    this.next(lane)
+  }
+
+  private next(lane: Lane): void {
+    if (lane.busy) return
+    const question = lane.waiting.take()
+    if (question === undefined) return
+    lane.busy = true
+    const { caller, node, done } = question
+    const groups = groupsOf(node)
+    this.native.credentials(caller.tid, groups, (found) => {
+      lane.busy = false
+      if (found !== undefined && found[3] > MANY_GROUPS) this.manyGroups.set(caller.uid, true)
+      try {
+        done(this.judge(question, groups, found))
+      } finally {
+        this.next(lane)
+      }
+    })
+  }
+
+  private judge({ caller, node, purpose }: Question, groups: readonly number[], found: ThreadCredentials | undefined): boolean {
+    if (found === undefined) return true
+    const [fsuid, fsgid, capabilities, , ...member] = found
+    // The request was made with others than the thread has.
+    if (fsuid !== caller.uid || fsgid !== caller.gid) return true
+    const own = new Set(groups.filter((_, i) => member[i]))
+    if (granted(node, caller.uid, own.add(caller.gid))) return true
+    const overrides = (capabilities & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH)) !== 0n
+    if (overrides && this.ownsMapped(caller.tid, node)) return true
+    return purpose === 'by number' && (capabilities & CAP_SYS_ADMIN) !== 0n && this.inOurUserNamespace(caller.tid)
   }
 
   /**
@@ -81,17 +135,17 @@ export class Access {
    * namespace and have all capabilities in it, but not map other users' ids.
    */
   private ownsMapped(tid: number, node: Permissions): boolean {
+    return this.inOurUserNamespace(tid) || (this.maps(tid, 'uid_map', node.uid) && this.maps(tid, 'gid_map', node.gid))
+  }
+
+  /** True in doubt. */
+  private inOurUserNamespace(tid: number): boolean {
     try {
-      if (
-        readlinkSync(`${this.proc}/${tid}/ns/user`) === readlinkSync(`${this.proc}/self/ns/user`)
-      ) {
-        return true
-      }
+      return readlinkSync(`${this.proc}/${tid}/ns/user`) === readlinkSync(`${this.proc}/self/ns/user`)
     } catch (error) {
       errnoOf(error)
       return true
     }
-    return this.maps(tid, 'uid_map', node.uid) && this.maps(tid, 'gid_map', node.gid)
   }
 
   private maps(tid: number, file: string, id: number): boolean {
@@ -112,6 +166,10 @@ export class Access {
 
 const allows = (bits: number) => (bits & READ_OR_WRITE) !== 0
 
+/** Whether a caller is not the owner, and groups make no difference to others. */
+const forEverybodyElse = (caller: Caller, { mode, uid, acl }: Permissions) =>
+  caller.uid !== uid && acl === undefined && allows(mode >> 3) && allows(mode)
+
 /** Whether the mode or the ACL let these ids read or write (posix_acl_permission, fs/posix_acl.c). */
 export function granted(node: Permissions, uid: number, groups: ReadonlySet<number>): boolean {
   if (uid === node.uid) return allows(node.mode >> 6)
@@ -131,6 +189,12 @@ export function granted(node: Permissions, uid: number, groups: ReadonlySet<numb
   )
   if (ofGroups.length > 0) return ofGroups.some((entry) => allows(entry.permissions & mask))
   return allows(node.mode)
+}
+
+/** All groups that make a difference. */
+function groupsOf(node: Permissions): number[] {
+  const entries = (node.acl === undefined ? undefined : parseAcl(node.acl)) ?? []
+  return [node.gid, ...entries.filter(({ tag }) => tag === AclTag.GROUP).map(({ id }) => id)]
 }
 
 interface AclEntry {

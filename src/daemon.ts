@@ -4,14 +4,16 @@ import { setTimeout as sleep } from 'node:timers/promises'
 
 import { Access } from './access.js'
 import { monotonicMs } from './clock.js'
-import { CloseWatch, WATCH_MASK } from './closes.js'
+import { type CloseListener, CloseWatch, WATCH_MASK } from './closes.js'
+import { Crowd } from './crowd.js'
+import { DeadNames } from './dead-names.js'
 import { DeviceNodes } from './devnode.js'
 import { E, errnoName, errnoOf, UserError } from './errno.js'
 import { FuseNativeTransport } from './fuse-native.js'
-import { Gate, LOOKUP_PATIENCE_MS } from './gate.js'
+import { Gate } from './gate.js'
 import { Guard } from './guard.js'
 import { discard, inherit, KEPT } from './handover.js'
-import { Intents } from './intent.js'
+import { type Call, Intents, someCall } from './intent.js'
 import type { Logger } from './log.js'
 import {
   detach,
@@ -31,12 +33,12 @@ import {
 import { type Native, native as realNative } from './native.js'
 import { NodeTable } from './node.js'
 import { PinOpener } from './pin.js'
-import { Reaper } from './reaper.js'
-import { Registry } from './registry.js'
+import { type Inodes, PinLifetime } from './pin-lifetime.js'
+import { Registry, type RegistryListener } from './registry.js'
 import { FuseSession } from './session.js'
-import { Sysfs } from './sysfs.js'
+import { type Device, Sysfs } from './sysfs.js'
 import type { Descriptors, DescriptorStore } from './service.js'
-import { type PinRecord, SharedState, STATE_SIZE } from './state.js'
+import { type PinnedCaller, type PinRecord, SharedState, STATE_SIZE } from './state.js'
 import { type Predecessor, socketOf, Succession } from './successor.js'
 import type { Transport, TransportName } from './transport.js'
 import { Tree } from './tree.js'
@@ -46,7 +48,7 @@ import { type KeptPin, Vault } from './vault.js'
 export interface DaemonOptions {
   readonly mountpoint: string
   readonly mount: MountOptions
-  /** See {@link ReaperOptions}. */
+  /** See {@link PinLifetimeOptions}. */
   readonly lingerMs: number
   readonly holdSeconds: number
   /** How long a caller waits for a disk that does not answer, ms. */
@@ -64,16 +66,13 @@ export interface Parts {
   readonly intents?: (native: Native) => Intents
   readonly access?: (native: Native) => Access
   readonly native?: Native
-  readonly lookupPatienceMs?: number
+  readonly lookupsWait?: boolean
 }
 
-/** How long, after an unmount, callers have to open what they were answered; between two looks; ms. */
-const SETTLE_MAX_MS = 2000
-const SETTLE_MS = 2
 /** Between two looks whether callers are through, ms. */
 const OUTLIVE_MS = 10
 
-export class Daemon {
+export class Daemon implements CloseListener, Inodes, RegistryListener {
   private mountpoint = ''
   private mountId = -1
   private lock = -1
@@ -104,7 +103,9 @@ export class Daemon {
   private readonly registry: Registry
   private readonly sysfs: Sysfs
   private readonly uevents: UeventSocket
-  private reaper: Reaper | undefined
+  private lifetime: PinLifetime | undefined
+  private crowd: Crowd | undefined
+  private readonly dead = new DeadNames((id) => this.prune(id), () => this.lifetime?.pruneAll())
   private opener: PinOpener | undefined
   private intents: Intents | undefined
   private readonly touching = new Map<string, boolean>()
@@ -199,7 +200,7 @@ export class Daemon {
         this.native.inotifyWatch(this.mountpoint, WATCH_MASK, done),
       ),
     ])
-    this.reaper?.start(mountFd, (id) => transport.hasInode(id))
+    this.lifetime?.start(mountFd)
     this.closes = new CloseWatch(this.native, watchFd, this, this.log)
     if (mount !== undefined) {
       this.state.mount = { mountpoint: this.mountpoint, device: mount.device }
@@ -313,7 +314,7 @@ export class Daemon {
     this.stored = this.store !== undefined
     for (const pin of pins) this.adopt(pin)
     await this.survive(mount.device, fuse, mountFd, closes)
-    this.reaper?.start(mountFd, (id) => transport.hasInode(id))
+    this.lifetime?.start(mountFd)
     this.closes = new CloseWatch(this.native, closes, this, this.log)
     transport.resume(tree)
     this.log.info({ mountpoint, devices: this.registry.size, pins: pins.length }, 'took over the tree from an earlier daemon')
@@ -331,14 +332,11 @@ export class Daemon {
       return this.outlive(fd, place, record)
     }
     node.pin = pin
-    node.lingers = record.lingers
     node.moreCallers = record.more
-    for (const { tid, call, outlasts } of record.callers) {
-      node.callers.set(tid, call)
-      if (outlasts) node.lingerers.set(tid, call)
-    }
+    node.unseen = record.more || record.lingers
+    node.callers = new Map(record.callers.map((caller) => [caller.tid, callOf(caller)]))
     this.opener?.adopted()
-    this.reaper?.adopted(node)
+    this.lifetime?.takenOver(node)
   }
 
   /** Of a disk that is gone, say: nobody may get its number before the callers are through. */
@@ -349,13 +347,15 @@ export class Daemon {
     until = monotonicMs() + this.options.holdSeconds * 1000,
   ): void {
     const { callers, more } = record
-    const left = callers.filter(({ tid, call }) => this.intents?.mayStillBeIn(tid, call))
-    if ((left.length > 0 || more) && monotonicMs() < until) {
-      setTimeout(() => this.outlive(fd, place, { ...record, callers: left }, until), OUTLIVE_MS).unref()
-      return
-    }
-    this.vault?.drop(place)
-    this.native.closeDevice(fd, () => {})
+    this.native.lookAtThreads(callers.flatMap((caller) => [caller.tid, this.intents?.wantsStack(callOf(caller)) ?? false]), (seen) => {
+      const left = callers.filter((caller, i) => this.intents?.mayStillBeIn(callOf(caller), seen[i]))
+      if ((left.length > 0 || more) && monotonicMs() < until) {
+        setTimeout(() => this.outlive(fd, place, { ...record, callers: left }, until), OUTLIVE_MS).unref()
+        return
+      }
+      this.vault?.drop(place)
+      this.native.closeDevice(fd, () => {})
+    })
   }
 
   /** Takes the mount away, busy or not: open files stay open, they are the devices themselves. */
@@ -375,7 +375,11 @@ export class Daemon {
   private async settle(): Promise<void> {
     // Somebody else may mount there meanwhile.
     this.unlock()
-    for (let waited = 0; waited < SETTLE_MAX_MS && this.reaper?.awaited(); waited += SETTLE_MS) await sleep(SETTLE_MS)
+    const { lifetime } = this
+    if (lifetime !== undefined) {
+      const late = sleep(this.options.holdSeconds * 1000, undefined, { ref: false })
+      await Promise.race([new Promise<void>((resolve) => lifetime.whenDrained(resolve)), late])
+    }
     this.release()
   }
 
@@ -404,7 +408,9 @@ export class Daemon {
     this.mountWatch = undefined
     this.guard?.close()
     this.closes?.close()
-    this.reaper?.close()
+    this.lifetime?.close()
+    this.crowd?.close()
+    this.dead.close()
     this.intents?.close()
     this.transport?.close()
     this.vault?.close()
@@ -420,12 +426,11 @@ export class Daemon {
   closed(name: string, wrote: boolean): void {
     if (wrote) this.touch(name)
     const node = this.nodes.named(name)
-    if (node !== undefined) this.reaper?.closed(node)
+    if (node !== undefined) this.lifetime?.closedByUser(node)
   }
 
   lost(): void {
-    this.log.warn('the kernel dropped events of closes; unused disks are let go of a little later')
-    this.reaper?.lostTrack()
+    this.log.warn('the kernel dropped events of closes; udev may not be told of a writer')
   }
 
   /**
@@ -458,25 +463,47 @@ export class Daemon {
     const opener = parts.opener?.(native, this.devDirectory, vault) ?? new PinOpener(native, this.devDirectory, vault)
     const intents = parts.intents?.(native) ?? new Intents(native)
     const access = parts.access?.(native) ?? new Access(native)
-    const reaper = new Reaper(native, nodes, opener, intents, options, log, state)
-    // Through the library, nobody can be sent away to wait elsewhere.
-    const patience = options.transport === 'fuse-native' ? options.openTimeoutMs : LOOKUP_PATIENCE_MS
-    const gate = new Gate(
+    const lifetime = new PinLifetime(native, nodes, opener, intents, options, log, state, this)
+    const crowd = new Crowd(this, intents)
+    const gate = new Gate({
       registry,
       sysfs,
       nodes,
       devnodes,
       opener,
-      reaper,
+      lifetime,
       intents,
       access,
-      { ...options, lookupPatienceMs: parts.lookupPatienceMs ?? patience },
+      crowd,
+      options: { ...options, lookupsWait: parts.lookupsWait ?? options.transport === 'fuse-native' },
       log,
-    )
+    })
     this.opener = opener
     this.intents = intents
-    this.reaper = reaper
-    return new Tree(registry, sysfs, nodes, devnodes, gate, reaper, intents, inherits)
+    this.lifetime = lifetime
+    this.crowd = crowd
+    registry.listener = this
+    return new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, inherits })
+  }
+
+  /** See {@link Inodes}: of the library, which says nothing of its inodes, the kernel has them all. */
+  invalidate(id: bigint): boolean {
+    return this.transport instanceof FuseSession ? this.transport.invalidate(id) : true
+  }
+
+  prune(id: bigint): boolean {
+    return this.transport instanceof FuseSession ? this.transport.prune(id) : true
+  }
+
+  /** See {@link RegistryListener}. */
+  appeared(): void {}
+
+  /** Its number, or its file (LOOP_CHANGE_FD), may be another one's from here on: nobody opens it unasked. */
+  vanished(device: Device): void {
+    const node = this.nodes.known(device)
+    if (node === undefined) return
+    if (node.trusted) this.lifetime?.distrust(node)
+    this.dead.add(node)
   }
 
   /**
@@ -526,6 +553,11 @@ export class Daemon {
       })
     })
   }
+}
+
+/** A caller as an earlier daemon wrote it down. */
+function callOf({ call, outlasts }: PinnedCaller): Call {
+  return someCall(outlasts ? 'unknown' : 'open', call)
 }
 
 function blockNames(directory: string): string[] {

@@ -60,42 +60,86 @@ export function linkName(diskseq: DiskSeq, partition: number): string {
   return `${diskseq}-part${partition}`
 }
 
-// diskseq: 52 bits, waiting: 1, partition: 10, symlink: 1
+// Ids of two forms, told apart by the highest bit.
+// Of a disk's inode and of symlinks: 0, diskseq: 51 bits, waiting: 1, partition: 10, symlink: 1
 const SYMLINK_BIT = 1n
 const PARTITION_SHIFT = 1n
-const PARTITION_MAX = 0x3ff
+const PARTITION_MASK = 0x3ffn
 const WAITING_BIT = 1n << 11n
 const DISKSEQ_SHIFT = 12n
+const DISKSEQ_BITS = 51n
+// Of a partition's inode: 1, diskseq: 35 bits, partition: 8, minor: 20
+const PARTITION_INODE = 1n << 63n
+const MINOR_BITS = 20n
+const MINOR_MASK = (1n << MINOR_BITS) - 1n
+const NUMBER_BITS = 8n
+const PARTITION_DISKSEQ_BITS = 35n
+/** DISK_MAX_PARTS, block/blk.h */
+const PARTITION_MAX = 0xff
 
 /**
- * The node id is a function of diskseq and partition alone: the kernel never
- * updates the device number of an inode it has (fuse_iget), so an id must
- * never come back meaning another device. It also needs no table that would
+ * Of the inode of a device: a function of what it is, device number included. The
+ * kernel never updates the number of an inode that it has (fuse_iget), so an
+ * id must never come back meaning another device; and who has an inode from
+ * before must be told from who has that of the same name now. A disk has one
+ * number for all its life; a partition that is removed and added again may get
+ * another one. Its major number is the disk's, or BLOCK_EXT_MAJOR, and which of
+ * them follows from its number (bdev_add_partition, 6.18). No table of ids would
  * have to survive the daemon.
  *
- * Undefined where the numbers do not fit into 64 bits: 2^52 disks is one every
- * microsecond for 140 years.
+ * Undefined where the numbers do not fit: 2^51 disks, or 2^35 of which one has
+ * partitions, which is a thousand disks a second for a year.
  */
-export function nodeId(diskseq: DiskSeq, partition: number, symlink: boolean): NodeId | undefined {
-  if (partition > PARTITION_MAX || diskseq >> (64n - DISKSEQ_SHIFT) !== 0n) return undefined
+export function inodeId(diskseq: DiskSeq, partition: number, minor: number): NodeId | undefined {
+  if (partition === 0) return diskseq >> DISKSEQ_BITS === 0n ? diskseq << DISKSEQ_SHIFT : undefined
+  if (partition > PARTITION_MAX || diskseq >> PARTITION_DISKSEQ_BITS !== 0n) return undefined
   return (
-    (diskseq << DISKSEQ_SHIFT) |
-    (BigInt(partition) << PARTITION_SHIFT) |
-    (symlink ? SYMLINK_BIT : 0n)
+    PARTITION_INODE |
+    (((diskseq << NUMBER_BITS) | BigInt(partition)) << MINOR_BITS) |
+    (BigInt(minor) & MINOR_MASK)
   )
 }
 
-/** What {@link nodeId} and {@link waitingId} made an id of; undefined for an id that neither makes. */
-export function parseNodeId(id: NodeId): (ParsedName & { readonly waits: boolean }) | undefined {
-  const diskseq = id >> DISKSEQ_SHIFT
-  const waits = (id & WAITING_BIT) !== 0n
-  const symlink = waits || (id & SYMLINK_BIT) !== 0n
-  const partition = Number((id >> PARTITION_SHIFT) & BigInt(PARTITION_MAX))
-  if (diskseq === 0n || (waits && (id & SYMLINK_BIT) !== 0n) || (symlink && !waits && partition === 0)) return undefined
-  return { diskseq: diskseq as DiskSeq, partition, symlink, waits }
+/** What a symlink in the tree is for; all of them lead to the name of a device. */
+export type LinkKind =
+  /** `N-partM`, which is always there. */
+  | 'part'
+  /** Stands for a device until it is known, or open; who follows it waits there. */
+  | 'waiting'
+  /** The same for who does not follow symlinks: looks like a device, and nobody gets to open it. */
+  | 'unknown'
+
+/** Of {@link linkId}'s answers no table is needed either: see {@link parseId}. */
+export function linkId(diskseq: DiskSeq, partition: number, kind: LinkKind): NodeId | undefined {
+  if (BigInt(partition) > PARTITION_MASK || diskseq >> DISKSEQ_BITS !== 0n) return undefined
+  const bits = kind === 'part' ? SYMLINK_BIT : kind === 'waiting' ? WAITING_BIT : WAITING_BIT | SYMLINK_BIT
+  return entryCookie(diskseq, partition) | bits
 }
 
-/** Of the symlink that stands for a node whose disk is slow to open; see {@link Tree.lookup}. */
-export function waitingId(id: NodeId): NodeId {
-  return id | WAITING_BIT
+/** Where an entry stands in the directory: ascending by disk, then partition; a partition's symlink comes after it. */
+export function entryCookie(diskseq: DiskSeq, partition: number): bigint {
+  return (diskseq << DISKSEQ_SHIFT) | (BigInt(partition) << PARTITION_SHIFT)
+}
+
+/** What an id was made of. */
+export type ParsedId =
+  | { readonly diskseq: DiskSeq; readonly partition: number; readonly kind: 'inode'; readonly minor: number | undefined }
+  | { readonly diskseq: DiskSeq; readonly partition: number; readonly kind: LinkKind }
+
+/** Undefined for an id that nothing here makes. */
+export function parseId(id: NodeId): ParsedId | undefined {
+  if ((id & PARTITION_INODE) !== 0n) {
+    const minor = Number(id & MINOR_MASK)
+    const partition = Number((id >> MINOR_BITS) & BigInt(PARTITION_MAX))
+    const diskseq = ((id ^ PARTITION_INODE) >> (MINOR_BITS + NUMBER_BITS)) as DiskSeq
+    return diskseq === 0n || partition === 0 ? undefined : { diskseq, partition, kind: 'inode', minor }
+  }
+  const diskseq = (id >> DISKSEQ_SHIFT) as DiskSeq
+  const partition = Number((id >> PARTITION_SHIFT) & PARTITION_MASK)
+  const waits = (id & WAITING_BIT) !== 0n
+  const symlink = (id & SYMLINK_BIT) !== 0n
+  if (diskseq === 0n) return undefined
+  if (waits) return { diskseq, partition, kind: symlink ? 'unknown' : 'waiting' }
+  if (symlink) return partition === 0 ? undefined : { diskseq, partition, kind: 'part' }
+  return partition === 0 ? { diskseq, partition, kind: 'inode', minor: undefined } : undefined
 }

@@ -15,7 +15,7 @@ import { createRequire } from 'node:module'
 
 import { type Attr, decodeNames, FUSE_ROOT_ID } from './abi.js'
 import { ACL_ACCESS } from './devnode.js'
-import { parseNodeId } from './diskseq.js'
+import { parseId } from './diskseq.js'
 import { E, UserError } from './errno.js'
 import type { Logger } from './log.js'
 import { ALWAYS, FSTYPE, type MountOptions, SOURCE } from './mountpoint.js'
@@ -33,6 +33,7 @@ const SOMEBODY = { tid: 0, uid: 0, gid: 0 }
 /** chown(2): leave it alone. */
 const KEEP_ID = 0xffffffff
 const S_IFMT = 0o170000
+const S_IFBLK = 0o060000
 
 type Done<T extends unknown[] = []> = (error: number, ...results: T) => void
 
@@ -82,8 +83,8 @@ export class FuseNativeTransport implements Transport {
   private operations!: TreeOperations
   /** Lookups that were answered, by node: forgotten when the hold is over. */
   private readonly held = new Map<bigint, { count: number; readonly timer: NodeJS.Timeout }>()
-  /** The device number that a partition's inode was made with: the library makes no other. */
-  private readonly numbers = new Map<bigint, number>()
+  /** The device number that the inode of a path was made with: the library makes no other. */
+  private readonly numbers = new Map<string, number>()
 
   /** @throws UserError where it cannot be used, or not with these options */
   constructor(
@@ -137,7 +138,7 @@ export class FuseNativeTransport implements Transport {
     this.operations.lookup(SOMEBODY, FUSE_ROOT_ID, Buffer.from(path.slice(1)).toString('latin1'), reply(fail, {
       entry: ({ nodeid, attr }) => {
         this.hold(nodeid)
-        const errno = this.objection(nodeid, attr)
+        const errno = this.objection(path, attr)
         if (errno === 0) found(nodeid, attr)
         else fail(errno)
         return true
@@ -146,14 +147,11 @@ export class FuseNativeTransport implements Transport {
   }
 
   /** What is wrong with an answer that the library cannot hand on; an errno, or 0. */
-  private objection(id: bigint, attr: Attr): number {
-    const node = parseNodeId(id)
-    if (node === undefined || (node.symlink && !node.waits)) return 0
-    // It stands for a disk that is slow to open: the caller is to come again.
-    if (node.symlink) return E.ETIMEDOUT
-    if (node.partition === 0) return 0
-    const number = this.numbers.get(id) ?? attr.rdev
-    this.numbers.set(id, number)
+  private objection(path: string, attr: Attr): number {
+    // A disk's number never changes.
+    if ((attr.mode & S_IFMT) !== S_IFBLK || (parseId(attr.ino)?.partition ?? 0) === 0) return 0
+    const number = this.numbers.get(path) ?? attr.rdev
+    this.numbers.set(path, number)
     return number === attr.rdev ? 0 : E.ESTALE
   }
 
@@ -186,26 +184,25 @@ export class FuseNativeTransport implements Transport {
         this.find(path, done, (id, attr) => {
           if (attr !== undefined) {
             const answer = (permissions: number) => done(0, stat({ ...attr, mode: attr.mode & (S_IFMT | permissions) }))
-            return operations.getxattr(id, ACL_ACCESS, 0, reply(() => answer(0o777), { xattrSize: () => answer(0o700) }))
+            return operations.getxattr(SOMEBODY, id, ACL_ACCESS, 0, reply(() => answer(0o777), { xattrSize: () => answer(0o700) }))
           }
           operations.getattr(SOMEBODY, id, reply((errno) => done(-errno), { attr: (root) => (done(0, stat(root)), true) }))
         }),
       readlink: (path: string, done: Done<[string?]>) =>
         this.find(path, done, (id) =>
-          operations.readlink(id, reply((errno) => done(-errno), { data: (target) => done(0, Buffer.from(target).toString()) })),
+          operations.readlink(SOMEBODY, id, reply((errno) => done(-errno), { data: (target) => done(0, Buffer.from(target).toString()) })),
         ),
       readdir: (path: string, done: Done<[string[]?]>) =>
         this.find(path, done, (id) => {
           const fail = (errno: number) => done(-errno)
           operations.opendir(id, reply(fail, {
-            open: (handle) => {
+            open: () => {
               const names: string[] = []
               const more = (cookie: bigint) =>
-                operations.readdir(handle, cookie, LISTING_MAX, reply(fail, {
+                operations.readdir(cookie, LISTING_MAX, reply(fail, {
                   data: (bytes) => {
                     const last = decodeNames(bytes, names)
                     if (last !== undefined) return more(last)
-                    operations.releasedir(handle)
                     done(0, names)
                   },
                 }))

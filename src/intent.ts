@@ -2,106 +2,180 @@
  * What the calling thread is doing: inspecting a node, or opening it. The
  * kernel sends the same LOOKUP for both, but while we hold it the caller is
  * blocked in its system call, and /proc/TID/syscall shows which one.
+ *
+ * What it shows can be made up. A 64-bit program may make 32-bit calls (int 0x80),
+ * whose numbers mean something else (64-bit 5 is fstat, 32-bit 5 is open), and has all
+ * registers to itself. So:
+ *
+ * - a number is believed beside a path that lies above 4 GiB, which no 32-bit call
+ *   takes; beside any other only if the kernel's own stack shows how it was entered
+ *   ({@link Intents.confirms}). That is right for every program that means no harm;
+ * - of users who might mean harm the stack is looked at wherever a lie would get them
+ *   a disk.
  */
 import { constants } from 'node:fs'
 
-import { E } from './errno.js'
 import { KeptFiles } from './kept.js'
-import type { Native } from './native.js'
+import type { Native, SeenThread } from './native.js'
 
 /**
  * - `inspect`: cannot open the device, whatever we answer
- * - `open`: an open(2); it holds the inode from our answer until it is done
+ * - `open`: an open(2): asks for the attributes before it opens, unless it was just told
+ *   them; holds the inode from our answer until it is done
  * - `unknown`: may open the device by number, even after it let go of the
  *   inode: mount(2), a device-mapper table, io_uring, a caller we cannot see
  */
 export type Intent = 'inspect' | 'open' | 'unknown'
 
-/** A system call under way. */
+/** A system call under way; or one in which somebody was answered, until it is seen out of it. */
 export interface Call {
   readonly intent: Intent
   /** Its number, or -1 where it is not known. */
   readonly number: number
+  /** Tells this call from others of the thread; 0 where it is not known. */
+  readonly print: number
+  /** It may leave the caller with the inode, through which it opens the device later without asking for the name. */
+  readonly keeps: boolean
+  /** It follows a symlink at the end of the path. */
+  readonly follows: boolean
+  /** It would change the shape of the tree, or fail with EEXIST: it cannot succeed. */
+  readonly shape: boolean
+  /** It has the directory's lock for itself while the kernel asks for the name, or may have. */
+  readonly locks: boolean
+  /** An open(2) whose flags are out of sight: it may be O_PATH. */
+  readonly blind: boolean
+  /** It was told of a node that is not pinned, and must ask for the attributes before it opens it. */
+  asks: boolean
+  /**
+   * What the thread had spent outside of the kernel when it was first seen running, us, and
+   * its page faults; -1 before that.
+   */
+  userUs: number
+  faults: number
 }
 
-const UNKNOWN: Call = { intent: 'unknown', number: -1 }
+/** A call of which no more is known than what it is for, and its number if that. */
+export function someCall(intent: Intent, number = -1): Call {
+  const unknown = intent === 'unknown'
+  return { intent, number, print: 0, keeps: unknown, follows: true, shape: false, locks: unknown, blind: false, asks: false, userUs: -1, faults: -1 }
+}
+
+/** Nothing is known of the caller: it may do anything, and when it is done is not seen. */
+export const UNSEEN = someCall('unknown')
 
 /**
  * The caller has sent its request and has not gone to sleep yet: somebody else
  * got the processor in between. It goes to sleep as soon as it has it back.
  */
-export const RUNNING: Call = { intent: 'unknown', number: -1 }
+export const RUNNING = someCall('unknown')
 
 /** Times to read again at once while the caller has not gone to sleep yet. */
 const RUNNING_RETRIES = 8
 
+const { O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW } = constants
+/** uapi/linux/fcntl.h */
+const AT_SYMLINK_NOFOLLOW = 0x100
+const AT_SYMLINK_FOLLOW = 0x400
+/** uapi/linux/inotify.h, fanotify.h, fs.h */
+const IN_DONT_FOLLOW = 0x0200_0000
+const FAN_MARK_DONT_FOLLOW = 0x4
+const UMOUNT_NOFOLLOW = 0x8
+
+/** A call that cannot open what a node stands for. */
+interface Inspecting {
+  /** Which argument is a pointer that it cannot do without. */
+  readonly pointer: number
+  /** Where it stands whether it follows symlinks: at an index, these bits say no; or never. */
+  readonly nofollow?: readonly [index: number, bits: number] | 'always'
+  /** Bits that say it does, where it does not otherwise. */
+  readonly follow?: readonly [index: number, bits: number]
+  readonly keeps?: true
+  readonly shape?: true
+}
+
 /**
- * Calls that cannot open what a node stands for. Those that change its owner,
- * mode, times or xattrs are among them: the change itself is a request of its
- * own, which is pinned whoever makes it.
+ * Those that change owner, mode, times or xattrs are among them: the change itself
+ * is a request of its own, which is pinned whoever makes it.
  */
-const INSPECTING = [
-  'stat',
-  'lstat',
-  'fstat',
-  'newfstatat',
-  'statx',
-  'readlink',
-  'readlinkat',
-  'access',
-  'faccessat',
-  'faccessat2',
-  'getxattr',
-  'lgetxattr',
-  'fgetxattr',
-  'getxattrat',
-  'listxattr',
-  'llistxattr',
-  'flistxattr',
-  'listxattrat',
-  'statfs',
-  'fstatfs',
-  'inotify_add_watch',
-  'name_to_handle_at',
-  'chmod',
-  'fchmod',
-  'fchmodat',
-  'fchmodat2',
-  'chown',
-  'lchown',
-  'fchown',
-  'fchownat',
-  'utime',
-  'utimes',
-  'futimesat',
-  'utimensat',
-  'setxattr',
-  'lsetxattr',
-  'fsetxattr',
-  'setxattrat',
-  'removexattr',
-  'lremovexattr',
-  'fremovexattr',
-  'removexattrat',
-  'mkdir',
-  'mkdirat',
-  'mknod',
-  'mknodat',
-  'symlink',
-  'symlinkat',
-  'link',
-  'linkat',
-  'rename',
-  'renameat',
-  'renameat2',
-  'unlink',
-  'unlinkat',
-  'rmdir',
-]
+const INSPECTING: Readonly<Record<string, Inspecting>> = {
+  stat: { pointer: 0 },
+  lstat: { pointer: 0, nofollow: 'always' },
+  fstat: { pointer: 1 },
+  newfstatat: { pointer: 1, nofollow: [3, AT_SYMLINK_NOFOLLOW] },
+  statx: { pointer: 1, nofollow: [2, AT_SYMLINK_NOFOLLOW] },
+  readlink: { pointer: 0, nofollow: 'always' },
+  readlinkat: { pointer: 1, nofollow: 'always' },
+  access: { pointer: 0 },
+  faccessat: { pointer: 1 },
+  faccessat2: { pointer: 1, nofollow: [3, AT_SYMLINK_NOFOLLOW] },
+  getxattr: { pointer: 0 },
+  lgetxattr: { pointer: 0, nofollow: 'always' },
+  fgetxattr: { pointer: 1 },
+  getxattrat: { pointer: 1, nofollow: [2, AT_SYMLINK_NOFOLLOW] },
+  listxattr: { pointer: 0 },
+  llistxattr: { pointer: 0, nofollow: 'always' },
+  flistxattr: { pointer: 1 },
+  listxattrat: { pointer: 1, nofollow: [2, AT_SYMLINK_NOFOLLOW] },
+  statfs: { pointer: 0 },
+  fstatfs: { pointer: 1 },
+  inotify_add_watch: { pointer: 1, nofollow: [2, IN_DONT_FOLLOW] },
+  fanotify_mark: { pointer: 4, nofollow: [1, FAN_MARK_DONT_FOLLOW] },
+  name_to_handle_at: { pointer: 1, nofollow: 'always', follow: [4, AT_SYMLINK_FOLLOW], keeps: true },
+  open_tree: { pointer: 1, nofollow: [2, AT_SYMLINK_NOFOLLOW], keeps: true },
+  file_getattr: { pointer: 1, nofollow: [4, AT_SYMLINK_NOFOLLOW] },
+  file_setattr: { pointer: 1, nofollow: [4, AT_SYMLINK_NOFOLLOW] },
+  chdir: { pointer: 0 },
+  chroot: { pointer: 0 },
+  truncate: { pointer: 0 },
+  umount2: { pointer: 0, nofollow: [1, UMOUNT_NOFOLLOW] },
+  // A device is not executed (may_open()).
+  execve: { pointer: 0 },
+  execveat: { pointer: 1, nofollow: [4, AT_SYMLINK_NOFOLLOW] },
+  chmod: { pointer: 0 },
+  fchmodat: { pointer: 1 },
+  fchmodat2: { pointer: 1, nofollow: [3, AT_SYMLINK_NOFOLLOW] },
+  chown: { pointer: 0 },
+  lchown: { pointer: 0, nofollow: 'always' },
+  fchownat: { pointer: 1, nofollow: [4, AT_SYMLINK_NOFOLLOW] },
+  utime: { pointer: 0 },
+  utimes: { pointer: 0 },
+  futimesat: { pointer: 1 },
+  utimensat: { pointer: 1, nofollow: [3, AT_SYMLINK_NOFOLLOW] },
+  setxattr: { pointer: 0 },
+  lsetxattr: { pointer: 0, nofollow: 'always' },
+  fsetxattr: { pointer: 1 },
+  setxattrat: { pointer: 1, nofollow: [2, AT_SYMLINK_NOFOLLOW] },
+  removexattr: { pointer: 0 },
+  lremovexattr: { pointer: 0, nofollow: 'always' },
+  fremovexattr: { pointer: 1 },
+  removexattrat: { pointer: 1, nofollow: [2, AT_SYMLINK_NOFOLLOW] },
+  mkdir: { pointer: 0, shape: true },
+  mkdirat: { pointer: 1, shape: true },
+  mknod: { pointer: 0, shape: true },
+  mknodat: { pointer: 1, shape: true },
+  symlink: { pointer: 1, shape: true },
+  symlinkat: { pointer: 2, shape: true },
+  link: { pointer: 0, shape: true },
+  linkat: { pointer: 1, shape: true },
+  rename: { pointer: 0, shape: true },
+  renameat: { pointer: 1, shape: true },
+  renameat2: { pointer: 1, shape: true },
+  unlink: { pointer: 0, shape: true },
+  unlinkat: { pointer: 1, shape: true },
+  rmdir: { pointer: 0, shape: true },
+}
+
+/** open(2) and its kind: where the pointer is, and the flags (-1: out of sight). */
+const OPENING: Readonly<Record<string, readonly [pointer: number, flags: number]>> = {
+  open: [0, 1],
+  openat: [1, 2],
+  openat2: [1, -1],
+  creat: [0, 0],
+  open_by_handle_at: [1, 2],
+}
 
 /** Registers shown of a call: six arguments, stack pointer, program counter. */
 const REGISTERS = 8
-const PC = REGISTERS - 1
 /** Of a thread that is in no call: the last two. */
 const REGISTERS_OUTSIDE = 2
 
@@ -157,6 +231,16 @@ class SyscallLine {
     return this.high[register] === 0
   }
 
+  /** One number of all that is in the line: the same call, and nothing else, has the same. Never 0. */
+  print(): number {
+    let hash = this.number
+    for (let i = 0; i < REGISTERS; i++) {
+      hash = mixed(hash ^ (this.low[i] as number))
+      hash = mixed(hash ^ (this.high[i] as number))
+    }
+    return hash === 0 ? 1 : hash
+  }
+
   private readNumber(line: Uint8Array): number {
     if (line[0] === MINUS && line[1] === ONE) {
       this.number = -1
@@ -189,6 +273,12 @@ class SyscallLine {
   }
 }
 
+/** Another number for each number; what differs in its high bits only differs in all. */
+function mixed(value: number): number {
+  const product = Math.imul(value ^ (value >>> 15), 0x2c1b3c6d)
+  return product ^ (product >>> 13)
+}
+
 function isRunning(line: Uint8Array): boolean {
   return line[0] === RUNNING_LINE[0] && RUNNING_LINE.every((byte, i) => line[i] === byte)
 }
@@ -204,23 +294,29 @@ function hexDigit(code: number): number {
   return code >= LETTER_A && code <= LETTER_F ? code - LETTER_A + 10 : -1
 }
 
-type Syscalls = Pick<
-  Native,
-  'readFile' | 'openFile' | 'readAgain' | 'close' | 'syscalls' | 'O_PATH'
->
+type Syscalls = Pick<Native, 'readFile' | 'openFile' | 'readAgain' | 'close' | 'syscalls' | 'O_PATH'>
 
 /** Threads whose file in /proc is kept open. */
 const FILES_MAX = 64
 
+/** How the kernel was entered: by an instruction that makes 64-bit calls only (x86-64, arm64). */
+const ENTERED_BY_64_BITS = /\b(?:entry_SYSCALL_64|el0t_64_sync)/
+/** fs/namei.c: up to the last component, whose directory is locked after this. */
+const IN_PATH_WALK = /\blink_path_walk\b/
+/** A request of a FUSE filesystem is. */
+const IN_FUSE = /\bfuse_/
+/** A request of io_uring is under way in this thread. */
+const IN_IO_URING = /\b_*io_(?:issue|submit|wq_submit)_/
+
 export class Intents {
   private readonly buffer = Buffer.alloc(256)
+  private readonly stack = Buffer.alloc(8192)
   private readonly line = new SyscallLine()
   private readonly files: KeptFiles<number>
-  private readonly inspecting: ReadonlySet<number>
-  /** Number of an opening call -> index of its flags; -1 where they are out of sight. */
-  private readonly opening: ReadonlyMap<number, number>
-  /** open(2) flags with which no device is ever opened. */
-  private readonly harmless: number
+  private readonly inspecting = new Map<number, Inspecting>()
+  private readonly opening = new Map<number, readonly [pointer: number, flags: number]>()
+  private readonly creat: number
+  private readonly openByHandle: number
   private readonly ioUringEnter: number
 
   constructor(
@@ -229,22 +325,16 @@ export class Intents {
   ) {
     this.files = new KeptFiles(native, (tid) => `${proc}/${tid}/syscall`, FILES_MAX)
     const numbers = native.syscalls
-    this.inspecting = new Set(
-      INSPECTING.map((name) => numbers[name]).filter((number) => number !== undefined),
-    )
-    const opening = new Map<number, number>()
-    for (const [name, flags] of [
-      ['open', 1],
-      ['openat', 2],
-      ['openat2', -1],
-      ['creat', -1],
-    ] as const) {
+    for (const [name, rule] of Object.entries(INSPECTING)) {
       const number = numbers[name]
-      if (number !== undefined) opening.set(number, flags)
+      if (number !== undefined) this.inspecting.set(number, rule)
     }
-    this.opening = opening
-    // O_DIRECTORY: a block node is no directory, so the open fails with ENOTDIR.
-    this.harmless = native.O_PATH | constants.O_DIRECTORY
+    for (const [name, rule] of Object.entries(OPENING)) {
+      const number = numbers[name]
+      if (number !== undefined) this.opening.set(number, rule)
+    }
+    this.creat = numbers['creat'] ?? -1
+    this.openByHandle = numbers['open_by_handle_at'] ?? -1
     this.ioUringEnter = numbers['io_uring_enter'] ?? -1
   }
 
@@ -253,36 +343,152 @@ export class Intents {
     this.files.close()
   }
 
-  /** @param tid the thread of the request being held */
+  /**
+   * @param tid the thread of the request being held. Of no other: the file of a thread
+   *   that is not blocked in a request of ours may block whoever reads it
+   */
   of(tid: number): Call {
-    if (tid === 0) return UNKNOWN
+    if (tid === 0) return UNSEEN
     for (let i = 0; i <= RUNNING_RETRIES; i++) {
       const length = this.files.read(tid)
-      if (length <= 0) return UNKNOWN
-      if (!isRunning(this.files.buffer)) return this.parse(this.files.buffer, length)
+      if (length <= 0) return UNSEEN
+      if (!isRunning(this.files.buffer)) return this.parse(tid, this.files.buffer, length)
     }
     return RUNNING
   }
 
+  private parse(tid: number, bytes: Uint8Array, length: number): Call {
+    const line = this.line
+    if (!line.read(bytes, length) || line.registers !== REGISTERS) return UNSEEN
+    const { number } = line
+    const print = line.print()
+    const opening = this.opening.get(number)
+    const rule = this.inspecting.get(number)
+    const pointer = opening?.[0] ?? rule?.pointer
+    if (pointer === undefined || (line.fits(pointer) && !this.confirms(tid))) return { ...UNSEEN, number, print }
+    if (opening !== undefined) return this.parseOpen(line, print, opening[1])
+    if (rule === undefined) throw new Error(`no rule for system call ${number}`)
+    const says = (where: Inspecting['follow']) => where !== undefined && (line.word(where[0]) & where[1]) !== 0
+    const { nofollow } = rule
+    return {
+      intent: 'inspect',
+      number,
+      print,
+      keeps: rule.keeps === true,
+      follows: nofollow === 'always' ? says(rule.follow) : !says(nofollow),
+      shape: rule.shape === true,
+      locks: rule.shape === true,
+      blind: false,
+      asks: false,
+      userUs: -1,
+      faults: -1,
+    }
+  }
+
+  private parseOpen(line: SyscallLine, print: number, flagsAt: number): Call {
+    const { number } = line
+    if (flagsAt < 0) return { ...someCall('open', number), print, keeps: true, follows: false, locks: true, blind: true }
+    const flags = number === this.creat ? O_CREAT : line.word(flagsAt)
+    const path = (flags & this.native.O_PATH) !== 0
+    const shape = !path && (flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0
+    return {
+      // O_DIRECTORY: a device is none, so the open fails with ENOTDIR before it asks for anything else.
+      intent: path || shape || (flags & O_DIRECTORY) !== 0 ? 'inspect' : 'open',
+      number,
+      print,
+      // It has the handle already.
+      keeps: path || number === this.openByHandle,
+      follows: (flags & O_NOFOLLOW) === 0,
+      shape,
+      locks: !path && (flags & O_CREAT) !== 0,
+      blind: false,
+      asks: false,
+      userUs: -1,
+      faults: -1,
+    }
+  }
+
   /**
-   * Whether a thread may still be inside the call it was seen in. True in
-   * doubt, except that a thread which is gone, or in another call, is out of
-   * it for sure.
+   * Whether an open(2) that asks for the attributes is about to open: whatever its flags
+   * say, as one with O_PATH would not ask.
    */
-  mayStillBeIn(tid: number, number: number): boolean {
-    const n = this.native.readFile(`${this.proc}/${tid}/syscall`, this.buffer)
-    if (n === -E.ENOENT || n === -E.ESRCH) return false
-    const { line } = this
-    return !line.read(this.buffer, n) || number === -1 || line.number === number
+  isOpening(call: Call): boolean {
+    return call.intent === 'open' || (call.intent === 'inspect' && this.opening.has(call.number))
+  }
+
+  /**
+   * Whether the kernel's stack shows that a thread made a 64-bit call; false where it
+   * cannot be read. It costs as much as an open does, nearly.
+   */
+  confirms(tid: number): boolean {
+    return ENTERED_BY_64_BITS.test(this.stackOf(tid))
+  }
+
+  /**
+   * Whether a thread that asks for the attributes of the root is on its way to a name in it, and
+   * holds no lock of the directory yet; false where that is not known.
+   */
+  arrives(tid: number): boolean {
+    return IN_PATH_WALK.test(this.stackOf(tid))
+  }
+
+  private stackOf(tid: number): string {
+    const n = this.native.readFile(`${this.proc}/${tid}/stack`, this.stack)
+    return this.stack.toString('latin1', 0, Math.max(0, n))
+  }
+
+  /** Its credentials may be others than those of its thread. */
+  isIoUring(call: Call): boolean {
+    return call.number === this.ioUringEnter
+  }
+
+  /** Whether a caller can be seen leave its call. */
+  isSeen(call: Call): boolean {
+    return call.intent !== 'unknown' || call.print !== 0
   }
 
   /**
    * Whether the device may still be opened by number while the caller stays in
-   * this call, though the inode is gone already. Not so for io_uring_enter,
-   * which may last for ever: what it opens holds the inode, as open(2) does.
+   * this call, though the inode is gone already. Not so for io_uring_enter:
+   * what it opens holds the inode, as open(2) does.
    */
   outlastsInode(call: Call): boolean {
-    return call.intent === 'unknown' && call.number !== -1 && call.number !== this.ioUringEnter
+    return call.intent === 'unknown' && !this.isIoUring(call)
+  }
+
+  /** Whether {@link mayStillBeIn} needs the thread's stack. */
+  wantsStack(call: Call): boolean {
+    return this.isIoUring(call) || (call.print === 0 && call.intent === 'open')
+  }
+
+  /**
+   * Whether a thread may still be inside the call in which it was answered; true in
+   * doubt. To be asked when no attributes are valid any more: then a thread that
+   * is seen elsewhere cannot be in another open(2) that did not ask.
+   *
+   * @param seen undefined if it is gone; with its stack if {@link wantsStack}
+   */
+  mayStillBeIn(call: Call, seen: SeenThread | undefined): boolean {
+    if (seen === undefined) return false
+    const [syscall, stack, state, startCode] = seen
+    // An execve(2) that has got so far, or an exit: all other threads of the process have ended.
+    if (syscall === '') return startCode !== 0
+    const ring = this.isIoUring(call)
+    const bytes = Buffer.from(syscall, 'latin1')
+    if (isRunning(bytes)) return ring || !leftCall(call, seen)
+    const { line } = this
+    if (!line.read(bytes, bytes.length)) return true
+    if (line.registers !== REGISTERS) return false
+    if (ring) return stack === '' || IN_IO_URING.test(stack)
+    const opening = call.intent === 'open' && this.opening.has(line.number)
+    if (call.print === 0) {
+      // In an open(2), whichever. Before it has the device it sleeps like this in a request of ours only.
+      if (opening) return state !== 'S' || stack === '' || IN_FUSE.test(stack)
+      return line.number === call.number
+    }
+    if (line.print() === call.print) return true
+    // In another open(2): of a FIFO, say (S); or of this device, out of memory.
+    return opening && state === 'D'
   }
 
   /** Whether a thread calls itself a worker of systemd-udevd. */
@@ -290,18 +496,16 @@ export class Intents {
     const n = this.native.readFile(`${this.proc}/${tid}/comm`, this.buffer)
     return /^(\(udev-worker\)|systemd-udevd)\n$/.test(this.buffer.toString('latin1', 0, Math.max(0, n)))
   }
+}
 
-  private parse(line: Uint8Array, length: number): Call {
-    const found = this.line
-    // Code of a 32-bit task lies below 4 GiB, and there the same number means another
-    // call (i386 21 is mount, x86-64 21 is access). Code of 64-bit tasks that lies
-    // there, too, is taken for unknown.
-    if (!found.read(line, length) || found.registers !== REGISTERS || found.fits(PC)) return UNKNOWN
-    const { number } = found
-    if (this.inspecting.has(number)) return { intent: 'inspect', number }
-    const flagsAt = this.opening.get(number)
-    if (flagsAt === undefined) return { intent: 'unknown', number }
-    const flags = flagsAt < 0 ? 0 : found.word(flagsAt)
-    return { intent: (flags & this.harmless) !== 0 ? 'inspect' : 'open', number }
-  }
+/**
+ * Whether a thread that runs has been out of its call since it was first seen running: it
+ * has spent time outside of the kernel, or touched memory of its own, which no call
+ * does between our answer and the open of the device.
+ */
+function leftCall(call: Call, [, , , , userUs, faults]: SeenThread): boolean {
+  const first = call.faults < 0
+  if (first) call.faults = faults
+  if (call.userUs < 0) call.userUs = userUs
+  return !first && (faults > call.faults || (userUs >= 0 && userUs > call.userUs))
 }

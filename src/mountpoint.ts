@@ -1,5 +1,5 @@
 /** Mount points, mount options, and what is mounted where. */
-import { closeSync, existsSync, lstatSync, mkdirSync, readlinkSync, openSync, readFileSync, realpathSync, statSync, unlinkSync } from 'node:fs'
+import { closeSync, existsSync, lstatSync, mkdirSync, readlinkSync, openSync, readFileSync, readSync, realpathSync, statSync, unlinkSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
@@ -122,12 +122,20 @@ export class MountWatch {
   constructor(native: Pick<Native, 'Poll'>, id: number, gone: () => void) {
     const line = new RegExp(`^${id} `, 'm')
     const look = () => {
-      if (!line.test(readFileSync(MOUNTINFO, 'latin1'))) gone()
+      if (!line.test(this.read())) gone()
     }
     // proc(5): a change of the mount table marks the file with POLLERR and POLLPRI.
     this.poll = new native.Poll(this.fd, look, true)
     // What changed before the event loop came to wait for it was not reported.
     this.first = setImmediate(look)
+  }
+
+  /** Through the descriptor that is open: there may be no other left. */
+  private read(): string {
+    const piece = Buffer.alloc(65536)
+    let text = ''
+    for (let at = 0, n = 0; (n = readSync(this.fd, piece, 0, piece.length, at)) > 0; at += n) text += piece.toString('latin1', 0, n)
+    return text
   }
 
   close(): void {

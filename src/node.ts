@@ -1,10 +1,15 @@
 /** What the kernel knows of the tree: one node for each inode it may have. */
 import type { NodeStat } from './devnode.js'
-import { type DiskSeq, type NodeId, nodeId, nodeName, parseNodeId } from './diskseq.js'
+import { type DiskSeq, inodeId, type NodeId, nodeName, parseId } from './diskseq.js'
+import type { Call } from './intent.js'
 import type { Pin, PinResult } from './pin.js'
 import type { Device } from './sysfs.js'
 
-/** A disk or partition that somebody asked for. */
+/**
+ * A device that somebody asked for: a disk or partition with the device number that its
+ * inode has. One that gets another number, or a partition that is made anew and gets
+ * one, is another node of the same name.
+ */
 export class Node {
   readonly name: string
   /** Lookups answered and not yet forgotten by the kernel. */
@@ -16,27 +21,39 @@ export class Node {
   pin: Pin | undefined
   /** Its medium may be changed while it is pinned; undefined until somebody has looked. */
   removable: boolean | undefined
-  /** What it was when last seen: which device number its inode has, and its attributes. */
+  /** It may become another disk while it is open; undefined until somebody has looked. */
+  changes: boolean | undefined
+  /** Its attributes when last seen. */
   last: { readonly device: Device; readonly stat: NodeStat } | undefined
   /** Opens under way for this node; each entry waits for the same one. */
   opening: Opening | undefined
 
-  /** Threads answered since it was pinned, and the number of the call they were in. */
-  readonly callers = new Map<number, number>()
-  /** Of those, the ones that may open it by number after letting go of the inode. */
-  readonly lingerers = new Map<number, number>()
-  /** Somebody was answered who may need the pin after the inode is gone. */
-  lingers = false
+  /** Somebody may have the inode, and open it without asking for the name. */
+  kept = false
+  /** Since attributes that the kernel may use unasked were last taken back, it was given some. */
+  trusted = false
 
-  /** For the reaper: when to prune next (ms, monotonic) and how long to wait after that. */
-  pruneDue = Infinity
-  pruneDelay = 0
+  /** Who was answered since it was pinned and may be in its call still, by thread. */
+  callers: Map<number, Call> | undefined
+  /** So was somebody who cannot be seen. */
+  unseen = false
   /** An earlier daemon answered others, of whom nothing is known. */
   moreCallers = false
-  /** Ticks of hold since the last answer. */
-  heldTicks = 0
-  /** Monotonic ms: when the kernel forgot it, and until when its pin stays. */
-  forgottenAt = 0
+  /** Ticks of hold since that. */
+  unseenTicks = 0
+
+  /** When somebody was answered or closed it last (monotonic ms), and whether that was soon after the time before. */
+  usedAt = -Infinity
+  busy = false
+
+  /** For the pin's end: when to look at the callers next (monotonic ms), and how long to wait after that. */
+  lookAt = Infinity
+  lookDelay = 0
+  /** Somebody has closed it since they were. */
+  closed = false
+  /** They are being looked at. */
+  looking = false
+  /** Before this (monotonic ms) the pin stays. */
   lingerUntil = 0
 
   constructor(
@@ -68,8 +85,11 @@ export interface Opening {
   readonly waiters: Set<(outcome: PinResult) => void>
 }
 
+const idOf = ({ diskseq, partition, minor }: Device) => inodeId(diskseq, partition, minor)
+
 export class NodeTable {
   private readonly byId = new Map<NodeId, Node>()
+  /** The one of each name that was asked for last. */
   private readonly byName = new Map<string, Node>()
 
   get size(): number {
@@ -84,22 +104,43 @@ export class NodeTable {
     return this.byName.get(name)
   }
 
-  /** A new node; undefined where its numbers are larger than node ids can be. */
-  create(diskseq: DiskSeq, partition: number): Node | undefined {
-    const id = nodeId(diskseq, partition, false)
+  /** The node of a device, new if need be; undefined where its numbers are larger than node ids can be. */
+  of(device: Device): Node | undefined {
+    const latest = this.byName.get(device.name)
+    if (latest?.last?.device === device) return latest
+    const id = idOf(device)
     if (id === undefined) return undefined
-    const node = new Node(id, diskseq, partition)
-    this.byId.set(id, node)
-    this.byName.set(node.name, node)
-    return node
+    const known = this.byId.get(id)
+    if (known === undefined) return this.create(id, device.diskseq, device.partition)
+    this.byName.set(known.name, known)
+    return known
+  }
+
+  /** Whether a node's inode has the number that this device has. */
+  static is(node: Node, device: Device): boolean {
+    return node.last?.device === device || node.id === idOf(device)
+  }
+
+  /** The node of a device, if it has one. */
+  known(device: Device): Node | undefined {
+    const id = idOf(device)
+    return id === undefined ? undefined : this.byId.get(id)
   }
 
   /** A node that the kernel knows from an earlier daemon; undefined for the id of anything else. */
   recall(id: NodeId): Node | undefined {
-    const parsed = parseNodeId(id)
-    if (parsed === undefined || parsed.symlink) return undefined
-    const node = this.create(parsed.diskseq, parsed.partition)
-    if (node !== undefined) node.inherited = true
+    const parsed = parseId(id)
+    if (parsed?.kind !== 'inode') return undefined
+    const node = this.create(id, parsed.diskseq, parsed.partition)
+    // Who has the inode is not known either, and what was said of its attributes.
+    node.inherited = node.kept = node.trusted = true
+    return node
+  }
+
+  private create(id: NodeId, diskseq: DiskSeq, partition: number): Node {
+    const node = new Node(id, diskseq, partition)
+    this.byId.set(id, node)
+    this.byName.set(node.name, node)
     return node
   }
 
@@ -107,7 +148,7 @@ export class NodeTable {
   release(node: Node): void {
     if (!node.unused) return
     this.byId.delete(node.id)
-    this.byName.delete(node.name)
+    if (this.byName.get(node.name) === node) this.byName.delete(node.name)
   }
 
   [Symbol.iterator](): IterableIterator<Node> {

@@ -5,7 +5,7 @@
  */
 import { constants } from 'node:fs'
 
-import { nodeId } from './diskseq.js'
+import { inodeId } from './diskseq.js'
 import { E } from './errno.js'
 import { type Native, STAT } from './native.js'
 import { type Device, parseDevice, sameDevice } from './sysfs.js'
@@ -45,7 +45,7 @@ export class PinOpener {
     this.openVerified(device, constants.O_RDONLY, (result) => {
       if (!('pin' in result) || this.vault === undefined) return done(result)
       const { fd } = result.pin
-      const id = nodeId(device.diskseq, device.partition, false)
+      const id = inodeId(device.diskseq, device.partition, device.minor)
       done({ pin: { fd, device, place: id === undefined ? -1 : this.vault.put(id, fd) } })
     })
   }

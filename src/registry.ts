@@ -30,11 +30,29 @@ const ANSWERS_AT_ONCE = 4
 /** After a scan that failed, the next one comes this late, ms. */
 const SCAN_RETRY_MS = 1000
 
+export interface RegistryListener {
+  appeared(device: Device): void
+  /** Its name is nobody's now, or another device's. */
+  vanished(device: Device): void
+}
+
+/** Where a device stands in a list in the order of {@link Registry.devices}, or would. */
+function firstFrom(devices: readonly Device[], { diskseq, partition }: Pick<Device, 'diskseq' | 'partition'>): number {
+  let low = 0
+  for (let high = devices.length; low < high; ) {
+    const middle = (low + high) >> 1
+    const device = devices[middle] as Device
+    if (device.diskseq < diskseq || (device.diskseq === diskseq && device.partition < partition)) low = middle + 1
+    else high = middle
+  }
+  return low
+}
+
 export class Registry implements UeventListener {
   private readonly byName = new Map<string, Device>()
   private readonly byKname = new Map<string, Device>()
-  /** All of them in order, until something changes. */
-  private sorted: readonly Device[] | undefined
+  /** All of them in order. */
+  private readonly sorted: Device[] = []
   /** Kernel names of a disk's partitions, by diskseq; nothing for one that has none. */
   private readonly partitions = new Map<bigint, readonly string[]>()
 
@@ -53,8 +71,9 @@ export class Registry implements UeventListener {
   private settled = 0n
   /** The same, of one scan. */
   private seen = 0n
-  /** How often uevents were lost, or what they were about. */
+  /** How often uevents were lost, or what they were about; and how often before the last scan began. */
   private losses = 0
+  private madeUpFor = -1
 
   private scanning = false
   /** What changed while a scan was under way: newer than what the scan saw. */
@@ -71,6 +90,8 @@ export class Registry implements UeventListener {
 
   /** Takes the uevents that are waiting; set by whoever owns the socket. */
   drain: () => void = () => {}
+  /** Told of each device that comes and goes. */
+  listener: RegistryListener = { appeared() {}, vanished() {} }
 
   constructor(
     private readonly sysfs: Sysfs,
@@ -93,12 +114,10 @@ export class Registry implements UeventListener {
     return this.byName.size
   }
 
-  /** In order of diskseq, then partition; the same array as long as nothing changes. */
+  /** In order of diskseq, then partition. */
   devices(): readonly Device[] {
     this.drain()
-    return (this.sorted ??= [...this.byName.values()].sort((a, b) =>
-      a.diskseq === b.diskseq ? a.partition - b.partition : a.diskseq < b.diskseq ? -1 : 1,
-    ))
+    return this.sorted
   }
 
   /**
@@ -118,14 +137,20 @@ export class Registry implements UeventListener {
    * @param done gets the device, or 0 if there is none, or an errno: it could not be looked for
    */
   findSlowly(name: string, diskseq: DiskSeq, done: (found: Device | number) => void): void {
-    const known = this.byName.has(nodeName(diskseq, 0)) || this.partitions.has(diskseq)
-    const past = diskseq <= this.settled && !known
-    if (past || this.gone.has(diskseq) || this.absent.has(name)) return done(0)
+    if (this.lacks(name, diskseq)) return done(0)
     this.rescan(() => {
       const found = this.byName.get(name) ?? this.scanError
       if (found === 0) this.absent.set(name, true)
       this.answers.push(() => done(found))
     })
+  }
+
+  /** Whether a name that {@link find} does not know is nobody's for certain, without a search. */
+  lacks(name: string, diskseq: DiskSeq): boolean {
+    if (this.gone.has(diskseq) || this.absent.has(name)) return true
+    // Of a disk that is there each partition had its event, unless that was lost.
+    if (this.byName.has(nodeName(diskseq, 0)) && this.madeUpFor === this.losses) return true
+    return diskseq <= this.settled && !this.partitions.has(diskseq)
   }
 
   /** Reads one device again, and what belongs to its disk. */
@@ -177,9 +202,8 @@ export class Registry implements UeventListener {
     const before = this.byKname.get(kname)
     if (before !== undefined) {
       if (device !== undefined && sameDevice(before, device)) return
-      this.sorted = undefined
       this.byKname.delete(kname)
-      if (this.byName.get(before.name) === before) this.byName.delete(before.name)
+      if (this.byName.get(before.name) === before) this.unlist(before)
       const others = this.partitions.get(before.diskseq)?.filter((name) => name !== kname) ?? []
       if (others.length > 0) this.partitions.set(before.diskseq, others)
       else this.partitions.delete(before.diskseq)
@@ -188,11 +212,20 @@ export class Registry implements UeventListener {
       if (before.partition === 0 && before.diskseq !== device?.diskseq) this.gone.set(before.diskseq, true)
     }
     if (device === undefined) return
-    this.sorted = undefined
     this.byKname.set(kname, device)
+    const other = this.byName.get(device.name)
+    if (other !== undefined) this.unlist(other)
     this.byName.set(device.name, device)
+    this.sorted.splice(firstFrom(this.sorted, device), 0, device)
+    this.listener.appeared(device)
     if (device.partition === 0) return
     this.partitions.set(device.diskseq, [...(this.partitions.get(device.diskseq) ?? []), kname])
+  }
+
+  private unlist(device: Device): void {
+    this.byName.delete(device.name)
+    this.sorted.splice(firstFrom(this.sorted, device), 1)
+    this.listener.vanished(device)
   }
 
   /** Calls back after a scan that began after this call. */
@@ -220,6 +253,7 @@ export class Registry implements UeventListener {
         this.log.error({ errno: errnoName(error), path: this.sysfs.classDirectory }, 'cannot read sysfs')
       } else {
         this.merge(devices)
+        this.madeUpFor = losses
         if (this.losses === losses) [this.settled, this.seen] = [this.seen, highest]
       }
       this.scanning = false

@@ -24,6 +24,7 @@ import { FairQueue } from './fair.js'
 import type { Logger } from './log.js'
 import type { Native, Poll } from './native.js'
 import { Patience, WAIT_US } from './patience.js'
+import type { Inodes } from './pin-lifetime.js'
 import { SharedState } from './state.js'
 import type { AttrChange, Reply, Transport, TreeOperations } from './transport.js'
 
@@ -153,16 +154,23 @@ interface Waiting {
   interrupted: boolean
 }
 
-export class FuseSession implements Transport {
+export class FuseSession implements Transport, Inodes {
   /** Shared by all answers: each is written before the next is begun. */
   readonly out = new ReplyBuffer(OUT_HEADER_SIZE + PAYLOAD_MAX)
   readonly ended: Promise<void>
 
   /** Requests read and not yet answered, for FUSE_INTERRUPT. */
   private readonly pending = new Map<bigint, SessionReply>()
-  /** Not root's, which is answered first: nobody else can keep it waiting. */
+  /**
+   * Not root's, which is answered first: nobody else can keep it waiting. Of the others
+   * LOOKUPs come first: while one waits, its caller may hold the directory's lock, and root
+   * stand behind it.
+   */
+  private readonly lookups = new FairQueue<Waiting>()
   private readonly waiting = new FairQueue<Waiting>()
   private readonly patience = new Patience()
+  /** Whether the kernel can be told to forget an inode, as far as is known. */
+  private prunes = true
   private turn: NodeJS.Immediate | undefined
   private trial: NodeJS.Timeout | undefined
   private operations: TreeOperations | undefined
@@ -202,6 +210,7 @@ export class FuseSession implements Transport {
     for (const { message, slot, tries, interrupted } of this.state.unanswered()) {
       this.replay(message, slot, tries, interrupted)
     }
+    operations.turnEnds()
     this.poll = new this.native.Poll(this.fd, () => this.readable())
     this.trial = setTimeout(() => this.state.acquit(), TRIAL_MS)
   }
@@ -238,21 +247,36 @@ export class FuseSession implements Transport {
     this.native.close(this.fd)
     this.fd = -1
     this.pending.clear()
+    this.lookups.clear()
     this.waiting.clear()
     this.started?.reject(new Error('the FUSE connection was closed before it was ready'))
     this.started = undefined
     this.end()
   }
 
-  /** Takes what there is to read, then answers one of those that wait. */
+  /**
+   * Takes what there is to read, then answers one of those that wait. While there are LOOKUPs
+   * among them it goes on, one of these and one of the others in turns, each after another look at
+   * what root asks.
+   */
   private readable(): void {
-    this.take()
-    const next = this.poll === undefined ? undefined : this.waiting.take()
-    if (next === undefined) return
-    const reply = this.handle(new Message(this.state.kept(next.slot, next.length), next.length), next.slot)
-    if (next.interrupted) reply?.interrupt()
+    const end = monotonicMs() + ROUND_MS
+    for (let first = this.lookups; ; first = first === this.lookups ? this.waiting : this.lookups) {
+      this.take()
+      if (this.poll === undefined) break
+      const next = first.take() ?? this.lookups.take() ?? this.waiting.take()
+      if (next === undefined) break
+      const reply = this.handle(new Message(this.state.kept(next.slot, next.length), next.length), next.slot)
+      if (next.interrupted) reply?.interrupt()
+      if (this.lookups.size === 0 || monotonicMs() >= end) break
+    }
+    this.operations?.turnEnds()
     // The others after a look at what else there is to do: disks that have been opened, say.
-    if (this.waiting.size > 0) this.turn ??= setImmediate(() => this.again())
+    if (this.queued > 0) this.turn ??= setImmediate(() => this.again())
+  }
+
+  private get queued(): number {
+    return this.lookups.size + this.waiting.size
   }
 
   private again(): void {
@@ -264,8 +288,8 @@ export class FuseSession implements Transport {
     const end = monotonicMs() + ROUND_MS
     for (let i = 0; i < BATCH && this.poll !== undefined; i++) {
       let n = this.native.read(this.fd, this.state.landing)
-      let alone = i === 0 && this.waiting.size === 0
-      if (n === -E.EAGAIN && this.waiting.size === 0) {
+      let alone = i === 0 && this.queued === 0
+      if (n === -E.EAGAIN && this.queued === 0) {
         n = this.await(end)
         alone = true
       }
@@ -305,12 +329,13 @@ export class FuseSession implements Transport {
 
   /** Has a request wait for its turn, unless it is root's, or one that takes no answer. */
   private mayWait(message: Message): boolean {
-    if (message.length < IN_HEADER_SIZE || this.waiting.size >= WAITING_MAX) return false
+    if (message.length < IN_HEADER_SIZE || this.queued >= WAITING_MAX) return false
     const { uid, opcode, unique } = message.header()
     if (uid === 0 || UNANSWERED.has(opcode)) return false
     const slot = this.state.keep(message.bytes.subarray(0, message.length))
     if (slot < 0) return false
-    this.waiting.add(uid, { unique, slot, length: message.length, interrupted: false })
+    const queue = opcode === Opcode.LOOKUP ? this.lookups : this.waiting
+    queue.add(uid, { unique, slot, length: message.length, interrupted: false })
     return true
   }
 
@@ -319,7 +344,8 @@ export class FuseSession implements Transport {
     const reply = this.pending.get(unique)
     if (reply !== undefined) return reply.interrupt()
     // Neither: already answered, since a request is read before its interrupt.
-    const waiting = this.waiting.find((request) => request.unique === unique)
+    const isIt = (request: Waiting) => request.unique === unique
+    const waiting = this.waiting.find(isIt) ?? this.lookups.find(isIt)
     if (waiting === undefined) return
     waiting.interrupted = true
     this.state.interrupt(waiting.slot)
@@ -338,13 +364,17 @@ export class FuseSession implements Transport {
     return false
   }
 
-  /**
-   * Whether the kernel has an inode of that id. It answers so when it is asked to
-   * read the inode's attributes again (FUSE_NOTIFY_INVAL_INODE), which is all that
-   * this does to it.
-   */
-  hasInode(nodeid: bigint): boolean {
+  /** See {@link Inodes}. The kernel answers whether it has the inode. */
+  invalidate(nodeid: bigint): boolean {
     return this.fd >= 0 && this.native.write(this.fd, this.out.bytes, this.out.invalidateInode(nodeid)) !== -E.ENOENT
+  }
+
+  /** See {@link Inodes}. An older kernel says EINVAL. */
+  prune(nodeid: bigint): boolean {
+    if (!this.prunes || this.fd < 0) return false
+    const n = this.native.write(this.fd, this.out.bytes, this.out.pruneInode(nodeid))
+    this.prunes = n !== -E.EINVAL
+    return this.prunes
   }
 
   /**
@@ -407,27 +437,20 @@ export class FuseSession implements Transport {
       case Opcode.SETATTR:
         return operations.setattr(header, nodeid, attrChange(message), reply)
       case Opcode.READLINK:
-        return operations.readlink(nodeid, reply)
+        return operations.readlink(header, nodeid, reply)
       case Opcode.OPENDIR:
         return operations.opendir(nodeid, reply)
       case Opcode.READDIR:
-        return operations.readdir(
-          message.u64(0),
-          message.u64(8),
-          Math.min(message.u32(16), PAYLOAD_MAX),
-          reply,
-        )
+        return operations.readdir(message.u64(8), Math.min(message.u32(16), PAYLOAD_MAX), reply)
       case Opcode.RELEASEDIR:
-        operations.releasedir(message.u64(0))
-        return reply.ok()
       case Opcode.FSYNCDIR:
         return reply.ok()
       case Opcode.STATFS:
         return operations.statfs(reply)
       case Opcode.GETXATTR:
-        return operations.getxattr(nodeid, text(header, message, 8), message.u32(0), reply)
+        return operations.getxattr(header, nodeid, text(header, message, 8), message.u32(0), reply)
       case Opcode.LISTXATTR:
-        return operations.listxattr(nodeid, message.u32(0), reply)
+        return operations.listxattr(header, nodeid, message.u32(0), reply)
       case Opcode.SETXATTR: {
         const size = message.u32(0)
         const name = text(header, message, 8)

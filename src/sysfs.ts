@@ -31,6 +31,7 @@ const FILES_MAX = 16
 /** A loop device or partition of one; what it begins with is the loop device's name. */
 const LOOP = /^(loop\d+)(p\d+)?$/
 const BACKING_FILE = 'loop/backing_file'
+const CONNECTED_ANEW = /^(?:nbd|md)/
 
 /** The value in the first line `KEY=value` of a sysfs `uevent` file. */
 export function valueOf(uevent: string, key: string): string | undefined {
@@ -137,10 +138,25 @@ export class Sysfs {
     return n < 0 ? undefined : this.files.buffer.toString('utf8', 0, n)
   }
 
-  /** Whether its medium may be changed; of a partition, its disk's. Where that cannot be read, it may. */
-  removable({ kname, partition }: Device): boolean {
+  /** Whether its medium may be changed; of a partition, its disk's. */
+  removable(device: Device): boolean {
+    return this.isSet(device, 'removable')
+  }
+
+  /**
+   * Whether it may become another disk while somebody has it open: LOOP_CHANGE_FD of a
+   * loop device that is read-only, a medium that is changed, an nbd that is connected anew, an
+   * array that is assembled anew.
+   */
+  changes(device: Device): boolean {
+    if (CONNECTED_ANEW.test(device.kname)) return true
+    return this.removable(device) || (device.loop && this.isSet(device, 'ro'))
+  }
+
+  /** An attribute of the disk that is 0 or 1; true where there is no descriptor to read it. */
+  private isSet({ kname, partition }: Device, name: string): boolean {
     try {
-      return this.attribute(kname, partition === 0 ? 'removable' : '../removable') === '1\n'
+      return this.attribute(kname, partition === 0 ? name : `../${name}`) === '1\n'
     } catch (error) {
       if (!(error instanceof Exhausted)) throw error
       return true

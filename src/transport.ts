@@ -50,16 +50,17 @@ export interface AttrChange {
 /** Everything this filesystem can be asked. Whatever else arrives, the transport refuses. */
 export interface TreeOperations {
   lookup(caller: Caller, parent: bigint, name: string, reply: Reply): void
+  /** There are no more requests to be read for now, and what was submitted to other threads has had a moment. */
+  turnEnds(): void
   forget(nodeid: bigint, count: bigint): void
   getattr(caller: Caller, nodeid: bigint, reply: Reply): void
   setattr(caller: Caller, nodeid: bigint, change: AttrChange, reply: Reply): void
-  readlink(nodeid: bigint, reply: Reply): void
+  readlink(caller: Caller, nodeid: bigint, reply: Reply): void
   opendir(nodeid: bigint, reply: Reply): void
-  readdir(handle: bigint, offset: bigint, size: number, reply: Reply): void
-  releasedir(handle: bigint): void
+  readdir(cookie: bigint, size: number, reply: Reply): void
   statfs(reply: Reply): void
-  getxattr(nodeid: bigint, name: string, size: number, reply: Reply): void
-  listxattr(nodeid: bigint, size: number, reply: Reply): void
+  getxattr(caller: Caller, nodeid: bigint, name: string, size: number, reply: Reply): void
+  listxattr(caller: Caller, nodeid: bigint, size: number, reply: Reply): void
   setxattr(caller: Caller, nodeid: bigint, name: string, value: Uint8Array, flags: number, reply: Reply): void
   removexattr(caller: Caller, nodeid: bigint, name: string, reply: Reply): void
   unlink(caller: Caller, reply: Reply): void

@@ -10,13 +10,14 @@ import {
   FUSE_ROOT_ID,
   type Validity,
 } from './abi.js'
-import type { DeviceNodes, NodeStat } from './devnode.js'
-import { type DiskSeq, linkName, nodeId, nodeName, parseName, parseNodeId, waitingId } from './diskseq.js'
+import type { Crowd } from './crowd.js'
+import type { DeviceNodes } from './devnode.js'
+import { entryCookie, inodeId, linkId, type LinkKind, linkName, nodeName, parseId, parseName } from './diskseq.js'
 import { E, EOPNOTSUPP, Exhausted } from './errno.js'
-import type { Attempt, Gate } from './gate.js'
+import type { Gate, Name, Shown } from './gate.js'
 import type { Intents } from './intent.js'
-import type { Node, NodeTable } from './node.js'
-import type { Reaper } from './reaper.js'
+import { type Node, NodeTable } from './node.js'
+import type { PinLifetime } from './pin-lifetime.js'
 import type { Registry } from './registry.js'
 import { type Device, type Sysfs } from './sysfs.js'
 import type { AttrChange, Caller, Reply, TreeOperations } from './transport.js'
@@ -42,179 +43,164 @@ const STATFS_NAME_LENGTH = 255
 
 const NOTHING = new Uint8Array(0)
 
-/** An open directory: what it held when it was opened. */
-type Listing = ReturnType<typeof encodeDirents>
-
-/** Behind these two come the inode numbers of the nodes, in the order they are listed in. */
+/** Behind these two come the nodes, by {@link entryCookie}. */
 const DOT: Dirent = { ino: FUSE_ROOT_ID, cookie: 1n, mode: S_IFDIR, name: '.' }
 const DOT_DOT: Dirent = { ...DOT, cookie: 2n, name: '..' }
 
-interface Link {
-  readonly target: string
-  /**
-   * It stands for a disk that is slow to open, under the disk's own name. The
-   * kernel reads a link without the directory's lock, so the wait is there;
-   * then it looks the name up again, and the disk is open.
-   */
-  readonly waits: boolean
-  nlookup: number
+/** Bytes of the shortest entry, which bounds how many fit into an answer. */
+const DIRENT_MIN = 32
+
+/** A symlink; what it is can be told from its id, so that nothing has to be remembered of it. */
+interface Link extends Name {
+  readonly kind: LinkKind
+}
+
+export interface TreeParts {
+  readonly registry: Registry
+  readonly sysfs: Sysfs
+  readonly nodes: NodeTable
+  readonly devnodes: DeviceNodes
+  readonly gate: Gate
+  readonly crowd: Crowd
+  readonly lifetime: PinLifetime
+  readonly intents: Intents
+  /** The kernel may know nodes that another daemon gave it. */
+  readonly inherits: boolean
 }
 
 export class Tree implements TreeOperations {
-  private readonly listings = new Map<bigint, Listing>()
-  /** Shared by all who open the directory until something changes: anybody may, as often as they like. */
-  private listed: { readonly devices: readonly Device[]; readonly listing: Listing } | undefined
-  /** Not those of the daemon before this one, whose directories may still be open. */
-  private nextHandle = BigInt(1 + Math.floor(Math.random() * 2 ** 46)) << 16n
-  private readonly links = new Map<bigint, Link>()
   private readonly started = Math.floor(Date.now() / 1000)
 
-  constructor(
-    private readonly registry: Registry,
-    private readonly sysfs: Sysfs,
-    private readonly nodes: NodeTable,
-    private readonly devnodes: DeviceNodes,
-    private readonly gate: Gate,
-    private readonly reaper: Reaper,
-    private readonly intents: Intents,
-    /** The kernel may know nodes and links that another daemon gave it. */
-    private readonly inherits = false,
-  ) {}
+  constructor(private readonly parts: TreeParts) {}
 
   private node(id: bigint): Node | undefined {
-    return this.nodes.get(id) ?? (this.inherits ? this.nodes.recall(id) : undefined)
+    const { nodes, inherits } = this.parts
+    return nodes.get(id) ?? (inherits ? nodes.recall(id) : undefined)
   }
 
   private link(id: bigint): Link | undefined {
-    const link = this.links.get(id)
-    if (link !== undefined || !this.inherits) return link
-    const parsed = parseNodeId(id)
-    if (parsed === undefined || !parsed.symlink) return undefined
-    return { target: nodeName(parsed.diskseq, parsed.partition), waits: parsed.waits, nlookup: 0 }
+    const parsed = parseId(id)
+    if (parsed === undefined || parsed.kind === 'inode') return undefined
+    const { diskseq, partition, kind } = parsed
+    return { name: nodeName(diskseq, partition), diskseq, partition, kind }
   }
 
   lookup(caller: Caller, parent: bigint, name: string, reply: Reply): void {
     if (parent !== FUSE_ROOT_ID) return reply.error(E.ENOENT)
-    const known = this.nodes.named(name)
-    if (known !== undefined) return this.lookupNode(caller, known, reply)
+    const { nodes, gate } = this.parts
+    const known = nodes.named(name)
+    if (known !== undefined) return this.lookupDevice(caller, known, reply)
     const parsed = parseName(name)
     if (parsed === undefined) {
-      this.reaper.inspected()
+      gate.lookupNothing(caller)
       return reply.error(E.ENOENT)
     }
-    if (parsed.symlink) return this.lookupLink(parsed.diskseq, parsed.partition, reply)
-    const node = this.nodes.create(parsed.diskseq, parsed.partition)
-    if (node === undefined) return reply.error(E.ENOENT)
-    this.lookupNode(caller, node, reply)
+    const { diskseq, partition, symlink } = parsed
+    const named = { name: nodeName(diskseq, partition), diskseq, partition }
+    if (symlink) this.lookupLink(named, reply)
+    else this.lookupDevice(caller, named, reply)
   }
 
-  private lookupNode(caller: Caller, node: Node, reply: Reply): void {
-    this.admit('lookup', caller, node, reply, (verdict) => {
-      if ('errno' in verdict) {
-        this.reaper.inspected()
-        reply.error(verdict.errno)
+  private lookupDevice(caller: Caller, { name, diskseq, partition }: Name, reply: Reply): void {
+    this.parts.gate.lookup({
+      caller,
+      name,
+      diskseq,
+      partition,
+      onInterrupt: (listener) => reply.onInterrupt(listener),
+      done: (verdict) => {
+        if ('errno' in verdict) reply.error(verdict.errno)
+        else if ('later' in verdict) this.replyLink({ name, diskseq, partition, kind: verdict.follows ? 'waiting' : 'unknown' }, reply)
+        else return this.replyNode(verdict, reply)
         return true
-      }
-      if ('later' in verdict) {
-        this.replyLink(waitingId(node.id), node.name, true, reply)
-        return true
-      }
-      const { device } = verdict
-      // Counted first: the answer may be forgotten as soon as it is given.
-      node.nlookup++
-      const taken = reply.entry({
-        nodeid: node.id,
-        generation: BigInt(encodeDev(device.major, device.minor)),
-        attr: blockAttr(node, verdict),
-        attrValid: verdict.pinned ? ONE_JIFFY : STALE,
-      })
-      if (!taken) this.forget(node.id, 1n)
-      return taken
+      },
     })
   }
 
-  private admit(
-    kind: Attempt['kind'],
-    caller: Caller,
-    node: Node,
-    reply: Reply,
-    done: Attempt['done'],
-  ): void {
-    this.gate.admit({ kind, caller, node, done, onInterrupt: (listener) => reply.onInterrupt(listener) })
-  }
-
-  private lookupLink(diskseq: DiskSeq, partition: number, reply: Reply): void {
-    const target = nodeName(diskseq, partition)
-    const id = nodeId(diskseq, partition, true)
-    if (id === undefined) return reply.error(E.ENOENT)
-    const answer = (found: Device | number) => {
-      this.reaper.inspected()
-      if (typeof found === 'number') return reply.error(found === 0 ? E.ENOENT : E.EIO)
-      this.replyLink(id, target, false, reply)
-    }
-    const device = this.registry.find(target)
-    if (device !== undefined) return answer(device)
-    this.registry.findSlowly(target, diskseq, answer)
-  }
-
-  private replyLink(id: bigint, target: string, waits: boolean, reply: Reply): void {
-    let link = this.links.get(id)
-    if (link === undefined) this.links.set(id, (link = { target, waits, nlookup: 0 }))
-    link.nlookup++
+  private replyNode(shown: Shown, reply: Reply): boolean {
+    const { node, device, trusted } = shown
+    // Counted first: the answer may be forgotten as soon as it is given.
+    node.nlookup++
     const taken = reply.entry({
-      nodeid: id,
-      generation: 0n,
-      attr: this.linkAttr(id, target),
-      attrValid: STALE,
+      nodeid: node.id,
+      generation: BigInt(encodeDev(device.major, device.minor)),
+      attr: blockAttr(shown),
+      attrValid: trusted ? ONE_JIFFY : STALE,
     })
-    if (!taken) this.forget(id, 1n)
+    if (!taken) this.forget(node.id, 1n)
+    return taken
+  }
+
+  /** `N-partM` is there if the partition is, as far as is known: whoever follows it waits for the rest. */
+  private lookupLink(name: Name, reply: Reply): void {
+    const { registry } = this.parts
+    if (registry.find(name.name) === undefined && registry.lacks(name.name, name.diskseq)) return reply.error(E.ENOENT)
+    this.replyLink({ ...name, kind: 'part' }, reply)
+  }
+
+  private replyLink(link: Link, reply: Reply): void {
+    const nodeid = linkId(link.diskseq, link.partition, link.kind)
+    if (nodeid === undefined) return reply.error(E.ENOENT)
+    reply.entry({ nodeid, generation: 0n, attr: this.linkAttr(nodeid, link), attrValid: STALE })
+  }
+
+  turnEnds(): void {
+    this.parts.gate.turnEnds()
   }
 
   forget(nodeid: bigint, count: bigint): void {
-    const node = this.nodes.get(nodeid)
-    if (node !== undefined) {
-      this.reaper.forget(node, Number(count))
-      return
-    }
-    const link = this.links.get(nodeid)
-    if (link === undefined) return
-    link.nlookup -= Number(count)
-    if (link.nlookup <= 0) this.links.delete(nodeid)
+    const node = this.parts.nodes.get(nodeid)
+    if (node !== undefined) this.parts.lifetime.forget(node, Number(count))
   }
 
   getattr(caller: Caller, nodeid: bigint, reply: Reply): void {
-    if (nodeid === FUSE_ROOT_ID) return void reply.attr(this.rootAttr(), LONG)
-    const link = this.link(nodeid)
-    if (link !== undefined) {
-      // The guard's, while there was no daemon: whoever does not follow links looks again.
-      if (link.waits && !this.links.has(nodeid)) return reply.error(E.ESTALE)
-      return void reply.attr(this.linkAttr(nodeid, link.target), STALE)
+    if (nodeid === FUSE_ROOT_ID) {
+      const { crowd } = this.parts
+      let waits = true
+      const leaves = () => waits && !(waits = false)
+      reply.onInterrupt(() => leaves() && reply.error(E.EINTR))
+      return crowd.admit(caller, () => leaves() && reply.attr(this.rootAttr(), crowd.there ? STALE : LONG))
     }
+    const link = this.link(nodeid)
+    if (link?.kind === 'part') return void reply.attr(this.linkAttr(nodeid, link), STALE)
+    // Who does not follow it looks again when there is more to see.
+    if (link !== undefined) return this.wait(caller, link, reply, () => reply.error(E.ESTALE))
     const node = this.node(nodeid)
     if (node === undefined) return reply.error(E.ESTALE)
-    this.admit('getattr', caller, node, reply, (verdict) => {
-      if ('later' in verdict) throw new Error('only a lookup can be put off')
-      if (!('errno' in verdict)) {
-        return reply.attr(blockAttr(node, verdict), verdict.pinned ? ONE_JIFFY : STALE)
-      }
-      // Like a file that was unlinked while open: the name is gone, but
-      // whoever has a descriptor may look at it. Nobody can open it.
-      if (verdict.errno === E.ENOENT && node.last !== undefined) {
-        return reply.attr({ ...blockAttr(node, node.last), nlink: 0 }, STALE)
-      }
-      reply.error(verdict.errno)
-      return true
+    this.parts.gate.getattr({
+      caller,
+      node,
+      onInterrupt: (listener) => reply.onInterrupt(listener),
+      done: (verdict) => {
+        if (!('errno' in verdict)) return reply.attr(blockAttr(verdict), STALE)
+        // Like a file that was unlinked while open: the name is gone, but
+        // whoever has a descriptor may look at it. Nobody can open it.
+        if (verdict.errno === E.ENOENT && node.last !== undefined) {
+          return reply.attr({ ...blockAttr({ node, ...node.last }), nlink: 0 }, STALE)
+        }
+        reply.error(verdict.errno)
+        return true
+      },
+    })
+  }
+
+  private wait(caller: Caller, link: Link, reply: Reply, over: () => void): void {
+    this.parts.gate.wait({
+      caller,
+      ...link,
+      onInterrupt: (listener) => reply.onInterrupt(listener),
+      done: (errno) => (errno === 0 ? over() : reply.error(errno)),
     })
   }
 
   setattr(caller: Caller, nodeid: bigint, change: AttrChange, reply: Reply): void {
     const node = this.node(nodeid)
     if (node === undefined) return reply.error(E.EPERM)
+    const { devnodes } = this.parts
     this.pinned(caller, node, reply, (device, fd) => {
-      const errno = this.devnodes.change(fd, change)
+      const errno = devnodes.change(fd, change)
       if (errno !== 0) return reply.error(errno)
-      const stat = this.devnodes.stat(fd)
-      reply.attr(blockAttr(node, { device, stat }), STALE)
+      reply.attr(blockAttr({ node, device, stat: devnodes.stat(fd) }), STALE)
     })
   }
 
@@ -225,82 +211,73 @@ export class Tree implements TreeOperations {
     reply: Reply,
     use: (device: Device, fd: number) => void,
   ): void {
-    this.admit('change', caller, node, reply, (verdict) => {
-      if ('errno' in verdict) {
-        reply.error(verdict.errno)
+    this.parts.gate.change({
+      caller,
+      node,
+      onInterrupt: (listener) => reply.onInterrupt(listener),
+      done: (verdict) => {
+        if ('errno' in verdict) {
+          reply.error(verdict.errno)
+          return true
+        }
+        if (node.pin === undefined) throw new Error(`node ${node.name} was admitted without a pin`)
+        use(verdict.device, node.pin.fd)
         return true
-      }
-      const pin = node.pin
-      if (pin === undefined || !('device' in verdict)) {
-        throw new Error(`node ${node.name} was admitted without a pin`)
-      }
-      use(verdict.device, pin.fd)
-      return true
+      },
     })
   }
 
-  readlink(nodeid: bigint, reply: Reply): void {
+  readlink(caller: Caller, nodeid: bigint, reply: Reply): void {
     const link = this.link(nodeid)
-    if (link === undefined) return reply.error(E.EINVAL)
-    const answer = (errno: number) => {
-      if (errno !== 0) reply.error(errno)
-      else reply.data(Buffer.from(link.target))
-    }
-    if (!link.waits) return answer(0)
-    this.gate.settle(link.target, (listener) => reply.onInterrupt(listener), answer)
+    if (link === undefined || link.kind === 'unknown') return reply.error(E.EINVAL)
+    const answer = () => reply.data(Buffer.from(link.name))
+    if (link.kind === 'part') answer()
+    else this.wait(caller, link, reply, answer)
   }
 
   opendir(nodeid: bigint, reply: Reply): void {
     if (nodeid !== FUSE_ROOT_ID) return reply.error(E.ENOTDIR)
-    const handle = this.nextHandle++
-    this.listings.set(handle, this.list())
-    if (!reply.open(handle)) this.listings.delete(handle)
-  }
-
-  private list(): Listing {
-    const devices = this.registry.devices()
-    if (this.listed?.devices !== devices) this.listed = { devices, listing: encodeDevices(devices) }
-    return this.listed.listing
+    // Nothing is kept for a directory that is open: anybody may have any number of them.
+    reply.open(0n)
   }
 
   /** @param cookie of the last entry that was read; 0 before the first */
-  readdir(handle: bigint, cookie: bigint, size: number, reply: Reply): void {
-    let listing = this.listings.get(handle)
-    // Opened by the daemon before this one.
-    if (listing === undefined) this.listings.set(handle, (listing = this.list()))
-    const { bytes, offsets, cookies } = listing
-    const last = cookies.length
-    const first = firstAfter(cookies, cookie)
-    const start = offsets[first] as number
-    let end = first
-    while (end < last && (offsets[end + 1] as number) - start <= size) end++
-    reply.data(bytes.subarray(start, offsets[end]))
-  }
-
-  releasedir(handle: bigint): void {
-    this.listings.delete(handle)
+  readdir(cookie: bigint, size: number, reply: Reply): void {
+    const devices = this.parts.registry.devices()
+    const entries: Dirent[] = [DOT, DOT_DOT].filter((dot) => dot.cookie > cookie)
+    const most = Math.ceil(size / DIRENT_MIN)
+    for (let i = firstAfter(devices, cookie); i < devices.length && entries.length < most; i++) {
+      addEntries(entries, devices[i] as Device, cookie)
+    }
+    const { bytes, offsets } = encodeDirents(entries)
+    let end = entries.length
+    while ((offsets[end] as number) > size) end--
+    reply.data(bytes.subarray(0, offsets[end]))
   }
 
   statfs(reply: Reply): void {
-    reply.statfs(this.registry.size, STATFS_NAME_LENGTH)
+    reply.statfs(this.parts.registry.size, STATFS_NAME_LENGTH)
   }
 
-  getxattr(nodeid: bigint, name: string, size: number, reply: Reply): void {
-    this.readXattr(nodeid, size, reply, (fd) => this.devnodes.xattr(fd, name))
+  getxattr(caller: Caller, nodeid: bigint, name: string, size: number, reply: Reply): void {
+    this.readXattr(caller, nodeid, size, reply, (fd) => this.parts.devnodes.xattr(fd, name))
   }
 
-  listxattr(nodeid: bigint, size: number, reply: Reply): void {
+  listxattr(caller: Caller, nodeid: bigint, size: number, reply: Reply): void {
     if (this.node(nodeid) === undefined) return this.sized(NOTHING, size, reply)
-    this.readXattr(nodeid, size, reply, (fd) => this.devnodes.xattrs(fd))
+    this.readXattr(caller, nodeid, size, reply, (fd) => this.parts.devnodes.xattrs(fd))
   }
 
   /** @param size 0 asks how large the value is */
   private readXattr(
+    caller: Caller,
     nodeid: bigint,
     size: number,
     reply: Reply,
     read: (fd: number) => Uint8Array | number,
   ): void {
+    const link = this.link(nodeid)
+    if (link?.kind === 'unknown') return this.wait(caller, link, reply, () => reply.error(E.ESTALE))
     const node = this.node(nodeid)
     // Only device nodes have any. (Not EOPNOTSUPP: to the kernel, asking for
     // the root's ACL, that would be a reason to deny access.)
@@ -312,10 +289,12 @@ export class Tree implements TreeOperations {
   }
 
   private readFrom(node: Node, read: (fd: number) => Uint8Array | number): Uint8Array | number | undefined {
+    const { registry, sysfs, devnodes } = this.parts
     if (node.pin !== undefined) return read(node.pin.fd)
     try {
-      const device = this.registry.find(node.name)
-      return device !== undefined && this.sysfs.shows(device) ? this.devnodes.with(device, read) : undefined
+      const device = registry.find(node.name)
+      if (device === undefined || !NodeTable.is(node, device) || !sysfs.shows(device)) return undefined
+      return devnodes.with(device, read)
     } catch (error) {
       if (!(error instanceof Exhausted)) throw error
       return E.EIO
@@ -336,11 +315,11 @@ export class Tree implements TreeOperations {
     flags: number,
     reply: Reply,
   ): void {
-    this.changeXattr(caller, nodeid, reply, (fd) => this.devnodes.setXattr(fd, name, value, flags))
+    this.changeXattr(caller, nodeid, reply, (fd) => this.parts.devnodes.setXattr(fd, name, value, flags))
   }
 
   removexattr(caller: Caller, nodeid: bigint, name: string, reply: Reply): void {
-    this.changeXattr(caller, nodeid, reply, (fd) => this.devnodes.removeXattr(fd, name))
+    this.changeXattr(caller, nodeid, reply, (fd) => this.parts.devnodes.removeXattr(fd, name))
   }
 
   /**
@@ -349,7 +328,7 @@ export class Tree implements TreeOperations {
    * any other answer has it log a warning for each disk.
    */
   unlink(caller: Caller, reply: Reply): void {
-    reply.error(this.intents.isUdevWorker(caller.tid) ? E.ENOENT : E.EPERM)
+    reply.error(this.parts.intents.isUdevWorker(caller.tid) ? E.ENOENT : E.EPERM)
   }
 
   private changeXattr(
@@ -367,18 +346,24 @@ export class Tree implements TreeOperations {
     })
   }
 
-  /** The sticky bit is how udev's rules tell the tree from a plain directory. */
+  /**
+   * The sticky bit is how udev's rules tell the tree from a plain directory. Nobody but
+   * root reads it: who reads a directory holds its lock for as long as his own memory takes
+   * to be written to, which may be for ever (getdents(2) into a file of a filesystem
+   * of his own), and one mkdir behind him has everybody wait whose name is not cached.
+   */
   private rootAttr(): Attr {
     return {
       ...this.ownAttr(FUSE_ROOT_ID),
-      mode: S_IFDIR | S_ISVTX | 0o755,
+      mode: S_IFDIR | S_ISVTX | 0o711,
       nlink: 2,
       size: 0,
     }
   }
 
-  private linkAttr(ino: bigint, target: string): Attr {
-    return { ...this.ownAttr(ino), mode: S_IFLNK | 0o777, nlink: 1, size: target.length }
+  private linkAttr(ino: bigint, { name, kind }: Link): Attr {
+    if (kind === 'unknown') return { ...this.ownAttr(ino), mode: S_IFBLK, nlink: 1, size: 0 }
+    return { ...this.ownAttr(ino), mode: S_IFLNK | 0o777, nlink: 1, size: name.length }
   }
 
   /** What is no device belongs to root, and is as old as the mount. */
@@ -399,32 +384,28 @@ export class Tree implements TreeOperations {
   }
 }
 
-function encodeDevices(devices: readonly Device[]): Listing {
-  const entries: Dirent[] = [DOT, DOT_DOT]
-  for (const { diskseq, partition, name } of devices) {
-    const ino = nodeId(diskseq, partition, false)
-    const linkIno = nodeId(diskseq, partition, true)
-    if (ino === undefined || linkIno === undefined) continue
-    entries.push({ ino, cookie: ino, mode: S_IFBLK, name })
-    if (partition !== 0) {
-      entries.push({ ino: linkIno, cookie: linkIno, mode: S_IFLNK, name: linkName(diskseq, partition) })
-    }
-  }
-  return encodeDirents(entries)
+function addEntries(entries: Dirent[], { diskseq, partition, minor, name }: Device, after: bigint): void {
+  const ino = inodeId(diskseq, partition, minor)
+  const linkIno = linkId(diskseq, partition, 'part')
+  if (ino === undefined || linkIno === undefined) return
+  const cookie = entryCookie(diskseq, partition)
+  if (cookie > after) entries.push({ ino, cookie, mode: S_IFBLK, name })
+  if (partition !== 0) entries.push({ ino: linkIno, cookie: cookie + 1n, mode: S_IFLNK, name: linkName(diskseq, partition) })
 }
 
-/** Index of the first of these ascending numbers that is larger. */
-function firstAfter(numbers: readonly bigint[], number: bigint): number {
+/** Index of the first device of which an entry may come after that cookie. */
+function firstAfter(devices: readonly Device[], cookie: bigint): number {
   let low = 0
-  for (let high = numbers.length; low < high; ) {
+  for (let high = devices.length; low < high; ) {
     const middle = (low + high) >> 1
-    if ((numbers[middle] as bigint) > number) high = middle
+    const { diskseq, partition } = devices[middle] as Device
+    if (entryCookie(diskseq, partition) + 1n > cookie) high = middle
     else low = middle + 1
   }
   return low
 }
 
-function blockAttr(node: Node, { device, stat }: { device: Device; stat: NodeStat }): Attr {
+function blockAttr({ node, device, stat }: Omit<Shown, 'trusted'>): Attr {
   // Field by field: this is on the path of every open, and a spread costs 2 us.
   return {
     ino: node.id,
