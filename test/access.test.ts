@@ -9,9 +9,10 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { Access, granted, type Permissions } from '../src/access.js'
+import { Access, granted, type Permissions, type Purpose } from '../src/access.js'
 import { ACL_ACCESS, DeviceNodes } from '../src/devnode.js'
-import { native } from '../src/native.js'
+import { native, type ThreadCredentials } from '../src/native.js'
+import type { Caller } from '../src/transport.js'
 import { until } from './helpers/tree.js'
 
 /** Ids that no account needs to have. */
@@ -189,8 +190,21 @@ const ROOTS: Permissions = { mode: 0o060600, uid: 0, gid: 0 }
 const DISK: Permissions = { mode: 0o060660, uid: 0, gid: GROUP }
 const TID = 4711
 
-/** A /proc of files. */
-function fakeProc(t: Test) {
+const caller = { tid: TID, uid: STRANGER, gid: OTHER_GROUP }
+
+const CAP_CHOWN = 1n << 0n
+const CAP_DAC_OVERRIDE = 1n << 1n
+const CAP_DAC_READ_SEARCH = 1n << 2n
+const CAP_FOWNER = 1n << 3n
+const CAP_SYS_ADMIN = 1n << 21n
+const ALL_CAPS = (1n << 41n) - 1n
+
+/** What comes of it; `done` may be called at once, or later. */
+const may = (access: Access, who: Caller, node: Permissions, purpose: Purpose = 'open') =>
+  new Promise<boolean>((resolve) => access.mayOpen(who, node, purpose, resolve))
+
+/** One thread: who it is, by the addon; and its namespace, in a /proc of files. */
+function fakeThread(t: Test) {
   const proc = mkdtempSync(join(tmpdir(), 'diskseqfs-proc-'))
   t.teardown(() => rmSync(proc, { recursive: true }))
   const task = (name: string, namespace: number) => {
@@ -198,118 +212,303 @@ function fakeProc(t: Test) {
     symlinkSync(`user:[${namespace}]`, join(proc, name, 'ns/user'))
   }
   task('self', 1)
-  return {
-    access: new Access(native, proc),
-    put(file: string, text: string | Buffer) {
-      writeFileSync(join(proc, `${TID}`, file), text)
+  const thread = {
+    there: true,
+    fsuid: STRANGER,
+    fsgid: OTHER_GROUP,
+    capabilities: 0n,
+    groups: [] as number[],
+    /** How often that was asked. */
+    asked: 0,
+  }
+  const access = new Access(
+    {
+      ...native,
+      credentials(tid, groups, done) {
+        thread.asked++
+        const { there, fsuid, fsgid, capabilities, groups: own } = thread
+        if (tid !== TID || !there) return done(undefined)
+        done([fsuid, fsgid, capabilities, own.length, ...groups.map((group) => own.includes(group))])
+      },
     },
+    proc,
+  )
+  return {
+    access,
+    thread,
+    put: (file: string, text: string | Buffer) => writeFileSync(join(proc, `${TID}`, file), text),
     task: (namespace = 1) => task(`${TID}`, namespace),
     remove: (path: string) => rmSync(join(proc, path), { recursive: true }),
   }
 }
 
-const status = ({ groups = '', effective = '0000000000000000' } = {}) =>
-  `Name:\tqemu Groups: 61001 CapEff: ffff\nState:\tS (sleeping)\nUid:\t60003\t60003\t60003\t60003\nGid:\t61003\t61003\t61003\t61003\n` +
-  `FDSize:\t64\nGroups:\t${groups} \nNStgid:\t4711\nCapInh:\tffffffffffffffff\nCapPrm:\tffffffffffffffff\n` +
-  `CapEff:\t${effective}\nCapBnd:\t000001ffffffffff\n`
-
-const caller = { tid: TID, uid: STRANGER, gid: OTHER_GROUP }
-
 t.test('whom the mode allows may open, whatever else is known', async (t) => {
-  const { access } = fakeProc(t)
-  t.equal(access.mayOpen({ ...caller, uid: 0 }, ROOTS), true, 'root')
-  t.equal(access.mayOpen({ ...caller, uid: OWNER }, { ...ROOTS, uid: OWNER }), true, 'the owner')
-  t.equal(access.mayOpen({ ...caller, gid: GROUP }, DISK), true, 'the group')
-  t.equal(access.mayOpen(caller, { ...ROOTS, mode: 0o060604 }), true, 'anybody')
+  const { access, task, thread } = fakeThread(t)
+  task()
+  t.equal(await may(access, { ...caller, uid: 0 }, ROOTS), true, 'root')
+  t.equal(await may(access, { ...caller, uid: OWNER }, { ...ROOTS, uid: OWNER }), true, 'the owner')
+  t.equal(await may(access, caller, { ...ROOTS, mode: 0o060666 }), true, 'anybody, whatever their group')
+  t.equal(thread.asked, 0, 'none of which needs to be found out')
+  thread.fsgid = GROUP
+  t.equal(await may(access, { ...caller, gid: GROUP }, DISK), true, 'the group')
+  t.equal(await may(access, { ...caller, gid: GROUP }, { ...ROOTS, mode: 0o060604 }), true, 'anybody who is not in it')
+  t.equal(await may(access, { ...caller, gid: GROUP }, { ...DISK, mode: 0o060606 }), false, 'but not who is')
+})
+
+t.test('certain is what the ids in the request tell', async (t) => {
+  const { access } = fakeThread(t)
+  for (const mode of BITS.flatMap((user) => BITS.flatMap((group) => BITS.map((rest) => (user << 6) | (group << 3) | rest)))) {
+    const allows = (bits: number) => (bits & 6) !== 0
+    const node = { mode: 0o060000 | mode, uid: OWNER }
+    const certain = (uid: number) => access.certain({ ...caller, uid }, node)
+    const name = mode.toString(8).padStart(3, '0')
+    if (!certain(0)) t.fail(`${name}: root`)
+    if (certain(OWNER) !== allows(mode >> 6)) t.fail(`${name}: the owner`)
+    if (certain(STRANGER)) t.fail(`${name}: another, as there may be an ACL`)
+  }
+  t.pass('for every mode')
+})
+
+t.test('who is certain may, says the kernel', async (t) => {
+  const made = files(t)
+  const { access } = fakeThread(t)
+  const names: string[] = []
+  for (const user of BITS) for (const group of BITS) for (const rest of BITS) names.push(`${user}${group}${rest}`)
+  for (const name of names) made.add(name, parseInt(name, 8))
+  for (const [what, who] of Object.entries(PEOPLE)) {
+    const { names: kernel } = openable(made.directory, who)
+    const node = (name: string) => made.permissions(name)
+    t.strictSame(names.filter((name) => access.certain({ tid: 1, ...who }, node(name)) && !kernel.has(name)), [], `${what}: none too many`)
+    t.strictSame(names.filter((name) => Access.hopeless({ tid: 1, ...who }, node(name)) && kernel.has(name)), [], `${what}: who is without hope may not`)
+  }
+})
+
+t.test('an ACL may shut out somebody whom the mode lets in', async (t) => {
+  const { access, task } = fakeThread(t)
+  task()
+  const shut = { mode: 0o060666, uid: 0, gid: 0, acl: acl([1, 6], [2, 0, STRANGER], [4, 6], [16, 6], [32, 6]) }
+  t.equal(granted(shut, STRANGER, new Set([OTHER_GROUP])), false, 'the kernel would not have it')
+  t.equal(await may(access, caller, shut), false)
+})
+
+t.test('without hope is whom nothing but ownership or a capability would let in', async (t) => {
+  const hopeless = (mode: number, uid: number) => Access.hopeless({ ...caller, uid }, { mode, uid: OWNER })
+  t.equal(hopeless(0o060600, STRANGER), true)
+  t.equal(hopeless(0o060711, STRANGER), true, 'to execute is nothing')
+  t.equal(hopeless(0o060600, OWNER), false)
+  t.equal(hopeless(0o060000, OWNER), false, 'who may change the mode')
+  for (const mode of [0o060640, 0o060620, 0o060604, 0o060602]) t.equal(hopeless(mode, STRANGER), false, mode.toString(8))
 })
 
 t.test('a supplementary group counts', async (t) => {
-  const { access, task, put } = fakeProc(t)
+  const { access, task, thread } = fakeThread(t)
   task()
-  put('status', status())
-  t.equal(access.mayOpen(caller, DISK), false, 'none')
-  put('status', status({ groups: `6100 ${GROUP}1` }))
-  t.equal(access.mayOpen(caller, DISK), false, 'others')
-  put('status', status({ groups: `4 ${GROUP} 70000` }))
-  t.equal(access.mayOpen(caller, DISK), true)
-  t.equal(access.mayOpen(caller, ROOTS), false, 'but not for what is not its own')
-  const many = Array.from({ length: 60_000 }, (_, i) => 100_000 + i).join(' ')
-  put('status', status({ groups: `${many} ${GROUP}` }))
-  t.equal(access.mayOpen(caller, DISK), true, 'the last of very many')
+  t.equal(await may(access, caller, DISK), false, 'none')
+  thread.groups = [6100, GROUP * 10 + 1]
+  t.equal(await may(access, caller, DISK), false, 'others')
+  thread.groups = [4, GROUP, 70000]
+  t.equal(await may(access, caller, DISK), true)
+  t.equal(await may(access, caller, ROOTS), false, 'but not for what is not its own')
+  thread.groups = [...Array.from({ length: 60_000 }, (_, i) => 100_000 + i), GROUP]
+  t.equal(await may(access, caller, DISK), true, 'the last of very many')
+})
+
+t.test('so does one that only the ACL names', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  const node = { ...DISK, acl: acl([1, 6], [4, 0], [8, 4, NAMED_GROUP], [8, 4, 61005], [16, 4], [32, 0]) }
+  t.equal(await may(access, caller, node), false)
+  for (const group of [NAMED_GROUP, 61005]) {
+    thread.groups = [group]
+    t.equal(await may(access, caller, node), true, `${group}`)
+  }
+  thread.groups = [GROUP]
+  t.equal(await may(access, caller, node), false, "the node's own has no right")
 })
 
 t.test('a capability to override counts', async (t) => {
-  const { access, task, put } = fakeProc(t)
+  const { access, task, thread } = fakeThread(t)
   task()
-  for (const [effective, expected] of [
-    ['0000000000000000', false],
-    ['0000000000000001', false], // CAP_CHOWN
-    ['0000000000000002', true], // CAP_DAC_OVERRIDE
-    ['0000000000000004', true], // CAP_DAC_READ_SEARCH
-    ['0000000000000008', false], // CAP_FOWNER
-    ['000001fffffffff9', false],
-    ['000001ffffffffff', true],
+  for (const [capabilities, expected] of [
+    [0n, false],
+    [CAP_CHOWN, false],
+    [CAP_DAC_OVERRIDE, true],
+    [CAP_DAC_READ_SEARCH, true],
+    [CAP_FOWNER, false],
+    [ALL_CAPS & ~(CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH), false],
+    [ALL_CAPS, true],
   ] as const) {
-    put('status', status({ effective }))
-    t.equal(access.mayOpen(caller, ROOTS), expected, effective)
+    thread.capabilities = capabilities
+    t.equal(await may(access, caller, ROOTS), expected, capabilities.toString(16))
   }
 })
 
-t.test('what a thread calls itself is neither a group nor a capability', async (t) => {
-  const { access, task, put } = fakeProc(t)
+t.test('who may mount needs no right on the node, as long as it is not an open', async (t) => {
+  const { access, task, thread, remove } = fakeThread(t)
   task()
-  // Of a name the kernel escapes "\n" and "\\" only (proc_task_name, fs/proc/array.c, 6.18).
-  for (const comm of [`\rGroups:\t${GROUP}\r`, '\rCapEff:\t2\r', `\\nGroups:\t${GROUP}`]) {
-    put('status', status().replace(/(?<=^Name:\t)[^\n]*/, comm))
-    t.equal(access.mayOpen(caller, DISK), false, JSON.stringify(comm))
-  }
+  t.equal(await may(access, caller, ROOTS, 'by number'), false, 'not who may not mount')
+  thread.capabilities = CAP_SYS_ADMIN
+  t.equal(await may(access, caller, ROOTS, 'by number'), true)
+  t.equal(await may(access, caller, ROOTS, 'open'), false, 'it does not open')
+  thread.capabilities = ALL_CAPS & ~(CAP_SYS_ADMIN | CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH)
+  t.equal(await may(access, caller, ROOTS, 'by number'), false, 'nor do other capabilities')
+  thread.capabilities = CAP_SYS_ADMIN
+  remove(`${TID}/ns/user`)
+  task(2)
+  t.equal(await may(access, caller, ROOTS, 'by number'), false, "in a user namespace of one's own no disk is mounted")
+})
+
+t.test('who may have other credentials than its thread may open', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  t.equal(await may(access, caller, ROOTS, 'unclear'), true)
+  t.equal(thread.asked, 0)
+})
+
+t.test('a request made with other ids than the thread has is a doubt', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  t.equal(await may(access, caller, ROOTS), false)
+  thread.fsuid = STRANGER + 1
+  t.equal(await may(access, caller, ROOTS), true, 'its user')
+  thread.fsuid = STRANGER
+  thread.fsgid = GROUP
+  t.equal(await may(access, caller, ROOTS), true, 'its group')
 })
 
 t.test("in a user namespace of one's own only over ids that exist there", async (t) => {
-  const { access, task, put, remove } = fakeProc(t)
+  const { access, task, thread, put, remove } = fakeThread(t)
   task(2)
-  put('status', status({ effective: '000001ffffffffff' }))
+  thread.capabilities = ALL_CAPS
   const maps = (uid: string, gid: string) => {
     put('uid_map', uid)
     put('gid_map', gid)
-    return access.mayOpen(caller, DISK)
+    return may(access, caller, DISK)
   }
   const all = '         0          0 4294967295\n'
-  t.equal(maps(all, all), true, 'all are mapped')
-  t.equal(maps('         0      60003          1\n', `         0      61003          1\n`), false, "one's own are mapped")
-  t.equal(maps(all, '         0      61003          1\n'), false, 'the group is not')
-  t.equal(maps('         0      60003          1\n', all), false, 'the owner is not')
-  t.equal(maps('', ''), false, 'nothing is, yet')
-  t.equal(maps('0 60003 1\n1 0 1\n', `0 61003 1\n1 ${GROUP - 1} 2\n`), true, 'both, in a later line')
-  t.equal(maps(all, `0 ${GROUP - 1} 1\n`), false, 'only the group before it')
-  t.equal(maps(all, `0 ${GROUP + 1} 1\n`), false, 'only the group after it')
-  t.equal(maps(all, `${GROUP} 500000 1000\n`), false, 'what it is called inside does not matter')
-  put('status', status())
-  t.equal(maps(all, all), false, 'without the capability the map is nothing')
-  put('status', status({ effective: '000001ffffffffff' }))
+  t.equal(await maps(all, all), true, 'all are mapped')
+  t.equal(await maps('         0      60003          1\n', `         0      61003          1\n`), false, "one's own are mapped")
+  t.equal(await maps(all, '         0      61003          1\n'), false, 'the group is not')
+  t.equal(await maps('         0      60003          1\n', all), false, 'the owner is not')
+  t.equal(await maps('', ''), false, 'nothing is, yet')
+  t.equal(await maps('0 60003 1\n1 0 1\n', `0 61003 1\n1 ${GROUP - 1} 2\n`), true, 'both, in a later line')
+  t.equal(await maps(all, `0 ${GROUP - 1} 1\n`), false, 'only the group before it')
+  t.equal(await maps(all, `0 ${GROUP + 1} 1\n`), false, 'only the group after it')
+  t.equal(await maps(all, `${GROUP} 500000 1000\n`), false, 'what it is called inside does not matter')
+  thread.capabilities = 0n
+  t.equal(await maps(all, all), false, 'without the capability the map is nothing')
+  thread.capabilities = ALL_CAPS
   remove(`${TID}/gid_map`)
-  t.equal(access.mayOpen(caller, DISK), true, 'a map that cannot be read is a doubt')
+  t.equal(await may(access, caller, DISK), true, 'a map that cannot be read is a doubt')
 })
 
 t.test('in doubt a caller may open', async (t) => {
-  const { access, task, put } = fakeProc(t)
-  t.equal(access.mayOpen(caller, ROOTS), true, 'no such thread')
-  t.equal(access.mayOpen({ ...caller, tid: 0 }, ROOTS), true, 'a caller out of sight')
+  const { access, task, thread } = fakeThread(t)
   task()
-  for (const text of ['', 'garbage', status().replace('\nGroups', '\nGrps'), status().replace('\nCapEff', '\nCapX')]) {
-    put('status', text)
-    t.equal(access.mayOpen(caller, ROOTS), true, JSON.stringify(text.slice(0, 20)))
-  }
-  put('status', Buffer.from(Array.from({ length: 4096 }, (_, i) => (i * 73 + 11) & 0xff)))
-  t.equal(access.mayOpen(caller, ROOTS), true, 'bytes')
+  t.equal(await may(access, caller, ROOTS), false)
+  t.equal(await may(access, { ...caller, tid: 0 }, ROOTS), true, 'a caller out of sight')
+  t.equal(thread.asked, 1, 'of whom nothing is asked')
+  thread.there = false
+  t.equal(await may(access, caller, ROOTS), true, 'nobody can tell')
 })
 
 t.test('a namespace that cannot be seen is a doubt', async (t) => {
-  const { access, task, put, remove } = fakeProc(t)
+  const { access, task, thread, remove } = fakeThread(t)
   task(2)
-  put('status', status({ effective: '000001ffffffffff' }))
+  thread.capabilities = ALL_CAPS
   remove(`${TID}/ns/user`)
-  t.equal(access.mayOpen(caller, ROOTS), true)
+  t.equal(await may(access, caller, ROOTS), true)
+})
+
+/** Questions that are answered when the test says so. */
+function slowKernel() {
+  const asked: { tid: number; answer: (groups?: number) => void }[] = []
+  const access = new Access({
+    ...native,
+    credentials(tid, groups, done) {
+      const answer = (count = 1) => {
+        asked.splice(asked.findIndex((one) => one.answer === answer), 1)
+        // Their ids are made of the thread's: 1007 is one of user 10.
+        done([Math.floor(tid / 100), OTHER_GROUP, 0n, count, ...groups.map(() => false)] as ThreadCredentials)
+      }
+      asked.push({ tid, answer })
+    },
+  })
+  const done: string[] = []
+  return {
+    access,
+    asked,
+    done,
+    tids: () => asked.map(({ tid }) => tid),
+    ask(tid: number) {
+      access.mayOpen({ tid, uid: Math.floor(tid / 100), gid: OTHER_GROUP }, DISK, 'open', (may) => done.push(`${tid} ${may}`))
+    },
+    answer: (tid: number, groups?: number) => asked.find((one) => one.tid === tid)?.answer(groups),
+  }
+}
+
+t.test('one question is put to the kernel at a time, and users take turns', async (t) => {
+  const { ask, asked, tids, answer, done } = slowKernel()
+  for (const tid of [1001, 1002, 1003, 2001, 2002, 3001]) ask(tid)
+  const order: number[] = []
+  while (asked.length > 0) {
+    t.equal(asked.length, 1, 'one at a time')
+    const [tid] = tids() as [number]
+    order.push(tid)
+    answer(tid)
+  }
+  t.strictSame(order, [1001, 1002, 2001, 3001, 1003, 2002], 'the first was alone when it came')
+  t.strictSame(done, order.map((tid) => `${tid} false`), 'and each is told')
+})
+
+t.test('a user with many groups keeps no other waiting', async (t) => {
+  const { ask, tids, answer, done } = slowKernel()
+  ask(1001)
+  answer(1001, 65_536) // from here on that is known
+  for (let tid = 1002; tid < 1050; tid++) ask(tid)
+  t.strictSame(tids(), [1002])
+  ask(2001)
+  t.strictSame(tids(), [1002, 2001], 'asked beside it')
+  answer(2001)
+  t.equal(done.at(-1), '2001 false', 'and told at once')
+  ask(3001)
+  answer(3001, 65_536)
+  ask(3002)
+  t.strictSame(tids(), [1002], 'those like it wait for each other')
+  answer(1002, 65_536)
+  answer(1003, 65_536)
+  t.strictSame(tids(), [3002], 'and take turns')
+})
+
+t.test('as many groups as people have are not many', async (t) => {
+  const { ask, tids, answer } = slowKernel()
+  ask(1001)
+  answer(1001, 1024)
+  ask(1002)
+  ask(2001)
+  t.strictSame(tids(), [1002], 'it is asked in the same line as all others')
+})
+
+t.test('an answer that leads to an error keeps nobody waiting', async (t) => {
+  const { access, ask, tids, answer, done } = slowKernel()
+  access.mayOpen({ tid: 1001, uid: 10, gid: OTHER_GROUP }, DISK, 'open', () => {
+    throw new Error('boom')
+  })
+  ask(2001)
+  t.throws(() => answer(1001), { message: 'boom' })
+  t.strictSame(tids(), [2001])
+  answer(2001)
+  t.strictSame(done, ['2001 false'])
+})
+
+t.test('who asks while an answer is given waits for it', async (t) => {
+  const { access, ask, tids, answer } = slowKernel()
+  access.mayOpen({ tid: 1001, uid: 10, gid: OTHER_GROUP }, DISK, 'open', () => {
+    ask(1002)
+    ask(1003)
+  })
+  answer(1001)
+  t.strictSame(tids(), [1002])
 })
 
 /** A process that sleeps; its id. */
@@ -328,9 +527,9 @@ t.test('a real process: its supplementary groups, however many', async (t) => {
   const tid = sleeper(t, as(who))
   await until(() => isSleeping(tid))
   const of = { tid, uid: STRANGER, gid: OTHER_GROUP }
-  t.equal(access.mayOpen(of, DISK), false)
-  t.equal(access.mayOpen(of, { ...DISK, gid: GROUP + 100_000 }), true)
-  t.equal(access.mayOpen(of, { ...DISK, gid: 102_500 }), true)
+  t.equal(await may(access, of, DISK), false)
+  t.equal(await may(access, of, { ...DISK, gid: GROUP + 100_000 }), true)
+  t.equal(await may(access, of, { ...DISK, gid: 102_500 }), true)
 })
 
 t.test('a real process: its capabilities', async (t) => {
@@ -339,10 +538,10 @@ t.test('a real process: its capabilities', async (t) => {
   const who = as({ uid: STRANGER, gid: OTHER_GROUP, groups: [] })
   const tid = sleeper(t, [...who, ...cap])
   await until(() => isSleeping(tid))
-  t.equal(access.mayOpen({ tid, uid: STRANGER, gid: OTHER_GROUP }, ROOTS), true)
+  t.equal(await may(access, { tid, uid: STRANGER, gid: OTHER_GROUP }, ROOTS), true)
   const plain = sleeper(t, who)
   await until(() => isSleeping(plain))
-  t.equal(access.mayOpen({ tid: plain, uid: STRANGER, gid: OTHER_GROUP }, ROOTS), false, 'it has none')
+  t.equal(await may(access, { tid: plain, uid: STRANGER, gid: OTHER_GROUP }, ROOTS), false, 'it has none')
 })
 
 t.test('root of a user namespace of its own: as the kernel decides', async (t) => {
@@ -361,7 +560,7 @@ t.test('root of a user namespace of its own: as the kernel decides', async (t) =
   add('group', 0o000, STRANGER, GROUP)
   add('owner', 0o000, OWNER, OTHER_GROUP)
   for (const [name, expected] of [['root', false], ['own', true], ['group', false], ['owner', false]] as const) {
-    t.equal(access.mayOpen({ tid, uid: STRANGER, gid: OTHER_GROUP }, permissions(name)), expected, name)
+    t.equal(await may(access, { tid, uid: STRANGER, gid: OTHER_GROUP }, permissions(name)), expected, name)
     const { status: code } = spawnSync('setpriv', [...who, 'unshare', '-U', '-r', 'sh', '-c', ': <"$0"', join(directory, name)])
     t.equal(code === 0, expected, `${name}: the kernel says the same`)
   }

@@ -6,9 +6,9 @@
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
 
-import { Message } from '../src/abi.js'
+import { Message, Opcode } from '../src/abi.js'
 import { nodeName, parseName } from '../src/diskseq.js'
-import { Intents } from '../src/intent.js'
+import { Intents, someCall } from '../src/intent.js'
 import { PinOpener } from '../src/pin.js'
 import { FuseSession } from '../src/session.js'
 import { SharedState } from '../src/state.js'
@@ -146,11 +146,29 @@ t.test('twin: names that are read more kindly', async (t) => {
 t.test('twin: a line of /proc/TID/syscall that is not looked at closely', async (t) => {
   const lax = syscallFiles((native) =>
     Object.assign(new Intents(native), {
-      parse: (line: string) => {
-        const number = Number.parseInt(line, 10)
-        return { intent: native.syscalls['openat'] === number ? 'open' : 'inspect', number }
+      parse: (_: number, line: Buffer) => {
+        const number = Number.parseInt(line.toString('latin1'), 10)
+        return { ...someCall('inspect', number), intent: native.syscalls['openat'] === number ? 'open' : 'inspect' }
       },
     }),
   )
   await finds(t, lax, /is unknown, not inspect/)
+})
+
+t.test('twin: numbers that are believed beside any pointer', async (t) => {
+  const believing = syscallFiles((native) => Object.assign(new Intents(native), { confirms: () => true }))
+  await finds(t, believing, /is unknown, not (inspect|open)/)
+})
+
+t.test('twin: a LOOKUP that waits', async (t) => {
+  class Waiting extends FuseSession {
+    override handle(message: Message, slot?: number) {
+      const { opcode } = message.header()
+      if (opcode !== Opcode.LOOKUP) return super.handle(message, slot)
+      const own = new Message(Buffer.from(message.bytes), message.length)
+      setImmediate(() => super.handle(own))
+      return undefined
+    }
+  }
+  await finds(t, requests({ session: Waiting }), /a LOOKUP waits/)
 })

@@ -98,7 +98,7 @@ t.test('twin: if requests are not kept, their callers wait for ever', async (t) 
   t.equal(await openedWhileKilled(t, 'no-journal+slow'), 'still waiting')
 })
 
-/** The pin of an open that was answered and is not done yet; two crashes in a row. */
+/** The pin of an open of which nobody sees whether it is done; two crashes in a row. */
 async function pinsAfterCrashes(t: Test, twin: Twin): Promise<number[]> {
   const loop = loopDisk(t)
   const tree = await startManaged(t, { twin })
@@ -120,11 +120,11 @@ async function pinsAfterCrashes(t: Test, twin: Twin): Promise<number[]> {
 }
 
 t.test('pins outlive the daemon', async (t) => {
-  t.strictSame(await pinsAfterCrashes(t, 'none'), [1, 1], 'the next daemon has them open')
+  t.strictSame(await pinsAfterCrashes(t, 'none+unseen'), [1, 1], 'the next daemon has them open')
 })
 
 t.test('twin: if pins are not kept, they end with it', async (t) => {
-  t.strictSame(await pinsAfterCrashes(t, 'no-vault'), [0, 0])
+  t.strictSame(await pinsAfterCrashes(t, 'no-vault+unseen'), [0, 0])
 })
 
 t.test('a disk that goes while there is no daemon is let go of by the next one', async (t) => {
@@ -378,7 +378,8 @@ const abuser = (t: Test, tree: ManagedTree, mode: 'lock' | 'list' | 'wait', thre
 
 /** Any user can have the kernel hold the directory's lock; then the tree is asked whether it answers. What the guard says. */
 async function whileLocked(t: Test, program?: string) {
-  const { tree, log } = await startGuarded(t, 1, { args: ['-h', '3'], ...(program && { program }) })
+  // Where anybody may read it; as it is, nobody but root can do this.
+  const { tree, log } = await startGuarded(t, 1, { args: ['-h', '3'], twin: 'readable-root', ...(program && { program }) })
   await abuser(t, tree, 'lock')
   await until(() => /killed/.test(log()), 12_000).catch(() => {})
   return { ready: tree.ready(), said: log() }
@@ -414,7 +415,7 @@ t.test('twin: if requests are not kept, it is taken for hung', { timeout: 60_000
 
 /** Many read the directory all the time; a daemon dies, and the next one comes. What that one says. */
 async function whileListed(t: Test, program?: string) {
-  const { tree, guard } = await startGuarded(t, 1, program ? { program } : {})
+  const { tree, guard } = await startGuarded(t, 1, { twin: 'readable-root', ...(program && { program }) })
   const user = await abuser(t, tree, 'list', 32)
   // So that there is always something to read for it: they have its processor before it.
   const [cpu = ''] = /(?<=^Cpus_allowed_list:\s*)\d+/m.exec(readFileSync('/proc/self/status', 'utf8')) ?? []

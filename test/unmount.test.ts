@@ -143,19 +143,18 @@ for (const [how, end] of [
   })
 }
 
-t.test('whoever is in open(2) for ever keeps the daemon only for a while', async (t) => {
+t.test('another open(2) of a caller, however long it takes, does not keep the daemon', async (t) => {
   const disk = loopDisk(t)
   const fifo = `${disk.file}.fifo`
   await run('mkfifo', [fifo])
   const tree = await startTree(t)
-  // Another open, which looks the same from outside.
   const caller = spawn('sh', ['-c', 'exec 3<"$0" 4<"$1"', join(tree.mountpoint, disk.diskseq()), fifo])
   cleanup(t, () => caller.kill('SIGKILL'))
   await until(() => existsSync(`/proc/${caller.pid}/fd/3`) && new Intents(native).of(caller.pid as number).intent === 'open')
   const began = performance.now()
   t.strictSame(await unmount(tree.mountpoint), DONE)
   t.equal(await tree.ended, 0, 'it ends')
-  t.ok(performance.now() - began > 1000, 'and has waited')
+  t.ok(performance.now() - began < 10_000, 'and has not waited for it')
   t.equal(caller.exitCode, null, 'the other one is still there')
 })
 

@@ -6,27 +6,33 @@ import { join } from 'node:path'
 import { ROOT } from './root.js'
 
 const SOURCES = join(ROOT, 'test/helpers/blk')
-const BINARY = join(ROOT, 'build/blk')
 
-function binary(): string {
+/** The same once more, with its code and data below 4 GiB, where 32-bit programs have theirs. */
+const KINDS = { 'blk': ['-static-pie', '-fPIE'], 'blk-fixed': ['-static', '-no-pie', '-fno-pie'] } as const
+export type BlkKind = keyof typeof KINDS
+
+export function blkPath(kind: BlkKind = 'blk'): string {
+  const binary = join(ROOT, 'build', kind)
   const sources = readdirSync(SOURCES).map((file) => join(SOURCES, file))
   const newest = Math.max(...sources.map((file) => statSync(file).mtimeMs))
-  if ((statSync(BINARY, { throwIfNoEntry: false })?.mtimeMs ?? 0) < newest) {
+  if ((statSync(binary, { throwIfNoEntry: false })?.mtimeMs ?? 0) < newest) {
     mkdirSync(join(ROOT, 'build'), { recursive: true })
     const units = sources.filter((file) => file.endsWith('.c'))
     // Renamed into place: somebody may be running the old one.
-    const fresh = `${BINARY}.${process.pid}`
-    execFileSync('cc', ['-O2', '-static-pie', '-fPIE', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', fresh, ...units])
-    renameSync(fresh, BINARY)
+    const fresh = `${binary}.${process.pid}`
+    execFileSync('cc', ['-O2', ...KINDS[kind], '-Wall', '-Wextra', '-Werror', '-pthread', '-o', fresh, ...units])
+    renameSync(fresh, binary)
   }
-  return BINARY
+  return binary
 }
 
-export const blkPath = binary
-
 /** Runs one subcommand to its end and returns the line of JSON it prints. */
-export async function blk(...args: string[]): Promise<Record<string, any>> {
-  const child = spawn(binary(), args, { stdio: ['ignore', 'pipe', 'pipe'] })
+export function blk(...args: string[]): Promise<Record<string, any>> {
+  return blkOf('blk', ...args)
+}
+
+export async function blkOf(kind: BlkKind, ...args: string[]): Promise<Record<string, any>> {
+  const child = spawn(blkPath(kind), args, { stdio: ['ignore', 'pipe', 'pipe'] })
   let out = ''
   let err = ''
   child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString()))

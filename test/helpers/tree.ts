@@ -27,8 +27,8 @@ import { ROOT } from './root.js'
 export const CLI = join(ROOT, 'dist/cli.js')
 const TWIN = join(ROOT, 'test/helpers/twin-daemon.mjs')
 
-/** What is switched off; `+slow` has the daemon answer late. See twin-daemon.mjs. */
-export type Twin = `${Mechanism}${'' | '+slow'}`
+/** What is switched off; `+slow` has the daemon answer late, `+unseen` callers out of sight. See twin-daemon.mjs. */
+export type Twin = `${Mechanism}${'' | '+slow' | '+unseen'}`
 type Mechanism =
   | 'none'
   | 'no-pins'
@@ -64,6 +64,20 @@ type Mechanism =
   | 'waits-always'
   | 'no-hold'
   | 'lock-on-mountpoint'
+  | 'purpose-open'
+  | 'running-is-in'
+  | 'no-walk-memory'
+  | 'valid-attributes'
+  | 'numbers-believed'
+  | 'no-confirm'
+  | 'linger-only'
+  | 'one-inode-per-name'
+  | 'on-loop-looks'
+  | 'no-crowd'
+  | 'readable-root'
+  | 'lookups-take-turns'
+  | 'scan-in-lookup'
+  | 'callers-by-forget'
 
 /** The lock of a mount point that nothing is mounted at. */
 export function lockOf(mountpoint: string): string {

@@ -2,31 +2,39 @@
  * The daemon with one safety mechanism switched off: what the tests that prove
  * the mechanism must fail against. Never shipped.
  *
- *   node twin-daemon.mjs TWIN[+slow] MOUNTPOINT [--open-timeout SECONDS] [--hold SECONDS] [--transport NAME] [--note-answers]
+ *   node twin-daemon.mjs TWIN[+slow|+unseen] MOUNTPOINT [--open-timeout SECONDS] [--hold SECONDS] [--transport NAME] [--note-answers]
  *
  * SIGUSR2 has it log how much it remembers, and, with --note-answers, whom it has
  * answered since the last time.
  *
  * With +slow each disk is answered for 30 ms after it was verified, as it may
- * be on a busy machine: time enough for anything to happen in between.
+ * be on a busy machine: time enough for anything to happen in between. With
+ * +unseen it cannot see what its callers are doing, as where they are in another
+ * pid namespace.
  */
 import { spawnSync } from 'node:child_process'
-import { write } from 'node:fs'
+import { readFileSync, write } from 'node:fs'
 import { parseArgs, promisify } from 'node:util'
 
 import { Access } from '../../build/js/access.js'
+import { Crowd } from '../../build/js/crowd.js'
 import { Daemon } from '../../build/js/daemon.js'
+import { nodeName, parseId } from '../../build/js/diskseq.js'
 import { FuseNativeTransport } from '../../build/js/fuse-native.js'
 import { Gate } from '../../build/js/gate.js'
-import { Intents, RUNNING } from '../../build/js/intent.js'
+import { Intents, RUNNING, someCall, UNSEEN } from '../../build/js/intent.js'
 import { createLogger } from '../../build/js/log.js'
 import { parseMountOptions } from '../../build/js/mountpoint.js'
 import { native } from '../../build/js/native.js'
+import { NodeTable } from '../../build/js/node.js'
 import { Patience } from '../../build/js/patience.js'
 import { PinOpener } from '../../build/js/pin.js'
-import { Reaper } from '../../build/js/reaper.js'
+import { PinLifetime } from '../../build/js/pin-lifetime.js'
+import { Registry } from '../../build/js/registry.js'
 import { FuseSession } from '../../build/js/session.js'
 import { ServiceManager } from '../../build/js/service.js'
+import { Sysfs } from '../../build/js/sysfs.js'
+import { Tree } from '../../build/js/tree.js'
 
 /** Verifies as the real one does, and then holds something else than the device. */
 class OtherPins extends PinOpener {
@@ -50,8 +58,8 @@ class OtherPins extends PinOpener {
   }
 }
 
-const inspectsEverything = { of: () => ({ intent: 'inspect', number: -1 }) }
-const opensEverything = { of: () => ({ intent: 'open', number: -1 }) }
+const inspectsEverything = { of: () => someCall('inspect') }
+const opensEverything = { of: () => someCall('open') }
 const withIntents = (answers) => (calls) => Object.assign(new Intents(calls), answers)
 
 /** Each caller is seen running for some ms before it sleeps, as it may be on a busy machine. */
@@ -80,40 +88,49 @@ const slow = (opener) => {
 }
 
 /**
- * Instead of having the kernel drop unused names, tells it that each name is
- * no longer valid: which drops those in use as well. On another thread, as the
- * kernel waits for the directory's lock, and who has that may wait for an answer.
+ * When a pin ends, tells the kernel that the name is no longer valid: which drops it,
+ * in use or not. On another thread, as the kernel waits for the directory's lock,
+ * and who has that may wait for an answer.
  */
 function invalidating() {
   const FUSE_NOTIFY_INVAL_ENTRY = 3
-  let fuse = -1
-  const invalidate = async (name) => {
+  const { unpin } = PinLifetime.prototype
+  FuseSession.prototype.prune = function (id) {
+    const parsed = parseId(id)
+    const name = nodeName(parsed.diskseq, parsed.partition)
     const message = Buffer.alloc(16 + 16 + name.length + 1)
     message.writeUInt32LE(message.length, 0)
     message.writeInt32LE(FUSE_NOTIFY_INVAL_ENTRY, 4)
     message.writeBigUInt64LE(1n, 16) // in the root
     message.writeUInt32LE(name.length, 24)
     message.write(name, 32, 'latin1')
-    await promisify(write)(fuse, message).catch(() => {}) // ENOENT: it does not know the name
+    promisify(write)(this.fd, message).catch(() => {}) // ENOENT: it does not know the name
+    return true
   }
-  return {
-    ...native,
-    mount: (source, target, type, flags, data) => {
-      fuse = Number(/\bfd=(\d+)/.exec(data)[1])
-      return native.mount(source, target, type, flags, data)
-    },
-    prune: (_, done) =>
-      native.scanBlock('/sys/class/block', async (_, next) => {
-        for (let list = next(); list.length > 0; list = next()) {
-          for (const text of list.filter((_, i) => i % 3 === 1)) {
-            const diskseq = /^DISKSEQ=(\d+)$/m.exec(text)?.[1]
-            const partition = /^PARTN=(\d+)$/m.exec(text)?.[1]
-            if (diskseq !== undefined) await invalidate(partition === undefined ? diskseq : `${diskseq}p${partition}`)
-          }
-        }
-        done(0)
-      }),
+  PinLifetime.prototype.unpin = function (node) {
+    this.inodes.prune(node.id)
+    return unpin.call(this, node)
   }
+}
+
+/** What native/threads.cc does on another thread, whatever it has to wait for. */
+function lookAtOnce(threads, done) {
+  const read = (tid, file) => {
+    try {
+      return readFileSync(`/proc/${tid}/${file}`, 'latin1')
+    } catch {
+      return ''
+    }
+  }
+  const seen = []
+  for (let i = 0; i < threads.length; i += 2) {
+    const stat = read(threads[i], 'stat')
+    const [state, ...fields] = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+    const startCode = Number(fields[22])
+    const look = () => [read(threads[i], 'syscall'), threads[i + 1] ? read(threads[i], 'stack') : '', state, startCode, -1]
+    seen.push(stat === '' ? undefined : look())
+  }
+  setImmediate(done, seen)
 }
 
 /** Opens and closes of devices stand in one queue, as with a pool that is full. */
@@ -214,8 +231,9 @@ const twins = {
       openDevice: (directory, name, flags, _, done) => native.openDevice(directory, name, flags, false, done),
     },
   },
-  /** A drive is not asked whether its medium is another one. */
+  /** A drive is not asked whether its medium is another one. (And pins last, so that one is found.) */
   'no-media-check': {
+    patch: () => void (PinLifetime.prototype.judge = () => {}),
     native: {
       ...native,
       readFile: (path, into) => (path.endsWith('/removable') ? -2 : native.readFile(path, into)),
@@ -226,21 +244,38 @@ const twins = {
   /** Nothing is switched off, but callers are slow to go to sleep. */
   'callers-run': { intents: sleepsLate(RUNNING) },
   /** The same, and they are not waited for. */
-  'callers-run-unknown': { intents: sleepsLate({ intent: 'unknown', number: -1 }) },
+  'callers-run-unknown': { intents: sleepsLate(UNSEEN) },
   /** Every caller is taken for one that only looks. */
   'always-inspect': { intents: withIntents(inspectsEverything) },
   /** Who asks does not matter. */
-  'no-access-rule': { access: () => Object.assign(new Access(native), { mayOpen: () => true }) },
+  'no-access-rule': {
+    access: () =>
+      Object.assign(new Access(native), { mayOpen: (_, __, ___, done) => done(true), certain: () => true }),
+  },
   /** The kernel keeps names for as long as it likes. */
-  'no-prune': { native: { ...native, prune: (_, done) => setImmediate(done, 0) } },
+  'no-prune': {
+    native: { ...native, prune: (_, done) => setImmediate(done, 0) },
+    patch: () => void (FuseSession.prototype.prune = () => true),
+  },
   /** udev is not told of writers. */
   'no-touch': {
     opener: (calls, directory) => Object.assign(new PinOpener(calls, directory), { touch: (_, done) => done() }),
   },
   /** Unused names are dropped in a way that also drops those in use. */
-  'inval-entry': { native: invalidating() },
-  /** A slow disk is waited for in the LOOKUP, whoever asks. */
-  'lookups-wait': { lookupPatienceMs: 5000 },
+  'inval-entry': { patch: invalidating },
+  /** A slow disk is waited for in the LOOKUP, whoever asks: nobody is taken for one that will ask for the attributes. */
+  'lookups-wait': {
+    lookupsWait: true,
+    intents: (calls) => {
+      const intents = new Intents(calls)
+      return Object.assign(intents, {
+        of(tid) {
+          const call = Intents.prototype.of.call(intents, tid)
+          return call.intent === 'open' ? { ...call, intent: 'unknown' } : call
+        },
+      })
+    },
+  },
   /** One disk at a time. */
   'one-thread': { native: queued() },
   /** Callers that want to give up are not heard. */
@@ -282,20 +317,114 @@ const twins = {
   /** A hold ends by the clock, whether or not this had the processor meanwhile. */
   'hold-by-clock': {
     patch() {
-      const { watch } = Reaper.prototype
-      Reaper.prototype.watch = function (node) {
-        node.heldSince = performance.now()
-        return watch.call(this, node)
+      const { answered, hold } = PinLifetime.prototype
+      const since = new WeakMap()
+      PinLifetime.prototype.answered = function (node, ...given) {
+        since.set(node, performance.now())
+        return answered.call(this, node, ...given)
       }
-      Reaper.prototype.hold = function () {
+      PinLifetime.prototype.hold = function () {
         for (const node of this.active) {
-          if (performance.now() - node.heldSince >= this.options.holdSeconds * 1000) this.unpin(node)
+          if (performance.now() - since.get(node) >= this.options.holdSeconds * 1000) node.unseenTicks = Infinity
         }
+        return hold.call(this)
       }
     },
   },
   /** Pins end with the mount, whoever was answered and has not opened yet. */
-  'no-settling': { patch: () => void (Reaper.prototype.awaited = () => false), lookupPatienceMs: 5000 },
+  'no-settling': { patch: () => void (PinLifetime.prototype.whenDrained = (done) => done()) },
+  /** Every pinned answer may be trusted for a jiffy, also where somebody has the inode already. */
+  'valid-attributes': {
+    patch() {
+      Gate.prototype.keep = () => {}
+      Sysfs.prototype.changes = () => false
+    },
+  },
+  /** The number of a call is believed, whatever its pointer is. */
+  'numbers-believed': {
+    patch() {
+      const { parse } = Intents.prototype
+      Intents.prototype.parse = function (...given) {
+        return parse.apply(Object.assign(Object.create(this), { confirms: () => true }), given)
+      }
+    },
+  },
+  /** The stack is not looked at. */
+  'no-confirm': { patch: () => void (Intents.prototype.confirms = () => true) },
+  /** Who is in an unknown call is not followed: its pin ends some ms after the kernel forgot the inode. */
+  'linger-only': { patch: () => void (Intents.prototype.isSeen = (call) => call.intent !== 'unknown') },
+  /** One inode for each name, whatever number it has; what the kernel asks of an old one is answered for the new. */
+  'one-inode-per-name': {
+    patch() {
+      const { of } = NodeTable.prototype
+      NodeTable.prototype.of = function (device) {
+        return this.byName.get(device.name) ?? of.call(this, device)
+      }
+      NodeTable.prototype.known = function (device) {
+        return this.byName.get(device.name)
+      }
+      NodeTable.is = (node, device) => node.name === device.name
+    },
+  },
+  /** Threads are looked at by the thread that answers. */
+  'on-loop-looks': { native: { ...native, lookAtThreads: lookAtOnce } },
+  /** Users who lock the directory again and again are not held back. */
+  'no-crowd': { patch: () => void (Crowd.prototype.locks = () => {}) },
+  /** Anybody may list the tree. */
+  'readable-root': {
+    patch() {
+      const { rootAttr } = Tree.prototype
+      Tree.prototype.rootAttr = function () {
+        const attr = rootAttr.call(this)
+        return { ...attr, mode: attr.mode | 0o755 }
+      }
+    },
+  },
+  /** LOOKUPs wait for their turn with everything else. */
+  'lookups-take-turns': {
+    patch() {
+      const { mayWait } = FuseSession.prototype
+      FuseSession.prototype.mayWait = function (message) {
+        const { waiting } = this
+        const none = { size: 0, add: (...given) => waiting.add(...given), take() {}, find() {}, clear() {} }
+        return mayWait.call(Object.assign(this, { lookups: none }), message)
+      }
+    },
+  },
+  /** A name that is not known is searched for while the kernel asks for it; and users are not let in one by one. */
+  'scan-in-lookup': {
+    patch() {
+      Registry.prototype.lacks = () => false
+      const { decideLookup } = Gate.prototype
+      Gate.prototype.decideLookup = function (request, call, tries) {
+        const { registry } = this.parts
+        const { name, diskseq } = request
+        this.locks = () => false
+        if (tries > 1 || registry.find(name) !== undefined) return decideLookup.call(this, request, call, tries)
+        registry.findSlowly(name, diskseq, (device) => {
+          if (typeof device === 'object') decideLookup.call(this, request, call, 2)
+          else this.noSuchName(request, call, 'no such disk')
+        })
+      }
+    },
+  },
+  /** Pins end when the kernel forgets the inode, which it is made to, and not before. */
+  'callers-by-forget': {
+    patch() {
+      PinLifetime.prototype.look = function (nodes) {
+        for (const node of nodes) this.judge(node)
+      }
+      PinLifetime.prototype.judge = function (node) {
+        const now = performance.now()
+        if (node.lookAt > now) return this.arm(node.lookAt)
+        if (node.known && !this.haveForgotten(node)) return
+        if (!node.known && node.lingerUntil <= now) return this.unpin(node)
+        node.lookAt = Math.max(now + node.lookDelay, node.lingerUntil)
+        node.lookDelay = Math.min(node.lookDelay * 2, 1000)
+        this.arm(node.lookAt)
+      }
+    },
+  },
   /** Requests are answered in the order they come in, whoever makes how many of them. */
   'as-they-come': { patch: () => void (FuseSession.prototype.mayWait = () => false) },
   /** Nothing is switched off, but the wall clock runs backwards. */
@@ -313,10 +442,10 @@ const twins = {
   /** Who finds no descriptor left does not try again. */
   'no-patience': {
     patch() {
-      const { admit } = Gate.prototype
-      Gate.prototype.admit = function (attempt) {
+      const { step } = Gate.prototype
+      Gate.prototype.step = function (attempt, ...given) {
         attempt.spareBy = 0
-        return admit.call(this, attempt)
+        return step.call(this, attempt, ...given)
       }
     },
   },
@@ -365,6 +494,27 @@ const twins = {
       lockFile: (file) => (spawnSync('flock', ['--nonblock', mountpoint, 'true']).status === 0 ? native.lockFile(file) : EAGAIN),
     },
   },
+  /**
+   * Whoever asks is judged by the node's mode, as an open(2) is, with the groups of its thread.
+   * (And users are not let in one by one, as too few would be seen.)
+   */
+  'purpose-open': {
+    patch() {
+      Gate.prototype.purpose = () => 'open'
+      Crowd.prototype.locks = () => {}
+    },
+  },
+  /** Whoever is seen running may be in the call still. */
+  'running-is-in': {
+    patch() {
+      const { mayStillBeIn } = Intents.prototype
+      Intents.prototype.mayStillBeIn = function (call, seen) {
+        return seen?.[0].startsWith('running') || mayStillBeIn.call(this, call, seen)
+      }
+    },
+  },
+  /** What was found out while a caller waited does not count when it asks again. */
+  'no-walk-memory': { patch: () => void (Gate.prototype.walkedBy = () => undefined) },
   /** No uevent ever arrives. */
   'deaf': { native: { ...native, ueventReceive: () => EAGAIN } },
 }
@@ -385,6 +535,7 @@ const parts = twins[name]
 if (parts === undefined) throw new Error(`no such twin: ${name}`)
 parts.patch?.()
 const makeOpener = parts.opener ?? ((...given) => new PinOpener(...given))
+const intents = pace === 'unseen' ? withIntents({ of: () => UNSEEN }) : parts.intents
 const opener = pace === 'slow' ? (...given) => slow(makeOpener(...given)) : makeOpener
 const { logger: log } = await createLogger('info', { kind: 'stderr', format: 'json' })
 const manager = ServiceManager.ofThisProcess(native, log)
@@ -398,7 +549,7 @@ const daemon = new Daemon(
     openTimeoutMs: Number(values['open-timeout']) * 1000,
   },
   log,
-  { ...parts, opener, ...(values['note-answers'] && { native: noting(parts.native ?? native) }) },
+  { ...parts, opener, ...(intents && { intents }), ...(values['note-answers'] && { native: noting(parts.native ?? native) }) },
   manager,
   values['guard'],
 )
@@ -407,15 +558,13 @@ process.on('SIGHUP', () => {
   mute = true
 })
 process.on('SIGUSR2', () => {
-  const { nodes, transport } = daemon
-  const { listings, links } = transport.operations
+  const { nodes, dead, transport } = daemon
   log.info(
     {
       nodes: nodes.size,
-      listings: listings.size,
-      links: links.size,
+      dead: dead.size,
       pending: transport.pending.size,
-      waiting: transport.waiting.size,
+      waiting: transport.waiting.size + transport.lookups.size,
       answered: answered.splice(0),
     },
     'remembered',

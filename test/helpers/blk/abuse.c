@@ -6,12 +6,16 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #define THREADS_MAX 1024
 /* Nobody needs a deep stack here. */
 #define STACK_BYTES (256 * 1024)
+#define FIRST_GROUP 200000
 
 static const char *dir;
+/* Each thread is another user, from this one on. */
+static int first_uid;
 static char **real;
 static int reals;
 
@@ -75,14 +79,85 @@ static int listing(struct rnd *r, unsigned turn)
 	return 0;
 }
 
-/* Refused; but the kernel looks the name up first, and keeps everybody else out of the directory meanwhile. */
-static int making(struct rnd *r, unsigned turn)
+/* Refused, all of these; but the kernel looks the name up first, and keeps
+ * everybody else out of the directory meanwhile. */
+static int made(struct rnd *r, bool number, int (*make)(const char *path))
 {
 	char path[PATH_MAX];
 
-	(void)turn;
-	snprintf(path, sizeof path, "%s/x%016llx", dir, (unsigned long long)rnd_next(r));
+	if (number)
+		snprintf(path, sizeof path, "%s/%llu", dir, 1000000000000ull + rnd_next(r) % 1000000000000ull);
+	else
+		snprintf(path, sizeof path, "%s/x%016llx", dir, (unsigned long long)rnd_next(r));
+	return make(path) < 0 ? errno : 0;
+}
+
+static int make_directory(const char *path)
+{
+	return mkdir(path, 0700);
+}
+
+static int make_file(const char *path)
+{
+	return open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+}
+
+static int make_symlink(const char *path)
+{
+	return symlink("x", path);
+}
+
+static int make_by_rename(const char *path)
+{
+	char from[PATH_MAX];
+
+	snprintf(from, sizeof from, "%s0", path);
+	return rename(from, path);
+}
+
+/* Half of them numbers that nobody has, half no numbers. */
+static int making(struct rnd *r, unsigned turn)
+{
+	return made(r, turn % 2, make_directory);
+}
+
+static int creating(struct rnd *r, unsigned turn)
+{
+	return made(r, turn % 2, make_file);
+}
+
+static int linking(struct rnd *r, unsigned turn)
+{
+	return made(r, turn % 2, make_symlink);
+}
+
+static int renaming(struct rnd *r, unsigned turn)
+{
+	return made(r, turn % 2, make_by_rename);
+}
+
+/* A partition that a disk does not have. */
+static int making_partition(struct rnd *r, unsigned turn)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof path, "%sp%u", real[turn % (unsigned)reals], 10 + rnd_below(r, 100));
 	return mkdir(path, 0700) < 0 ? errno : 0;
+}
+
+/* Has the kernel write down all of one's groups, as others may who want to know of them. */
+static int own_status(struct rnd *r, unsigned turn)
+{
+	static _Thread_local char buf[4096];
+	int fd = open("/proc/thread-self/status", O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+
+	(void)r;
+	(void)turn;
+	while ((n = read(fd, buf, sizeof buf)) > 0)
+		;
+	close(fd);
+	return n < 0 ? errno : 0;
 }
 
 static const struct kind {
@@ -95,6 +170,11 @@ static const struct kind {
 	{ "open", real_open },
 	{ "list", listing },
 	{ "mkdir", making },
+	{ "creat", creating },
+	{ "symlink", linking },
+	{ "rename", renaming },
+	{ "mkdir-part", making_partition },
+	{ "status", own_status },
 };
 #define KINDS (sizeof kinds / sizeof *kinds)
 
@@ -111,12 +191,34 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static bool on, ending;
 static int busy;
 
+/* Of a thread: the library has all of them become the same. */
+static void become_alone(int uid)
+{
+	if (syscall(SYS_setresgid, uid, uid, uid) < 0 || syscall(SYS_setresuid, uid, uid, uid) < 0)
+		die("setresuid: %s", strerror(errno));
+}
+
+static void have_groups(int count)
+{
+	gid_t *groups = calloc((size_t)count, sizeof *groups);
+
+	if (!groups)
+		die("abuse: out of memory");
+	for (int i = 0; i < count; i++)
+		groups[i] = (gid_t)(FIRST_GROUP + i);
+	if (setgroups((size_t)count, groups) < 0)
+		die("setgroups: %s", strerror(errno));
+	free(groups);
+}
+
 static void *ask(void *arg)
 {
 	struct asker *a = arg;
 	struct rnd r;
 
 	rnd_seed(&r, (uint64_t)(a - askers));
+	if (first_uid)
+		become_alone(first_uid + (int)(a - askers));
 	pthread_mutex_lock(&lock);
 	for (;;) {
 		while (!on && !ending)
@@ -186,7 +288,7 @@ static int kind_named(const char *name)
 	for (size_t i = 0; i < KINDS; i++)
 		if (!strcmp(kinds[i].name, name))
 			return (int)i;
-	die("bad value for --kinds: %s (names, numbers, stat, open, list or mkdir)", name);
+	die("bad value for --kinds: %s (names, numbers, stat, open, list, mkdir, creat, symlink, rename, mkdir-part or status)", name);
 }
 
 static void print(int threads)
@@ -213,24 +315,20 @@ static void print(int threads)
 	printf("}\n");
 }
 
-static void become(int uid)
-{
-	if (uid && (setgroups(0, NULL) < 0 || setresgid((gid_t)uid, (gid_t)uid, (gid_t)uid) < 0 ||
-		    setresuid((uid_t)uid, (uid_t)uid, (uid_t)uid) < 0))
-		die("setresuid: %s", strerror(errno));
-}
-
 /* A line on stdin has them begin, and the next one has them stop; the end of
- * stdin ends it.  --names: which disks are asked for, "1,2,3"; by default all. */
+ * stdin ends it.  --names: which disks are asked for, "1,2,3"; by default all.
+ * --groups: how many each of them is in, where they are of different users. */
 int cmd_abuse(int argc, char **argv)
 {
 	const char *kind_names = "names,numbers,stat,open,list", *names = NULL;
-	int threads = 100, uid = 0, used[KINDS], uses = 0;
+	int threads = 100, uid = 0, groups = 0, used[KINDS], uses = 0;
 	pthread_attr_t attr;
 
 	parse_opts(argc, argv, (const struct opt[]){
 		{ "dir", OPT_STR, &dir, true },
 		{ "uid", OPT_INT, &uid, false },
+		{ "first-uid", OPT_INT, &first_uid, false },
+		{ "groups", OPT_INT, &groups, false },
 		{ "threads", OPT_INT, &threads, false },
 		{ "kinds", OPT_STR, &kind_names, false },
 		{ "names", OPT_STR, &names, false },
@@ -242,7 +340,10 @@ int cmd_abuse(int argc, char **argv)
 	for (char *k = strtok(list, ","); k && uses < (int)KINDS; k = strtok(NULL, ","))
 		used[uses++] = kind_named(k);
 	learn_names(names ? strdup(names) : NULL);
-	become(uid);
+	if (groups)
+		have_groups(groups);
+	else
+		become(uid);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, STACK_BYTES);
 	for (int i = 0; i < threads; i++) {
@@ -297,13 +398,7 @@ int cmd_abuse_directories(int argc, char **argv)
 			die("open %s: %s", dir, strerror(errno));
 	printf("ready\n");
 	fflush(stdout);
-	while (!stop_signal) {
-		struct pollfd p = { .fd = 0, .events = POLLIN };
-		char buf[256];
-
-		if (poll(&p, 1, 100) > 0 && read(0, buf, sizeof buf) <= 0)
-			break;
-	}
+	wait_for_end();
 	printf("{\"directories\":%d}\n", count);
 	return exit_status();
 }

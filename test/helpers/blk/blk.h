@@ -63,6 +63,10 @@ void sleep_us(unsigned us);
 /* Keeps how long the machine stood still since that was last set to 0, ns. */
 void watch_for_stalls(_Atomic uint64_t *longest_ns);
 void look(const char *path); /* stat(2) that has to work */
+/* Gives all rights away; 0 is root, who keeps them. */
+void become(int uid);
+/* Waits until stdin ends, or a signal comes. */
+void wait_for_end(void);
 
 /* To be called first in a forked child: ends it when its parent ends. */
 void child_follows(pid_t parent, int sig);
@@ -119,6 +123,17 @@ int loop_destroy(int nr, uint64_t within_ns);
 int open_appearing(const char *path, int flags, uint64_t *waited_ns);
 
 int parse_open_flags(const char *s);
+
+/* ---- io_uring, one request at a time (uring.c) ---- */
+
+struct uring {
+	int fd;
+	struct io_uring_sqe *sqe;
+	struct io_uring_cqe *cqes;
+	unsigned *sq_tail, *cq_head, *cq_tail, cq_mask;
+};
+void uring_start(struct uring *r);
+int uring_open(struct uring *r, const char *path, int flags, int personality, bool worker); /* fd or -errno */
 
 /* ---- several ways to the same disks, measured in turns (ways.c) ---- */
 
@@ -200,5 +215,13 @@ int cmd_nbd_silent(int argc, char **argv);
 int cmd_abuse(int argc, char **argv);
 int cmd_abuse_directories(int argc, char **argv);
 int cmd_directory(int argc, char **argv);
+int cmd_way(int argc, char **argv);
+int cmd_int80(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
+int cmd_change_fd(int argc, char **argv);
+int cmd_new_disks(int argc, char **argv);
+int cmd_idlers(int argc, char **argv);
+int cmd_mount_compute(int argc, char **argv);
+int cmd_hung_exec(int argc, char **argv);
 
 #endif

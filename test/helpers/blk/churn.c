@@ -3,10 +3,21 @@
 #include <dirent.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #define FIRST_NR 100
 #define CLEANUP_NS (10 * NS_PER_S)
+
+static void own_node(struct churn *c, int nr)
+{
+	char path[32];
+
+	snprintf(path, sizeof path, "/dev/loop%d", nr);
+	if ((c->node_uid || c->node_gid) &&
+	    (chown(path, (uid_t)c->node_uid, (gid_t)c->node_gid) < 0 || chmod(path, c->node_gid ? 0660 : 0600) < 0))
+		snprintf(c->msg, sizeof c->msg, "%s: %s", path, strerror(errno));
+}
 
 /* Only devices that this run made by LOOP_CTL_ADD are ever used: whatever
  * existed before, free or not, belongs to somebody else. */
@@ -19,6 +30,7 @@ static int add_devices(struct churn *c, int want)
 
 		if (err == 0) {
 			c->nrs[got++] = nr;
+			own_node(c, nr);
 		} else if (err != -EEXIST) {
 			snprintf(c->msg, sizeof c->msg, "LOOP_CTL_ADD %d: %s", nr, strerror(-err));
 			break;
@@ -181,12 +193,16 @@ int cmd_churn(int argc, char **argv)
 {
 	const char *mode = NULL, *dir = NULL, *workdir = NULL;
 	int recyclers = 2, openers = 6, slots = 16, devices = 4;
+	const char *way = "open";
 	int live_us = 2000, stale_ms = 5, stale_pct = 20;
 	double seconds = 0;
 	bool parts = false;
 	pid_t pids[MAX_RECYCLERS + MAX_OPENERS] = { 0 };
 	int n = 0, killed = 0;
 
+	struct churn *c = mmap(NULL, sizeof *c, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (c == MAP_FAILED)
+		die("mmap: %s", strerror(errno));
 	parse_opts(argc, argv, (const struct opt[]){
 		{ "mode", OPT_STR, &mode, true },
 		{ "dir", OPT_STR, &dir, true },
@@ -197,6 +213,10 @@ int cmd_churn(int argc, char **argv)
 		{ "slots", OPT_INT, &slots, false },
 		{ "devices", OPT_INT, &devices, false },
 		{ "workdir", OPT_STR, &workdir, false },
+		{ "way", OPT_STR, &way, false },
+		{ "image", OPT_STR, &c->image, false },
+		{ "node-uid", OPT_INT, &c->node_uid, false },
+		{ "node-gid", OPT_INT, &c->node_gid, false },
 		{ "live-us", OPT_INT, &live_us, false },
 		{ "stale-ms", OPT_INT, &stale_ms, false },
 		{ "stale-pct", OPT_INT, &stale_pct, false },
@@ -212,9 +232,9 @@ int cmd_churn(int argc, char **argv)
 	if (access(dir, X_OK) < 0)
 		die("%s: %s", dir, strerror(errno));
 
-	struct churn *c = mmap(NULL, sizeof *c, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (c == MAP_FAILED)
-		die("mmap: %s", strerror(errno));
+	c->way = churn_way_named(way);
+	if (c->way->mounts && !c->image)
+		die("churn: --way %s needs an --image", way);
 	c->links = !strcmp(mode, "links");
 	c->udev = !strcmp(mode, "udev");
 	c->parts = parts;

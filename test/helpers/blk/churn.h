@@ -63,7 +63,27 @@ struct opener_shared {
 	uint64_t first_asked, first_got;
 };
 
+/* How an opener comes to a disk (churn_ways.c).  A mount has it reached by a
+ * mount(2), and nothing is written to, or read from, the device itself. */
+struct churn;
+struct churn_way {
+	const char *name;
+	bool mounts;
+	/* what is done once by each opener, before all else */
+	void (*begin)(const struct churn *c);
+	/* fd, or 0 for a mount; or -errno */
+	int (*open)(const struct churn *c, const char *path, int flags);
+};
+const struct churn_way *churn_way_named(const char *name);
+/* The number of the disk that the last mount has reached; it is unmounted. */
+int churn_mounted(uint64_t *diskseq);
+
 struct churn {
+	const struct churn_way *way;
+	/* what the disks hold, if not only stamps */
+	const char *image;
+	/* of the devices' own nodes */
+	int node_uid, node_gid;
 	/* links: made by the recyclers; udev: made by udev, used once they are right */
 	bool links, udev, parts;
 	const char *dir, *workdir;

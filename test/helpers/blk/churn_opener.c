@@ -96,6 +96,23 @@ static void verify(struct opener_shared *s, int fd, const struct entry *e, bool 
 	s->ok_stale += e->retired != 0;
 }
 
+/* What is mounted stays the same disk. */
+static void verify_mount(struct opener_shared *s, const struct entry *e)
+{
+	uint64_t seq = 0;
+	int err = churn_mounted(&seq);
+
+	if (err) {
+		errs_add(&s->read_errors, -err);
+	} else if (seq != e->diskseq) {
+		s->wrong_diskseq++;
+		wrong(s, e->diskseq, seq, false);
+	} else {
+		s->ok++;
+		s->ok_stale += e->retired != 0;
+	}
+}
+
 _Noreturn void churn_opener(struct churn *c, int id)
 {
 	struct opener_shared *s = &c->op[id];
@@ -107,6 +124,8 @@ _Noreturn void churn_opener(struct churn *c, int id)
 	s->idle = id % 2;
 	if (s->idle && sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ 0 }) < 0)
 		die("SCHED_IDLE: %s", strerror(errno));
+	if (c->way->begin)
+		c->way->begin(c);
 
 	while (!churn_stopped(c)) {
 		char path[PATH_MAX];
@@ -122,8 +141,8 @@ _Noreturn void churn_opener(struct churn *c, int id)
 
 		int flags = pick_flags(&rnd);
 		uint64_t t = now_ns();
-		int fd = open(path, flags);
-		int err = errno;
+		int fd = c->way->open(c, path, flags);
+		int err = -fd;
 		uint64_t took = now_ns() - t;
 
 		if (fd < 0 && err == EINTR && churn_stopped(c))
@@ -136,6 +155,10 @@ _Noreturn void churn_opener(struct churn *c, int id)
 			continue;
 		}
 		hist_add(&s->hist, took);
+		if (c->way->mounts) {
+			verify_mount(s, &e);
+			continue;
+		}
 		verify(s, fd, &e, part);
 		close(fd);
 	}

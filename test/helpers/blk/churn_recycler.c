@@ -136,6 +136,18 @@ static int file_make(const struct churn *c)
 		die("no backing file in %s: %s", dir, strerror(errno));
 	if (ftruncate(fd, FILE_SIZE) < 0)
 		die("ftruncate: %s", strerror(errno));
+	if (c->image) {
+		int image = open(c->image, O_RDONLY | O_CLOEXEC);
+		char buf[65536];
+		ssize_t n = 0;
+
+		while (image >= 0 && (n = read(image, buf, sizeof buf)) > 0)
+			if (write(fd, buf, (size_t)n) != n)
+				die("write to a backing file: %s", strerror(errno));
+		if (image < 0 || n < 0)
+			die("%s: %s", c->image, strerror(errno));
+		close(image);
+	}
 	return fd;
 }
 
@@ -193,7 +205,8 @@ static bool attach(struct recycler *r, struct device *d)
 
 	d->tag = mix64(r->next_tag);
 	int file = d->files[d->generation & 1];
-	file_stamp(file, d->tag);
+	if (!c->image)
+		file_stamp(file, d->tag);
 	/* LO_FLAGS_PARTSCAN: without it a partition outlives a detach which
 	 * happens before it is deleted, and shows up on the next disk. */
 	int err = loop_configure(fd, file, c->parts ? LO_FLAGS_PARTSCAN : 0);

@@ -129,7 +129,8 @@ int cmd_directory(int argc, char **argv)
 		    setresuid((uid_t)uid, (uid_t)uid, (uid_t)uid) < 0))
 		die("setresuid: %s", strerror(errno));
 	sigaction(SIGUSR1, &(struct sigaction){ .sa_handler = heard }, NULL);
-	directory = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	/* Only root may read the tree. */
+	directory = open(dir, (strcmp(mode, "wait") ? O_RDONLY : O_PATH) | O_DIRECTORY | O_CLOEXEC);
 	if (directory < 0)
 		die("open %s: %s", dir, strerror(errno));
 	if (!run) {

@@ -40,7 +40,8 @@ int cmd_exclusive_zram(int argc, char **argv)
 {
 	static struct excl x;
 	const char *fixed = NULL, *dir = NULL;
-	char path[PATH_MAX], size[32], extra[64];
+	static char path[PATH_MAX]; /* without PIE it lies below 4 GiB */
+	char size[32], extra[64];
 	int count = 0;
 	uint64_t changes = 0;
 
@@ -67,7 +68,9 @@ int cmd_exclusive_zram(int argc, char **argv)
 		seq = now;
 		if (dir)
 			snprintf(path, sizeof path, "%s/%llu", dir, (unsigned long long)seq);
-		excl_try(&x, reset, excl_use(&x, dir ? path : fixed));
+		else
+			snprintf(path, sizeof path, "%s", fixed);
+		excl_try(&x, reset, excl_use(&x, path));
 	}
 	/* as it was found, though empty */
 	excl_retry(reset, 5 * NS_PER_S);

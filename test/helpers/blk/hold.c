@@ -34,12 +34,15 @@ static void reopen(int fd)
 int cmd_hold(int argc, char **argv)
 {
 	const char *path = NULL, *flags_name = "rdonly";
+	int uid = 0;
 
 	parse_opts(argc, argv, (const struct opt[]){
 		{ "path", OPT_STR, &path, true },
 		{ "flags", OPT_STR, &flags_name, false },
+		{ "uid", OPT_INT, &uid, false },
 		{ 0 },
 	});
+	become(uid);
 	int fd = open(path, parse_open_flags(flags_name));
 	if (fd < 0)
 		die("open %s: %s", path, strerror(errno));

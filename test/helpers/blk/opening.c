@@ -1,4 +1,4 @@
-/* open(2), stopped where the name has been looked up and the device is not yet opened. */
+/* open(2), stopped where it was told the attributes and the device is not yet opened. */
 #include "blk.h"
 
 #include <poll.h>
@@ -23,6 +23,7 @@ struct attributes {
 
 static struct opening {
 	const char *path;
+	char through[32]; /* the name is looked up before: only the attributes are asked for */
 	_Atomic pid_t tid;
 	_Atomic long sleeps; /* that were over when the call began */
 	int fd;
@@ -49,7 +50,7 @@ static void *open_path(void *arg)
 	getrusage(RUSAGE_THREAD, &usage);
 	o->sleeps = usage.ru_nvcsw;
 	o->tid = gettid();
-	o->fd = open(o->path, O_RDONLY | O_CLOEXEC);
+	o->fd = open(o->through, O_RDONLY | O_CLOEXEC);
 	if (o->fd < 0)
 		o->fd = -errno;
 	return NULL;
@@ -89,6 +90,10 @@ int cmd_open_stopped(int argc, char **argv)
 		{ "path", OPT_STR, &opening.path, true },
 		{ 0 },
 	});
+	int node = open(opening.path, O_PATH | O_CLOEXEC);
+	if (node < 0)
+		die("%s: %s", opening.path, strerror(errno));
+	snprintf(opening.through, sizeof opening.through, "/proc/self/fd/%d", node);
 	int err = pthread_create(&thread, NULL, open_path, &opening);
 	if (err)
 		die("pthread_create: %s", strerror(err));

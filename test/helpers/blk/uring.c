@@ -14,39 +14,67 @@ static void *map(int ring, size_t size, off_t what)
 	return p;
 }
 
+void uring_start(struct uring *r)
+{
+	struct io_uring_params p = { 0 };
+
+	r->fd = (int)syscall(SYS_io_uring_setup, 1, &p);
+	if (r->fd < 0)
+		die("io_uring_setup: %s", strerror(errno));
+	char *sq = map(r->fd, p.sq_off.array + p.sq_entries * sizeof(unsigned), IORING_OFF_SQ_RING);
+	char *cq = map(r->fd, p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe), IORING_OFF_CQ_RING);
+	r->sqe = map(r->fd, p.sq_entries * sizeof *r->sqe, IORING_OFF_SQES);
+	r->sq_tail = (unsigned *)(sq + p.sq_off.tail);
+	r->cq_head = (unsigned *)(cq + p.cq_off.head);
+	r->cq_tail = (unsigned *)(cq + p.cq_off.tail);
+	r->cqes = (struct io_uring_cqe *)(cq + p.cq_off.cqes);
+	r->cq_mask = p.cq_entries - 1;
+	/* There is one entry only. */
+	*(unsigned *)(sq + p.sq_off.array) = 0;
+}
+
+int uring_open(struct uring *r, const char *path, int flags, int personality, bool worker)
+{
+	*r->sqe = (struct io_uring_sqe){
+		.opcode = IORING_OP_OPENAT,
+		.flags = worker ? IOSQE_ASYNC : 0,
+		.fd = AT_FDCWD,
+		.addr = (uint64_t)(uintptr_t)path,
+		.open_flags = (unsigned)flags,
+		.personality = (uint16_t)personality,
+	};
+	__atomic_store_n(r->sq_tail, *r->sq_tail + 1, __ATOMIC_RELEASE);
+	for (unsigned submit = 1;;) {
+		long n = syscall(SYS_io_uring_enter, r->fd, submit, 1, IORING_ENTER_GETEVENTS, NULL, 0);
+
+		if (n < 0 && errno != EINTR)
+			die("io_uring_enter: %s", strerror(errno));
+		if (n > 0)
+			submit = 0;
+		if (__atomic_load_n(r->cq_tail, __ATOMIC_ACQUIRE) != *r->cq_head)
+			break;
+		if (stop_signal)
+			return -EINTR;
+	}
+	int res = r->cqes[*r->cq_head & r->cq_mask].res;
+	__atomic_store_n(r->cq_head, *r->cq_head + 1, __ATOMIC_RELEASE);
+	return res;
+}
+
 /* --worker: by a thread of the kernel's, not by the caller. */
 int cmd_uring_open(int argc, char **argv)
 {
-	struct io_uring_params p = { 0 };
 	const char *path = NULL;
 	bool worker = false;
+	struct uring ring;
 
 	parse_opts(argc, argv, (const struct opt[]){
 		{ "path", OPT_STR, &path, true },
 		{ "worker", OPT_FLAG, &worker, false },
 		{ 0 },
 	});
-	int ring = (int)syscall(SYS_io_uring_setup, 1, &p);
-	if (ring < 0)
-		die("io_uring_setup: %s", strerror(errno));
-	char *sq = map(ring, p.sq_off.array + p.sq_entries * sizeof(unsigned), IORING_OFF_SQ_RING);
-	char *cq = map(ring, p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe), IORING_OFF_CQ_RING);
-	struct io_uring_sqe *sqe = map(ring, p.sq_entries * sizeof *sqe, IORING_OFF_SQES);
-
-	*sqe = (struct io_uring_sqe){
-		.opcode = IORING_OP_OPENAT,
-		.flags = worker ? IOSQE_ASYNC : 0,
-		.fd = AT_FDCWD,
-		.addr = (uint64_t)(uintptr_t)path,
-		.open_flags = O_RDONLY,
-	};
-	*(unsigned *)(sq + p.sq_off.array) = 0;
-	__atomic_store_n((unsigned *)(sq + p.sq_off.tail), 1, __ATOMIC_RELEASE);
-	if (syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
-		die("io_uring_enter: %s", strerror(errno));
-	if (__atomic_load_n((unsigned *)(cq + p.cq_off.tail), __ATOMIC_ACQUIRE) != 1)
-		die("uring: no completion");
-	int fd = ((struct io_uring_cqe *)(cq + p.cq_off.cqes))->res;
+	uring_start(&ring);
+	int fd = uring_open(&ring, path, O_RDONLY, 0, worker);
 	uint64_t seq = 0;
 	if (fd >= 0 && blk_diskseq(fd, &seq) < 0)
 		die("uring: not a disk");

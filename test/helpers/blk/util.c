@@ -1,5 +1,7 @@
 #include "blk.h"
 
+#include <grp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <sys/prctl.h>
@@ -136,6 +138,25 @@ void look(const char *path)
 
 	if (stat(path, &st) < 0)
 		die("%s: %s", path, strerror(errno));
+}
+
+void become(int uid)
+{
+	if (uid && (setgroups(0, NULL) < 0 || setresgid((gid_t)uid, (gid_t)uid, (gid_t)uid) < 0 ||
+		    setresuid((uid_t)uid, (uid_t)uid, (uid_t)uid) < 0))
+		die("setresuid: %s", strerror(errno));
+}
+
+void wait_for_end(void)
+{
+	while (!stop_signal) {
+		struct pollfd p = { .fd = 0, .events = POLLIN };
+		char buf[256];
+
+		/* The timeout is for a signal just before the call. */
+		if (poll(&p, 1, 100) > 0 && read(0, buf, sizeof buf) <= 0)
+			break;
+	}
 }
 
 void child_follows(pid_t parent, int sig)

@@ -39,12 +39,15 @@ static void print(const struct seen *s)
 int cmd_watch(int argc, char **argv)
 {
 	const char *path = NULL;
+	int uid = 0;
 	struct seen s = { 0 };
 
 	parse_opts(argc, argv, (const struct opt[]){
 		{ "path", OPT_STR, &path, true },
+		{ "uid", OPT_INT, &uid, false },
 		{ 0 },
 	});
+	become(uid);
 	int fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
 	if (fd < 0 || inotify_add_watch(fd, path, IN_OPEN | IN_CLOSE) < 0)
 		die("watch %s: %s", path, strerror(errno));

@@ -1,0 +1,301 @@
+/* The ways in which programs come to a disk that are not libc's open(2). */
+#include "churn.h"
+
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/io_uring.h>
+#include <linux/openat2.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+
+#define NOBODY 65534
+/* How long something is kept before it is opened, at most. */
+#define PAUSE_US 300
+
+static struct rnd rnd;
+
+static int result(long r)
+{
+	return r < 0 ? -errno : (int)r;
+}
+
+static int by_open(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	return result(open(path, flags));
+}
+
+static int by_openat2(const struct churn *c, const char *path, int flags)
+{
+	struct open_how how = { .flags = (unsigned)flags, .resolve = RESOLVE_NO_SYMLINKS };
+
+	(void)c;
+	return result(syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how));
+}
+
+static void pause_sometimes(void)
+{
+	if (rnd_below(&rnd, 2))
+		sleep_us(rnd_below(&rnd, PAUSE_US));
+}
+
+static int by_opath(const struct churn *c, const char *path, int flags)
+{
+	char self[32];
+	int node = open(path, O_PATH | O_CLOEXEC), fd;
+
+	(void)c;
+	if (node < 0)
+		return -errno;
+	pause_sometimes();
+	snprintf(self, sizeof self, "/proc/self/fd/%d", node);
+	fd = result(open(self, flags));
+	close(node);
+	return fd;
+}
+
+static int by_handle(const struct churn *c, const char *path, int flags)
+{
+	union {
+		struct file_handle handle;
+		char room[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+	} h = { .handle.handle_bytes = MAX_HANDLE_SZ };
+	int mount, dir, fd;
+
+	if (name_to_handle_at(AT_FDCWD, path, &h.handle, &mount, 0) < 0)
+		return -errno;
+	pause_sometimes();
+	dir = open(c->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir < 0)
+		die("%s: %s", c->dir, strerror(errno));
+	fd = result(open_by_handle_at(dir, &h.handle, flags));
+	close(dir);
+	return fd;
+}
+
+static struct uring ring;
+static int personality;
+
+static void start_ring(const struct churn *c)
+{
+	(void)c;
+	uring_start(&ring);
+}
+
+static int by_uring(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	return uring_open(&ring, path, flags, personality, true);
+}
+
+/* The ring has the rights of somebody in the group of the disks; its user has
+ * no such group. */
+static void start_ring_of_others(const struct churn *c)
+{
+	int status = 0;
+
+	uring_start(&ring);
+	pid_t pid = fork();
+	if (pid == 0) {
+		gid_t group = (gid_t)c->node_gid;
+
+		if (setgroups(1, &group) < 0 || setresgid(NOBODY, NOBODY, NOBODY) < 0 || setresuid(NOBODY, NOBODY, NOBODY) < 0)
+			_exit(255);
+		_exit((int)syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_PERSONALITY, NULL, 0));
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid || !WIFEXITED(status) || WEXITSTATUS(status) == 255)
+		die("no personality");
+	personality = WEXITSTATUS(status);
+	become(NOBODY);
+}
+
+#ifdef __x86_64__
+#define I386_OPEN 5
+#define I386_MOUNT 21
+
+/* A call as 32-bit programs make it; of its arguments the kernel takes the lower halves. */
+static int int80(long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e)
+{
+	long r;
+
+	__asm__ volatile("int $0x80"
+			 : "=a"(r)
+			 : "a"(number), "b"(a), "c"(b), "d"(c), "S"(d), "D"(e)
+			 : "memory", "r8", "r9", "r10", "r11");
+	return (int)r;
+}
+
+/* A copy of it below 4 GiB. */
+static uint64_t low(const char *text)
+{
+	static char *page;
+	static size_t used;
+
+	if (!page)
+		page = mmap(NULL, 2 * PATH_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	if (page == MAP_FAILED)
+		die("mmap: %s", strerror(errno));
+	used = used > PATH_MAX ? 0 : used;
+	char *at = strcpy(page + used, text);
+	used += strlen(text) + 1;
+	return (uint64_t)(uintptr_t)at;
+}
+
+static int by_int80(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	return int80(I386_OPEN, low(path), (uint64_t)flags, 0, 0, 0);
+}
+
+/* What looks like pointers above 4 GiB. */
+#define GARBAGE (0x7ffcull << 32)
+
+static int by_int80_garbage(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	return int80(I386_OPEN, low(path) | GARBAGE, (uint64_t)flags | GARBAGE, GARBAGE, GARBAGE, GARBAGE);
+}
+#endif
+
+static void become_nobody(const struct churn *c)
+{
+	(void)c;
+	become(NOBODY);
+}
+
+/* In a namespace of its own a directory that everybody has may be covered. */
+#define MOUNTPOINT "/dev/shm"
+
+static void own_mounts(const struct churn *c)
+{
+	(void)c;
+	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+		die("a mount namespace: %s", strerror(errno));
+}
+
+/* Keeps nothing but CAP_SYS_ADMIN. */
+static void may_only_mount(const struct churn *c)
+{
+	struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+	struct __user_cap_data_struct sets[2] = { { 0 } };
+
+	own_mounts(c);
+	prctl(PR_SET_KEEPCAPS, 1);
+	become(NOBODY);
+	sets[0].effective = sets[0].permitted = 1u << CAP_SYS_ADMIN;
+	if (syscall(SYS_capset, &header, sets) < 0)
+		die("capset: %s", strerror(errno));
+}
+
+int churn_mounted(uint64_t *diskseq)
+{
+	char path[64], text[32] = "";
+	struct stat st;
+	int err = stat(MOUNTPOINT, &st) < 0 ? -errno : 0;
+
+	snprintf(path, sizeof path, "/sys/dev/block/%u:%u/diskseq", major(st.st_dev), minor(st.st_dev));
+	int fd = err ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+	if (!err && (fd < 0 || read(fd, text, sizeof text - 1) < 0))
+		err = -errno;
+	close(fd);
+	*diskseq = strtoull(text, NULL, 10);
+	while (umount2(MOUNTPOINT, 0) < 0) {
+		if (errno != EBUSY && errno != EINTR)
+			die("umount: %s", strerror(errno));
+		sleep_us(100);
+	}
+	return err;
+}
+
+/* Without PIE these strings, and the path, lie below 4 GiB. */
+static char source[PATH_MAX], target[] = MOUNTPOINT, type[] = "ext4", nothing[] = "";
+
+static int by_mount(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	(void)flags;
+	snprintf(source, sizeof source, "%s", path);
+	return result(mount(source, target, type, MS_RDONLY, nothing));
+}
+
+#ifdef __x86_64__
+static int by_int80_mount(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	(void)flags;
+	return int80(I386_MOUNT, low(path), low(target), low(type), MS_RDONLY, low(nothing));
+}
+#endif
+
+static const struct churn_way ways[] = {
+	{ "open", false, NULL, by_open },
+	{ "openat2", false, NULL, by_openat2 },
+	{ "opath", false, NULL, by_opath },
+	{ "handle", false, NULL, by_handle },
+	{ "uring", false, start_ring, by_uring },
+	{ "uring-others", false, start_ring_of_others, by_uring },
+	{ "mount", true, own_mounts, by_mount },
+	{ "mount-nobody", true, may_only_mount, by_mount },
+#ifdef __x86_64__
+	{ "int80", false, NULL, by_int80 },
+	{ "int80-garbage", false, become_nobody, by_int80_garbage },
+	{ "int80-mount", true, own_mounts, by_int80_mount },
+#endif
+};
+
+const struct churn_way *churn_way_named(const char *name)
+{
+	for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
+		if (!strcmp(ways[i].name, name))
+			return &ways[i];
+	die("bad value for --way: %s", name);
+}
+
+/* One open that way; what it failed with, or 0. */
+int cmd_way(int argc, char **argv)
+{
+	const char *path = NULL, *name = NULL;
+	static struct churn c;
+	int uid = 0;
+
+	parse_opts(argc, argv, (const struct opt[]){
+		{ "path", OPT_STR, &path, true },
+		{ "way", OPT_STR, &name, true },
+		{ "node-gid", OPT_INT, &c.node_gid, false },
+		{ "uid", OPT_INT, &uid, false },
+		{ 0 },
+	});
+	become(uid);
+	c.way = churn_way_named(name);
+	if (c.way->begin)
+		c.way->begin(&c);
+	int r = c.way->open(&c, path, O_RDONLY | O_CLOEXEC);
+	if (r >= 0 && c.way->mounts)
+		churn_mounted(&(uint64_t){ 0 });
+	printf("{\"error\":%d}\n", r < 0 ? -r : 0);
+	return exit_status();
+}
+
+/* Whether this kernel lets a 64-bit program make 32-bit calls at all. */
+int cmd_int80(int argc, char **argv)
+{
+	bool works = false;
+
+	(void)argc;
+	(void)argv;
+#ifdef __x86_64__
+	int status = -1;
+	pid_t pid = fork();
+	if (pid == 0)
+		_exit(int80(20, 0, 0, 0, 0, 0) != getpid()); /* getpid */
+	works = pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
+#endif
+	printf("{\"works\":%s}\n", works ? "true" : "false");
+	return exit_status();
+}
