@@ -1,5 +1,6 @@
 // The addon in one piece, to be built with sanitizers: see test/helpers/sanitized.ts.
-// It has four functions more, each wrong in a way that they must notice.
+// It has six functions more: four are wrong, each in a way that they must notice; two
+// take text that is otherwise the kernel's.
 #include <napi.h>
 
 // Registered below instead.
@@ -16,6 +17,7 @@
 #include "../../native/poll.cc"
 #include "../../native/sockets.cc"
 #include "../../native/tasks.cc"
+#include "../../native/threads.cc"
 #include "../../native/uevent.cc"
 
 namespace {
@@ -44,11 +46,40 @@ Napi::Value Leak(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// parseStatus(text, [gid, ...]): as credentials(), of a text.
+Napi::Value ParseStatus(const Napi::CallbackInfo& info) {
+  auto list = info[1].As<Napi::Array>();
+  std::vector<uint32_t> wanted;
+  for (uint32_t i = 0; i < list.Length(); i++) wanted.push_back(list.Get(i).As<Napi::Number>().Uint32Value());
+  diskseqfs::Bytes bytes = diskseqfs::BytesArg(info, 0);
+  auto found = diskseqfs::CredentialsOf(std::string(static_cast<const char*>(bytes.data), bytes.size), wanted);
+  if (!found.known) return info.Env().Undefined();
+  Napi::Array result = Napi::Array::New(info.Env());
+  uint32_t length = 0;
+  result.Set(length++, Napi::Number::New(info.Env(), found.uid));
+  result.Set(length++, Napi::Number::New(info.Env(), found.gid));
+  result.Set(length++, Napi::BigInt::New(info.Env(), found.capabilities));
+  for (bool member : found.member) result.Set(length++, Napi::Boolean::New(info.Env(), member));
+  return result;
+}
+
+// parseStat(text): its start code and state.
+Napi::Value ParseStat(const Napi::CallbackInfo& info) {
+  diskseqfs::Bytes bytes = diskseqfs::BytesArg(info, 0);
+  std::string text(static_cast<const char*>(bytes.data), bytes.size);
+  Napi::Array result = Napi::Array::New(info.Env());
+  result.Set(0u, Napi::Number::New(info.Env(), diskseqfs::StatField(text, diskseqfs::kStartCode)));
+  result.Set(1u, Napi::String::New(info.Env(), diskseqfs::StateOf(text).empty() ? "" : "x"));
+  return result;
+}
+
 Napi::Object InitWithTwins(Napi::Env env, Napi::Object exports) {
   diskseqfs::Init(env, exports);
   exports.Set("overrun", Napi::Function::New<Overrun>(env));
   exports.Set("useAfterFree", Napi::Function::New<UseAfterFree>(env));
   exports.Set("overflow", Napi::Function::New<Overflow>(env));
+  exports.Set("parseStatus", Napi::Function::New<ParseStatus>(env));
+  exports.Set("parseStat", Napi::Function::New<ParseStat>(env));
   exports.Set("leak", Napi::Function::New<Leak>(env));
   return exports;
 }

@@ -2,7 +2,8 @@
  * Every function of the addon, with arguments that TypeScript lets pass and
  * nobody would: buffers without room, descriptors of something else, text with
  * NULs in it, more descriptors than there is room for. Run with the addon that
- * is built with sanitizers (addon.cc), which say what is wrong.
+ * is built with sanitizers (addon.cc), which say what is wrong. And text of the
+ * kernel's that it takes apart: what must hold for that is written down here once more.
  *
  *   node addon.js CALLS SEED [TWIN]
  */
@@ -12,6 +13,7 @@ import { join } from 'node:path'
 
 import { native } from '../../src/native.js'
 import { type Choices, Random } from './choices.js'
+import { NODE_GROUP, statText, statusText } from './generators.js'
 
 const [calls = '10000', seed = '1', twin] = process.argv.slice(2)
 const c: Choices = new Random(Number(seed))
@@ -76,6 +78,58 @@ const drained = (_: number, next: () => unknown[]) => {
 /** Has a descriptor among its results. */
 const fdLater = (at: number) => later((...results: unknown[]) => void keep(results[at] as number))
 
+/** Functions of the addon with sanitizers only. */
+interface Parsers {
+  parseStatus(text: Uint8Array, groups: number[]): [uid: number, gid: number, capabilities: bigint, ...member: boolean[]] | undefined
+  parseStat(text: Uint8Array): [startCode: number, state: string]
+}
+const parsers = native as unknown as Parsers
+
+function must(holds: boolean, what: string): asserts holds {
+  if (!holds) throw new Error(what)
+}
+
+/** /proc/TID/status: what calls itself a line of it is none. */
+function checkStatus(text: Buffer): void {
+  const found = parsers.parseStatus(text, [NODE_GROUP, 61001])
+  const lines = text.toString('latin1').split('\n').slice(1)
+  const all = (field: string) => lines.filter((line) => line.startsWith(`${field}:\t`)).map((line) => line.slice(field.length + 2))
+  const [uids, gids, groups, effective] = ['Uid', 'Gid', 'Groups', 'CapEff'].map(all) as [string[], string[], string[], string[]]
+  // The kernel writes each once.
+  if ([uids, gids, groups, effective].some((field) => field.length > 1)) return
+  const shown = JSON.stringify(text.toString('latin1'))
+  if ([uids, gids, groups, effective].some((field) => field.length === 0)) return must(found === undefined, `${shown}: something is missing`)
+  const ids = /^\d+\t\d+\t\d+\t(\d{1,9})$/
+  const [, uid] = ids.exec(uids[0] as string) ?? []
+  const [, gid] = ids.exec(gids[0] as string) ?? []
+  const plain = /^(\d{1,9} )* ?$/.test(groups[0] as string) && /^[0-9a-f]{16}$/.test(effective[0] as string)
+  if (uid === undefined || gid === undefined || !plain) return
+  must(found !== undefined, `${shown}: nothing is found`)
+  const [foundUid, foundGid, capabilities, ...member] = found
+  must(foundUid === Number(uid) && foundGid === Number(gid), `${shown}: ${foundUid}:${foundGid}`)
+  must(capabilities === BigInt(`0x${effective[0]}`), `${shown}: capabilities ${capabilities}`)
+  const own = (groups[0] as string).split(' ').filter((group) => group !== '').map(Number)
+  must(member[0] === own.includes(NODE_GROUP) && member[1] === own.includes(61001), `${shown}: groups ${member}`)
+}
+
+/** /proc/TID/stat: the name in it may be anything. */
+function checkStat(text: Buffer): void {
+  const [startCode, state] = parsers.parseStat(text)
+  const shown = text.toString('latin1').replace(/\0.*$/s, '')
+  if (shown.length !== text.length) return
+  const fields = shown.slice(shown.lastIndexOf(')') + 2).split(' ')
+  if (shown[shown.lastIndexOf(')') + 1] !== ' ' || !fields.slice(0, 30).every((field) => /^(-?\d{1,15}|[A-Z])\n?$/.test(field))) return
+  must((state === '') === (fields[0] === ''), `${JSON.stringify(shown)}: state ${state}`)
+  must(startCode === (fields.length > 23 ? Number(fields[23]) : -1), `${JSON.stringify(shown)}: start code ${startCode}`)
+}
+
+/** Found something once: who calls himself a member of the disk's group, or capable, by his name. */
+const STATUS_CASES = [
+  '4e616d653a090d47726f7570733a09360d0a53746174653a09532028736c656570696e67290a47726f7570733a09363130303120200a4361704566663a09303030303030303030303030303030300a436170426e643a09303030303031666666666666666666660a',
+  '4e616d653a090d4361704566663a09320d0a53746174653a09532028736c656570696e67290a47726f7570733a09363130303120200a4361704566663a09303030303030303030303030303030300a436170426e643a09303030303031666666666666666666660a',
+  '4e616d653a09780a53746174653a09532028736c656570696e67290a47726f7570733a09363130303120200a4361704566663a093030',
+]
+
 const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   // Neither blocks: of what is here nothing waits for anybody.
   read: () => native.read(fd(), bytes()),
@@ -109,6 +163,14 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   pickMount: () => native.pickMount(c.pick([nowhere(), '/', '/proc']), fdLater(1)),
   // Not of a descriptor that pickMount has found: that one is of this system.
   prune: () => native.prune(c.pick(standing), later()),
+  lookAtThreads: () => {
+    // Its own, those of others, and none.
+    const threads = Array.from({ length: c.below(6) }, () => [c.pick([process.pid, 1, 2, process.ppid, number()]), c.oneIn(2)]).flat()
+    native.lookAtThreads(c.oneIn(4) ? threads.slice(1) : threads, later())
+  },
+  credentials: () => native.credentials(c.pick([process.pid, 1, 2, number()]), Array.from({ length: c.below(4) }, number), later()),
+  parseStatus: () => checkStatus(statusText(c)),
+  parseStat: () => checkStat(statText(c)),
   ueventOpen: () => keep(native.ueventOpen(number())),
   ueventReceive: () => native.ueventReceive(fd(), bytes(), new Uint32Array(c.below(5))),
   datagramOpen: () => keep(native.datagramOpen(text())),
@@ -161,6 +223,7 @@ const closeAll = async () => {
 
 const names = Object.keys(FUNCTIONS)
 const rounds = Math.ceil(Number(calls) / 200)
+for (const text of STATUS_CASES) checkStatus(Buffer.from(text, 'hex'))
 let before = 0
 for (let round = 0; round <= rounds; round++) {
   for (let i = 0; i < 200; i++) FUNCTIONS[c.pick(names)]?.()

@@ -2,7 +2,7 @@
 import { constants } from 'node:os'
 
 import { Opcode } from '../../src/abi.js'
-import { type DiskSeq, linkName, nodeId, nodeName, waitingId } from '../../src/diskseq.js'
+import { type DiskSeq, inodeId, linkId, linkName, nodeName } from '../../src/diskseq.js'
 import { native } from '../../src/native.js'
 import type { Choices } from './choices.js'
 
@@ -78,13 +78,15 @@ export function anId(c: Choices): bigint {
   if (c.oneIn(8)) return c.u64()
   if (c.oneIn(8)) return 1n
   const partition = c.below(PARTITIONS + 1)
-  const id = nodeId(diskseq(c), partition, partition > 0 && c.oneIn(3)) ?? 2n
-  return c.oneIn(16) ? waitingId(id) : c.oneIn(32) ? id ^ (1n << BigInt(c.below(64))) : id
+  const n = diskseq(c)
+  const minor = partition === 0 ? 0 : 16 * (c.oneIn(4) ? c.below(DISKS) : Number((n - DISKSEQ_FIRST) & 7n)) + partition
+  const link = c.oneIn(3) ? linkId(n, partition, c.pick(['part', 'waiting', 'unknown'])) : undefined
+  const id = link ?? inodeId(n, partition, minor) ?? 2n
+  return c.oneIn(32) ? id ^ (1n << BigInt(c.below(64))) : id
 }
 
-/** Handles of directories are counted from here, see {@link World}. */
-export const HANDLE_FIRST = 1n << 16n
-const handle = (c: Choices) => (c.oneIn(32) ? c.u64() : HANDLE_FIRST + BigInt(c.below(8)))
+/** Of a directory; there are none. */
+const handle = (c: Choices) => (c.oneIn(4) ? c.u64() : 0n)
 
 /** Threads that a request may come from. */
 export const TID_FIRST = 4700
@@ -248,6 +250,14 @@ export function statusText(c: Choices): Buffer {
   if (c.oneIn(12)) lines.push(`Groups:\t${NODE_GROUP} `)
   const text = Buffer.from(lines.map((line) => `${line}\n`).join(''), 'latin1')
   return c.oneIn(5) ? mutate(c, text) : text
+}
+
+/** /proc/TID/stat, do_task_stat (fs/proc/array.c): of the name nothing is escaped but line feeds. */
+export function statText(c: Choices): Buffer {
+  const comm = c.pick(['qemu', ') S 1 2 3', '(', ')', '', 'a b', ') R 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0', c.text(15).replace(/[\n\0]/g, '')])
+  const fields = Array.from({ length: 49 }, () => String(c.oneIn(3) ? c.pick([-1, 0, 1, 94000000000000]) : number(c)))
+  const whole = Buffer.from(`4711 (${comm}) ${c.pick(['S', 'D', 'R', 'Z'])} ${fields.join(' ')}\n`, 'latin1')
+  return c.oneIn(4) ? mutate(c, whole) : c.oneIn(8) ? whole.subarray(0, c.below(whole.length)) : whole
 }
 
 /** system.posix_acl_access */

@@ -5,11 +5,11 @@
  */
 import { Access, granted } from '../../src/access.js'
 import { CloseWatch } from '../../src/closes.js'
-import { linkName, nodeId, nodeName, parseDiskSeq, parseName, parseNodeId, waitingId } from '../../src/diskseq.js'
+import { inodeId, linkId, type LinkKind, linkName, nodeName, parseDiskSeq, parseId, parseName } from '../../src/diskseq.js'
 import { E } from '../../src/errno.js'
-import { Intents } from '../../src/intent.js'
+import { type Call, Intents, someCall } from '../../src/intent.js'
 import type { Logger } from '../../src/log.js'
-import { type Native, native as real } from '../../src/native.js'
+import { type Native, native as real, type SeenThread, type ThreadCredentials } from '../../src/native.js'
 import { ServiceManager } from '../../src/service.js'
 import { SharedState, STATE_SIZE } from '../../src/state.js'
 import { type Device, parseDevice, Sysfs } from '../../src/sysfs.js'
@@ -246,12 +246,21 @@ export const names = (parse = parseName): Surface =>
     const { diskseq, partition, symlink } = parsed
     must((symlink ? linkName : nodeName)(diskseq, partition) === text, `${JSON.stringify(text)} is not canonical`)
     must(parseDiskSeq(first) === diskseq, 'the number is another')
-    const id = nodeId(diskseq, partition, symlink)
-    if (id === undefined) return
-    must(id > 1n && id < 2n ** 64n, `node id ${id}`)
-    const back = parseNodeId(id)
-    must(back?.diskseq === diskseq && back.partition === partition && back.symlink === symlink && !back.waits, `node id ${id} is another's`)
+    const kinds: readonly LinkKind[] = ['part', 'waiting', 'unknown']
+    const inodes = partition === 0 ? [inodeId(diskseq, 0, 7)] : [0, 7, 0xfffff].map((minor) => inodeId(diskseq, partition, minor))
+    const ids = [...inodes, ...(partition === 0 ? kinds.slice(1) : kinds).map((kind) => linkId(diskseq, partition, kind))]
+    const some = ids.filter((id) => id !== undefined)
+    must(new Set(some).size === some.length, `one id for two things of ${text}`)
+    for (const id of some) {
+      must(id > 1n && id < 2n ** 64n, `node id ${id}`)
+      const back = parseId(id)
+      must(back?.diskseq === diskseq && back.partition === partition && remade(back) === id, `node id ${id} is another's`)
+    }
   })
+
+/** The id that is made of what an id was made of. */
+const remade = (parsed: NonNullable<ReturnType<typeof parseId>>) =>
+  parsed.kind === 'inode' ? inodeId(parsed.diskseq, parsed.partition, parsed.minor ?? 0) : linkId(parsed.diskseq, parsed.partition, parsed.kind)
 
 export const nodeIds: Surface = single('node ids', (c) => {
   const bytes = Buffer.alloc(8)
@@ -260,11 +269,10 @@ export const nodeIds: Surface = single('node ids', (c) => {
 }, (bytes) => {
   if (bytes.length < 8) return
   const id = bytes.readBigUInt64LE()
-  const parsed = parseNodeId(id)
+  const parsed = parseId(id)
   if (parsed === undefined) return
-  const { diskseq, partition, symlink, waits } = parsed
-  const again = nodeId(diskseq, partition, symlink && !waits)
-  must((waits && again !== undefined ? waitingId(again) : again) === id, `node id ${id} is taken for one that it is not`)
+  must(parsed.diskseq >= 1n && parsed.diskseq < 2n ** 64n, `diskseq ${parsed.diskseq}`)
+  must(remade(parsed) === id, `node id ${id} is taken for one that it is not`)
 })
 
 /** The first byte says whose message it is. */
@@ -346,65 +354,141 @@ export const sysfs: Surface = single('sysfs', make.sysfsText, (bytes) => {
 const big = (_: string, value: unknown) => (typeof value === 'bigint' ? String(value) : value)
 
 const TID = 4711
-const LINE = /^(-1|0|[1-9]\d*)((?: 0x[0-9a-f]{1,16}){6}) 0x[0-9a-f]{1,16} 0x([0-9a-f]{1,16})\n$/
+/** Eight registers, with which a call is shown. */
+const LINE = /^(-1|0|[1-9]\d*)((?: 0x[0-9a-f]{1,16}){8})\n$/
 const OUTSIDE = /^-1 0x[0-9a-f]{1,16} 0x[0-9a-f]{1,16}\n$/
 const { syscalls, O_PATH } = real
-const OPEN: Readonly<Record<number, number>> = {
-  ...(syscalls['open'] !== undefined && { [syscalls['open']]: 1 }),
-  ...(syscalls['creat'] !== undefined && { [syscalls['creat']]: -1 }),
-  [syscalls['openat'] as number]: 2,
-  [syscalls['openat2'] as number]: -1,
-}
-const LOOKS = new Set(Object.entries(syscalls).filter(([name]) => !/^(open|openat|openat2|creat|io_uring_enter)$/.test(name)).map(([, n]) => n))
+const O_CREAT = 0o100
+const O_EXCL = 0o200
 const O_DIRECTORY = 0o200000
+
+/** Open a file: the argument that is a path, and the flags (a number: at that index). */
+const OPEN: Readonly<Record<string, { path: number; flags: number | 'of creat' | 'elsewhere' }>> = {
+  open: { path: 0, flags: 1 }, openat: { path: 1, flags: 2 }, creat: { path: 0, flags: 'of creat' },
+  openat2: { path: 1, flags: 'elsewhere' }, open_by_handle_at: { path: 1, flags: 2 },
+}
+const RING = 'io_uring_enter'
+/** All others that are known open nothing; the first argument of these is no pointer but a descriptor, or a number. */
+const LATER: Readonly<Record<string, number>> = { fanotify_mark: 4, symlinkat: 2, symlink: 1 }
+const BY_DESCRIPTOR = /^(fstat|newfstatat|statx|readlinkat|faccessat2?|f(get|list|set|remove)xattr|\w+xattrat|fstatfs|inotify_add_watch|name_to_handle_at|open_tree|file_[gs]etattr|execveat|fchmodat2?|fchownat|futimesat|utimensat|mkdirat|mknodat|linkat|renameat2?|unlinkat)$/
+const pointerOf = (name: string) => OPEN[name]?.path ?? LATER[name] ?? (BY_DESCRIPTOR.test(name) ? 1 : 0)
+const nameOf = new Map(Object.entries(syscalls).map(([name, number]) => [number, name]))
+
+/** What a line shows, and whether whoever is in it is believed. */
+function expectedIntent(text: string, confirmed: boolean): string {
+  const [, number, words = ''] = LINE.exec(text) ?? []
+  const name = number === undefined ? undefined : nameOf.get(Number(number))
+  // Neither of these has a path.
+  if (name === undefined || [RING, 'fchmod', 'fchown'].includes(name)) return 'unknown'
+  const registers = words.trim().split(' ').map(BigInt)
+  if ((registers[pointerOf(name)] as bigint) < 1n << 32n && !confirmed) return 'unknown'
+  const opening = OPEN[name]
+  if (opening === undefined) return 'inspect'
+  const { flags: where } = opening
+  const flags = where === 'of creat' ? O_CREAT : where === 'elsewhere' ? 0 : Number((registers[where] as bigint) & 0x7fffffffn)
+  const creates = (flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0
+  return creates || (flags & (O_PATH | O_DIRECTORY)) !== 0 ? 'inspect' : 'open'
+}
+
+const STACK_64 = '[<0>] do_syscall_64+0x82/0x190\n[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e\n'
+const STACK_32 = '[<0>] do_int80_emulation+0x88/0x150\n[<0>] asm_int80_emulation+0x1a/0x20\n'
 
 /** Garbage is unknown: whoever is not seen for sure to look only, may open. */
 export const syscallFiles = (intentsOf: (native: Native) => Intents = (native) => new Intents(native)): Surface =>
   single('/proc/TID/syscall', make.syscallLine, (bytes) => {
-    const read = (into: Uint8Array) => bytes.copy(into)
-    const native = { ...real, openFile: () => 5, readAgain: (_: number, into: Uint8Array) => read(into), readFile: (_: string, into: Uint8Array) => read(into), close: () => 0 }
-    const intents = intentsOf(native as Native)
-    const call = intents.of(TID)
-    const text = bytes.toString('latin1', 0, 256)
-    const [, number_, args, pc] = LINE.exec(text) ?? []
-    const number = Number(number_)
-    let expected: string = 'unknown'
-    if (number_ !== undefined && BigInt(`0x${pc}`) >= 1n << 32n) {
-      const flagsAt = OPEN[number]
-      if (LOOKS.has(number)) expected = 'inspect'
-      else if (flagsAt !== undefined) {
-        const flags = flagsAt < 0 ? 0n : BigInt((args as string).split(' ')[1 + flagsAt] as string)
-        expected = (flags & BigInt(O_PATH | O_DIRECTORY)) !== 0n ? 'inspect' : 'open'
+    for (const stack of [STACK_64, STACK_32, '']) {
+      const native = {
+        ...real,
+        openFile: () => 5,
+        readAgain: (_: number, into: Uint8Array) => bytes.copy(into),
+        readFile: (_: string, into: Uint8Array) => Buffer.from(stack).copy(into),
+        close: () => 0,
       }
+      const intents = intentsOf(native as Native)
+      const call = intents.of(TID)
+      const text = bytes.toString('latin1')
+      const expected = expectedIntent(text, stack === STACK_64)
+      must(call.intent === expected, `${JSON.stringify(text)} is ${expected}, not ${call.intent}`)
+      must(call.intent !== 'unknown' || (call.locks && call.keeps), 'an unknown call is taken for a harmless one')
+      must(!call.shape || (call.locks && call.intent === 'inspect'), 'a call that changes the shape does not')
+      must(call.print !== 0 || !LINE.test(text), `${JSON.stringify(text)} cannot be told from others`)
+      intents.outlastsInode(call)
+      intents.isUdevWorker(TID)
+      intents.arrives(TID)
+      intents.close()
     }
-    must(call.intent === expected, `${JSON.stringify(text)} is ${expected}, not ${call.intent}`)
-    intents.outlastsInode(call)
-    const gone = OUTSIDE.test(text) || (number_ !== undefined && number !== 257)
-    must(intents.mayStillBeIn(TID, 257) === !gone, `${JSON.stringify(text)}: ${gone ? 'out of' : 'perhaps still in'} the call`)
-    intents.isUdevWorker(TID)
-    intents.close()
   })
+
+const BUSY = 'running'
+/** Lines by which callers were known. */
+const KNOWN = ['openat', RING, 'newfstatat'].map((name) => `${syscalls[name]} 0x3 0x7f0000000000 0x80000 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n`)
+const intentsIn = (text: string) =>
+  new Intents({ ...real, openFile: () => 5, readAgain: (_: number, into: Uint8Array) => Buffer.from(text).copy(into), close: () => 0 } as Native)
+
+/** What threads are seen doing, by callers in calls of each kind: in doubt they are in theirs still. */
+export const threadLooks: Surface = single('threads', (c) => {
+  const text = c.oneIn(4) ? Buffer.from(c.pick([...KNOWN, 'running\n', ''])) : make.syscallLine(c)
+  return Buffer.concat([Buffer.from([c.below(256)]), text])
+}, (bytes) => {
+  const [how = 0] = bytes
+  const text = bytes.toString('latin1', 1)
+  const stack = ['', '[<0>] io_issue_sqe+0x1/0x2\n', '[<0>] __io_issue_sqe+0x1/0x2\n', '[<0>] io_cqring_wait+0x1/0x2\n'][how & 3] as string
+  const state = ['S', 'D', 'R', ''][(how >> 2) & 3] as string
+  const startCode = [0, 0x1000, -1, 2 ** 47][(how >> 4) & 3] as number
+  const userUs = [-1, 0, 5, 1e15][(how >> 6) & 3] as number
+  const seen: SeenThread = [text, stack, state, startCode, userUs, 7]
+  const intents = new Intents(real)
+  const opens = (number: number) => OPEN[nameOf.get(number) ?? ''] !== undefined
+  const number = Number(LINE.exec(text)?.[1])
+  const check = (call: Call, own: string | undefined) => {
+    const ring = nameOf.get(call.number) === RING
+    const opening = call.intent === 'open' && opens(number)
+    let expected: boolean
+    if (text === '') expected = startCode !== 0
+    else if (text.startsWith(BUSY)) expected = true
+    else if (OUTSIDE.test(text)) expected = false
+    else if (!LINE.test(text)) expected = true
+    else if (ring) expected = stack === '' || /_issue_/.test(stack)
+    else if (own === undefined) expected = number === call.number || opening
+    else expected = text === own || (opening && state === 'D')
+    const may = intents.mayStillBeIn(call, seen)
+    must(may === expected, `${JSON.stringify(seen)}: ${expected ? 'perhaps still in' : 'out of'} call ${call.number}`)
+    if (!text.startsWith(BUSY)) return
+    const later: SeenThread = [text, stack, state, startCode, userUs + 1, 7]
+    const faulted: SeenThread = [text, stack, state, startCode, userUs, 8]
+    must(intents.mayStillBeIn(call, seen), 'a thread is out of its call for no reason')
+    must(intents.mayStillBeIn(call, later) === (ring || userUs < 0), 'a thread that has been elsewhere is not')
+    must(intents.mayStillBeIn(call, faulted) === ring, 'nor is one that has touched memory')
+  }
+  for (const own of KNOWN) check(intentsIn(own).of(TID), own)
+  check(someCall('open', syscalls['openat']), undefined)
+  check(someCall('unknown', 165), undefined)
+  must(!intents.mayStillBeIn(someCall('open'), undefined), 'a thread that is gone is in a call')
+})
 
 const CALLER = { tid: TID, uid: 60001, gid: 60001 }
 const NODE = { mode: 0o060660, uid: 0, gid: make.NODE_GROUP }
 
-let status: Buffer = Buffer.alloc(0)
-const access = new Access({ readFile: (path, into) => (path.endsWith('/status') ? status.copy(into) : -E.ENOENT) })
-
-export const statusFiles: Surface = single('/proc/TID/status', make.statusText, (bytes) => {
-  status = bytes
-  const may = access.mayOpen(CALLER, NODE)
-  const lines = bytes.toString('latin1').split('\n').slice(0, -1)
-  const [groups, ...more] = lines.filter((line) => line.startsWith('Groups:'))
-  const [effective, ...others] = lines.filter((line) => line.startsWith('CapEff:'))
-  // The kernel writes each once.
-  if (more.length + others.length > 0) return
-  const plain = /^Groups:\t(\d+ )* ?$/.test(groups ?? '') && /^CapEff:\t[0-9a-f]{16}$/.test(effective ?? '')
-  if (!plain) return void must(may, 'a caller of whom nothing certain is known is taken for one that may not open')
-  const member = (groups as string).slice(8).split(' ').includes(String(make.NODE_GROUP))
-  const overrides = (BigInt(`0x${(effective as string).slice(8)}`) & 6n) !== 0n
-  // Of the user namespaces nothing is known: then a capability counts.
-  must(may === (member || overrides), `${JSON.stringify(bytes.toString('latin1'))}: ${may ? 'may' : 'may not'} open`)
+/** What is found of who a thread is: only what is certain counts against it. */
+export const credentials: Surface = single('credentials', (c) => c.bytes(5), (bytes) => {
+  const [uid = 0, gid = 0, capabilities = 0, groups = 0, member = 0] = bytes
+  const found: ThreadCredentials | undefined =
+    uid % 8 === 7
+      ? undefined
+      : [uid % 4 === 0 ? 0 : 60001, gid % 4 === 0 ? 0 : 60001, BigInt(capabilities) | (BigInt(groups & 0x20) << 16n), groups * 1000, member % 2 === 1]
+  const native = {
+    credentials: (_: number, __: readonly number[], done: (found: ThreadCredentials | undefined) => void) => done(found),
+    readFile: () => -E.ENOENT,
+  }
+  // No such thread: of the user namespaces nothing is known; then a capability counts.
+  const access = new Access(native, '/nowhere')
+  for (const purpose of ['open', 'by number', 'unclear'] as const) {
+    let may: boolean | undefined
+    access.mayOpen(CALLER, NODE, purpose, (answer) => (may = answer))
+    const certain = found !== undefined && found[0] === CALLER.uid && found[1] === CALLER.gid && purpose !== 'unclear'
+    const can = certain && ((found[4] ?? false) || (found[2] & 6n) !== 0n || (purpose === 'by number' && (found[2] & (1n << 21n)) !== 0n))
+    must(may === (!certain || can), `${JSON.stringify(found, big)}: ${may ? 'may' : 'may not'} open`)
+  }
 })
 
 export const acls: Surface = single('ACLs', make.acl, (bytes) => {
@@ -440,5 +524,5 @@ export const closes: Surface = single('inotify', make.inotifyEvents, (bytes) => 
 })
 
 export const SURFACES: readonly Surface[] = [
-  requests(), handover, state(), vault, listen, names(), nodeIds, uevents, sysfs, syscallFiles(), statusFiles, acls, closes,
+  requests(), handover, state(), vault, listen, names(), nodeIds, uevents, sysfs, syscallFiles(), threadLooks, credentials, acls, closes,
 ]

@@ -7,32 +7,40 @@ import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
 
 import { IN_HEADER_SIZE, Opcode, OUT_HEADER_SIZE, UNANSWERED } from '../../src/abi.js'
 import { Access } from '../../src/access.js'
+import { Crowd } from '../../src/crowd.js'
 import { Daemon } from '../../src/daemon.js'
+import { DeadNames } from '../../src/dead-names.js'
 import { DeviceNodes } from '../../src/devnode.js'
-import { parseName, parseNodeId } from '../../src/diskseq.js'
+import { parseId, parseName } from '../../src/diskseq.js'
 import { E } from '../../src/errno.js'
 import { Gate } from '../../src/gate.js'
 import { Intents } from '../../src/intent.js'
 import type { Logger } from '../../src/log.js'
-import { native as real, type Native, STAT } from '../../src/native.js'
+import { native as real, type Native, type SeenThread, STAT } from '../../src/native.js'
 import { NodeTable } from '../../src/node.js'
 import { PinOpener } from '../../src/pin.js'
-import { Reaper } from '../../src/reaper.js'
-import { Registry } from '../../src/registry.js'
+import { PinLifetime } from '../../src/pin-lifetime.js'
+import { Registry, type RegistryListener } from '../../src/registry.js'
 import { FuseSession, PAYLOAD_MAX } from '../../src/session.js'
 import { SharedState, STATE_SIZE } from '../../src/state.js'
 import { Sysfs } from '../../src/sysfs.js'
 import { Tree } from '../../src/tree.js'
 import { type KeptPin, Vault } from '../../src/vault.js'
-import { DISKS, DISKSEQ_FIRST, EVENT, HANDLE_FIRST, NODE_GROUP, PARTITIONS, TID_FIRST, TIDS } from './generators.js'
+import { DISKS, DISKSEQ_FIRST, EVENT, NODE_GROUP, PARTITIONS, TID_FIRST, TIDS } from './generators.js'
 
 const FUSE_FD = 3
 const S_IFBLK = 0o060000
+const S_IFMT = 0o170000
+const S_IFLNK = 0o120000
+const FUSE_ROOT_ID = 1n
 const FUSE_NOTIFY_INVAL_INODE = 2
+const FUSE_NOTIFY_PRUNE = 9
 /** linux/errno.h; Node does not know it. */
 const ENOMEDIUM = 123
 /** EHWPOISON is the last one. */
 const ERRNO_MAX = 133
+/** Of {@link World.goOn}: how often. */
+const WALKS_MAX = 4
 /** Anything that is not over after as long is taken to hang, ms. */
 const HANG_MS = 15_000
 
@@ -74,16 +82,35 @@ interface Disk {
   nonsense?: string
 }
 
+const line = (name: string, first: string, second: string, third = '0x0') =>
+  `${real.syscalls[name]} ${first} ${second} ${third} 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n`
+const RUNNING = 'running\n'
+const OPENS = line('openat', '0xffffff9c', '0x7f0000000000', '0x80000')
+
 /** What threads are seen doing. */
 const CALLS = [
-  `${real.syscalls['openat']} 0xffffff9c 0x7f0000000000 0x80000 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n`,
-  `${real.syscalls['newfstatat']} 0xffffff9c 0x7f0000000000 0x7ffd1a2b3c48 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n`,
+  OPENS,
+  line('newfstatat', '0xffffff9c', '0x7f0000000000', '0x7ffd1a2b3c48'),
   '165 0x7f0000000000 0x7f0000000000 0x0 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n',
-  'running\n',
+  RUNNING,
   '-1 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n',
   'garbage',
   '',
+  line('openat', '0xffffff9c', '0x7f0000000000', `0x${real.O_PATH.toString(16)}`),
+  line('openat2', '0xffffff9c', '0x7f0000000000', '0x7ffd1a2b3c48'),
+  line('mkdirat', '0xffffff9c', '0x7f0000000000', '0x1ff'),
+  line('newfstatat', '0xffffff9c', '0x8048000', '0x0'),
+  line('name_to_handle_at', '0xffffff9c', '0x7f0000000000', '0x0'),
+  line('io_uring_enter', '0x3', '0x1', '0x1'),
 ]
+
+const STRANGER = 1000
+
+/** Whether a request comes from somebody who may be certain not to open a disk. */
+const isStranger = (request: Buffer) => request.readUInt32LE(24) === STRANGER && request.readUInt32LE(28) === STRANGER
+
+/** Threads' kernel stacks. */
+const STACKS = ['[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e\n', '', '[<0>] link_path_walk+0x1/0x2\n', '[<0>] io_issue_sqe+0x1/0x2\n']
 
 /** A request that the kernel waits for the answer of. */
 interface Waiting {
@@ -93,6 +120,14 @@ interface Waiting {
   /** Of the payload that it has room for. */
   readonly room: number
   readonly cookie: bigint
+  /** From somebody who is in an open(2) and may open it, as long as so much happened to threads. */
+  readonly opens: number
+  /** It must not be kept waiting: the kernel may hold a lock for it. */
+  readonly atOnce: boolean
+  /** Who sent it, as in its header. */
+  readonly caller: Buffer
+  /** What the caller wants is behind a name, that it has asked for so often. */
+  readonly walk: { readonly name: string; readonly times: number } | undefined
 }
 
 export interface WorldOptions {
@@ -122,7 +157,9 @@ export class World {
   private readonly session: FuseSession
   private readonly nodes = new NodeTable()
   private readonly registry: Registry
-  private readonly reaper: Reaper
+  private readonly lifetime: PinLifetime
+  private readonly crowd: Crowd
+  private readonly dead: DeadNames
   private readonly opener: PinOpener
   private readonly intents: Intents
   private readonly sysfs: Sysfs
@@ -133,7 +170,9 @@ export class World {
   private readonly files = new Map<number, File>()
   private nextFd = 100
   private nextDiskSeq = DISKSEQ_FIRST
+  private nextUnique = 1n << 40n
   private readonly doing: number[] = Array.from({ length: TIDS }, (_, i) => i % 3)
+  private turns = 0
   private reads: Uint8Array[] = []
   private ready = () => {}
   private calm = false
@@ -142,12 +181,17 @@ export class World {
   private writeErrno = 0
   private nodeErrno = 0
   private scanErrno = 0
+  /** The kernel forgets what it is told to forget. */
+  private forgetful = true
+  /** It cannot be told so. */
+  private old = false
+  /** Looks at threads take for ever. */
+  private looksHang = false
   private readonly sockets: Message[][]
 
   /** The kernel's books. */
   private readonly counts = new Map<bigint, bigint>()
   private readonly waiting = new Map<bigint, Waiting[]>()
-  private readonly handles = new Set<bigint>()
 
   constructor(private readonly options: WorldOptions = {}) {
     const { from } = options
@@ -158,43 +202,47 @@ export class World {
     } else {
       this.disks = from.disks.map((disk) => ({ ...disk }))
       this.nextDiskSeq += 1000n
+      this.nextUnique += 1n << 32n
       for (const [id, count] of from.counts) this.counts.set(id, count)
       for (const [unique, waiting] of from.waiting) this.waiting.set(unique, [...waiting])
     }
     const native = this.native()
     const log = this.log()
-    const settings = { lingerMs: 1, holdSeconds: from === undefined ? 1 : 0.02, openTimeoutMs: 30, lookupPatienceMs: 2 }
+    const settings = { lingerMs: 1, holdSeconds: from === undefined ? 1 : 0.02, openTimeoutMs: 30, lookupsWait: false }
     const sysfs = (this.sysfs = new Sysfs(native))
-    this.registry = new Registry(sysfs, log)
+    const registry = (this.registry = new Registry(sysfs, log))
     this.state = new SharedState(this.memory)
     this.vault = new Vault(native, this.state, () => {}, log)
     const devnodes = new DeviceNodes(native, this.open({ kind: 'other' }))
-    this.opener = new (options.opener ?? PinOpener)(native, devnodes.directory, this.vault)
-    this.intents = new Intents(native)
-    this.reaper = new Reaper(native, this.nodes, this.opener, this.intents, settings, log, this.state)
+    const opener = (this.opener = new (options.opener ?? PinOpener)(native, devnodes.directory, this.vault))
+    const intents = (this.intents = new Intents(native))
+    const session = (this.session = new (options.session ?? FuseSession)(native, FUSE_FD, log, this.state))
+    const { nodes } = this
+    const lifetime = (this.lifetime = new PinLifetime(native, nodes, opener, intents, settings, log, this.state, session))
+    const crowd = (this.crowd = new Crowd(session, intents))
+    this.dead = new DeadNames((id) => session.prune(id), () => lifetime.pruneAll())
     const access = new Access(native)
-    const gate = new Gate(
-      this.registry, sysfs, this.nodes, devnodes, this.opener, this.reaper, this.intents, access, settings, log,
-    )
-    this.tree = new Tree(this.registry, sysfs, this.nodes, devnodes, gate, this.reaper, this.intents, from !== undefined)
-    // So that inputs have handles that mean something.
-    Object.assign(this.tree, { nextHandle: HANDLE_FIRST })
-    this.session = new (options.session ?? FuseSession)(native, FUSE_FD, log, this.state)
+    const gate = new Gate({ registry, sysfs, nodes, devnodes, opener, lifetime, intents, access, crowd, options: settings, log })
+    this.tree = new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, inherits: from !== undefined })
+  }
+
+  /** What of the daemon itself is of interest here. */
+  private daemon(): RegistryListener & { adopt(pin: KeptPin): void } {
+    const { opener, vault, lifetime, nodes, registry, intents, sysfs, dead } = this
+    const parts = { opener, vault, lifetime, nodes, registry, intents, sysfs, dead, native: this.native(), options: { holdSeconds: 0.02 } }
+    return Object.assign(Object.create(Daemon.prototype) as Daemon & { adopt(pin: KeptPin): void }, parts)
   }
 
   async start(): Promise<void> {
     await this.registry.start()
+    const daemon = this.daemon()
+    this.registry.listener = daemon
     if (this.options.from === undefined) {
       this.session.start(this.tree).catch(() => {})
     } else {
-      const kept = this.vault.adopt(this.sockets.map((queue) => this.open({ kind: 'socket', queue })))
-      const { opener, vault, reaper, nodes, registry, intents, sysfs } = this
-      const daemon = Object.assign(Object.create(Daemon.prototype) as { adopt(pin: KeptPin): void }, {
-        opener, vault, reaper, nodes, registry, intents, sysfs, native: this.native(), options: { holdSeconds: 0.02 },
-      })
-      for (const pin of kept) daemon.adopt(pin)
+      for (const pin of this.vault.adopt(this.sockets.map((queue) => this.open({ kind: 'socket', queue })))) daemon.adopt(pin)
     }
-    this.reaper.start(this.open({ kind: 'other' }), (id) => this.session.hasInode(id))
+    this.lifetime.start(this.open({ kind: 'other' }))
     if (this.options.from !== undefined) this.session.resume(this.tree)
   }
 
@@ -204,18 +252,20 @@ export class World {
     else this.receive(step.subarray(1))
   }
 
-  private receive(bytes: Buffer): void {
+  private receive(bytes: Buffer, walk?: Waiting['walk']): void {
     if (bytes.length >= IN_HEADER_SIZE) {
       // No kernel gives a number to two requests at once.
       if (this.waiting.has(bytes.readBigUInt64LE(8))) return
-      this.book(bytes)
+      this.book(bytes, walk)
     }
     this.reads.push(bytes)
     this.ready()
+    const late = bytes.length >= IN_HEADER_SIZE ? this.waiting.get(bytes.readBigUInt64LE(8)) : undefined
+    if (late?.some(({ atOnce }) => atOnce)) this.wrong('a LOOKUP waits', bytes)
   }
 
   /** What the kernel knows of a request that it sends. */
-  private book(bytes: Buffer): void {
+  private book(bytes: Buffer, walk?: Waiting['walk']): void {
     const opcode = bytes.readUInt32LE(4)
     const unique = bytes.readBigUInt64LE(8)
     const nodeid = bytes.readBigUInt64LE(16)
@@ -228,12 +278,17 @@ export class World {
         for (let at = 8; at < 8 + 16 * count; at += 16) this.forget(body.readBigUInt64LE(at), body.readBigUInt64LE(at + 8))
       }
     }
-    if (whole && opcode === Opcode.READDIR && body.length >= 24) this.handles.add(body.readBigUInt64LE(0))
     if (UNANSWERED.has(opcode)) return
     const end = body.indexOf(0)
     const room = whole && body.length >= 24 ? body.readUInt32LE(16) : 0
+    const does = this.threadDoes(bytes.readUInt32LE(32))
+    const root = bytes.readUInt32LE(24) === 0
     const waiting = {
       opcode,
+      opens: does === OPENS && this.nodeErrno === 0 && !isStranger(bytes) ? this.turns : -1,
+      atOnce: root && opcode === Opcode.LOOKUP && does !== RUNNING,
+      caller: Buffer.from(bytes.subarray(24, IN_HEADER_SIZE)),
+      walk: opcode === Opcode.LOOKUP ? { name: body.toString('latin1', 0, Math.max(0, end)), times: 0, ...walk } : walk,
       nodeid,
       name: body.toString('latin1', 0, Math.max(0, end)),
       room: opcode === Opcode.READDIR ? Math.min(room, PAYLOAD_MAX) : PAYLOAD_MAX,
@@ -256,9 +311,7 @@ export class World {
     if (bytes.length > OUT_HEADER_SIZE + PAYLOAD_MAX) return this.wrong('an answer is too long', bytes)
     const error = bytes.readInt32LE(4)
     const unique = bytes.readBigUInt64LE(8)
-    if (unique === 0n && error === FUSE_NOTIFY_INVAL_INODE && bytes.length === OUT_HEADER_SIZE + 24) {
-      return this.counts.has(bytes.readBigUInt64LE(OUT_HEADER_SIZE)) ? bytes.length : -E.ENOENT
-    }
+    if (unique === 0n && error > 0) return this.notified(error, bytes)
     if (error > 0 || error < -ERRNO_MAX) return this.wrong(`error ${error}`, bytes)
     if (error !== 0 && bytes.length !== OUT_HEADER_SIZE) return this.wrong('an error has a payload', bytes)
     const queue = this.waiting.get(unique)
@@ -272,6 +325,51 @@ export class World {
     }
     if (error === 0) this.check(waiting, bytes.subarray(OUT_HEADER_SIZE), bytes)
     return bytes.length
+  }
+
+  /** As fuse_notify (fs/fuse/dev.c). */
+  private notified(code: number, bytes: Buffer): number {
+    const body = bytes.subarray(OUT_HEADER_SIZE)
+    if (body.length !== 24) return this.wrong(`a notification of ${body.length} bytes`, bytes)
+    if (code === FUSE_NOTIFY_INVAL_INODE) {
+      const id = body.readBigUInt64LE(0)
+      if (id !== FUSE_ROOT_ID && parseId(id)?.kind !== 'inode') return this.wrong('attributes of nothing were taken back', bytes)
+      // Of the content nothing: it may wait for somebody.
+      if (body.readBigInt64LE(8) >= 0n) return this.wrong('content was taken back', bytes)
+      return id === FUSE_ROOT_ID || this.counts.has(id) ? bytes.length : -E.ENOENT
+    }
+    if (code !== FUSE_NOTIFY_PRUNE) return this.wrong(`notification ${code}`, bytes)
+    if (this.old) return -E.EINVAL
+    const id = body.readBigUInt64LE(16)
+    if (body.readUInt32LE(0) !== 1 || body.readUInt32LE(4) !== 0 || body.readBigUInt64LE(8) !== 0n) return this.wrong('a prune of what?', bytes)
+    if (parseId(id)?.kind !== 'inode') return this.wrong('the kernel was told to forget what is no device', bytes)
+    if (this.forgetful && !this.calm) setImmediate(() => this.drop(id))
+    return bytes.length
+  }
+
+  /** The kernel forgets an inode. */
+  private drop(id: bigint): void {
+    const count = this.counts.get(id)
+    if (count === undefined || this.calm) return
+    const forget = Buffer.alloc(IN_HEADER_SIZE + 8)
+    forget.writeUInt32LE(forget.length, 0)
+    forget.writeUInt32LE(Opcode.FORGET, 4)
+    forget.writeBigUInt64LE(id, 16)
+    forget.writeBigUInt64LE(count, IN_HEADER_SIZE)
+    this.receive(forget)
+  }
+
+  /** The kernel goes on for a caller that was answered, as it does for open(2), and for symlinks. */
+  private goOn({ caller, walk }: Waiting, opcode: number, nodeid: bigint, body: Buffer): void {
+    if (walk === undefined || walk.times >= WALKS_MAX || this.calm) return
+    const header = Buffer.alloc(IN_HEADER_SIZE - caller.length)
+    header.writeUInt32LE(IN_HEADER_SIZE + body.length, 0)
+    header.writeUInt32LE(opcode, 4)
+    header.writeBigUInt64LE(this.nextUnique, 8)
+    header.writeBigUInt64LE(nodeid, 16)
+    this.nextUnique += 2n
+    const request = Buffer.concat([header, caller, body])
+    setImmediate(() => this.calm || this.receive(request, { ...walk, times: walk.times + 1 }))
   }
 
   /** How long the payload of a success is. */
@@ -288,40 +386,56 @@ export class World {
     switch (opcode) {
       case Opcode.LOOKUP: {
         const id = payload.readBigUInt64LE(0)
-        const parsed = parseNodeId(id)
+        const parsed = parseId(id)
         const wanted = parseName(name)
         if (nodeid !== 1n || parsed === undefined || wanted === undefined) return void this.wrong('a name that is none was found', bytes)
         const fits = parsed.diskseq === wanted.diskseq && parsed.partition === wanted.partition
-        if (!fits || (wanted.symlink && !parsed.symlink)) return void this.wrong('a name was found under another id', bytes)
+        if (!fits || wanted.symlink !== (parsed.kind === 'part')) return void this.wrong('a name was found under another id', bytes)
         if (payload.readBigUInt64LE(16) !== 0n || payload.readUInt32LE(32) !== 0) return void this.wrong('a name may be cached', bytes)
+        if (payload.readBigUInt64LE(24) !== 0n) return void this.wrong('attributes are valid for long', bytes)
         this.counts.set(id, (this.counts.get(id) ?? 0n) + 1n)
-        return this.checkAttr(id, payload.subarray(40), payload.readUInt32LE(36), bytes)
+        if (payload.readBigUInt64LE(8) !== BigInt(payload.readUInt32LE(40 + 76))) return void this.wrong('an inode is taken for one with another number', bytes)
+        const trusted = payload.readUInt32LE(36) !== 0
+        if (parsed.kind !== 'inode') this.goOn(waiting, parsed.kind === 'unknown' ? Opcode.GETATTR : Opcode.READLINK, id, Buffer.alloc(16))
+        else if (!trusted && this.threadDoes(waiting.caller.readUInt32LE(8)) === OPENS) this.goOn(waiting, Opcode.GETATTR, id, Buffer.alloc(16))
+        return this.checkAttr(id, payload.subarray(40), trusted, bytes)
       }
-      case Opcode.GETATTR:
-        return this.checkAttr(nodeid, payload.subarray(16), payload.readUInt32LE(8), bytes)
-      case Opcode.OPENDIR:
-        this.handles.add(payload.readBigUInt64LE(0))
-        return
+      case Opcode.GETATTR: {
+        if (nodeid !== FUSE_ROOT_ID && (payload.readBigUInt64LE(0) !== 0n || payload.readUInt32LE(8) !== 0)) {
+          return void this.wrong('attributes that were asked for are valid', bytes)
+        }
+        return this.checkAttr(nodeid, payload.subarray(16), waiting.opens === this.turns, bytes)
+      }
       case Opcode.READDIR:
         return this.checkDirents(waiting, payload, bytes)
       case Opcode.READLINK: {
         const target = parseName(payload.toString('latin1'))
-        if (target === undefined || target.symlink) this.wrong('a link leads to no name', bytes)
+        if (target === undefined || target.symlink) return void this.wrong('a link leads to no name', bytes)
+        this.goOn(waiting, Opcode.LOOKUP, FUSE_ROOT_ID, Buffer.from(`${payload.toString('latin1')}\0`, 'latin1'))
       }
     }
   }
 
-  /** Attributes that may be used to open the device must have its pin behind them. */
-  private checkAttr(id: bigint, attr: Buffer, validNs: number, bytes: Buffer): void {
-    if (id === 1n) return
+  /** @param opens whether the device may be opened by what is answered: then its pin must stand behind it */
+  private checkAttr(id: bigint, attr: Buffer, opens: boolean, bytes: Buffer): void {
+    if (id === FUSE_ROOT_ID) return
     if (attr.readBigUInt64LE(0) !== id) return void this.wrong('attributes of another inode', bytes)
-    if (validNs === 0) return
-    const node = parseNodeId(id)
+    const node = parseId(id)
     const rdev = attr.readUInt32LE(76)
+    const type = attr.readUInt32LE(60) & S_IFMT
+    const symlink = node?.kind === 'part' || node?.kind === 'waiting'
+    if (type !== (symlink ? S_IFLNK : S_IFBLK)) return void this.wrong(`an inode of type ${type}`, bytes)
+    if (node?.kind !== 'inode') {
+      if (rdev !== 0 || (opens && node?.kind === 'unknown')) this.wrong('what is no device may be opened', bytes)
+      return
+    }
+    // The kernel never changes that of an inode.
+    if (node.minor !== undefined && node.minor !== (rdev & 0xff)) return void this.wrong('an inode has the number of another', bytes)
+    if (!opens) return
     for (const file of this.files.values()) {
       if (file.kind !== 'device') continue
       const { device } = file
-      const same = device.diskseq === node?.diskseq && device.partition === node.partition
+      const same = device.diskseq === node.diskseq && device.partition === node.partition
       if (same && rdev === ((device.minor & 0xff) | (device.major << 8))) return
     }
     this.wrong('a caller may open what is not pinned', bytes)
@@ -403,6 +517,7 @@ export class World {
         return
       case 8:
         this.doing[a % TIDS] = b % CALLS.length
+        this.turns++
         return
       case 9:
         if (disk !== undefined) {
@@ -417,11 +532,15 @@ export class World {
       case 11:
         return this.registry.changed(new Set([disk?.kname ?? 'x', String.fromCharCode(b, d)]))
       case 12:
+        for (const node of this.nodes) this.lifetime.closedByUser(node)
+        return
       case 13:
-        for (const node of this.nodes) this.reaper.closed(node)
+        this.looksHang = b % 4 === 0
         return
       case 14:
-        return this.reaper.lostTrack()
+        this.forgetful = b % 2 === 0
+        this.old ||= d % 4 === 0
+        return
       case 15:
         if (disk !== undefined) disk.bound = b % 2 === 0
         return
@@ -445,7 +564,7 @@ export class World {
       if (this.calm || i < 0 || i >= TIDS) return -E.ENOENT
       if (proc[2] === 'syscall') return CALLS[this.doing[i] as number] as string
       if (proc[2] === 'comm') return i === 1 ? '(udev-worker)\n' : 'x\n'
-      if (proc[2] === 'status') return i === 2 ? 'garbage' : `Name:\tx\nGroups:\t${i === 3 ? NODE_GROUP : 5} \nCapEff:\t0000000000000000\n`
+      if (proc[2] === 'stack') return STACKS[i % STACKS.length] as string
       return -E.ENOENT
     }
     const sys = /^\/sys\/class\/block\/([^/]*)\/(.*)$/.exec(path)
@@ -454,6 +573,19 @@ export class World {
     if (sys?.[2] === 'uevent') return disk.nonsense ?? ueventText(disk)
     if (sys?.[2] === 'loop/backing_file') return disk.bound ? '/tmp/disk\n' : -E.ENOENT
     return sys?.[2]?.endsWith('removable') ? (disk.removable ? '1\n' : '0\n') : -E.ENOENT
+  }
+
+  /** Nothing, of a thread that is gone. */
+  private threadDoes(tid: number): string | undefined {
+    const text = this.text(`/proc/${tid}/syscall`)
+    return typeof text === 'number' ? undefined : text
+  }
+
+  private seen(tid: number): SeenThread | undefined {
+    const text = this.threadDoes(tid)
+    if (text === undefined) return undefined
+    const i = tid - TID_FIRST
+    return [text, STACKS[i % STACKS.length] as string, i % 2 === 0 ? 'S' : 'D', i === 5 ? 0 : 0x1000, i === 6 ? this.nextFd : -1, i]
   }
 
   private fill(into: Uint8Array, text: string | number): number {
@@ -576,7 +708,22 @@ export class World {
         setImmediate(done, errno, () => list.splice(0), 0)
       },
       readSoon: () => -E.EAGAIN,
-      prune: (_, done) => void setImmediate(done, 0),
+      prune: (_, done) => {
+        if (this.forgetful) for (const id of this.counts.keys()) setImmediate(() => this.drop(id))
+        setImmediate(done, 0)
+      },
+      lookAtThreads: (threads, done) => {
+        const asked = threads.filter((_, i) => i % 2 === 0) as number[]
+        const finish = () => done(asked.map((tid) => this.seen(tid)))
+        if (this.looksHang && !this.calm) this.never.push(finish)
+        else setImmediate(finish)
+      },
+      credentials: (tid, groups, done) => {
+        const i = tid - TID_FIRST
+        const nothing = this.calm || i < 0 || i >= TIDS || i === 2
+        const capabilities = i === 4 ? 1n << 21n : i === 5 ? 2n : 0n
+        setImmediate(done, nothing ? undefined : [STRANGER, STRANGER, capabilities, i === 6 ? 65536 : 3, ...groups.map((gid) => i === 3 && gid === NODE_GROUP)])
+      },
       selfSocket: () => this.open({ kind: 'socket', queue: this.addSocket() }),
       sendDescriptors: (fd, text, fds) => {
         const files = fds.map((each) => this.files.get(each))
@@ -645,7 +792,7 @@ export class World {
       disks: this.disks,
       sockets: this.sockets.map((queue) => [...queue]),
       counts: new Map(this.counts),
-      waiting: new Map([...this.waiting].map(([unique, waiting]) => [unique, [...waiting]])),
+      waiting: new Map([...this.waiting].map(([unique, waiting]) => [unique, waiting.map((each) => ({ ...each, opens: -1, atOnce: false }))])),
       damaged: false,
     }
   }
@@ -668,17 +815,14 @@ export class World {
     }
     for (const node of this.nodes) if (node.inherited) this.counts.set(node.id, 1n << 40n)
     for (const [id, count] of this.counts) this.tree.forget(id, count)
-    for (const handle of this.handles) this.tree.releasedir(handle)
     await this.until(
-      () => (finish(), this.nodes.size === 0 && this.opener.count === 0),
+      () => (finish(), this.lifetime['hold'](), this.nodes.size === 0 && this.opener.count === 0),
       () => {
         const nodes = [...this.nodes].map(({ name, attempts, pin, nlookup, inherited }) => ({ name, attempts, pinned: pin !== undefined, nlookup, inherited }))
         return `left: ${JSON.stringify(nodes)}, ${this.opener.count} devices`
       },
     )
     const left = {
-      links: this.hidden(this.tree, 'links'),
-      listings: this.hidden(this.tree, 'listings'),
       requests: this.inUse('small') + this.inUse('big'),
       pins: this.options.from?.damaged ? 0 : this.inUse('pins'),
     }
@@ -695,7 +839,9 @@ export class World {
   close(): void {
     this.calm = true
     this.never.splice(0).forEach((start) => start())
-    this.reaper.close()
+    this.lifetime.close()
+    this.crowd.close()
+    this.dead.close()
     this.intents.close()
     this.registry.close()
     this.sysfs.close()
