@@ -10,6 +10,7 @@ import { libvirt } from './cases/libvirt.js'
 import { locks } from './cases/locks.js'
 import { lvm } from './cases/lvm.js'
 import { mapperRace } from './cases/race.js'
+import { removable } from './cases/removable.js'
 import { restart } from './cases/restart.js'
 import { removal, service } from './cases/service.js'
 import { tools } from './cases/tools.js'
@@ -23,6 +24,7 @@ export const cases: readonly Case[] = [
   mapperRace,
   churnCase,
   hotplug,
+  removable,
   faults,
   locks,
   service,
