@@ -1,0 +1,312 @@
+/**
+ * Who opens is taken for who he is, however he goes about it: calls that libc does not
+ * make, 32-bit calls of 64-bit programs, registers that lie, io_uring, mount(2). And who
+ * only looks, by whatever call, has nothing opened.
+ */
+import { chmodSync, chownSync, closeSync, mkdtempSync, openSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { constants, tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { addCounts, blk, type BlkKind, blkOf } from './helpers/blk.js'
+import {
+  cleanup,
+  loopDisk,
+  type LoopDisk,
+  run,
+  type RunningTree,
+  startBlk,
+  startTree,
+  type Twin,
+  until,
+  watchNode,
+} from './helpers/tree.js'
+
+const SECONDS = 2
+/** A machine that is busy with other things as well gets there later. */
+const ROUNDS_MAX = 8
+const NOBODY = 65534
+const GROUP = 60_000
+
+interface Kind {
+  readonly name: string
+  /** See churn_ways.c. */
+  readonly way: string
+  readonly program?: BlkKind
+  readonly more?: readonly string[]
+  /** How long a disk lives at most, us: longer where callers are let in in turns. */
+  readonly lives?: number
+  /** Opens that must have been right. */
+  readonly enough: number
+  /** What wrong ones come of; if it can be shown in seconds. */
+  readonly twin?: Twin
+  /** Further errnos that say that a disk is gone, or going. */
+  readonly errors?: readonly string[]
+  readonly mounts?: true
+  readonly int80?: true
+}
+
+const KINDS: readonly Kind[] = [
+  { name: 'openat2(2) that follows no symlinks', way: 'openat2', enough: 300, twin: 'no-pins' },
+  { name: 'O_PATH, opened through /proc', way: 'opath', enough: 300, twin: 'no-pins' },
+  { name: 'open_by_handle_at(2)', way: 'handle', enough: 100, twin: 'no-pins', errors: ['ESTALE'] },
+  { name: 'io_uring', way: 'uring', enough: 200, twin: 'no-pins' },
+  {
+    name: 'io_uring with the rights of another group',
+    way: 'uring-others',
+    enough: 100,
+    lives: 100_000,
+    more: ['--node-gid', String(GROUP)],
+  },
+  { name: 'a 32-bit open of a 64-bit program', way: 'int80', enough: 300, twin: 'numbers-believed', int80: true },
+  {
+    name: 'the same with registers that lie',
+    way: 'int80-garbage',
+    enough: 200,
+    twin: 'no-confirm',
+    more: ['--node-uid', String(NOBODY)],
+    int80: true,
+  },
+  { name: 'a 32-bit mount of a 64-bit program', way: 'int80-mount', enough: 20, twin: 'numbers-believed', mounts: true, int80: true },
+  { name: 'mount(2) of a static program', way: 'mount', program: 'blk-fixed', enough: 20, twin: 'linger-only', mounts: true },
+  { name: 'mount(2) of who may mount and nothing else', way: 'mount-nobody', enough: 20, lives: 100_000, mounts: true },
+]
+
+type Counts = { right: number; wrong: number; errors: Record<string, number> }
+
+async function churn(t: Test, tree: RunningTree, kind: Kind, lives: number, end: (sum: Counts) => boolean): Promise<Counts> {
+  const sum: Counts = { right: 0, wrong: 0, errors: {} }
+  const { way, program = 'blk', more = [], mounts } = kind
+  const args = ['--mode', 'tree', '--dir', tree.mountpoint, '--seconds', String(SECONDS), '--way', way, '--live-us', String(lives), ...more]
+  if (mounts) args.push('--image', await filesystem(t), '--openers', '10')
+  for (let round = 0; round < ROUNDS_MAX && !end(sum); round++) {
+    const { opens_ok, wrong_diskseq, wrong_data, errors } = await blkOf(program, 'churn', ...args)
+    sum.right += opens_ok
+    sum.wrong += wrong_diskseq + wrong_data
+    addCounts(sum.errors, errors)
+  }
+  t.comment(`${t.name}: ${sum.right} right, ${sum.wrong} wrong, errors ${JSON.stringify(sum.errors)}`)
+  return sum
+}
+
+async function filesystem(t: Test): Promise<string> {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-image-'))
+  cleanup(t, () => rmSync(directory, { recursive: true }))
+  const image = join(directory, 'image')
+  writeFileSync(image, '')
+  truncateSync(image, 256 << 10)
+  const { code, stderr } = await run('mkfs.ext4', ['-q', '-b', '1024', '-O', '^has_journal', image])
+  if (code !== 0) throw new Error(stderr)
+  return image
+}
+
+for (const kind of KINDS) {
+  const { name, enough, twin, errors = [], int80, mounts } = kind
+  const lives = mounts ? 5000 : 2000
+  const skip = async () => (int80 && !(await blk('int80'))['works'] ? 'no 32-bit calls here' : false)
+
+  t.test(name, async (t) => {
+    const reason = await skip()
+    if (reason) return void t.comment(reason)
+    const tree = await startTree(t)
+    const { right, wrong, errors: seen } = await churn(t, tree, kind, kind.lives ?? lives, (sum) => sum.right >= enough)
+    t.equal(wrong, 0, 'no disk but the one in the name')
+    t.ok(right >= enough, `${right} right`)
+    const fine = ['ENOENT', 'ENXIO', ...errors, ...(mounts ? ['EBUSY', 'EINVAL'] : [])]
+    t.strictSame(
+      Object.keys(seen).filter((errno) => !fine.includes(errno)),
+      [],
+      'no errno but those for a disk that is gone',
+    )
+  })
+
+  if (twin === undefined) continue
+  t.test(`${name}, twin: ${twin}`, async (t) => {
+    const reason = await skip()
+    if (reason) return void t.comment(reason)
+    const tree = await startTree(t, { twin, expectErrors: true })
+    const { wrong } = await churn(t, tree, kind, lives, (sum) => sum.wrong > 0)
+    t.ok(wrong > 0, 'other disks are reached')
+  })
+}
+
+/** How often the daemon opens a disk of a group for somebody who is not in it, and opens it nevertheless. */
+async function pinsFor(t: Test, way: string, twin: Twin): Promise<number> {
+  const loop = loopDisk(t, { file: await filesystem(t) })
+  chownSync(loop.path, 0, GROUP)
+  cleanup(t, () => chownSync(loop.path, 0, 0))
+  chmodSync(loop.path, 0o660)
+  const tree = await startTree(t, { twin })
+  const seen = await watchNode(t, loop.path)
+  const { error } = await blk('way', '--way', way, '--path', join(tree.mountpoint, loop.diskseq()), '--node-gid', String(GROUP))
+  t.comment(`errno ${error}`)
+  if (twin === 'none') t.equal(error, 0, 'it opens it')
+  return (await seen()).open
+}
+
+for (const way of ['uring-others', 'mount-nobody']) {
+  t.test(`${way}: what decides is not the node's mode and the groups of the caller`, async (t) => {
+    t.ok((await pinsFor(t, way, 'none')) > 0, 'the disk is held meanwhile')
+  })
+
+  t.test(`${way}, twin: if it is, the disk is not held`, async (t) => {
+    t.equal(await pinsFor(t, way, 'purpose-open'), 0)
+  })
+}
+
+t.test('who may not open a disk is told so, by a 32-bit call as well', async (t) => {
+  if (!(await blk('int80'))['works']) return void t.comment('no 32-bit calls here')
+  const loop = loopDisk(t)
+  const tree = await startTree(t)
+  const seen = await watchNode(t, loop.path)
+  const path = join(tree.mountpoint, loop.diskseq())
+  for (let i = 0; i < 2; i++) {
+    const { error } = await blk('way', '--way', 'int80', '--path', path, '--uid', String(NOBODY))
+    t.equal(error, constants.errno.EACCES)
+  }
+  t.equal((await seen()).open, 0, 'nor is it opened for him')
+})
+
+/** Each with what it ends in: it has come to the device. */
+const INSPECTING = {
+  'openat2': [''],
+  'open': ['ENOTDIR'],
+  'open_tree': [''],
+  'chdir': ['ENOTDIR'],
+  'umount2': ['EINVAL'],
+  'truncate': ['EINVAL'],
+  'fanotify_mark': [''],
+  'file_getattr': ['ENOSYS', 'ENOTTY', 'EOPNOTSUPP'],
+  'name_to_handle_at': [''],
+  'statx': [''],
+  'lstat': [''],
+}
+
+async function opensOf(t: Test, program: BlkKind, twin: Twin): Promise<Record<string, number>> {
+  const loop = loopDisk(t)
+  const tree = await startTree(t, { twin })
+  const seen = await watchNode(t, loop.path)
+  const opens: Record<string, number> = {}
+  for (const [call, errors] of Object.entries(INSPECTING)) {
+    await seen()
+    const { error } = await blkOf(program, 'inspect', '--path', join(tree.mountpoint, loop.diskseq()), '--call', call)
+    if (twin === 'none' && !errors.includes(error)) t.fail(`${call}: ${error || 'no error'}`)
+    opens[call] = (await seen()).open
+  }
+  return opens
+}
+
+for (const program of ['blk', 'blk-fixed'] as const) {
+  const what = program === 'blk' ? 'a program with PIE' : 'a static program without'
+
+  t.test(`${what} that only looks has no disk opened, by whatever call`, async (t) => {
+    for (const [call, opens] of Object.entries(await opensOf(t, program, 'none'))) t.equal(opens, 0, call)
+  })
+
+  t.test(`${what}, twin: if everybody is taken for one that opens, it has`, async (t) => {
+    const opens = await opensOf(t, program, 'no-inspect')
+    t.ok(
+      Object.values(opens).some((count) => count > 0),
+      JSON.stringify(opens),
+    )
+  })
+}
+
+/**
+ * Partition 1 of a disk, which then gets another number, while another disk's partition
+ * gets the one that it had.
+ */
+async function renumbered(t: Test, tree: RunningTree, keep: (path: string) => Promise<unknown>): Promise<{ disk: LoopDisk; other: LoopDisk }> {
+  const disk = loopDisk(t)
+  const other = loopDisk(t)
+  const node = `${disk.path}p1`
+  disk.addPartition(1, 64, 64)
+  const path = join(tree.mountpoint, `${disk.diskseq()}p1`)
+  const before = statSync(node).rdev
+  await keep(path)
+  disk.deletePartition(1)
+  // The kernel frees the number a moment later.
+  const taken: number[] = []
+  await until(() => {
+    const next = taken.length + 1
+    other.addPartition(next, next * 8, 8)
+    taken.push(next)
+    if (statSync(`${other.path}p${next}`).rdev === before) return true
+    if (taken.length === 12) for (const number of taken.splice(0)) other.deletePartition(number)
+    return false
+  }, 10_000)
+  disk.addPartition(1, 64, 64)
+  if (statSync(node).rdev === before) throw new Error('it has the same number again')
+  return { disk, other }
+}
+
+/** The diskseq of what is reached; undefined if nothing is. */
+const KEEPERS: Readonly<Record<string, (t: Test, tree: RunningTree) => Promise<{ disk: LoopDisk; reached: () => Promise<string | undefined> }>>> = {
+  'an O_PATH descriptor': async (t, tree) => {
+    let held: Awaited<ReturnType<typeof startBlk>> | undefined
+    const { disk } = await renumbered(t, tree, async (path) => {
+      held = await startBlk(t, 'hold', '--flags', 'path', '--path', path)
+    })
+    const reached = async () => {
+      const { diskseq } = JSON.parse((await held?.ask()) ?? '') as { diskseq?: number }
+      return diskseq === undefined ? undefined : String(diskseq)
+    }
+    return { disk, reached }
+  },
+  'a bind mount': async (t, tree) => {
+    const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-bind-'))
+    cleanup(t, () => rmSync(directory, { recursive: true }))
+    const bound = join(directory, 'bound')
+    writeFileSync(bound, '')
+    const { disk } = await renumbered(t, tree, async (path) => {
+      const { code, stderr } = await run('mount', ['--bind', path, bound])
+      if (code !== 0) throw new Error(stderr)
+      cleanup(t, () => run('umount', [bound]))
+    })
+    const reached = async () => {
+      const held = await blk('hold', '--path', bound).catch(() => undefined)
+      return held === undefined ? undefined : String(held['diskseq'])
+    }
+    return { disk, reached }
+  },
+}
+
+for (const [what, keeper] of Object.entries(KEEPERS)) {
+  t.test(`a partition that got another number is not reached through ${what} by the old one`, async (t) => {
+    const tree = await startTree(t)
+    const { disk, reached } = await keeper(t, tree)
+    const fd = openSync(join(tree.mountpoint, `${disk.diskseq()}p1`), 'r')
+    closeSync(fd)
+    for (let i = 0; i < 5; i++) {
+      const diskseq = await reached()
+      t.ok(diskseq === undefined || diskseq === disk.diskseq(), diskseq ?? 'nothing is reached')
+    }
+  })
+
+  t.test(`${what}, twin: with one inode for each name it is another disk's`, async (t) => {
+    const tree = await startTree(t, { twin: 'one-inode-per-name', expectErrors: true })
+    const { disk, reached } = await keeper(t, tree)
+    const diskseq = await reached()
+    t.ok(diskseq !== undefined && diskseq !== disk.diskseq(), diskseq ?? 'nothing is reached')
+  })
+}
+
+for (const flags of ['path', 'rdonly']) {
+  const what = flags === 'path' ? 'an O_PATH descriptor' : 'an open file'
+
+  t.test(`LOOP_CHANGE_FD: ${what} does not lead to the disk that is there then`, async (t) => {
+    const tree = await startTree(t)
+    const { right, early, wrong, refused } = await blk('change-fd', '--dir', tree.mountpoint, '--flags', flags, '--rounds', '60')
+    t.equal(wrong, 0, 'no open that began after the change')
+    t.comment(`${early} opens in the middle of it`)
+    if (flags === 'path') t.equal(early, 0, 'nor in the middle of it')
+    t.ok(right > 60 && refused > 60, `${right} before it, ${refused} refused after it`)
+  })
+}
+
+t.test('LOOP_CHANGE_FD, twin: an O_PATH descriptor does while attributes are valid', async (t) => {
+  const tree = await startTree(t, { twin: 'valid-attributes', expectErrors: true })
+  const { early, wrong } = await blk('change-fd', '--dir', tree.mountpoint, '--flags', 'path', '--rounds', '60')
+  t.ok(early + wrong > 0, `${early + wrong} opens`)
+})
