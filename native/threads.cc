@@ -173,7 +173,8 @@ Napi::Value LookAtThreads(const Napi::CallbackInfo& info) {
     for (size_t i = 0; i < threads.size(); i++) {
       auto [tid, stack] = threads[i];
       Seen& seen = (*found)[i];
-      seen.stat = ReadOf(tid, "stat");
+      // As one of its process's: what stands in /proc/TID has the page faults of all of them.
+      seen.stat = ReadOf(tid, ("task/" + std::to_string(tid) + "/stat").c_str());
       // Not where a descriptor is missing, or memory: nothing is known then.
       seen.gone = seen.stat.empty() && (errno == ENOENT || errno == ESRCH);
       bool kernel = static_cast<long>(StatField(seen.stat, kFlags)) & kKernelThread;

@@ -10,6 +10,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { addCounts, blk, type BlkKind, blkOf } from './helpers/blk.js'
+import { stoppedCaller } from './helpers/stopped.js'
 import {
   cleanup,
   loopDisk,
@@ -100,6 +101,14 @@ async function filesystem(t: Test): Promise<string> {
   if (code !== 0) throw new Error(stderr)
   return image
 }
+
+t.test('one that has no processor, while the other threads of its program go on', async (t) => {
+  t.strictSame(await stoppedCaller(t, 'none'), { recycled: false, opened: 'its disk' })
+})
+
+t.test('twin: with the page faults of all threads it is taken for gone on, and opens another disk', async (t) => {
+  t.strictSame(await stoppedCaller(t, 'faults-of-all'), { recycled: true, opened: 'another disk' })
+})
 
 for (const kind of KINDS) {
   const { name, enough, twin, errors = [], int80, mounts } = kind

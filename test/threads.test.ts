@@ -138,6 +138,31 @@ t.test('a thread that is not the first of its process', async (t) => {
   t.ok(found.some((one) => one?.[2] === 'S' && /^\d/.test(one[0])), `of ${tids.length} some sleep in a call`)
 })
 
+t.test('the page faults of a thread are its own', async (t) => {
+  // The first waits for the second, which touches memory again and again.
+  const script = `import mmap, threading
+def touch():
+    while True:
+        page = mmap.mmap(-1, 4096)
+        page[0] = 1
+        page.close()
+thread = threading.Thread(target=touch)
+thread.start()
+print(flush=True)
+thread.join()`
+  const python = child(t, 'python3', ['-c', script])
+  await once(python.stdout as NodeJS.ReadableStream, 'data')
+  const second = () => readdirSync(`/proc/${python.pid}/task`).map(Number).find((tid) => tid !== python.pid)
+  await until(() => second() !== undefined)
+  const faults = async () => (await look([python.pid, false, second() as number, false])).map((one) => one?.[5] as number)
+  let before: number[] = []
+  // Not before it has come to rest.
+  await until(async () => (await lookAt(python.pid))?.[2] === 'S' && (before = await faults()).length === 2)
+  let after = before
+  await until(async () => (after = await faults())[1]! > before[1]! + 100)
+  t.ok(after[0]! - before[0]! < 100, `${after[0]! - before[0]!} of one that waits, ${after[1]! - before[1]!} of another`)
+})
+
 /** A process with these ids that sleeps. */
 async function sleeper(t: Test, ...args: string[]): Promise<number> {
   const { pid } = child(t, 'setpriv', [...args, 'sleep', '60'])

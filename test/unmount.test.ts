@@ -1,6 +1,6 @@
 /** `diskseqfs unmount`: what it takes away, what it leaves alone, and that the daemon goes with it. */
 import { spawn } from 'node:child_process'
-import { closeSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, readSync, rmSync, symlinkSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, readSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -8,7 +8,8 @@ import t, { type Test } from 'tap'
 
 import { Intents } from '../src/intent.js'
 import { native } from '../src/native.js'
-import { cleanup, CLI, loopDisk, run, type RunningTree, startBlk, startTree, type Twin, until } from './helpers/tree.js'
+import { stoppedCaller } from './helpers/stopped.js'
+import { cleanup, CLI, loopDisk, run, type RunningTree, startTree, until } from './helpers/tree.js'
 
 const NOBODY = 65534
 
@@ -105,28 +106,10 @@ t.test('an open file stays open, and is the disk', async (t) => {
   t.equal(readSync(fd, Buffer.alloc(512), 0, 512, 0), 512)
 })
 
-/** How long a disk's number is wanted, ms: callers are waited for longer; and less long than one is stopped. */
-const WANTED_MS = 500
-const WANTED_MAX_MS = 3000
-
-/** Somebody was answered, and is stopped before he opens the disk. The tree is taken away, and another disk is to get the number. */
-async function openedLate(t: Test, twin: Twin, end: (tree: RunningTree) => unknown) {
-  const disk = loopDisk(t)
-  const other = `${disk.file}.other`
-  copyFileSync(disk.file, other)
-  const tree = await startTree(t, { twin })
-  const asked = disk.diskseq()
-  const caller = await startBlk(t, 'open-stopped', '--path', join(tree.mountpoint, asked))
+/** The tree is taken away in that way. */
+const taken = (end: (tree: RunningTree) => unknown) => async (tree: RunningTree) => {
   await end(tree)
   await until(() => mounts(tree.mountpoint) === 0)
-  disk.detach()
-  const recycle = async () => (await run('losetup', [disk.path, other])).code === 0
-  const recycled = await until(recycle, twin === 'none' ? WANTED_MS : WANTED_MAX_MS).then(() => true, () => false)
-  if (recycled) cleanup(t, () => run('losetup', ['--detach', disk.path]))
-  const { stopped, error, diskseq } = JSON.parse(await caller.ask()) as { stopped: boolean; error: number; diskseq: number }
-  t.ok(stopped, 'until now')
-  t.equal(error, 0)
-  return { recycled, opened: String(diskseq) === asked ? 'its disk' : 'another disk' }
 }
 
 for (const [how, end] of [
@@ -135,11 +118,11 @@ for (const [how, end] of [
   ['umount --force', ({ mountpoint }: RunningTree) => run('umount', ['--force', '--lazy', mountpoint])],
 ] as const) {
   t.test(`whoever was answered before ${how} opens what he was promised`, async (t) => {
-    t.strictSame(await openedLate(t, 'none', end), { recycled: false, opened: 'its disk' })
+    t.strictSame(await stoppedCaller(t, 'none', taken(end)), { recycled: false, opened: 'its disk' })
   })
 
   t.test(`twin: if pins end with the mount, after ${how} he opens another disk`, async (t) => {
-    t.strictSame(await openedLate(t, 'no-settling', end), { recycled: true, opened: 'another disk' })
+    t.strictSame(await stoppedCaller(t, 'no-settling', taken(end)), { recycled: true, opened: 'another disk' })
   })
 }
 

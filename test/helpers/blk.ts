@@ -1,4 +1,4 @@
-/** The C helper: churn, latencies, exclusive operations. Compiled on first use; static, to run in any virtual machine (PIE, as code below 4 GiB is taken for 32-bit: src/intent.ts). */
+/** The C helper: churn, latencies, exclusive operations. Compiled on first use; static, to run in any virtual machine. */
 import { execFileSync, spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, renameSync, statSync } from 'node:fs'
 import { join } from 'node:path'

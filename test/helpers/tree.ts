@@ -32,6 +32,7 @@ export type Twin = `${Mechanism}${'' | '+slow' | '+unseen'}`
 type Mechanism =
   | 'none'
   | 'no-pins'
+  | 'faults-of-all'
   | 'whole-disk-pins'
   | 'no-loop-check'
   | 'no-media-check'

@@ -208,6 +208,16 @@ function backwards() {
   return () => began - 1000 * looks++
 }
 
+/** Where a {@link SeenThread} has them. */
+const FAULTS = 5
+
+/** Minor and major ones of all threads of a process. */
+function faultsOf(tid) {
+  const stat = readFileSync(`/proc/${tid}/stat`, 'latin1')
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+  return Number(fields[7]) + Number(fields[9])
+}
+
 const twins = {
   /** Nothing is switched off. */
   'none': {},
@@ -511,6 +521,14 @@ const twins = {
       Intents.prototype.mayStillBeIn = function (call, seen) {
         return seen?.[0].startsWith('running') || mayStillBeIn.call(this, call, seen)
       }
+    },
+  },
+  /** Of a thread that is seen running, the page faults of its whole process are counted. */
+  'faults-of-all': {
+    native: {
+      ...native,
+      lookAtThreads: (threads, done) =>
+        native.lookAtThreads(threads, (seen) => done(seen.map((one, i) => one?.with(FAULTS, faultsOf(threads[2 * i]))))),
     },
   },
   /** What was found out while a caller waited does not count when it asks again. */

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
@@ -76,6 +77,18 @@ static bool woken(const struct opening *o)
 	return state == 'R' && sleeps > o->sleeps;
 }
 
+/* A page that is the process's from here on, and not any more: what the other
+ * threads of a program do all the time. */
+static void touch_memory(void)
+{
+	void *page = mmap(NULL, 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (page == MAP_FAILED)
+		die("mmap: %s", strerror(errno));
+	*(volatile char *)page = 1;
+	munmap(page, 1);
+}
+
 /* The thread has used up its time on the processor when it goes to sleep to
  * wait for the answer (update_curr_dl).  So it gets none when it is woken
  * (enqueue_dl_entity, 6.18), as if others had it all.  "ready" says that it is
@@ -107,8 +120,8 @@ int cmd_open_stopped(int argc, char **argv)
 	printf("ready\n");
 	fflush(stdout);
 	struct pollfd told = { .fd = 0, .events = POLLIN };
-	while (poll(&told, 1, 100) <= 0 && !stop_signal)
-		;
+	while (poll(&told, 1, 1) <= 0 && !stop_signal)
+		touch_memory();
 	bool stopped = woken(&opening);
 	schedule(opening.tid, &(struct attributes){ .size = sizeof(struct attributes), .policy = SCHED_OTHER });
 	pthread_join(thread, NULL);
