@@ -25,13 +25,14 @@ async function withDrive<T>(vm: Vm, delayMs: number, use: (diskseq: string) => P
     udevadm settle
     mkfs.ext4 -q -F -O ^has_journal /dev/$disk >/dev/null
     udevadm settle
-    echo ${delayMs * 1_000_000} >/sys/bus/pseudo/drivers/scsi_debug/ndelay
+    # EBUSY while a command is under way, of udev's say.
+    until echo ${delayMs * 1_000_000} >/sys/bus/pseudo/drivers/scsi_debug/ndelay; do sleep 0.1; done
     cat /sys/block/$disk/diskseq`)
   try {
     return await use(diskseq.trim().split('\n').at(-1)!)
   } finally {
     await vm.attempt(`
-      echo 0 >/sys/bus/pseudo/drivers/scsi_debug/ndelay
+      for ((i = 0; i < 100; i++)); do echo 0 >/sys/bus/pseudo/drivers/scsi_debug/ndelay && break; sleep 0.1; done
       umount -q /mnt
       udevadm settle
       for ((i = 0; i < 100; i++)); do rmmod scsi_debug && break; sleep 0.1; done`)
