@@ -270,9 +270,15 @@ export class Gate {
     }
     const node = nodes.of(device)
     if (node === undefined) return this.noSuchName(request, call, GONE)
+    const walked = call.intent === 'unknown' ? this.walkedBy(request.caller, node, call) : undefined
+    const looks = call.intent === 'inspect' || walked?.allowed === false
     try {
-      const stat = this.statFor(request, call, node, device)
-      if (stat !== undefined) return this.answerLookup(request, call, node, device, stat)
+      const stat = looks ? this.look(device) : this.statOf(node, device)
+      if (stat !== undefined && !looks) return this.lookupToOpen(request, call, walked, node, device, stat)
+      if (stat !== undefined) {
+        if (call.keeps) this.keep(node)
+        return this.answerUnpinned(request, node, device, stat)
+      }
     } finally {
       nodes.release(node)
     }
@@ -282,44 +288,48 @@ export class Gate {
   }
 
   /** What the node's attributes are; undefined where the device is gone. */
-  private statFor({ caller }: LookupRequest, call: Call, node: Node, device: Device): NodeStat | undefined {
-    if (call.intent === 'inspect' || this.walkedBy(caller, node, call)?.allowed === false) return this.look(device)
+  private statOf(node: Node, device: Device): NodeStat | undefined {
     const pin = this.currentPin(node)
     return pin === undefined ? this.parts.devnodes.statOf(device) : this.parts.devnodes.stat(pin.fd)
   }
 
-  private answerLookup(request: LookupRequest, call: Call, node: Node, device: Device, stat: NodeStat): void {
+  private lookupToOpen(
+    request: LookupRequest,
+    call: Call,
+    walked: Walked | undefined,
+    node: Node,
+    device: Device,
+    stat: NodeStat,
+  ): void {
     const { caller } = request
-    const { access, lifetime } = this.parts
-    const walked = call.intent === 'unknown' ? this.walkedBy(caller, node, call) : undefined
-    if (call.intent === 'inspect' || walked?.allowed === false) {
-      if (call.keeps) this.keep(node)
-      return this.answerUnpinned(request, node, device, stat)
-    }
     const { pin } = node
-    const may = walked !== undefined || (!call.blind && (access.certain(caller, stat) || this.purpose(call) === 'unclear'))
+    const may = walked !== undefined || (!call.blind && (this.parts.access.certain(caller, stat) || this.purpose(call) === 'unclear'))
     // Only an open asks a drive whether its medium is another one
     // (disk_clear_events, 6.18); a pin that is open already does not learn of it.
     if (pin !== undefined && may && (walked !== undefined || !this.removable(node, device))) {
       if (call.keeps) this.keep(node)
       return this.answerPinned(request, call, node, pin, stat)
     }
-    const rest = () => {
-      if (call.intent === 'unknown') return this.later(request, call)
-      if (call.keeps) this.keep(node)
-      if (may) lifetime.told(node, caller, call)
-      this.answerUnpinned(request, node, device, stat)
-    }
-    if (!may || pin !== undefined) return rest()
+    if (!may || pin !== undefined) return this.lookupNotPinned(request, call, may, node, device, stat)
     const begins = node.opening === undefined
     const opening = this.opening(node, device)
     // Until the caller waits for it, it may be open.
-    if (caller.uid !== 0 || !begins || this.parts.options.lookupsWait) return rest()
+    if (caller.uid !== 0 || !begins || this.parts.options.lookupsWait) {
+      return this.lookupNotPinned(request, call, may, node, device, stat)
+    }
     this.thisTurn(opening, (end) => {
-      if (end === undefined || !('pin' in end)) return rest()
+      if (end === undefined || !('pin' in end)) return this.lookupNotPinned(request, call, may, node, device, stat)
       if (call.keeps) this.keep(node)
       this.answerPinned(request, call, node, end.pin, this.parts.devnodes.stat(end.pin.fd))
     })
+  }
+
+  /** The caller waits elsewhere: one that opens, when it asks for the attributes. */
+  private lookupNotPinned(request: LookupRequest, call: Call, may: boolean, node: Node, device: Device, stat: NodeStat): void {
+    if (call.intent === 'unknown') return this.later(request, call)
+    if (call.keeps) this.keep(node)
+    if (may) this.parts.lifetime.told(node, request.caller, call)
+    this.answerUnpinned(request, node, device, stat)
   }
 
   /**

@@ -3,7 +3,6 @@
 
 #include <dirent.h>
 #include <grp.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -356,19 +355,8 @@ int cmd_abuse(int argc, char **argv)
 	}
 	printf("ready\n");
 	fflush(stdout);
-	while (!stop_signal) {
-		struct pollfd p = { .fd = 0, .events = POLLIN };
-		char buf[256];
-
-		/* The timeout is for a signal just before the call. */
-		if (poll(&p, 1, 100) <= 0)
-			continue;
-		ssize_t n = read(0, buf, sizeof buf);
-		if (n <= 0)
-			break;
-		for (ssize_t i = 0; i < n; i++) {
-			if (buf[i] != '\n')
-				continue;
+	for (int lines; (lines = told()) > 0;) {
+		while (lines-- > 0) {
 			set(!on, false);
 			printf("%s\n", on ? "on" : "off");
 			fflush(stdout);

@@ -58,7 +58,7 @@ int cmd_appear(int argc, char **argv)
 			hist_add(&hist, now_ns() - began);
 		if (fd >= 0)
 			close(fd);
-		int left = loop_destroy(NR, 10 * NS_PER_S);
+		int left = loop_destroy(NR, CLEANUP_NS);
 		err = err ? err : left;
 		if (!err && between && system(between) != 0)
 			err = -ECANCELED;

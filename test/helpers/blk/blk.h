@@ -35,6 +35,10 @@
 #define NS_PER_MS 1000000ull
 #define NS_PER_S 1000000000ull
 
+/* How long a device may be in use that is to go away. While there is no daemon pins do not
+ * end, and on a busy machine the next one takes its time. */
+#define CLEANUP_NS (60 * NS_PER_S)
+
 /* ---- errors, options, signals, time (util.c) ---- */
 
 /* A forked child has no stderr line of its own: with a sink set, die() leaves
@@ -65,7 +69,9 @@ void watch_for_stalls(_Atomic uint64_t *longest_ns);
 void look(const char *path); /* stat(2) that has to work */
 /* Gives all rights away; 0 is root, who keeps them. */
 void become(int uid);
-/* Waits until stdin ends, or a signal comes. */
+/* Waits for lines on stdin; how many there were, 0 when it has ended or a signal has come. */
+int told(void);
+/* The same until there are no more. */
 void wait_for_end(void);
 
 /* To be called first in a forked child: ends it when its parent ends. */
@@ -104,6 +110,8 @@ void hist_add(struct hist *h, uint64_t ns);
 void hist_merge(struct hist *to, const struct hist *from);
 uint64_t hist_pct(const struct hist *h, double pct);
 void hist_print_ns(const struct hist *h); /* "p50_ns":..,"p99_ns":..,"n":.. */
+/* A line of JSON: these, "max_ns" and "errors". */
+void hist_report(const struct hist *h, const struct errs *errors);
 
 /* ---- block devices (dev.c) ---- */
 

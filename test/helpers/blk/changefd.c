@@ -107,7 +107,7 @@ int cmd_change_fd(int argc, char **argv)
 	}
 	if (loop >= 0)
 		close(loop);
-	int left = loop_destroy(NR, 10 * NS_PER_S);
+	int left = loop_destroy(NR, CLEANUP_NS);
 	if (err || left)
 		die("change-fd: %s", strerror(-(err ? err : left)));
 	printf("{\"right\":%llu,\"early\":%llu,\"wrong\":%llu,\"refused\":%llu}\n", (unsigned long long)right,

@@ -7,7 +7,6 @@
 #include <sys/wait.h>
 
 #define FIRST_NR 100
-#define CLEANUP_NS (10 * NS_PER_S)
 
 static void own_node(struct churn *c, int nr)
 {

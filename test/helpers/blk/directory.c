@@ -144,14 +144,7 @@ int cmd_directory(int argc, char **argv)
 	}
 	printf("ready\n");
 	fflush(stdout);
-	while (!stop_signal) {
-		struct pollfd p = { .fd = 0, .events = POLLIN };
-		char buf[256];
-
-		if (poll(&p, 1, 100) <= 0)
-			continue;
-		if (read(0, buf, sizeof buf) <= 0)
-			break;
+	while (told()) {
 		if (run && !on)
 			start(run, count);
 		else if (run == wait_for)

@@ -22,7 +22,6 @@
 #define SECTOR 512
 #define SECTORS 8 /* of a device */
 #define FIRST_LOOP 90
-#define CLEANUP_NS (10 * NS_PER_S)
 #define WAIT_NS (10 * NS_PER_S)
 #define PREFIX "race-"
 

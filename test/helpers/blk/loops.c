@@ -10,7 +10,6 @@
 #define FIRST_NR 20000
 /* Removing one is mostly waiting, and many can wait at once. */
 #define WORKERS 16
-#define CLEANUP_NS (10 * NS_PER_S)
 
 /* Only devices that this run added are in here. */
 static int *nrs;

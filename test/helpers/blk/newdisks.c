@@ -59,13 +59,9 @@ int cmd_new_disks(int argc, char **argv)
 		loop_clr_fd(loop);
 		close(loop);
 	}
-	int left = loop_destroy(NR, 10 * NS_PER_S);
+	int left = loop_destroy(NR, CLEANUP_NS);
 	if (err || left)
 		die("new-disks: %s", strerror(-(err ? err : left)));
-	printf("{");
-	hist_print_ns(&h);
-	printf(",\"max_ns\":%llu,", (unsigned long long)h.max);
-	errs_print("errors", &errors);
-	printf("}\n");
+	hist_report(&h, &errors);
 	return exit_status();
 }

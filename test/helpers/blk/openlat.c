@@ -58,10 +58,6 @@ int cmd_openlat(int argc, char **argv)
 	}
 	if (last >= 0)
 		close(last);
-	printf("{");
-	hist_print_ns(&h);
-	printf(",\"max_ns\":%llu,", (unsigned long long)h.max);
-	errs_print("errors", &errors);
-	printf("}\n");
+	hist_report(&h, &errors);
 	return exit_status();
 }

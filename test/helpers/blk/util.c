@@ -147,16 +147,29 @@ void become(int uid)
 		die("setresuid: %s", strerror(errno));
 }
 
+int told(void)
+{
+	struct pollfd p = { .fd = 0, .events = POLLIN };
+	char buf[256];
+	int lines = 0;
+
+	/* The timeout is for a signal just before the call. */
+	while (!stop_signal && !lines) {
+		if (poll(&p, 1, 100) <= 0)
+			continue;
+		ssize_t n = read(0, buf, sizeof buf);
+		if (n <= 0)
+			break;
+		for (ssize_t i = 0; i < n; i++)
+			lines += buf[i] == '\n';
+	}
+	return stop_signal ? 0 : lines;
+}
+
 void wait_for_end(void)
 {
-	while (!stop_signal) {
-		struct pollfd p = { .fd = 0, .events = POLLIN };
-		char buf[256];
-
-		/* The timeout is for a signal just before the call. */
-		if (poll(&p, 1, 100) > 0 && read(0, buf, sizeof buf) <= 0)
-			break;
-	}
+	while (told())
+		;
 }
 
 void child_follows(pid_t parent, int sig)
@@ -282,4 +295,13 @@ void hist_print_ns(const struct hist *h)
 	printf("\"p50_ns\":%llu,\"p99_ns\":%llu,\"n\":%llu",
 	       (unsigned long long)hist_pct(h, 50),
 	       (unsigned long long)hist_pct(h, 99), (unsigned long long)h->n);
+}
+
+void hist_report(const struct hist *h, const struct errs *errors)
+{
+	printf("{");
+	hist_print_ns(h);
+	printf(",\"max_ns\":%llu,", (unsigned long long)h->max);
+	errs_print("errors", errors);
+	printf("}\n");
 }
