@@ -19,6 +19,14 @@ const FIRST_FD = 3
 /** Descriptors by name; a name may stand for many. */
 export type Descriptors = ReadonlyMap<string, readonly number[]>
 
+/** Descriptors in one message; the kernel's limit is SCM_MAX_FD, 253. */
+const BATCH = 250
+
+/** So many at a time as one message has room for. */
+export function* batches(fds: readonly number[]): Generator<readonly number[]> {
+  for (let i = 0; i < fds.length; i += BATCH) yield fds.slice(i, i + BATCH)
+}
+
 /** Keeps descriptors open for a daemon that takes over. */
 export interface DescriptorStore {
   put(name: string, fds: readonly number[]): void
@@ -30,6 +38,8 @@ type Calls = Pick<Native, 'datagramOpen' | 'sendDescriptors' | 'close'>
 
 export class ServiceManager implements DescriptorStore {
   private watchdog: NodeJS.Timeout | undefined
+  /** What the manager had no room for, in the order in which it is to be heard. */
+  private readonly waiting: { readonly message: string; readonly fds: readonly number[] }[] = []
 
   constructor(
     private readonly native: Calls,
@@ -74,7 +84,7 @@ export class ServiceManager implements DescriptorStore {
 
   put(name: string, fds: readonly number[]): void {
     // Without FDPOLL=0 it would let go of a socket whose other end is closed.
-    this.send(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, fds)
+    for (const batch of batches(fds)) this.send(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, batch)
   }
 
   remove(names: readonly string[]): void {
@@ -82,11 +92,18 @@ export class ServiceManager implements DescriptorStore {
   }
 
   private send(message: string, fds: readonly number[] = []): void {
-    const socket = this.native.datagramOpen(this.socket)
-    const rc = socket < 0 ? socket : this.native.sendDescriptors(socket, message, fds)
-    if (socket >= 0) this.native.close(socket)
-    if (rc === -E.EAGAIN) setTimeout(() => this.send(message, fds), RETRY_MS)
-    else if (rc < 0) this.log.warn({ errno: errnoName(rc), socket: this.socket }, 'cannot tell the service manager')
+    this.waiting.push({ message, fds })
+    if (this.waiting.length === 1) this.flush()
+  }
+
+  private flush(): void {
+    for (let next; (next = this.waiting[0]) !== undefined; this.waiting.shift()) {
+      const socket = this.native.datagramOpen(this.socket)
+      const rc = socket < 0 ? socket : this.native.sendDescriptors(socket, next.message, next.fds)
+      if (socket >= 0) this.native.close(socket)
+      if (rc === -E.EAGAIN) return void setTimeout(() => this.flush(), RETRY_MS)
+      if (rc < 0) this.log.warn({ errno: errnoName(rc), socket: this.socket }, 'cannot tell the service manager')
+    }
   }
 }
 

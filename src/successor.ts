@@ -15,11 +15,9 @@ import { E, errnoName, errnoOf, UserError } from './errno.js'
 import type { Logger } from './log.js'
 import { FSTYPE, isDead, mountsAt } from './mountpoint.js'
 import type { Native, Poll } from './native.js'
-import type { Descriptors } from './service.js'
+import { batches, type Descriptors } from './service.js'
 
 const DIRECTORY = '/run/diskseqfs'
-/** Descriptors in one message; the kernel's limit is SCM_MAX_FD, 253. */
-const BATCH = 250
 /** How long a daemon is waited for that was asked, ms. It answers at once, unless it stands still. */
 const PATIENCE_MS = 5000
 
@@ -114,7 +112,7 @@ export class Succession {
 }
 
 function sendAll(native: Calls, fd: number, name: string, fds: readonly number[]): void {
-  for (let i = 0; i < fds.length; i += BATCH) native.sendDescriptors(fd, name, fds.slice(i, i + BATCH))
+  for (const batch of batches(fds)) native.sendDescriptors(fd, name, batch)
 }
 
 /** The side of the daemon that takes over. */

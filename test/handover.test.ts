@@ -13,7 +13,7 @@ import t, { type Test } from 'tap'
 import { native } from '../src/native.js'
 import { addCounts, blk } from './helpers/blk.js'
 import { twinGuard } from './helpers/guard.js'
-import { cleanup, descriptors, loopDisk, type ManagedTree, openDevices, sleep, startBlk, startGuarded, startManaged, type Twin, until } from './helpers/tree.js'
+import { cleanup, descriptors, diskseqOf, loopDisk, manyDisks, type ManagedTree, openDevices, sleep, startBlk, startGuarded, startManaged, type Twin, until } from './helpers/tree.js'
 
 /** KILLS=200 for the long form. */
 const KILLS = Number(process.env['KILLS'] ?? 20)
@@ -125,6 +125,34 @@ t.test('pins outlive the daemon', async (t) => {
 
 t.test('twin: if pins are not kept, they end with it', async (t) => {
   t.strictSame(await pinsAfterCrashes(t, 'no-vault+unseen'), [0, 0])
+})
+
+/** More than the descriptors that one message has room for (SCM_MAX_FD, 253). */
+const PINS = 300
+
+/** How many pins the next daemon has, where the guard was started anew while there were many. */
+async function pinsAfterNewGuard(t: Test, twin: Twin): Promise<'all' | number> {
+  const { file } = loopDisk(t)
+  const disks = await manyDisks(t, PINS, file)
+  const { tree, restart } = await startGuarded(t, 1, { twin })
+  const open = disks.map((disk) => openSync(join(tree.mountpoint, diskseqOf(disk)), 'r'))
+  cleanup(t, () => open.forEach((fd) => closeSync(fd)))
+  await restart()
+  const lost = () => tree.log().filter(({ msg }) => msg === 'the guard has ended').length
+  await until(() => lost() === 1)
+  await sleep(3000) // it is called once a second
+  tree.end('SIGKILL')
+  await until(() => tree.ready() === 2)
+  const pins = openDevices(tree.pid()).length
+  return pins === disks.length ? 'all' : pins
+}
+
+t.test('many pins outlive the guard, and then the daemon', async (t) => {
+  t.equal(await pinsAfterNewGuard(t, 'none+unseen'), 'all')
+})
+
+t.test('twin: in one message there is no room for them', async (t) => {
+  t.equal(await pinsAfterNewGuard(t, 'one-message+unseen'), 0)
 })
 
 t.test('a disk that goes while there is no daemon is let go of by the next one', async (t) => {

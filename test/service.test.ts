@@ -123,6 +123,25 @@ t.test('descriptors are put into its store by name, and taken out', async (t) =>
   ])
 })
 
+t.test('more descriptors than one message has room for', async (t) => {
+  const fake = socket()
+  const fds = Array.from({ length: 1000 }, (_, i) => i + 10)
+  ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x' })?.put('pins', fds)
+  const sent = fake.sent.map((text) => text.replace('FDSTORE=1\nFDNAME=pins\nFDPOLL=0 ', '').split(',').map(Number))
+  t.strictSame(sent.flat(), fds, 'each once, in order')
+  t.ok(sent.every((batch) => batch.length <= 253), 'SCM_MAX_FD')
+})
+
+t.test('a manager that has no room hears in the order in which it was told', async (t) => {
+  const fake = socket([-E.EAGAIN])
+  const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x' })
+  manager?.put('pins', [7])
+  manager?.remove(['pins'])
+  t.strictSame(fake.sent, [])
+  await until(() => fake.sent.length === 2)
+  t.strictSame(fake.sent, ['FDSTORE=1\nFDNAME=pins\nFDPOLL=0 7', 'FDSTOREREMOVE=1\nFDNAME=pins'])
+})
+
 t.test('what it has kept for us comes with its name', async (t) => {
   const listen = { NOTIFY_SOCKET: '@x', LISTEN_PID: String(process.pid), LISTEN_FDS: '3', LISTEN_FDNAMES: 'pins:fuse:pins' }
   const manager = ofThisProcess(t, socket(), listen)

@@ -33,6 +33,7 @@ type Mechanism =
   | 'none'
   | 'no-pins'
   | 'faults-of-all'
+  | 'one-message'
   | 'whole-disk-pins'
   | 'no-loop-check'
   | 'no-media-check'
@@ -273,6 +274,8 @@ const GUARD = join(ROOT, 'native/diskseqfs-guard')
 export interface GuardedTree {
   readonly tree: ManagedTree
   readonly guard: ChildProcess
+  /** Ends the guard, and starts another one in its place. */
+  restart(): Promise<void>
   /** What the guard has said. */
   log(): string
 }
@@ -292,12 +295,21 @@ export async function startGuarded(
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
   const socket = join(directory, 'guard')
-  const guard = spawn(program, ['-m', String(manager), ...args, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
   let said = ''
-  guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
-  cleanup(t, () => guard.kill('SIGKILL'))
-  await until(() => existsSync(socket))
-  return { tree: await startManaged(t, { args: ['--guard', socket], ...(twin && { twin }) }), guard, log: () => said }
+  const start = async () => {
+    rmSync(socket, { force: true })
+    const guard = spawn(program, ['-m', String(manager), ...args, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
+    guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
+    cleanup(t, () => guard.kill('SIGKILL'))
+    await until(() => existsSync(socket))
+    return guard
+  }
+  const guard = await start()
+  const restart = async () => {
+    guard.kill('SIGKILL')
+    await start()
+  }
+  return { tree: await startManaged(t, { args: ['--guard', socket], ...(twin && { twin }) }), guard, restart, log: () => said }
 }
 
 export interface TestDisk {

@@ -302,6 +302,14 @@ const twins = {
         /^\d+$/.test(text) ? text.length : native.sendDescriptors(socket, text, fds),
     },
   },
+  /** Descriptors are put into the store in one message, however many there are. */
+  'one-message': {
+    patch() {
+      ServiceManager.prototype.put = function (name, fds) {
+        this.send(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, fds)
+      }
+    },
+  },
   /** What an earlier daemon has read and not answered is lost. */
   'no-journal': {
     native: {
