@@ -1,5 +1,5 @@
 /** Mount points, mount options, and what is mounted where. */
-import { closeSync, existsSync, lstatSync, mkdirSync, readlinkSync, openSync, readFileSync, readSync, realpathSync, statSync, unlinkSync } from 'node:fs'
+import { chmodSync, closeSync, existsSync, lstatSync, mkdirSync, readlinkSync, openSync, readFileSync, readSync, realpathSync, statSync, unlinkSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
@@ -237,12 +237,13 @@ const LOCK_PATIENCE_MS = 1000
 const LOCK_RETRY_MS = 10
 
 /**
- * Of the directory beneath the mount, not of its path: that may be another one in
- * another mount namespace, with a daemon of its own.
+ * Of the directory beneath the mount, not of its path, which may be another one in
+ * another mount namespace; and of this namespace, as in another one that directory may
+ * have a daemon of its own, whose mount is not to be seen here.
  */
 function lockFile(path: string): string {
   const { dev, ino } = statSync(path, { bigint: true })
-  return join(LOCKS, `${dev}:${ino}.lock`)
+  return join(LOCKS, `${dev}:${ino}@${statSync('/proc/self/ns/mnt').ino}.lock`)
 }
 
 /**
@@ -285,7 +286,9 @@ export function unlockMountpoint(native: Pick<Native, 'unlock'>, fd: number): vo
 function makeDirectory(path: string): void {
   if (existsSync(path)) return
   if (dirname(path) !== path) makeDirectory(dirname(path))
-  mkdirSync(path, { mode: 0o755 })
+  mkdirSync(path)
+  // Others are to get in, whatever the umask of a service is.
+  chmodSync(path, 0o755)
 }
 
 /** Links in the kernel's own lookup, fs/namei.c: MAXSYMLINKS. */

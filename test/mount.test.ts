@@ -378,7 +378,7 @@ function privateDev(dir: string, more: readonly string[] = []): string {
 
 /** Shell commands on the lock of the mount point `tree`; it is removed when all this is over. */
 const lockedAs = (dir: string, commands: string) =>
-  `lock=/run/diskseqfs/$(stat -c %d:%i '${dir}/tree').lock; echo "$lock" >'${dir}/lock'; ${commands};`
+  `lock=/run/diskseqfs/$(stat -c %d:%i '${dir}/tree')@$(stat -Lc %i /proc/self/ns/mnt).lock; echo "$lock" >'${dir}/lock'; ${commands};`
 
 const faults: readonly (Omit<Refusal, 'script'> & {
   readonly name: string
@@ -440,7 +440,7 @@ const faults: readonly (Omit<Refusal, 'script'> & {
   {
     name: 'another one is starting there',
     before: (dir) => `mkdir '${dir}/tree'; ${lockedAs(dir, '(umask 077; mkdir -p "${lock%/*}"; : >"$lock")')} exec 9<>"$lock"; flock --nonblock 9\n`,
-    says: /tree: another diskseqfs is starting there; it has locked \/run\/diskseqfs\/\d+:\d+\.lock/,
+    says: /tree: another diskseqfs is starting there; it has locked \/run\/diskseqfs\/\d+:\d+@\d+\.lock/,
   },
   {
     name: 'its lock is anybody\'s',
@@ -585,6 +585,20 @@ t.test('daemons at one path, but not of one directory, do not know of each other
     { isolated: true },
   )
   t.strictSame({ code, stderr }, { code: 0, stderr: '' })
+  there.kill('SIGTERM')
+  await there.ended()
+})
+
+t.test('nor do daemons of one directory in two mount namespaces', async (t) => {
+  const dir = place(t)
+  const tree = join(dir, 'tree')
+  const there = await serve(tree)
+  const { code, stdout, stderr } = await shell(
+    `umount '${tree}'; ${mountCommand(tree)} && findmnt --noheadings --output FSTYPE '${tree}'; umount '${tree}'`,
+    { isolated: true },
+  )
+  t.strictSame({ code, stdout, stderr }, { code: 0, stdout: 'fuse.diskseqfs\n', stderr: '' }, 'each serves')
+  t.ok(readdirSync(tree).length >= 0, 'the first one still does')
   there.kill('SIGTERM')
   await there.ended()
 })

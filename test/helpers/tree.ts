@@ -84,7 +84,7 @@ type Mechanism =
 /** The lock of a mount point that nothing is mounted at. */
 export function lockOf(mountpoint: string): string {
   const found = statSync(mountpoint, { bigint: true, throwIfNoEntry: false })
-  return `/run/diskseqfs/${found?.dev}:${found?.ino}.lock`
+  return `/run/diskseqfs/${found?.dev}:${found?.ino}@${statSync('/proc/self/ns/mnt').ino}.lock`
 }
 
 /** Removes a mount point, and the lock that a daemon has left which was killed. */
