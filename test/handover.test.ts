@@ -3,8 +3,8 @@
  * answered, nobody gets an error or another disk. Here a small manager keeps the
  * descriptors; that systemd does the same is shown in the virtual machines.
  */
-import { spawn, spawnSync } from 'node:child_process'
-import { closeSync, existsSync, fstatSync, openSync, opendirSync, readFileSync, readlinkSync, statSync } from 'node:fs'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { closeSync, existsSync, fstatSync, openSync, opendirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs'
 import { setPriority } from 'node:os'
 import { join } from 'node:path'
 
@@ -20,6 +20,8 @@ const KILLS = Number(process.env['KILLS'] ?? 20)
 const ROUND_SECONDS = 10
 /** How long a daemon serves before the next kill. */
 const SERVES_MS = 250
+/** Negative, as Node.js has it for those it has no name for. */
+const ESTALE = -116
 
 interface Churned {
   right: number
@@ -188,6 +190,42 @@ t.test('what is open goes on', async (t) => {
   for (const each of [fd, opath]) closeSync(each)
   t.equal(statSync(path).isBlockDevice(), true)
   await until(() => tree.ready() === 2 && openDevices(tree.pid()).length === 0)
+})
+
+/** Disk and partition are reached without their names, by a bind mount and by an O_PATH descriptor, after a restart. */
+async function reachedAfter(t: Test, twin: Twin): Promise<(string | number)[]> {
+  const loop = loopDisk(t)
+  loop.addPartition(1, 64, 64)
+  const tree = await startManaged(t, { twin })
+  const ways: string[] = []
+  for (const name of [loop.diskseq(), `${loop.diskseq()}p1`]) {
+    const path = join(tree.mountpoint, name)
+    const opath = openSync(path, native.O_PATH)
+    cleanup(t, () => closeSync(opath))
+    const bind = `${loop.file}.${name}`
+    writeFileSync(bind, '')
+    execFileSync('mount', ['--bind', path, bind])
+    cleanup(t, () => execFileSync('umount', ['--lazy', bind]))
+    ways.push(`/proc/self/fd/${opath}`, bind)
+  }
+  tree.end('SIGKILL')
+  await until(() => tree.ready() === 2)
+  return ways.map((way) => {
+    try {
+      closeSync(openSync(way, 'r'))
+      return 'opened'
+    } catch (error) {
+      return (error as NodeJS.ErrnoException).errno ?? 0
+    }
+  })
+}
+
+t.test('a disk and a partition are reached without their names, nobody having looked these up again', async (t) => {
+  t.strictSame(await reachedAfter(t, 'none'), ['opened', 'opened', 'opened', 'opened'])
+})
+
+t.test('twin: if an earlier daemon\'s inodes are not known again, they are not', async (t) => {
+  t.strictSame(await reachedAfter(t, 'no-recall'), [ESTALE, ESTALE, ESTALE, ESTALE])
 })
 
 t.test('where the mount is gone, or another one is wanted, the next daemon mounts anew', async (t) => {

@@ -241,21 +241,36 @@ t.test('callers are looked at a few ms after the last answer, then ever more rar
   const { length } = state.looks
   t.ok(length >= 10 && length <= 32, `${length} looks in 0.8 s`)
   again(node, OPENAT)
-  await sleep(20)
-  t.ok(state.looks.length > length, 'and soon again after another answer')
+  const answer = performance.now()
+  await until(() => state.looks.length > length)
+  const next = (state.looks[length]?.at ?? 0) - answer
+  t.ok(next < 10 + SLACK_MS, `and again ${next.toFixed(1)} ms after another answer`)
 })
 
-t.test('who opens one disk again and again finds it open', async (t) => {
+/** Somebody opens a disk again and again; how often its pin ended meanwhile, and the longest time between two opens, ms. */
+async function againAndAgain(t: Test): Promise<{ ended: number; longest: number }> {
   const { state, answered, again } = fixture(t)
   const node = answered(OPENAT)
-  for (let i = 0; i < 100; i++) {
+  let longest = 0
+  for (let i = 0, last = performance.now(); i < 100; i++) {
     const until = performance.now() + 0.5
     while (performance.now() < until);
     await new Promise(setImmediate)
     again(node, OPENAT)
+    longest = Math.max(longest, performance.now() - last)
+    last = performance.now()
   }
-  t.strictSame(state.unpinned, [])
+  const ended = state.unpinned.length
   await until(() => state.unpinned.length > 0)
+  return { ended, longest }
+}
+
+t.test('who opens one disk again and again finds it open', async (t) => {
+  // Not where the processor was somebody else's for so long that nobody opened it.
+  let found = await againAndAgain(t)
+  for (let i = 0; i < 50 && found.longest > 1.5; i++) found = await againAndAgain(t)
+  if (found.longest > 1.5) t.comment(`never in less than ${found.longest.toFixed(1)} ms: the machine is busy`)
+  else t.equal(found.ended, 0)
 })
 
 t.test('attributes are taken back before anybody is looked at', async (t) => {

@@ -425,6 +425,8 @@ const KNOWN = ['openat', RING, 'newfstatat'].map((name) => `${syscalls[name]} 0x
 const intentsIn = (text: string) =>
   new Intents({ ...real, openFile: () => 5, readAgain: (_: number, into: Uint8Array) => Buffer.from(text).copy(into), close: () => 0 } as Native)
 
+const STACKS = ['', 'io_issue_sqe', '__io_issue_sqe', 'io_cqring_wait', 'fuse_do_getattr'].map((name) => name && `[<0>] ${name}+0x1/0x2\n`)
+
 /** What threads are seen doing, by callers in calls of each kind: in doubt they are in theirs still. */
 export const threadLooks: Surface = single('threads', (c) => {
   const text = c.oneIn(4) ? Buffer.from(c.pick([...KNOWN, 'running\n', ''])) : make.syscallLine(c)
@@ -432,7 +434,7 @@ export const threadLooks: Surface = single('threads', (c) => {
 }, (bytes) => {
   const [how = 0] = bytes
   const text = bytes.toString('latin1', 1)
-  const stack = ['', '[<0>] io_issue_sqe+0x1/0x2\n', '[<0>] __io_issue_sqe+0x1/0x2\n', '[<0>] io_cqring_wait+0x1/0x2\n'][how & 3] as string
+  const stack = STACKS[how % STACKS.length] as string
   const state = ['S', 'D', 'R', ''][(how >> 2) & 3] as string
   const startCode = [0, 0x1000, -1, 2 ** 47][(how >> 4) & 3] as number
   const userUs = [-1, 0, 5, 1e15][(how >> 6) & 3] as number
@@ -449,7 +451,9 @@ export const threadLooks: Surface = single('threads', (c) => {
     else if (OUTSIDE.test(text)) expected = false
     else if (!LINE.test(text)) expected = true
     else if (ring) expected = stack === '' || /_issue_/.test(stack)
-    else if (own === undefined) expected = number === call.number || opening
+    // Asleep in an open(2) before the device is open, it is in a request of ours.
+    else if (own === undefined && opening) expected = state !== 'S' || stack === '' || /fuse/.test(stack)
+    else if (own === undefined) expected = number === call.number
     else expected = text === own || (opening && state === 'D')
     const may = intents.mayStillBeIn(call, seen)
     must(may === expected, `${JSON.stringify(seen)}: ${expected ? 'perhaps still in' : 'out of'} call ${call.number}`)

@@ -192,6 +192,8 @@ export class World {
   /** The kernel's books. */
   private readonly counts = new Map<bigint, bigint>()
   private readonly waiting = new Map<bigint, Waiting[]>()
+  /** Numbers that requests have in memory that was tampered with. */
+  private readonly doubtful = new Set<bigint>()
 
   constructor(private readonly options: WorldOptions = {}) {
     const { from } = options
@@ -212,6 +214,7 @@ export class World {
     const sysfs = (this.sysfs = new Sysfs(native))
     const registry = (this.registry = new Registry(sysfs, log))
     this.state = new SharedState(this.memory)
+    if (from?.damaged) this.doubt(this.state)
     this.vault = new Vault(native, this.state, () => {}, log)
     const devnodes = new DeviceNodes(native, this.open({ kind: 'other' }))
     const opener = (this.opener = new (options.opener ?? PinOpener)(native, devnodes.directory, this.vault))
@@ -299,6 +302,16 @@ export class World {
     else others.push(waiting)
   }
 
+  /** Notes the numbers of the requests that are in the memory. */
+  private doubt(state: SharedState): void {
+    const { unanswered } = SharedState.prototype
+    state.unanswered = () => {
+      const found = unanswered.call(state)
+      for (const { message } of found) this.doubtful.add(message.header().unique)
+      return found
+    }
+  }
+
   private forget(id: bigint, count: bigint): void {
     const left = (this.counts.get(id) ?? 0n) - count
     if (left > 0n) this.counts.set(id, left)
@@ -323,7 +336,8 @@ export class World {
       this.writeErrno = 0
       return -errno
     }
-    if (error === 0) this.check(waiting, bytes.subarray(OUT_HEADER_SIZE), bytes)
+    // A request in memory that has been tampered with may have the number of another one.
+    if (error === 0 && !this.doubtful.has(unique)) this.check(waiting, bytes.subarray(OUT_HEADER_SIZE), bytes)
     return bytes.length
   }
 

@@ -34,6 +34,7 @@ type Mechanism =
   | 'no-pins'
   | 'faults-of-all'
   | 'one-message'
+  | 'no-recall'
   | 'whole-disk-pins'
   | 'no-loop-check'
   | 'no-media-check'

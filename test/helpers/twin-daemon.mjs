@@ -310,6 +310,8 @@ const twins = {
       }
     },
   },
+  /** Of the inodes that an earlier daemon gave the kernel nothing is known. */
+  'no-recall': { patch: () => void (NodeTable.prototype.recall = () => undefined) },
   /** What an earlier daemon has read and not answered is lost. */
   'no-journal': {
     native: {
