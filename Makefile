@@ -188,12 +188,18 @@ install:
 		sed 's|@BINDIR@|$(BINDIR)|g; s|@LIBDIR@|$(LIBDIR)|g' systemd/$$unit >"$(DESTDIR)$(UNITDIR)/$$unit"; \
 	done
 
+# A service that runs is stopped first: it takes its tree away, and gives the names back.
 uninstall:
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || \
+		[ "$$(systemctl show -P FragmentPath diskseqfs.service)" != "$(UNITDIR)/diskseqfs.service" ] || \
+		{ systemctl disable --quiet --now diskseqfs.service; systemctl stop diskseqfs-guard.service; }
 	rm -rf "$(DESTDIR)$(LIBDIR)"
 	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs" \
 		"$(DESTDIR)$(UDEVDIR)/diskseqfs-link" \
 		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" "$(DESTDIR)$(UNITDIR)/diskseqfs-guard.service" \
 		$(patsubst udev/%,"$(DESTDIR)$(UDEVDIR)/rules.d/%",$(wildcard udev/*.rules))
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/udev ] || udevadm control --reload
 
 # Rules-Requires-Root: no, so that dpkg-buildpackage's fakeroot is not needed.
 deb: build

@@ -131,6 +131,11 @@ export class Message {
     }
   }
 
+  /** Of the header alone, as each request is asked for it. */
+  get uid(): number {
+    return this.view.getUint32(24, true)
+  }
+
   /** Bytes behind the header. */
   get bodySize(): number {
     return this.length - IN_HEADER_SIZE

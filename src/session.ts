@@ -329,9 +329,9 @@ export class FuseSession implements Transport, Inodes {
 
   /** Has a request wait for its turn, unless it is root's, or one that takes no answer. */
   private mayWait(message: Message): boolean {
-    if (message.length < IN_HEADER_SIZE || this.queued >= WAITING_MAX) return false
+    if (message.length < IN_HEADER_SIZE || message.uid === 0 || this.queued >= WAITING_MAX) return false
     const { uid, opcode, unique } = message.header()
-    if (uid === 0 || UNANSWERED.has(opcode)) return false
+    if (UNANSWERED.has(opcode)) return false
     const slot = this.state.keep(message.bytes.subarray(0, message.length))
     if (slot < 0) return false
     const queue = opcode === Opcode.LOOKUP ? this.lookups : this.waiting

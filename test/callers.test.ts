@@ -234,7 +234,15 @@ async function renumbered(t: Test, tree: RunningTree, keep: (path: string) => Pr
   const path = join(tree.mountpoint, `${disk.diskseq()}p1`)
   const before = statSync(node).rdev
   await keep(path)
-  disk.deletePartition(1)
+  // Its pin ends some ms after it has been reached.
+  await until(() => {
+    try {
+      disk.deletePartition(1)
+      return true
+    } catch {
+      return false
+    }
+  })
   // The kernel frees the number a moment later.
   const taken: number[] = []
   await until(() => {

@@ -15,6 +15,7 @@
 //
 // One rule for all of them: a name may lead to a disk that is gone (ENOENT), or
 // for a moment to nothing, but not to a number that another disk may take.
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -32,6 +33,8 @@
 #include <unistd.h>
 
 #define TREE "/dev/disk/by-diskseq"
+#define MAPPER "/dev/mapper"
+#define BLOCK "/sys/class/block"
 // Of the instances of this program that run at the same time.
 #define LOCK "/run/diskseqfs.lock"
 #define LOCK_SECONDS 3
@@ -67,10 +70,10 @@ static int fail(const char *what, const char *path) {
   return 1;
 }
 
-// Reads /sys/class/block/KERNEL/ATTRIBUTE without its newline.
+// Reads BLOCK/KERNEL/ATTRIBUTE without its newline.
 static bool attribute(const char *kernel, const char *name, char *into, size_t size) {
   char path[512];
-  snprintf(path, sizeof path, "/sys/class/block/%s/%s", kernel, name);
+  snprintf(path, sizeof path, BLOCK "/%s/%s", kernel, name);
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return false;
   ssize_t length = read(fd, into, size - 1);
@@ -226,7 +229,8 @@ static bool ours(const char *link, char *path, size_t size) {
   char volume[PATH_SIZE];
   snprintf(volume, sizeof volume, "%s/%s", environment("DM_VG_NAME"), environment("DM_LV_NAME"));
   if (strncmp(link, "mapper/", 7) != 0 && (volume[0] == '/' || strcmp(link, volume) != 0)) return false;
-  if (strchr(link, '/') != strrchr(link, '/') || strstr(link, "..")) return false;
+  const char *slash = strchr(link, '/');
+  if (slash != strrchr(link, '/') || strcmp(slash, "/.") == 0 || strcmp(slash, "/..") == 0) return false;
   return snprintf(path, size, "/dev/%s", link) < (int)size;
 }
 
@@ -237,12 +241,23 @@ static bool has_word(const char *words, const char *word) {
   return false;
 }
 
+// Whether this is what udev makes of a name in sysfs: it takes blanks from its end, and
+// writes _ for what it does not like in a property.
+static bool is_written(const char *property, const char *name) {
+  size_t length = strlen(name);
+  while (length > 0 && isspace((unsigned char)name[length - 1])) length--;
+  if (strlen(property) != length) return false;
+  for (size_t i = 0; i < length; i++)
+    if (property[i] != name[i] && (property[i] != '_' || isalnum((unsigned char)name[i]))) return false;
+  return true;
+}
+
 // Whether the event is about the device as it is now.  A late one may find its
 // device gone, and another one with its number; the name that the rules read
 // from sysfs is the other's then.
 static bool current(const struct device *device) {
   return device->diskseq != 0 && device->diskseq == strtoull(environment("DISKSEQ"), NULL, 10) &&
-         strcmp(device->name, environment("DM_NAME")) == 0;
+         is_written(environment("DM_NAME"), device->name);
 }
 
 // Whether the root file system is on it.  In use for as long as the system runs,
@@ -360,46 +375,15 @@ static int removed(void) {
   return result;
 }
 
-// Finds the device of that diskseq, NULL if there is none; false where that
-// cannot be found out.  They are looked up once for all links.
-static bool find(unsigned long long diskseq, const char **kernel) {
-  static struct known {
-    unsigned long long diskseq;
-    char kernel[32];
-  } *known;
-  static size_t count;
-  *kernel = NULL;
-  for (int looks = 0;; looks++) {
-    for (size_t i = 0; i < count; i++)
-      if (known[i].diskseq == diskseq) *kernel = known[i].kernel;
-    if (*kernel || looks) return true;
-    DIR *block = opendir("/sys/class/block");
-    if (!block) return false;
-    count = 0;
-    for (struct dirent *entry; (entry = readdir(block));) {
-      if (!kernel_name(entry->d_name) || strlen(entry->d_name) >= sizeof known->kernel) continue;
-      struct known *more = realloc(known, (count + 1) * sizeof *known);
-      if (!more) return false;
-      known = more;
-      known[count].diskseq = diskseq_of(entry->d_name);
-      strcpy(known[count++].kernel, entry->d_name);
-    }
-    closedir(block);
-  }
-}
-
 // What is found out without the lock is looked at again with it: nobody is to
 // wait for more than one link.  Where there is no lock it goes on all the same:
 // without the tree, no name can be better than udev's own.
-static int restore(const char *link) {
-  unsigned long long diskseq = linked_diskseq(link);
-  if (diskseq == 0) return 0;
-  const char *kernel;
+static int restore(const char *link, const char *kernel, unsigned long long diskseq) {
   int result = 0;
-  if (!find(diskseq, &kernel)) return fail("cannot read", "/sys/class/block");
+  if (linked_diskseq(link) != diskseq) return 0;
   lock();
   if (linked_diskseq(link) == diskseq) {
-    if (kernel && diskseq_of(kernel) == diskseq) result = point_at_node(link, kernel);
+    if (diskseq_of(kernel) == diskseq) result = point_at_node(link, kernel);
     else result = take_away(link);
   }
   unlock();
@@ -413,26 +397,75 @@ static void sweep(const char *path) {
   unlock();
 }
 
+// Calls `use` for the links in a directory.
+static int each_link(const char *path, int (*use)(const char *link)) {
+  int result = 0;
+  DIR *directory = opendir(path);
+  if (!directory) return 0;
+  for (struct dirent *entry; (entry = readdir(directory));) {
+    char link[PATH_SIZE];
+    if (entry->d_type != DT_LNK) continue;
+    snprintf(link, sizeof link, "%s/%s", path, entry->d_name);
+    if (strncmp(entry->d_name, TEMPORARY, strlen(TEMPORARY)) == 0) sweep(link);
+    else if (use) result |= use(link);
+  }
+  closedir(directory);
+  return result;
+}
+
+// The links that are ours are those that the last event has claimed, which is
+// what udev remembers of it (DISKSEQFS_LINKS).  Whatever else leads into the tree
+// somebody else has made, and it is his.
+static int restore_all_of(const char *kernel) {
+  static const char property[] = "E:DISKSEQFS_LINKS=";
+  char number[32], path[64], line[4 * PATH_SIZE + sizeof property], directory[PATH_SIZE];
+  unsigned long long diskseq = diskseq_of(kernel);
+  int result = 0;
+  if (diskseq == 0 || !attribute(kernel, "dev", number, sizeof number)) return 0;
+  snprintf(path, sizeof path, "/run/udev/data/b%s", number);
+  FILE *remembered = fopen(path, "re");
+  while (remembered && fgets(line, sizeof line, remembered)) {
+    if (strncmp(line, property, sizeof property - 1) != 0) continue;
+    line[strcspn(line, "\n")] = 0;
+    char *rest = line + sizeof property - 1;
+    for (char *link; (link = strsep(&rest, " "));) {
+      if (link[0] != '/') continue;
+      result |= restore(link, kernel, diskseq);
+      snprintf(directory, sizeof directory, "%s", link);
+      *strrchr(directory, '/') = 0;
+      if (strcmp(directory, MAPPER) != 0) each_link(directory, NULL);
+    }
+  }
+  if (remembered) fclose(remembered);
+  return result;
+}
+
+static bool has_device(unsigned long long diskseq) {
+  DIR *block = opendir(BLOCK);
+  bool found = block == NULL; // it cannot be found out
+  for (struct dirent *entry; block && !found && (entry = readdir(block));)
+    found = diskseq_of(entry->d_name) == diskseq;
+  if (block) closedir(block);
+  return found;
+}
+
+// A name whose device is gone, and whose last event did not come to its end.
+static int take_away_dangling(const char *link) {
+  unsigned long long diskseq = linked_diskseq(link);
+  if (diskseq == 0 || has_device(diskseq) || !lock()) return 0;
+  int result = linked_diskseq(link) == diskseq ? take_away(link) : 0;
+  unlock();
+  return result;
+}
+
 static int stock(void) {
   int result = 0;
-  DIR *dev = opendir("/dev");
-  if (!dev) return fail("cannot read", "/dev");
-  for (struct dirent *entry; (entry = readdir(dev));) {
-    char path[PATH_SIZE];
-    if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
-    snprintf(path, sizeof path, "/dev/%s", entry->d_name);
-    DIR *directory = opendir(path);
-    if (!directory) continue;
-    for (struct dirent *link; (link = readdir(directory));) {
-      if (link->d_type != DT_LNK) continue;
-      snprintf(path, sizeof path, "/dev/%s/%s", entry->d_name, link->d_name);
-      if (strncmp(link->d_name, TEMPORARY, strlen(TEMPORARY)) == 0) sweep(path);
-      else result |= restore(path);
-    }
-    closedir(directory);
-  }
-  closedir(dev);
-  return result;
+  DIR *block = opendir(BLOCK);
+  if (!block) return fail("cannot read", BLOCK);
+  for (struct dirent *entry; (entry = readdir(block));)
+    if (kernel_name(entry->d_name)) result |= restore_all_of(entry->d_name);
+  closedir(block);
+  return result | each_link(MAPPER, take_away_dangling);
 }
 
 int main(int count, char **arguments) {

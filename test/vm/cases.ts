@@ -9,6 +9,7 @@ import { hotplug } from './cases/hotplug.js'
 import { libvirt } from './cases/libvirt.js'
 import { locks } from './cases/locks.js'
 import { lvm } from './cases/lvm.js'
+import { names } from './cases/names.js'
 import { mapperRace } from './cases/race.js'
 import { removable } from './cases/removable.js'
 import { restart } from './cases/restart.js'
@@ -17,6 +18,7 @@ import { tools } from './cases/tools.js'
 
 export const cases: readonly Case[] = [
   dmsetup,
+  names,
   cryptsetup,
   lvm,
   tools,

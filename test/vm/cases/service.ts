@@ -23,6 +23,14 @@ async function stockLinks(t: Test, vm: Vm, when: string): Promise<void> {
 export const UDEV_WARNINGS =
   "journalctl -b -q --no-pager -p warning -u systemd-udevd -o cat | grep -v '^PV\\|^VG\\|/sys/module/' || true"
 
+/** Links into the tree that no event made, and one whose device is gone. */
+const MINE = `
+  mkdir /dev/mine
+  ln -s "$(readlink /dev/mapper/vm-home)" /dev/mine/home
+  ln -s /dev/disk/by-diskseq/4000000000 /dev/mine/none
+  ln -s /dev/disk/by-diskseq/4000000000 /dev/mapper/gone
+  readlink /dev/mine/*`
+
 export const service: Case = {
   name: 'service: stop, start, links switched off',
   async run(t, vm) {
@@ -32,8 +40,12 @@ export const service: Case = {
     note(t, exposure.replace(/^\S+\s|\S+\s*$/g, '').trim())
 
     // What is open through the tree, mounted or swapped on, stays so.
+    const mine = await vm.run(MINE)
     await vm.run('systemctl stop diskseqfs')
     await stockLinks(t, vm, 'stopped')
+    t.equal(await vm.run('readlink /dev/mine/*'), mine, 'links that somebody else made are left alone')
+    await vm.run('rm -r /dev/mine')
+    t.equal(await vm.run('readlink /dev/mapper/gone || true'), '', 'but not the name of a device that is gone')
     t.equal(await vm.run('findmnt -n /dev/disk/by-diskseq || echo no mount'), 'no mount\n')
     await vm.run('udevadm settle')
     t.match(
@@ -50,6 +62,9 @@ export const service: Case = {
 
     await vm.run('ln -s /dev/null /etc/udev/rules.d/61-diskseqfs.rules; systemctl stop diskseqfs; systemctl start diskseqfs; udevadm settle')
     await stockLinks(t, vm, 'switched off')
+    await vm.run('udevadm trigger --settle /dev/vda')
+    t.match(await vm.run('udevadm info -q property /dev/vda'), /^DISKSEQ=1$/m, "systemd's property is left alone")
+    t.equal(await vm.run("systemctl is-active 'dev-disk-by\\x2ddiskseq-1.device'"), 'active\n', 'and its unit')
     await vm.run('rm /etc/udev/rules.d/61-diskseqfs.rules; udevadm control --reload; systemctl stop diskseqfs; systemctl start diskseqfs')
     await inTree(t, vm, 'switched on')
 

@@ -1,0 +1,70 @@
+/** Names that udev does not take as they are: they get the links that they get on a stock system, and these lead into the tree. */
+import type { Test } from 'tap'
+
+import type { Case } from '../case.js'
+import type { Vm } from '../vm.js'
+
+/** As the shell has them. */
+const NAMES = ["'a~b'", "'x;y'", "'w '", "'p..q'", "'a b'", "'c(d)'", '"e\'f"', "'g@h'", "'...'"]
+
+/** A device of each name; calls of dmsetup that complain of what udev made of it are fine. */
+const each = (script: string) => NAMES.map((name) => script.replaceAll('NAME', name)).join('\n')
+const CREATE = `${each("dmsetup create --manglename none NAME --table '0 2048 zero' 2>/dev/null")}\nudevadm settle`
+const REMOVE = `${each('dmsetup remove --retry --manglename none NAME 2>/dev/null')}\nudevadm settle`
+
+interface Entry {
+  readonly name: string
+  /** `s` for a symlink, or `b` for what libdm makes where udev made nothing. */
+  readonly type: string
+  /** Where the link leads. */
+  readonly target: string
+  /** The diskseq of the device that is reached. */
+  readonly diskseq: string
+}
+
+/** What is in /dev/mapper that was not there before. */
+async function made(vm: Vm): Promise<Entry[]> {
+  const list = `
+    cd /dev/mapper
+    for entry in * .[!.]* ...; do
+      [ -L "$entry" ] || [ -e "$entry" ] || continue
+      type=$(stat -c %F "$entry")
+      number=$((0x$(stat -Lc %t "$entry"))):$((0x$(stat -Lc %T "$entry")))
+      printf '%s\\t%s\\t%s\\t%s\\n' "$entry" "\${type:0:1}" "$(readlink "$entry")" "$(cat /sys/dev/block/$number/diskseq)"
+    done 2>/dev/null | sort -u`
+  const before = new Set((await vm.run(list)).trimEnd().split('\n'))
+  try {
+    await vm.run(CREATE)
+    return (await vm.run(list))
+      .trimEnd()
+      .split('\n')
+      .filter((line) => !before.has(line))
+      .map((line) => {
+        const [name = '', type = '', target = '', diskseq = ''] = line.split('\t')
+        return { name, type, target, diskseq }
+      })
+  } finally {
+    await vm.run(REMOVE)
+  }
+}
+
+const kinds = (entries: readonly Entry[]) => entries.map(({ name, type }) => `${type} ${name}`)
+
+export const names: Case = {
+  name: 'names that udev rewrites',
+  before: made,
+  async run(t: Test, vm: Vm, before) {
+    const stock = kinds(before as Entry[])
+    const found = await made(vm)
+    t.ok(stock.length >= NAMES.length, stock.join(', '))
+    t.strictSame(kinds(found), stock, 'the same names as on a stock system')
+    const links = found.filter(({ type }) => type === 's')
+    t.ok(links.length >= 2, `${links.length} of them are links`)
+    t.strictSame(
+      links.map(({ target }) => target),
+      links.map(({ diskseq }) => `/dev/disk/by-diskseq/${diskseq}`),
+      'which lead into the tree, each to its own device',
+    )
+    t.strictSame(kinds(await made(vm)), stock, 'and once more')
+  },
+}
