@@ -11,7 +11,7 @@ if (endianness() !== 'LE') {
 
 /** FUSE_KERNEL_VERSION; the protocol has had no other since 2.6.14. */
 export const FUSE_MAJOR = 7
-/** The protocol revision whose structs are written out below. */
+/** The protocol revision whose structs are written out below (but for NOTIFY_PRUNE, which newer kernels have). */
 export const FUSE_MINOR = 38
 /** Oldest revision with all of them: 7.23 gave fuse_init_out its size. */
 export const FUSE_MINOR_MIN = 23

@@ -58,21 +58,21 @@ function program(): Command {
     .addOption(
       new Option(
         '-o <options>',
-        'mount options, comma-separated: those below as name=value (linger, hold, open_timeout, log_level,\n' +
-          'log_format); context=, fscontext=, defcontext=, rootcontext= (SELinux); ro, noatime, relatime and the like',
+        'mount options, comma-separated: those below as name=value (linger, hold, open_timeout, transport,\n' +
+          'log_level, log_format); context=, fscontext=, defcontext=, rootcontext= (SELinux); ro, noatime, relatime and the like',
       )
         .argParser((text, before: string[]) => [...before, text])
         .default([], 'none'),
     )
     .option(
       '--linger <ms>',
-      'how long a disk is kept from being replaced after a program let go of its path',
+      'how long a disk is kept from being replaced after the kernel let go of its name, for a program that cannot be seen',
       wholeNumber(LINGER_MAX_MS),
       5,
     )
     .option(
       '--hold <seconds>',
-      'after how long without a request a disk in use is left to its user',
+      'for how long at most a disk is held for a program that cannot be seen',
       wholeNumber(HOLD_MAX_S),
       30,
     )

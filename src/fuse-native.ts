@@ -7,8 +7,8 @@
  *   a disk opens it;
  * - a pin is held for a time after the last request, see {@link HOLD_MS};
  * - no successor can take the mount over;
- * - no xattrs (a value larger than the caller's buffer would be read beyond its
- *   end) and no times (it hands on one of the two) can be asked for or set, and
+ * - no xattrs can be asked for or set (a value larger than the caller's buffer would be
+ *   read beyond its end), no times be set (it hands on one of the two), and
  *   the kernel does not know ACLs: a node that has one is its owner's alone.
  */
 import { createRequire } from 'node:module'

@@ -20,9 +20,10 @@ export type OpenDeviceCallback = (
 ) => void
 
 /**
- * Of /proc/TID: its `syscall` and `stack` files, the state and the start code in its
- * `stat` file (0 in the middle of an execve), the time spent outside of the kernel, us,
- * of one that runs (-1: not known), and its page faults.
+ * Of a thread: its `syscall` and `stack` files in /proc/TID; of its own `stat` file
+ * (/proc/TID/task/TID) the state and the start code (0 in the middle of an execve); the
+ * time it has spent outside of the kernel, us, if it runs (-1: not known); and of `stat`
+ * its page faults. (/proc/TID/stat would have those of the whole process.)
  */
 export type SeenThread = readonly [syscall: string, stack: string, state: string, startCode: number, userUs: number, faults: number]
 

@@ -7,8 +7,8 @@
  *   that the kernel was told. So before callers are looked at, these are taken
  *   back (FUSE_NOTIFY_INVAL_INODE).
  * - A caller that cannot be seen is done when the kernel has forgotten the inode, and
- *   some ms later where it may open by number; or after `hold`. For these alone the
- *   kernel is made to forget.
+ *   some ms later where it may open by number; or after `hold`. For these, and for one
+ *   that runs on and on after a close, the kernel is made to forget.
  *
  * So nobody keeps a pin by having the inode: an O_PATH descriptor, a bind mount, an
  * inotify watch.

@@ -5,7 +5,7 @@
  * when the other says that it is ready does it stop, and end. So callers wait for
  * a few milliseconds, and if the new daemon fails, nothing has happened.
  *
- * Messages: a name with descriptors, many times; from the new daemon "take"; then
+ * Messages: a name with descriptors, many times, then "end"; from the new daemon "take"; then
  * perhaps more descriptors; "taken" when no request is read any more.
  */
 import { mkdirSync, rmSync } from 'node:fs'

@@ -31,7 +31,7 @@ const PERMISSIONS = 0o7777
 /** The kernel must ask again. */
 const STALE: Validity = { seconds: 0, nanoseconds: 0 }
 /**
- * Until the next jiffy at the latest: so the open(2) that a LOOKUP was part of
+ * For two jiffies at the most: so the open(2) that a LOOKUP was part of
  * need not ask a second time. Only on answers that a pin stands behind.
  */
 const ONE_JIFFY: Validity = { seconds: 0, nanoseconds: 1 }

@@ -11,7 +11,7 @@
 //   settle          after udev has made its links: make ours; take those away, or
 //                   give those back to udev, that are ours no longer.
 //   removed         the device goes: take its links away.
-//   stock           give every link back to udev: the daemon has stopped.
+//   stock           give every link of ours back to udev: the daemon has stopped.
 //
 // One rule for all of them: a name may lead to a disk that is gone (ENOENT), or
 // for a moment to nothing, but not to a number that another disk may take.
@@ -157,8 +157,9 @@ static void wake(int number) { (void)number; }
 // can have the kernel keep a directory locked, and with it the instance that is
 // to change the directory.  So waiting has an end: nobody else's events are to
 // wait for that one's.  Without the lock a link may come out as it was a moment
-// before, so then none is led to a bare number (see settle()): the worst is a name
-// that leads to a disk that is gone, or to nothing, until its next event.
+// before, so then none is led to a bare number (see settle(); not so where there is no
+// tree any more, see restore()): the worst is a name that leads to a disk that is gone,
+// or to nothing, until its next event.
 //
 // -> whether it is held, until unlock() or the end of the process
 static bool lock(void) {
