@@ -66,7 +66,7 @@ function program(): Command {
     )
     .option(
       '--linger <ms>',
-      'how long a disk is kept from being replaced after the kernel let go of its name, for a program that cannot be seen',
+      'how long a disk is held after the kernel let go of its name, for a program that cannot be seen',
       wholeNumber(LINGER_MAX_MS),
       5,
     )

@@ -424,6 +424,7 @@ export class PinLifetime {
 
   private startHold(node: Node): void {
     node.unseenTicks = 0
+    if (this.closed) return // an open that came to its end after that
     this.tick ??= setInterval(() => this.hold(), TICK_MS)
   }
 

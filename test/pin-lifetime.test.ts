@@ -853,3 +853,12 @@ t.test('a process that has closed it can exit', SLOW, async (t) => {
   await promisify(execFile)(process.execPath, ['--input-type=module', '-e', script], { timeout: 20_000 })
   t.ok(performance.now() - start < 10_000)
 })
+
+t.test('an open that ends when all is over begins nothing', async (t) => {
+  const timers = () => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
+  const { lifetime, answered } = fixture(t)
+  const before = timers()
+  lifetime.close()
+  for (const call of [OPENAT, MOUNT, UNSEEN]) answered(call)
+  t.equal(timers(), before, 'no timer that would keep the process')
+})
