@@ -58,6 +58,7 @@ constexpr int kFlags = 9;
 constexpr int kMinorFaults = 10;
 constexpr int kMajorFaults = 12;
 constexpr int kStartCode = 26;
+constexpr int kStartStack = 28;
 constexpr long kKernelThread = 0x00200000;  // PF_KTHREAD: has no memory, and executes nothing
 
 }  // namespace
@@ -146,6 +147,14 @@ class Taskstats {
 
 namespace {
 
+// Where a thread's code begins, or its stack: a program may be made so that the first is 0.
+// 0 for one that has no memory (any more), or whose new one has not got that far: in the
+// middle of an execve(2), and at its end.
+double MemoryOf(const std::string& stat) {
+  double code = StatField(stat, kStartCode);
+  return code == 0 ? StatField(stat, kStartStack) : code;
+}
+
 struct Seen {
   bool gone = false;
   std::string stat, syscall, stack;
@@ -158,10 +167,10 @@ std::string StateOf(const std::string& stat) {
   return at == std::string::npos || at + 2 >= stat.size() ? "" : stat.substr(at + 2, 1);
 }
 
-// lookAtThreads([tid, stack wanted, ...], callback([[syscall, stack, state, start code, us, faults] | undefined, ...])):
+// lookAtThreads([tid, stack wanted, ...], callback([[syscall, stack, state, memory, us, faults] | undefined, ...])):
 // undefined for a thread that is gone.  `syscall` is empty where it cannot be
 // read, and is not even tried in the middle of an execve(2), when the thread's
-// new memory has no code yet (start code 0): that is when it could block.
+// new memory has no code and no stack yet (memory 0): that is when it could block.
 Napi::Value LookAtThreads(const Napi::CallbackInfo& info) {
   auto list = info[0].As<Napi::Array>();
   std::vector<std::pair<int, bool>> threads;
@@ -178,7 +187,7 @@ Napi::Value LookAtThreads(const Napi::CallbackInfo& info) {
       // Not where a descriptor is missing, or memory: nothing is known then.
       seen.gone = seen.stat.empty() && (errno == ENOENT || errno == ESRCH);
       bool kernel = static_cast<long>(StatField(seen.stat, kFlags)) & kKernelThread;
-      if (seen.stat.empty() || (!kernel && StatField(seen.stat, kStartCode) == 0)) continue;
+      if (seen.stat.empty() || (!kernel && MemoryOf(seen.stat) == 0)) continue;
       // Before the call is read: what it was busy with until then.
       seen.syscall = ReadOf(tid, "syscall");
       if (stack) seen.stack = ReadOf(tid, "stack");
@@ -194,7 +203,7 @@ Napi::Value LookAtThreads(const Napi::CallbackInfo& info) {
         one.Set(0u, Napi::String::New(env, seen.syscall));
         one.Set(1u, Napi::String::New(env, seen.stack));
         one.Set(2u, Napi::String::New(env, StateOf(seen.stat)));
-        one.Set(3u, Napi::Number::New(env, StatField(seen.stat, kStartCode)));
+        one.Set(3u, Napi::Number::New(env, MemoryOf(seen.stat)));
         one.Set(4u, Napi::Number::New(env, seen.user_us));
         one.Set(5u, Napi::Number::New(env, StatField(seen.stat, kMinorFaults) + StatField(seen.stat, kMajorFaults)));
         result.Set(i, one);

@@ -174,6 +174,9 @@ const OPENING: Readonly<Record<string, readonly [pointer: number, flags: number]
   open_by_handle_at: [1, 2],
 }
 
+/** In place of what tells the call of a worker of io_uring from others: it has none. */
+const WORKER_PRINT = 1
+
 /** Registers shown of a call: six arguments, stack pointer, program counter. */
 const REGISTERS = 8
 /** Of a thread that is in no call: the last two. */
@@ -229,6 +232,10 @@ class SyscallLine {
   /** Whether a register is less than 2^32. */
   fits(register: number): boolean {
     return this.high[register] === 0
+  }
+
+  isZero(register: number): boolean {
+    return this.low[register] === 0 && this.high[register] === 0
   }
 
   /** One number of all that is in the line: the same call, and nothing else, has the same. Never 0. */
@@ -299,8 +306,11 @@ type Syscalls = Pick<Native, 'readFile' | 'openFile' | 'readAgain' | 'close' | '
 /** Threads whose file in /proc is kept open. */
 const FILES_MAX = 64
 
-/** How the kernel was entered: by an instruction that makes 64-bit calls only (x86-64, arm64). */
-const ENTERED_BY_64_BITS = /\b(?:entry_SYSCALL_64|el0t_64_sync)/
+/**
+ * How the kernel was entered: by an instruction that makes 64-bit calls only (x86-64,
+ * arm64), or what handles no others (x86-64 with FRED, which has one entry for all).
+ */
+const ENTERED_BY_64_BITS = /\b(?:entry_SYSCALL_64|do_syscall_64|el0t_64_sync)/
 /** fs/namei.c: up to the last component, whose directory is locked after this. */
 const IN_PATH_WALK = /\blink_path_walk\b/
 /** A request of a FUSE filesystem is. */
@@ -359,7 +369,10 @@ export class Intents {
 
   private parse(tid: number, bytes: Uint8Array, length: number): Call {
     const line = this.line
-    if (!line.read(bytes, length) || line.registers !== REGISTERS) return UNSEEN
+    if (!line.read(bytes, length)) return UNSEEN
+    // No program's thread: a worker of io_uring, with what else its maker had in its registers.
+    if (line.isZero(line.registers - 1)) return { ...UNSEEN, number: this.ioUringEnter, print: WORKER_PRINT }
+    if (line.registers !== REGISTERS) return UNSEEN
     const { number } = line
     const print = line.print()
     const opening = this.opening.get(number)
@@ -470,16 +483,16 @@ export class Intents {
    */
   mayStillBeIn(call: Call, seen: SeenThread | undefined): boolean {
     if (seen === undefined) return false
-    const [syscall, stack, state, startCode] = seen
+    const [syscall, stack, state, memory] = seen
     // An execve(2) that has got so far, or an exit: all other threads of the process have ended.
-    if (syscall === '') return startCode !== 0
+    if (syscall === '') return memory !== 0
     const ring = this.isIoUring(call)
     const bytes = Buffer.from(syscall, 'latin1')
     if (isRunning(bytes)) return ring || !leftCall(call, seen)
     const { line } = this
     if (!line.read(bytes, bytes.length)) return true
-    if (line.registers !== REGISTERS) return false
     if (ring) return stack === '' || IN_IO_URING.test(stack)
+    if (line.registers !== REGISTERS) return false
     const opening = call.intent === 'open' && this.opening.has(line.number)
     if (call.print === 0) {
       // In an open(2), whichever. Before it has the device it sleeps like this in a request of ours only.

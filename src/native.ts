@@ -21,11 +21,11 @@ export type OpenDeviceCallback = (
 
 /**
  * Of a thread: its `syscall` and `stack` files in /proc/TID; of its own `stat` file
- * (/proc/TID/task/TID) the state and the start code (0 in the middle of an execve); the
- * time it has spent outside of the kernel, us, if it runs (-1: not known); and of `stat`
+ * (/proc/TID/task/TID) the state, and where its code or stack begins (0 in the middle of
+ * an execve, and at its end); the time it has spent outside of the kernel, us, if it runs (-1: not known); and of `stat`
  * its page faults. (/proc/TID/stat would have those of the whole process.)
  */
-export type SeenThread = readonly [syscall: string, stack: string, state: string, startCode: number, userUs: number, faults: number]
+export type SeenThread = readonly [syscall: string, stack: string, state: string, memory: number, userUs: number, faults: number]
 
 /** The ids that files are opened with, the effective capabilities, and how many groups there are. */
 export type ThreadCredentials = readonly [fsuid: number, fsgid: number, capabilities: bigint, groups: number, ...member: boolean[]]

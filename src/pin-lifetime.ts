@@ -62,8 +62,12 @@ const LOOK_AT_ONCE = 64
  * very moment, or has no processor: the others are looked at without it.
  */
 const LOOK_STUCK_MS = 50
-/** Looks under way at a time, each on a thread of its own. */
-const LOOKS_MAX = 64
+/**
+ * Looks under way at a time, each on a thread of its own. Where the callers of a node hold
+ * them up, two are stuck for that node: with others, and alone. So whoever may
+ * open fewer nodes than this holds up nobody else's.
+ */
+const LOOKS_MAX = 512
 /** Callers that are remembered of a node before it is looked at though it is not quiet. */
 const CALLERS_MAX = 256
 /** Of a node that waits to be forgotten: attempts come twice as late each time, up to this, ms. */
@@ -299,7 +303,7 @@ export class PinLifetime {
       const found = new Map([...threads.keys()].map((tid, i) => [tid, seen[i]]))
       for (const { node, tid, call } of asked) {
         // Not if it has been answered again since.
-        if (node.callers?.get(tid) === call && !this.intents.mayStillBeIn(call, found.get(tid))) node.callers.delete(tid)
+        if (node.callers?.get(tid) === call && !this.intents.mayStillBeIn(call, found.get(tid))) this.gone(node, tid)
       }
       for (const node of nodes) {
         // Those of a look that was given up have been looked at since, one by one.
@@ -309,6 +313,11 @@ export class PinLifetime {
       this.arm(monotonicMs())
     })
     this.arm(look.began + LOOK_STUCK_MS)
+  }
+
+  private gone(node: Node, tid: number): void {
+    node.callers?.delete(tid)
+    if (this.openers.get(tid) === node) this.openers.delete(tid)
   }
 
   /** The nodes that it was for are looked at one by one; one by itself waits for the look to end. */
@@ -383,7 +392,7 @@ export class PinLifetime {
     // Whoever comes now gets another inode.
     node.kept = node.trusted = false
     for (const [tid, call] of node.callers ?? []) {
-      if (!this.intents.outlastsInode(call)) node.callers?.delete(tid)
+      if (!this.intents.outlastsInode(call)) this.gone(node, tid)
     }
     if (node.unseen && !node.moreCallers) {
       node.unseen = false
@@ -397,6 +406,7 @@ export class PinLifetime {
   unpin(node: Node): void {
     const pin = node.pin
     node.pin = undefined
+    for (const tid of node.callers?.keys() ?? []) this.gone(node, tid)
     node.callers = undefined
     node.unseen = node.moreCallers = false
     this.active.delete(node)

@@ -9,7 +9,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { addCounts, blk, type BlkKind, blkOf } from './helpers/blk.js'
+import { addCounts, blk, type BlkKind, blkOf, blkWithCodeAtZero } from './helpers/blk.js'
 import { stoppedCaller } from './helpers/stopped.js'
 import {
   cleanup,
@@ -53,6 +53,7 @@ const KINDS: readonly Kind[] = [
   { name: 'O_PATH, opened through /proc', way: 'opath', enough: 300, twin: 'no-pins' },
   { name: 'open_by_handle_at(2)', way: 'handle', enough: 100, twin: 'no-pins', errors: ['ESTALE'] },
   { name: 'io_uring', way: 'uring', enough: 200, twin: 'no-pins' },
+  { name: 'io_uring, by a worker that was made in stat(2)', way: 'uring-in-stat', enough: 200, twin: 'workers-believed' },
   {
     name: 'io_uring with the rights of another group',
     way: 'uring-others',
@@ -108,6 +109,23 @@ t.test('one that has no processor, while the other threads of its program go on'
 
 t.test('twin: with the page faults of all threads it is taken for gone on, and opens another disk', async (t) => {
   t.strictSame(await stoppedCaller(t, 'faults-of-all'), { recycled: true, opened: 'another disk' })
+})
+
+/** A caller that has no processor, of a program whose code begins at 0. */
+function codeAtZero(t: Test, twin: Twin) {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-program-'))
+  cleanup(t, () => rmSync(directory, { recursive: true }))
+  const program = join(directory, 'blk')
+  blkWithCodeAtZero(program)
+  return stoppedCaller(t, twin, undefined, program)
+}
+
+t.test('one of a program that is made to look as if it had no memory', async (t) => {
+  t.strictSame(await codeAtZero(t, 'none'), { recycled: false, opened: 'its disk' })
+})
+
+t.test('twin: by where its code begins it is taken for gone, and opens another disk', async (t) => {
+  t.strictSame(await codeAtZero(t, 'code-alone'), { recycled: true, opened: 'another disk' })
 })
 
 for (const kind of KINDS) {

@@ -122,8 +122,8 @@ function fakeProc(t: Test) {
 }
 
 /** A thread that is known to be doing this. */
-const seen = (syscall: string, { stack = '', state = 'S', startCode = 0x55d0c0de0000, userUs = -1, faults = 0 } = {}): SeenThread => [
-  syscall, stack, state, startCode, userUs, faults,
+const seen = (syscall: string, { stack = '', state = 'S', memory = 0x55d0c0de0000, userUs = -1, faults = 0 } = {}): SeenThread => [
+  syscall, stack, state, memory, userUs, faults,
 ]
 
 /** Not on every architecture: the newer ones have only their *at forms. */
@@ -289,9 +289,31 @@ t.test('whatever else reaches a node may open it', async (t) => {
 t.test('a thread outside of any call, or in kernel code of its own, is not seen', async (t) => {
   const { of, intents } = fakeProc(t)
   t.equal(of(OUTSIDE), UNSEEN)
-  t.equal(of('-1 0x0 0x0\n'), UNSEEN)
   t.match(of(line(-1)), { intent: 'unknown' })
   t.equal(intents.isSeen(UNSEEN), false)
+})
+
+t.test('a worker of io_uring is known by its program counter, whatever else its maker had in its registers', async (t) => {
+  const { of, intents, put } = fakeProc(t)
+  const ring = number('io_uring_enter')
+  const shown = [
+    line(ring, [3, PATH], '0x0'),
+    line(number('newfstatat'), args(1), '0x0'), // made while its program was in stat(2)
+    line(number('openat'), args(1), '0x0'),
+    line(425, [], '0x0'), // io_uring_setup, with a thread that polls
+    '0 0x0 0x0 0x0 0x0 0x0 0x0 0x0 0x0\n', // arm64
+    '-1 0x0 0x0\n', // made at an interrupt
+  ]
+  put('stack', FROM_64_BITS[0] as string)
+  for (const text of shown) {
+    const call = of(text)
+    t.match(call, { intent: 'unknown', number: ring, keeps: true }, text)
+    t.equal(intents.isIoUring(call), true)
+    t.equal(intents.isSeen(call), true)
+    t.equal(intents.isOpening(call), false)
+    t.equal(intents.mayStillBeIn(call, seen(text, { stack: '[<0>] io_issue_sqe+0x1/0x2\n[<0>] io_wq_submit_work+0x1/0x2\n' })), true, 'at work')
+    t.equal(intents.mayStillBeIn(call, seen(text, { stack: '[<0>] io_wq_worker+0x1/0x2\n' })), false, 'idle')
+  }
 })
 
 t.test('a number is believed beside a pointer above 4 GiB, or where the stack shows how it came', async (t) => {
@@ -324,7 +346,7 @@ t.test('a number is believed beside a pointer above 4 GiB, or where the stack sh
 
 t.test('where the program lies makes no difference', async (t) => {
   const { of } = fakeProc(t)
-  for (const pc of ['0x8048000', '0x401000', '0xffffffff', '0x0', PC]) {
+  for (const pc of ['0x8048000', '0x401000', '0xffffffff', PC]) {
     t.match(of(line(number('newfstatat'), args(1), pc)), { intent: 'inspect' }, `a static program at ${pc}`)
     t.match(of(line(number('newfstatat'), args(1, {}, LOW), pc)), { intent: 'unknown' }, `with a path that may be of 32 bits at ${pc}`)
   }
@@ -562,15 +584,15 @@ t.test('one in the next open may be opening through what it had, if it waits for
 
 t.test('in the middle of an execve(2), or at its end, a thread has left whatever it was in', async (t) => {
   const { call, still } = answered(t, openat(0))
-  t.equal(still(call, '', { startCode: 0 }), false)
-  t.equal(still(call, '', { startCode: 0, state: 'D' }), false)
+  t.equal(still(call, '', { memory: 0 }), false)
+  t.equal(still(call, '', { memory: 0, state: 'D' }), false)
 })
 
 t.test('a caller that may not be looked at may still be in its call', async (t) => {
   const { call, still } = answered(t, openat(0))
   t.equal(still(call, ''), true, 'the file cannot be read')
-  t.equal(still(call, '', { startCode: 1 }), true, 'nor is all known of its memory')
-  t.equal(still(call, '', { startCode: -1 }), true, 'nor anything')
+  t.equal(still(call, '', { memory: 1 }), true, 'nor is all known of its memory')
+  t.equal(still(call, '', { memory: -1 }), true, 'nor anything')
   t.equal(still(call, 'garbage\n'), true, 'nor is it understood')
   t.equal(still(call, openat(0).slice(0, -1)), true, 'nor is it whole')
 })

@@ -36,7 +36,7 @@ function callOf(text: string): Call {
 const intents = new Intents(real)
 
 /** Of a thread that is seen there. */
-const seen = (syscall: string, { stack = '', state = 'S', startCode = 0x1000, userUs = -1, faults = 0 } = {}): SeenThread => [syscall, stack, state, startCode, userUs, faults]
+const seen = (syscall: string, { stack = '', state = 'S', memory = 0x1000, userUs = -1, faults = 0 } = {}): SeenThread => [syscall, stack, state, memory, userUs, faults]
 
 /** Any wait here is cut short or prolonged by as much on a busy machine. */
 const SLACK_MS = 40
@@ -190,7 +190,7 @@ for (const [what, thread, ends] of [
   ['is in the same call with other arguments, asleep', seen(IN_OPENAT.replace('0x80000', '0x80002')), true],
   ['is in the same call with other arguments, and may be opening', seen(IN_OPENAT.replace('0x80000', '0x80002'), { state: 'D' }), false],
   ['cannot be read', seen(''), false],
-  ['cannot be read, in an execve', seen('', { startCode: 0 }), true],
+  ['cannot be read, in an execve', seen('', { memory: 0 }), true],
   ['shows garbage', seen('garbage'), false],
   ['runs, and how long is not known', seen(RUNNING), false],
 ] as const) {
@@ -608,17 +608,34 @@ t.test('a look that gets stuck', async (t) => {
     await until(() => stuck.pin === undefined)
   })
 
-  t.test('at hundreds of callers is made for some of them at a time', async (t) => {
+  t.test('at hundreds of callers takes two threads for each at most, and holds up nobody else', async (t) => {
     const { state, answered } = fixture(t)
-    for (let tid = 1; tid <= 300; tid++) {
+    for (let tid = 1; tid <= 200; tid++) {
       state.stuck.add(tid)
       answered(OPENAT, tid)
     }
+    await until(() => state.held.length >= 200)
     await sleep(400)
-    t.ok(state.held.length <= 64, `${state.held.length} threads are taken`)
+    t.ok(state.held.length <= 400, `${state.held.length} threads are taken`)
+    const node = answered(OPENAT, 6000)
+    await until(() => node.pin === undefined)
+    t.strictSame(state.unpinned, [node.name], 'somebody else\'s pin ends')
     state.stuck.clear()
     for (const finish of state.held.splice(0)) finish()
-    await until(() => state.unpinned.length === 300)
+    await until(() => state.unpinned.length === 201)
+  })
+
+  t.test('at thousands of callers is made for some of them at a time', async (t) => {
+    const { state, answered } = fixture(t)
+    for (let tid = 1; tid <= 2000; tid++) {
+      state.stuck.add(tid)
+      answered(OPENAT, tid)
+    }
+    await sleep(1500)
+    t.ok(state.held.length <= 512, `${state.held.length} threads are taken`)
+    state.stuck.clear()
+    for (const finish of state.held.splice(0)) finish()
+    await until(() => state.unpinned.length === 2000)
   })
 
   t.test('may end when nothing is left to do', async (t) => {

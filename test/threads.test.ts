@@ -36,12 +36,12 @@ const NONE = 0x7fffffff
 t.test('a thread that sleeps: its call, where it lies, and its stack if that is asked for', async (t) => {
   const { pid } = child(t, 'sleep', ['60'])
   await until(() => isCalled(pid, 'sleep') && stateOf(pid) === 'S')
-  const [syscall, stack, state, startCode, userUs] = (await lookAt(pid)) as SeenThread
+  const [syscall, stack, state, memory, userUs] = (await lookAt(pid)) as SeenThread
   t.equal(syscall, readFileSync(`/proc/${pid}/syscall`, 'latin1'), 'as in its file')
   t.match(syscall, /^\d+( 0x[0-9a-f]+){8}\n$/)
   t.equal(stack, '', 'nobody asked for it')
   t.equal(state, 'S')
-  t.ok(startCode > 0x10000, `it has code at ${startCode.toString(16)}`)
+  t.ok(memory > 0x10000, `it has code at ${memory.toString(16)}`)
   t.equal(userUs, -1, 'what it has spent is asked of those that run only')
   t.match((await lookAt(pid, true))?.[1], /nanosleep/, 'its stack')
 })
@@ -65,8 +65,8 @@ t.test('a name that looks like the rest of its line does no harm', async (t) => 
   const { pid } = child(t, 'sh', ['-c', "printf ') S 0 0 0' >/proc/$$/comm; read x </dev/zero"])
   await until(() => isCalled(pid, ') S 0 0 0'))
   await until(async () => (await lookAt(pid))?.[2] === 'R')
-  const [, , , startCode] = (await lookAt(pid)) as SeenThread
-  t.ok(startCode > 0x10000)
+  const [, , , memory] = (await lookAt(pid)) as SeenThread
+  t.ok(memory > 0x10000)
 })
 
 t.test('a thread that is gone is none', async (t) => {
@@ -85,10 +85,10 @@ t.test('a thread that has ended and was not waited for is in no call', async (t)
     zombie = Number(first)
     return isCalled(parent.pid, 'sleep') && zombie > 0 && stateOf(zombie) === 'Z'
   })
-  const [syscall, , state, startCode] = (await lookAt(zombie)) as SeenThread
+  const [syscall, , state, memory] = (await lookAt(zombie)) as SeenThread
   t.equal(state, 'Z')
   // Without memory it has no code; nor is there a call to be read.
-  t.equal(startCode, 0)
+  t.equal(memory, 0)
   t.equal(syscall, '')
 })
 

@@ -381,6 +381,8 @@ function expectedIntent(text: string, confirmed: boolean): string {
   // Neither of these has a path.
   if (name === undefined || [RING, 'fchmod', 'fchown'].includes(name)) return 'unknown'
   const registers = words.trim().split(' ').map(BigInt)
+  // A worker of io_uring has no program counter, and what else it has is another's.
+  if (registers.at(-1) === 0n) return 'unknown'
   if ((registers[pointerOf(name)] as bigint) < 1n << 32n && !confirmed) return 'unknown'
   const opening = OPEN[name]
   if (opening === undefined) return 'inspect'
@@ -436,9 +438,9 @@ export const threadLooks: Surface = single('threads', (c) => {
   const text = bytes.toString('latin1', 1)
   const stack = STACKS[how % STACKS.length] as string
   const state = ['S', 'D', 'R', ''][(how >> 2) & 3] as string
-  const startCode = [0, 0x1000, -1, 2 ** 47][(how >> 4) & 3] as number
+  const memory = [0, 0x1000, -1, 2 ** 47][(how >> 4) & 3] as number
   const userUs = [-1, 0, 5, 1e15][(how >> 6) & 3] as number
-  const seen: SeenThread = [text, stack, state, startCode, userUs, 7]
+  const seen: SeenThread = [text, stack, state, memory, userUs, 7]
   const intents = new Intents(real)
   const opens = (number: number) => OPEN[nameOf.get(number) ?? ''] !== undefined
   const number = Number(LINE.exec(text)?.[1])
@@ -446,11 +448,11 @@ export const threadLooks: Surface = single('threads', (c) => {
     const ring = nameOf.get(call.number) === RING
     const opening = call.intent === 'open' && opens(number)
     let expected: boolean
-    if (text === '') expected = startCode !== 0
+    if (text === '') expected = memory !== 0
     else if (text.startsWith(BUSY)) expected = true
-    else if (OUTSIDE.test(text)) expected = false
-    else if (!LINE.test(text)) expected = true
+    else if (!OUTSIDE.test(text) && !LINE.test(text)) expected = true
     else if (ring) expected = stack === '' || /_issue_/.test(stack)
+    else if (OUTSIDE.test(text)) expected = false
     // Asleep in an open(2) before the device is open, it is in a request of ours.
     else if (own === undefined && opening) expected = state !== 'S' || stack === '' || /fuse/.test(stack)
     else if (own === undefined) expected = number === call.number
@@ -458,8 +460,8 @@ export const threadLooks: Surface = single('threads', (c) => {
     const may = intents.mayStillBeIn(call, seen)
     must(may === expected, `${JSON.stringify(seen)}: ${expected ? 'perhaps still in' : 'out of'} call ${call.number}`)
     if (!text.startsWith(BUSY)) return
-    const later: SeenThread = [text, stack, state, startCode, userUs + 1, 7]
-    const faulted: SeenThread = [text, stack, state, startCode, userUs, 8]
+    const later: SeenThread = [text, stack, state, memory, userUs + 1, 7]
+    const faulted: SeenThread = [text, stack, state, memory, userUs, 8]
     must(intents.mayStillBeIn(call, seen), 'a thread is out of its call for no reason')
     must(intents.mayStillBeIn(call, later) === (ring || userUs < 0), 'a thread that has been elsewhere is not')
     must(intents.mayStillBeIn(call, faulted) === ring, 'nor is one that has touched memory')

@@ -1,6 +1,6 @@
 /** The C helper: churn, latencies, exclusive operations. Compiled on first use; static, to run in any virtual machine. */
 import { execFileSync, spawn } from 'node:child_process'
-import { mkdirSync, readdirSync, renameSync, statSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import { ROOT } from './root.js'
@@ -24,6 +24,23 @@ export function blkPath(kind: BlkKind = 'blk'): string {
     renameSync(fresh, binary)
   }
   return binary
+}
+
+/** In an ELF file: where its program headers are, how large and how many; and of one its type, flags and sizes. */
+const ELF = { PHOFF: 32, PHENTSIZE: 54, PHNUM: 56, TYPE: 0, FLAGS: 4, REST: 8, ALIGN: 48, PT_LOAD: 1, PT_NOTE: 4, PF_X: 1 }
+
+/** Writes the static program once more with a segment of code at address 0, of no length: where its code begins, says the kernel. */
+export function blkWithCodeAtZero(path: string): void {
+  const file = readFileSync(blkPath('blk-fixed'))
+  const size = file.readUInt16LE(ELF.PHENTSIZE)
+  const headers = Array.from({ length: file.readUInt16LE(ELF.PHNUM) }, (_, i) => Number(file.readBigUInt64LE(ELF.PHOFF)) + i * size)
+  const note = headers.find((at) => file.readUInt32LE(at + ELF.TYPE) === ELF.PT_NOTE)
+  if (note === undefined) throw new Error('no header to spare')
+  file.writeUInt32LE(ELF.PT_LOAD, note + ELF.TYPE)
+  file.writeUInt32LE(ELF.PF_X, note + ELF.FLAGS)
+  file.fill(0, note + ELF.REST, note + ELF.ALIGN)
+  file.writeBigUInt64LE(4096n, note + ELF.ALIGN)
+  writeFileSync(path, file, { mode: 0o755 })
 }
 
 /** Runs one subcommand to its end and returns the line of JSON it prints. */

@@ -4,7 +4,8 @@ import { join } from 'node:path'
 
 import type { Test } from 'tap'
 
-import { cleanup, loopDisk, run, type RunningTree, startBlk, startTree, type Twin, until } from './tree.js'
+import { blkPath } from './blk.js'
+import { cleanup, loopDisk, run, type RunningTree, startBlkAt, startTree, type Twin, until } from './tree.js'
 
 /** How long a disk's number is wanted, ms: callers are waited for longer; and less long than one is stopped. */
 const WANTED_MS = 500
@@ -14,18 +15,20 @@ const WANTED_MAX_MS = 3000
  * Has somebody stopped there, whose disk goes away, so that another disk may get its number.
  *
  * @param meanwhile what else happens before that
+ * @param program another one than blk
  */
 export async function stoppedCaller(
   t: Test,
   twin: Twin,
   meanwhile: (tree: RunningTree) => unknown = () => {},
+  program = blkPath(),
 ): Promise<{ recycled: boolean; opened: 'its disk' | 'another disk' }> {
   const disk = loopDisk(t)
   const other = `${disk.file}.other`
   copyFileSync(disk.file, other)
   const tree = await startTree(t, { twin })
   const asked = disk.diskseq()
-  const caller = await startBlk(t, 'open-stopped', '--path', join(tree.mountpoint, asked))
+  const caller = await startBlkAt(t, program, 'open-stopped', '--path', join(tree.mountpoint, asked))
   await meanwhile(tree)
   disk.detach()
   const recycle = async () => (await run('losetup', [disk.path, other])).code === 0

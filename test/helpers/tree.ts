@@ -33,6 +33,8 @@ type Mechanism =
   | 'none'
   | 'no-pins'
   | 'faults-of-all'
+  | 'workers-believed'
+  | 'code-alone'
   | 'one-message'
   | 'no-recall'
   | 'whole-disk-pins'
@@ -460,8 +462,13 @@ export interface RunningBlk {
 const HELPER_MS = 120_000
 
 /** Starts such a subcommand and waits for its first line, which says that it is ready. */
-export async function startBlk(t: Test, ...args: string[]): Promise<RunningBlk> {
-  const child = spawn(blkPath(), args, { stdio: ['pipe', 'pipe', 'pipe'] })
+export function startBlk(t: Test, ...args: string[]): Promise<RunningBlk> {
+  return startBlkAt(t, blkPath(), ...args)
+}
+
+/** The same with another program. */
+export async function startBlkAt(t: Test, path: string, ...args: string[]): Promise<RunningBlk> {
+  const child = spawn(path, args, { stdio: ['pipe', 'pipe', 'pipe'] })
   let out = ''
   let err = ''
   let ended = false

@@ -209,14 +209,18 @@ function backwards() {
 }
 
 /** Where a {@link SeenThread} has them. */
+const MEMORY = 3
 const FAULTS = 5
 
-/** Minor and major ones of all threads of a process. */
-function faultsOf(tid) {
+/** Of a whole process, from the third on. */
+function statOf(tid) {
   const stat = readFileSync(`/proc/${tid}/stat`, 'latin1')
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-  return Number(fields[7]) + Number(fields[9])
+  return stat.slice(stat.lastIndexOf(')') + 2).split(' ').map(Number)
 }
+
+/** Minor and major ones of all its threads. */
+const faultsOf = (tid) => statOf(tid)[7] + statOf(tid)[9]
+const codeOf = (tid) => statOf(tid)[23]
 
 const twins = {
   /** Nothing is switched off. */
@@ -366,6 +370,26 @@ const twins = {
       const { parse } = Intents.prototype
       Intents.prototype.parse = function (...given) {
         return parse.apply(Object.assign(Object.create(this), { confirms: () => true }), given)
+      }
+    },
+  },
+  /** A thread whose code begins at 0 is taken for one in the middle of an execve(2), whatever else it has. */
+  'code-alone': {
+    native: {
+      ...native,
+      lookAtThreads: (threads, done) =>
+        native.lookAtThreads(threads, (seen) =>
+          done(seen.map((one, i) => (one && codeOf(threads[2 * i]) === 0 ? one.with(0, '').with(MEMORY, 0) : one))),
+        ),
+    },
+  },
+  /** A worker of io_uring is taken for a program's thread, in the call that it shows. */
+  'workers-believed': {
+    patch() {
+      const { parse } = Intents.prototype
+      Intents.prototype.parse = function (tid, bytes, length) {
+        const text = Buffer.from(bytes.buffer, bytes.byteOffset, length).toString('latin1').replace(/ 0x0\n$/, ' 0x7f0000000001\n')
+        return parse.call(this, tid, Buffer.from(text, 'latin1'), text.length)
       }
     },
   },

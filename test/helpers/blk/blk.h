@@ -141,6 +141,8 @@ struct uring {
 	unsigned *sq_tail, *cq_head, *cq_tail, cq_mask;
 };
 void uring_start(struct uring *r);
+/* The same, with a worker for opens that shows another call than io_uring's. */
+void uring_start_in_stat(struct uring *r);
 int uring_open(struct uring *r, const char *path, int flags, int personality, bool worker); /* fd or -errno */
 
 /* ---- several ways to the same disks, measured in turns (ways.c) ---- */

@@ -88,6 +88,12 @@ static void start_ring(const struct churn *c)
 	uring_start(&ring);
 }
 
+static void start_ring_in_stat(const struct churn *c)
+{
+	(void)c;
+	uring_start_in_stat(&ring);
+}
+
 static int by_uring(const struct churn *c, const char *path, int flags)
 {
 	(void)c;
@@ -239,6 +245,7 @@ static const struct churn_way ways[] = {
 	{ "opath", false, NULL, by_opath },
 	{ "handle", false, NULL, by_handle },
 	{ "uring", false, start_ring, by_uring },
+	{ "uring-in-stat", false, start_ring_in_stat, by_uring },
 	{ "uring-others", false, start_ring_of_others, by_uring },
 	{ "mount", true, own_mounts, by_mount },
 	{ "mount-nobody", true, may_only_mount, by_mount },

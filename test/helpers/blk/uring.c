@@ -2,8 +2,12 @@
 #include "blk.h"
 
 #include <linux/io_uring.h>
+#include <linux/time_types.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+
+#define ENTRIES 2 /* and so many workers, at most */
 
 static void *map(int ring, size_t size, off_t what)
 {
@@ -18,7 +22,7 @@ void uring_start(struct uring *r)
 {
 	struct io_uring_params p = { 0 };
 
-	r->fd = (int)syscall(SYS_io_uring_setup, 1, &p);
+	r->fd = (int)syscall(SYS_io_uring_setup, ENTRIES, &p);
 	if (r->fd < 0)
 		die("io_uring_setup: %s", strerror(errno));
 	char *sq = map(r->fd, p.sq_off.array + p.sq_entries * sizeof(unsigned), IORING_OFF_SQ_RING);
@@ -29,13 +33,13 @@ void uring_start(struct uring *r)
 	r->cq_tail = (unsigned *)(cq + p.cq_off.tail);
 	r->cqes = (struct io_uring_cqe *)(cq + p.cq_off.cqes);
 	r->cq_mask = p.cq_entries - 1;
-	/* There is one entry only. */
-	*(unsigned *)(sq + p.sq_off.array) = 0;
+	for (unsigned i = 0; i < ENTRIES; i++)
+		((unsigned *)(sq + p.sq_off.array))[i] = i;
 }
 
-int uring_open(struct uring *r, const char *path, int flags, int personality, bool worker)
+static void push(struct uring *r, const char *path, int flags, int personality, bool worker)
 {
-	*r->sqe = (struct io_uring_sqe){
+	r->sqe[*r->sq_tail % ENTRIES] = (struct io_uring_sqe){
 		.opcode = IORING_OP_OPENAT,
 		.flags = worker ? IOSQE_ASYNC : 0,
 		.fd = AT_FDCWD,
@@ -44,21 +48,55 @@ int uring_open(struct uring *r, const char *path, int flags, int personality, bo
 		.personality = (uint16_t)personality,
 	};
 	__atomic_store_n(r->sq_tail, *r->sq_tail + 1, __ATOMIC_RELEASE);
-	for (unsigned submit = 1;;) {
+}
+
+/* Waits for what was asked for, "submit" of it just now; the descriptor, or an error. */
+static int pop(struct uring *r, unsigned submit)
+{
+	while (submit || __atomic_load_n(r->cq_tail, __ATOMIC_ACQUIRE) == *r->cq_head) {
 		long n = syscall(SYS_io_uring_enter, r->fd, submit, 1, IORING_ENTER_GETEVENTS, NULL, 0);
 
 		if (n < 0 && errno != EINTR)
 			die("io_uring_enter: %s", strerror(errno));
 		if (n > 0)
 			submit = 0;
-		if (__atomic_load_n(r->cq_tail, __ATOMIC_ACQUIRE) != *r->cq_head)
-			break;
 		if (stop_signal)
 			return -EINTR;
 	}
 	int res = r->cqes[*r->cq_head & r->cq_mask].res;
 	__atomic_store_n(r->cq_head, *r->cq_head + 1, __ATOMIC_RELEASE);
 	return res;
+}
+
+int uring_open(struct uring *r, const char *path, int flags, int personality, bool worker)
+{
+	push(r, path, flags, personality, worker);
+	return pop(r, 1);
+}
+
+/* A worker is made by whatever call its program is at the end of when it is needed, and has
+ * what was in the registers then. Here that is stat(2), mostly: what comes after a while is
+ * opened by a worker that is made for it. It does the opens that follow, too. */
+void uring_start_in_stat(struct uring *r)
+{
+	struct __kernel_timespec after = { .tv_nsec = 20000000 };
+	struct stat st;
+
+	uring_start(r);
+	r->sqe[*r->sq_tail % ENTRIES] = (struct io_uring_sqe){
+		.opcode = IORING_OP_TIMEOUT,
+		.flags = IOSQE_IO_HARDLINK,
+		.addr = (uint64_t)(uintptr_t)&after,
+		.len = 1,
+	};
+	__atomic_store_n(r->sq_tail, *r->sq_tail + 1, __ATOMIC_RELEASE);
+	push(r, "/dev/null", O_RDONLY, 0, true);
+	if (syscall(SYS_io_uring_enter, r->fd, 2, 0, 0, NULL, 0) != 2)
+		die("io_uring_enter: %s", strerror(errno));
+	while (__atomic_load_n(r->cq_tail, __ATOMIC_ACQUIRE) != *r->cq_head + 2 && !stop_signal)
+		fstatat(AT_FDCWD, "/", &st, 0);
+	pop(r, 0);
+	close(pop(r, 0));
 }
 
 /* --worker: by a thread of the kernel's, not by the caller. */
