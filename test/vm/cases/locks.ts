@@ -10,8 +10,9 @@ import { links } from '../links.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-/** What emulation may need for an event; and what is not waiting for a lock any more. */
-const PATIENCE_S = 20
+/** What emulation may need for an event, at most; and what is waiting for a lock. */
+const PATIENCE_S = 60
+const WAITS_S = 20
 
 /** Runs a script while he holds it. */
 const whileHeld = (vm: Vm, directory: string, script: string): Promise<string> =>
@@ -24,17 +25,21 @@ const whileHeld = (vm: Vm, directory: string, script: string): Promise<string> =
     ${script}`)
 
 /** Makes a device as the admin does, who waits for udev; how long that takes, and where its name leads. */
-const CREATE = `
+const create = (patience: number) => `
     before=$(date +%s%N)
-    timeout ${PATIENCE_S} dmsetup create locked --table '0 2048 zero' || echo late
+    timeout ${patience} dmsetup create locked --table '0 2048 zero' || echo late
     echo $((($(date +%s%N) - before) / 1000000))
     readlink /dev/mapper/locked || echo no link
     cat /sys/block/$(basename $(dmsetup info -c --noheadings -o blkdevname locked))/diskseq`
 
-const REMOVE = 'udevadm settle; dmsetup remove --retry locked; udevadm settle'
+/** As soon as udev has let go of it. */
+const REMOVE = `
+    udevadm settle
+    for ((i = 0; i < 60; i++)); do dmsetup remove --retry locked && break; sleep 1; done
+    udevadm settle`
 
 async function mapper(t: Test, vm: Vm): Promise<void> {
-  const [ms, link, diskseq] = (await whileHeld(vm, '/dev/mapper', CREATE)).trim().split('\n')
+  const [ms, link, diskseq] = (await whileHeld(vm, '/dev/mapper', create(PATIENCE_S))).trim().split('\n')
   t.equal(link, `/dev/disk/by-diskseq/${diskseq}`, `its name leads into the tree, after ${ms} ms`)
   note(t, `dmsetup create while nobody has locked /dev/mapper: ${ms} ms`)
   await vm.run(REMOVE)
@@ -52,7 +57,7 @@ async function twin(t: Test, vm: Vm): Promise<void> {
   const installed = '/usr/lib/udev/diskseqfs-link'
   await vm.run(`cp -p ${installed} ${installed}.aside; install -m 755 /share/diskseqfs-link ${installed}`)
   try {
-    t.match(await whileHeld(vm, '/dev/mapper', CREATE), /^late\n/, 'twin: with its lock on the directory, udev waits, and dmsetup')
+    t.match(await whileHeld(vm, '/dev/mapper', create(WAITS_S)), /^late\n/, 'twin: with its lock on the directory, udev waits, and dmsetup')
   } finally {
     // The event goes on when the lock is given up.
     await vm.run(`mv ${installed}.aside ${installed}; ${REMOVE}`)
