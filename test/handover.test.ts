@@ -500,7 +500,10 @@ t.test('the guard hears the next daemon, whoever asks how often meanwhile', { ti
 
 t.test('twin: if it reads for as long as there is something to read, it does not', { timeout: 60_000 }, async (t) => {
   const reader = twinGuard(t, 'for (int i = 0; i < READS_MAX; i++) {', 'for (;;) {')
-  t.match((await whileListed(t, reader)).join('\n'), /no guard/)
+  // Whether they ask faster than it reads depends on who has the processor.
+  let said = ''
+  for (let i = 0; i < 6 && !said.includes('no guard'); i++) said = (await whileListed(t, reader)).join('\n')
+  t.match(said, /no guard/)
 })
 
 /** Of the requests that are kept for the next daemon, how many it is to take for interrupted. */
