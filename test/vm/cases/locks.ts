@@ -14,10 +14,10 @@ import type { Vm } from '../vm.js'
 const PATIENCE_S = 60
 const WAITS_S = 20
 
-/** Runs a script while he holds it. */
+/** Runs a script while he holds it. He waits for it: to see whether he has it, it is taken for a moment. */
 const whileHeld = (vm: Vm, directory: string, script: string): Promise<string> =>
   vm.run(`
-    setpriv --reuid=65534 --regid=65534 --clear-groups flock --exclusive --nonblock --no-fork ${directory} sleep 1000 &
+    setpriv --reuid=65534 --regid=65534 --clear-groups flock --exclusive --no-fork ${directory} sleep 1000 &
     holder=$!
     trap 'kill $holder' EXIT
     for ((i = 0; i < 100; i++)); do flock --nonblock ${directory} true || break; sleep 0.1; done
