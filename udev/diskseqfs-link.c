@@ -419,7 +419,7 @@ static int each_link(const char *path, int (*use)(const char *link)) {
 // somebody else has made, and it is his.
 static int restore_all_of(const char *kernel) {
   static const char property[] = "E:DISKSEQFS_LINKS=";
-  char number[32], path[64], line[4 * PATH_SIZE + sizeof property], directory[PATH_SIZE];
+  char number[32], path[64], line[4 * PATH_SIZE + sizeof property];
   unsigned long long diskseq = diskseq_of(kernel);
   int result = 0;
   if (diskseq == 0 || !attribute(kernel, "dev", number, sizeof number)) return 0;
@@ -429,13 +429,8 @@ static int restore_all_of(const char *kernel) {
     if (strncmp(line, property, sizeof property - 1) != 0) continue;
     line[strcspn(line, "\n")] = 0;
     char *rest = line + sizeof property - 1;
-    for (char *link; (link = strsep(&rest, " "));) {
-      if (link[0] != '/') continue;
-      result |= restore(link, kernel, diskseq);
-      snprintf(directory, sizeof directory, "%s", link);
-      *strrchr(directory, '/') = 0;
-      if (strcmp(directory, MAPPER) != 0) each_link(directory, NULL);
-    }
+    for (char *link; (link = strsep(&rest, " "));)
+      if (link[0] == '/') result |= restore(link, kernel, diskseq);
   }
   if (remembered) fclose(remembered);
   return result;
@@ -466,7 +461,17 @@ static int stock(void) {
   for (struct dirent *entry; (entry = readdir(block));)
     if (kernel_name(entry->d_name)) result |= restore_all_of(entry->d_name);
   closedir(block);
-  return result | each_link(MAPPER, take_away_dangling);
+  // Each directory once, however many links of ours it has.
+  DIR *dev = opendir("/dev");
+  if (!dev) return fail("cannot read", "/dev");
+  for (struct dirent *entry; (entry = readdir(dev));) {
+    char path[sizeof "/dev/" + sizeof entry->d_name];
+    if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
+    snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+    result |= each_link(path, strcmp(path, MAPPER) == 0 ? take_away_dangling : NULL);
+  }
+  closedir(dev);
+  return result;
 }
 
 int main(int count, char **arguments) {
