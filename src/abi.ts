@@ -109,6 +109,9 @@ export interface InHeader {
 }
 
 /** A request as it was read: bounds are checked by whoever takes a field. */
+/** Where a request says whose it is. */
+export const UID_AT = 24
+
 export class Message {
   readonly view: DataView
   constructor(
@@ -125,7 +128,7 @@ export class Message {
       opcode: view.getUint32(4, true),
       unique: view.getBigUint64(8, true),
       nodeid: view.getBigUint64(16, true),
-      uid: view.getUint32(24, true),
+      uid: this.uid,
       gid: view.getUint32(28, true),
       tid: view.getUint32(32, true),
     }
@@ -133,7 +136,7 @@ export class Message {
 
   /** Of the header alone, as each request is asked for it. */
   get uid(): number {
-    return this.view.getUint32(24, true)
+    return this.view.getUint32(UID_AT, true)
   }
 
   /** Bytes behind the header. */

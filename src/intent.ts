@@ -235,7 +235,7 @@ class SyscallLine {
   }
 
   isZero(register: number): boolean {
-    return this.low[register] === 0 && this.high[register] === 0
+    return this.low[register] === 0 && this.fits(register)
   }
 
   /** One number of all that is in the line: the same call, and nothing else, has the same. Never 0. */

@@ -21,9 +21,9 @@ export type OpenDeviceCallback = (
 
 /**
  * Of a thread: its `syscall` and `stack` files in /proc/TID; of its own `stat` file
- * (/proc/TID/task/TID) the state, and where its code or stack begins (0 in the middle of
- * an execve, and at its end); the time it has spent outside of the kernel, us, if it runs (-1: not known); and of `stat`
- * its page faults. (/proc/TID/stat would have those of the whole process.)
+ * (/proc/TID/task/TID; /proc/TID/stat has the page faults of the whole process) the state,
+ * and where its code or stack begins (0 in the middle of an execve, and at its end); the time
+ * it has spent outside of the kernel, us, if it runs (-1: not known); its page faults.
  */
 export type SeenThread = readonly [syscall: string, stack: string, state: string, memory: number, userUs: number, faults: number]
 

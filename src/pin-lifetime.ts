@@ -64,8 +64,8 @@ const LOOK_AT_ONCE = 64
 const LOOK_STUCK_MS = 50
 /**
  * Looks under way at a time, each on a thread of its own. Where the callers of a node hold
- * them up, two are stuck for that node: with others, and alone. So whoever may
- * open fewer nodes than this holds up nobody else's.
+ * them up, two are stuck for that node: with others, and alone. So whoever may open fewer
+ * than half as many nodes holds up nobody else's.
  */
 const LOOKS_MAX = 512
 /** Callers that are remembered of a node before it is looked at though it is not quiet. */

@@ -7,7 +7,7 @@
  * killed between any two stores. What is in doubt is written down twice rather
  * than not at all.
  */
-import { IN_HEADER_SIZE, Message } from './abi.js'
+import { IN_HEADER_SIZE, Message, UID_AT } from './abi.js'
 import { native } from './native.js'
 
 const layout = native.layout
@@ -34,8 +34,6 @@ export const STATE_SIZE = layout.STATE_SIZE
 /** Of the slots for requests, so many parts, of which one is root's; as the guard has it. */
 const ROOT_PARTS = 4
 
-/** Where a request says whose it is. */
-const UID_AT = 24
 const isRoots = (request: Uint8Array): boolean =>
   new DataView(request.buffer, request.byteOffset).getUint32(UID_AT, true) === 0
 
