@@ -95,10 +95,14 @@ t.test('without descriptors an open fails, and says why; it comes back', async (
 
 t.test('twin: if it is not noticed that descriptors are missing, disks are denied', async (t) => {
   const { tree, disks } = await manyDisksFewDescriptors(t, 'exhaustion-unnoticed')
-  // Who asks can be looked at with what is left.
-  await limit(tree, descriptors(tree.pid).length)
-  const errors = openErrors(disks)
-  await limit(tree, NOFILE)
+  const errors: string[] = []
+  // Who asks can be looked at with what is left. Some of those that it has may be for a
+  // moment only, so that one is left for a disk too: then with one fewer.
+  for (let i = 0; i < 4 && !errors.includes('ENXIO'); i++) {
+    await limit(tree, descriptors(tree.pid).length - i)
+    errors.push(...openErrors(disks))
+    await limit(tree, NOFILE)
+  }
   // The name was found before: so it is not ENOENT.
   t.ok(errors.includes('ENXIO'), `a disk that is there is said to be gone, not ${[...new Set(errors)]}`)
 })

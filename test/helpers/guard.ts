@@ -39,5 +39,7 @@ function built(source: string): string {
 
 export const twinGuardSource = (t: Test, ...change: Change) => twinSource(t, GUARD, [change])
 export const twinGuard = (t: Test, ...change: Change) => built(twinGuardSource(t, ...change))
+/** One that differs in more than a mechanism: where what it is to stand is brought about. */
+export const changedGuard = (t: Test, ...changes: Change[]) => built(twinSource(t, GUARD, changes))
 /** Of what udev runs. */
 export const twinLink = (t: Test, ...changes: Change[]) => built(twinSource(t, join(ROOT, 'udev/diskseqfs-link.c'), changes))
