@@ -4,11 +4,8 @@
  * caller from making the daemon open a disk which that caller could not.
  * So: false only when the kernel is certain to refuse, true in doubt.
  */
-import { readlinkSync } from 'node:fs'
-
 import { LRUCache } from 'lru-cache'
 
-import { errnoOf } from './errno.js'
 import { FairQueue } from './fair.js'
 import type { Native, ThreadCredentials } from './native.js'
 import type { Caller } from './transport.js'
@@ -50,6 +47,8 @@ export type Purpose =
 
 interface Question {
   readonly caller: Caller
+  /** The same for all ids that somebody has in user namespaces of his own, however many. */
+  readonly user: number
   readonly node: Permissions
   readonly purpose: Purpose
   readonly done: (may: boolean) => void
@@ -68,7 +67,7 @@ export class Access {
   private readonly manyGroups = new LRUCache<number, true>({ max: USERS_MAX })
 
   constructor(
-    private readonly native: Pick<Native, 'readFile' | 'credentials'>,
+    private readonly native: Pick<Native, 'readFile' | 'credentials' | 'userNamespace'>,
     private readonly proc = '/proc',
   ) {}
 
@@ -94,8 +93,9 @@ export class Access {
    */
   mayOpen(caller: Caller, node: Permissions, purpose: Purpose, done: (may: boolean) => void): void {
     if (caller.tid === 0 || purpose === 'unclear' || this.certain(caller, node) || forEverybodyElse(caller, node)) return done(true)
-    const lane = this.manyGroups.has(caller.uid) ? this.slow : this.quick
-    lane.waiting.add(caller.uid, { caller, node, purpose, done })
+    const user = this.native.userNamespace(caller.tid) ?? caller.uid
+    const lane = this.manyGroups.has(user) ? this.slow : this.quick
+    lane.waiting.add(user, { caller, user, node, purpose, done })
     this.next(lane)
   }
 
@@ -104,11 +104,11 @@ export class Access {
     const question = lane.waiting.take()
     if (question === undefined) return
     lane.busy = true
-    const { caller, node, done } = question
+    const { caller, user, node, done } = question
     const groups = groupsOf(node)
     this.native.credentials(caller.tid, groups, (found) => {
       lane.busy = false
-      if (found !== undefined && found[3] > MANY_GROUPS) this.manyGroups.set(caller.uid, true)
+      if (found !== undefined && found[3] > MANY_GROUPS) this.manyGroups.set(user, true)
       try {
         done(this.judge(question, groups, found))
       } finally {
@@ -140,12 +140,7 @@ export class Access {
 
   /** True in doubt. */
   private inOurUserNamespace(tid: number): boolean {
-    try {
-      return readlinkSync(`${this.proc}/${tid}/ns/user`) === readlinkSync(`${this.proc}/self/ns/user`)
-    } catch (error) {
-      errnoOf(error)
-      return true
-    }
+    return this.native.userNamespace(tid) === undefined
   }
 
   private maps(tid: number, file: string, id: number): boolean {

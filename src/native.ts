@@ -141,6 +141,12 @@ export interface Native {
   /** Of a thread, and of which of some groups it is a member; undefined where that cannot be read. */
   credentials(tid: number, groups: readonly number[], done: (found: ThreadCredentials | undefined) => void): void
 
+  /**
+   * Who is behind a thread's user namespace: the uid of who made the outermost one, or minus its inode
+   * where that was root. Undefined where the namespace is our own, or cannot be found out.
+   */
+  userNamespace(tid: number): number | undefined
+
   ueventOpen(receiveBytes: number): number
   /** Size of the message; `from` gets sender's port, groups, and whether it was truncated. */
   ueventReceive(fd: number, into: Uint8Array, from: Uint32Array): number

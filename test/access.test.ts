@@ -3,7 +3,7 @@
  * combination of owner, group, mode and ACL, and for real processes.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -207,12 +207,9 @@ const may = (access: Access, who: Caller, node: Permissions, purpose: Purpose = 
 function fakeThread(t: Test) {
   const proc = mkdtempSync(join(tmpdir(), 'diskseqfs-proc-'))
   t.teardown(() => rmSync(proc, { recursive: true }))
-  const task = (name: string, namespace: number) => {
-    mkdirSync(join(proc, name, 'ns'), { recursive: true })
-    symlinkSync(`user:[${namespace}]`, join(proc, name, 'ns/user'))
-  }
-  task('self', 1)
   const thread = {
+    /** Who is behind its user namespace, if that is not ours. */
+    namespace: undefined as number | undefined,
     there: true,
     fsuid: STRANGER,
     fsgid: OTHER_GROUP,
@@ -224,6 +221,7 @@ function fakeThread(t: Test) {
   const access = new Access(
     {
       ...native,
+      userNamespace: () => thread.namespace,
       credentials(tid, groups, done) {
         thread.asked++
         const { there, fsuid, fsgid, capabilities, groups: own } = thread
@@ -237,7 +235,10 @@ function fakeThread(t: Test) {
     access,
     thread,
     put: (file: string, text: string | Buffer) => writeFileSync(join(proc, `${TID}`, file), text),
-    task: (namespace = 1) => task(`${TID}`, namespace),
+    task(namespace?: number) {
+      thread.namespace = namespace
+      mkdirSync(join(proc, `${TID}`), { recursive: true })
+    },
     remove: (path: string) => rmSync(join(proc, path), { recursive: true }),
   }
 }
@@ -344,7 +345,7 @@ t.test('a capability to override counts', async (t) => {
 })
 
 t.test('who may mount needs no right on the node, as long as it is not an open', async (t) => {
-  const { access, task, thread, remove } = fakeThread(t)
+  const { access, task, thread } = fakeThread(t)
   task()
   t.equal(await may(access, caller, ROOTS, 'by number'), false, 'not who may not mount')
   thread.capabilities = CAP_SYS_ADMIN
@@ -353,7 +354,6 @@ t.test('who may mount needs no right on the node, as long as it is not an open',
   thread.capabilities = ALL_CAPS & ~(CAP_SYS_ADMIN | CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH)
   t.equal(await may(access, caller, ROOTS, 'by number'), false, 'nor do other capabilities')
   thread.capabilities = CAP_SYS_ADMIN
-  remove(`${TID}/ns/user`)
   task(2)
   t.equal(await may(access, caller, ROOTS, 'by number'), false, "in a user namespace of one's own no disk is mounted")
 })
@@ -412,19 +412,12 @@ t.test('in doubt a caller may open', async (t) => {
   t.equal(await may(access, caller, ROOTS), true, 'nobody can tell')
 })
 
-t.test('a namespace that cannot be seen is a doubt', async (t) => {
-  const { access, task, thread, remove } = fakeThread(t)
-  task(2)
-  thread.capabilities = ALL_CAPS
-  remove(`${TID}/ns/user`)
-  t.equal(await may(access, caller, ROOTS), true)
-})
-
 /** Questions that are answered when the test says so. */
-function slowKernel() {
+function slowKernel(userNamespace: (tid: number) => number | undefined = () => undefined) {
   const asked: { tid: number; answer: (groups?: number) => void }[] = []
   const access = new Access({
     ...native,
+    userNamespace,
     credentials(tid, groups, done) {
       const answer = (count = 1) => {
         asked.splice(asked.findIndex((one) => one.answer === answer), 1)
@@ -478,6 +471,24 @@ t.test('a user with many groups keeps no other waiting', async (t) => {
   answer(1002, 65_536)
   answer(1003, 65_536)
   t.strictSame(tids(), [3002], 'and take turns')
+})
+
+t.test('all ids that somebody has in namespaces of his own are one user', async (t) => {
+  const { ask, tids, answer } = slowKernel((tid) => (tid >= 100_000 ? 10 : undefined))
+  ask(100_001)
+  answer(100_001, 65_536)
+  for (let user = 1001; user < 1020; user++) ask(user * 100)
+  t.strictSame(tids(), [100_100], 'the next of them is known to have many groups')
+  ask(2001)
+  answer(2001)
+  ask(3001)
+  answer(100_100)
+  t.strictSame(tids(), [3001, 100_200], 'nobody else waits for any')
+  ask(3002)
+  ask(1001)
+  t.strictSame(tids(), [3001, 100_200], 'who made the namespace least of all')
+  answer(100_200, 1)
+  t.ok(tids().includes(100_300))
 })
 
 t.test('as many groups as people have are not many', async (t) => {

@@ -485,9 +485,10 @@ export const credentials: Surface = single('credentials', (c) => c.bytes(5), (by
   const native = {
     credentials: (_: number, __: readonly number[], done: (found: ThreadCredentials | undefined) => void) => done(found),
     readFile: () => -E.ENOENT,
+    userNamespace: () => undefined,
   }
-  // No such thread: of the user namespaces nothing is known; then a capability counts.
-  const access = new Access(native, '/nowhere')
+  // Of the user namespaces nothing is known; then a capability counts.
+  const access = new Access(native)
   for (const purpose of ['open', 'by number', 'unclear'] as const) {
     let may: boolean | undefined
     access.mayOpen(CALLER, NODE, purpose, (answer) => (may = answer))
