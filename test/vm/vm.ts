@@ -237,6 +237,18 @@ export class Vm {
     return `${join(LOGS, file)}, ${this.console}`
   }
 
+  /** Whether its kernel gave up, on its own: it goes off then, whatever was being tested. */
+  get panicked(): boolean {
+    return /Kernel panic/.test(readFileSync(this.console, 'utf8'))
+  }
+
+  /** A copy of its console's log, beside it. */
+  consoleOf(what: string): string {
+    const copy = `${this.console}.${what}`
+    copyFileSync(this.console, copy)
+    return copy
+  }
+
   private tail(): string {
     return readFileSync(this.console, 'utf8').slice(-3000)
   }
