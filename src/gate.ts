@@ -30,6 +30,7 @@ import { type Node, NodeTable, type Opening } from './node.js'
 import type { Pin, PinOpener, PinResult } from './pin.js'
 import type { PinLifetime } from './pin-lifetime.js'
 import type { Registry } from './registry.js'
+import { Sleepers } from './sleepers.js'
 import { type Device, sameDevice, type Sysfs } from './sysfs.js'
 import type { Caller } from './transport.js'
 
@@ -108,11 +109,6 @@ interface Walked {
   readonly allowed: boolean
 }
 
-/** How often a caller is looked at that does not sleep yet, ms. It lacks nothing: it has no processor to go on with. */
-const RUNNING_LOOK_MS = 1
-/** After this long, ms, it is none that we wait for (a request that an earlier daemon had answered). */
-const RUNNING_MAX_MS = 10_000
-
 /**
  * For how long an attempt is made again where there is no descriptor left, ms, and
  * how often: who opens one disk after another is faster than their pins end.
@@ -156,6 +152,7 @@ export class Gate {
   /** LOOKUPs that are answered at the end of this turn, at the latest. */
   private readonly turn: (() => void)[] = []
   private readonly walked = new LRUCache<string, Walked>({ max: WALKED_MAX, ttl: WALKED_MS })
+  private readonly sleepers = new Sleepers((caller) => this.callOf(caller))
 
   constructor(private readonly parts: GateParts) {
     this.refusals = new LogLimit((suppressed) => {
@@ -165,15 +162,15 @@ export class Gate {
 
   /** The kernel asks for a name. Answered at once, but for a caller that has no processor to take the answer. */
   lookup(request: LookupRequest): void {
-    const call = this.parts.intents.of(request.caller.tid)
-    if (call === RUNNING) this.whenAsleep(request.caller, (asleep) => this.tryLookup(request, asleep))
+    const call = this.callOf(request.caller)
+    if (call === RUNNING) this.sleepers.add(request.caller, (asleep) => this.tryLookup(request, asleep))
     else this.tryLookup(request, call)
   }
 
   /** The same for what is no name of a device. */
   lookupNothing(caller: Caller): void {
     if (caller.uid === 0) return
-    const call = this.parts.intents.of(caller.tid)
+    const call = this.callOf(caller)
     if (call.locks && this.locks(caller, call)) this.parts.crowd.locks(caller)
   }
 
@@ -196,9 +193,9 @@ export class Gate {
   /** The kernel asks for the attributes of an inode that it has: to show them, or before it opens it. */
   getattr(request: NodeRequest): void {
     const attempt = this.attemptOn(request, 'getattr')
-    const call = this.parts.lifetime.expected(request.node, request.caller) ?? this.parts.intents.of(request.caller.tid)
+    const call = this.parts.lifetime.expected(request.node, request.caller) ?? this.callOf(request.caller)
     if (call !== RUNNING) return this.step(attempt, () => attempt.decide(call))
-    this.whenAsleep(request.caller, (asleep) => this.step(attempt, () => attempt.decide(asleep)))
+    this.sleepers.add(request.caller, (asleep) => this.step(attempt, () => attempt.decide(asleep)))
   }
 
   /** Owner, mode, times or xattrs are to be changed, through a pin. */
@@ -227,12 +224,14 @@ export class Gate {
     this.step(attempt, () => decide(call))
   }
 
-  private whenAsleep(caller: Caller, then: (call: Call) => void, began = 0): void {
-    const call = this.parts.intents.of(caller.tid)
-    if (call !== RUNNING) return then(call)
-    const now = monotonicMs()
-    if (began !== 0 && now - began > RUNNING_MAX_MS) return then(call)
-    setTimeout(() => this.whenAsleep(caller, then, began || now), RUNNING_LOOK_MS)
+  private whenAsleep(caller: Caller, then: (call: Call) => void): void {
+    const call = this.callOf(caller)
+    if (call === RUNNING) this.sleepers.add(caller, then)
+    else then(call)
+  }
+
+  private callOf({ tid, uid }: Caller): Call {
+    return this.parts.intents.of(tid, uid !== 0)
   }
 
   /**
@@ -275,10 +274,7 @@ export class Gate {
     try {
       const stat = looks ? this.look(device) : this.statOf(node, device)
       if (stat !== undefined && !looks) return this.lookupToOpen(request, call, walked, node, device, stat)
-      if (stat !== undefined) {
-        if (call.keeps) this.keep(node)
-        return this.answerUnpinned(request, node, device, stat)
-      }
+      if (stat !== undefined) return this.answerUnpinned(request, call, node, device, stat)
     } finally {
       nodes.release(node)
     }
@@ -307,7 +303,6 @@ export class Gate {
     // Only an open asks a drive whether its medium is another one
     // (disk_clear_events, 6.18); a pin that is open already does not learn of it.
     if (pin !== undefined && may && (walked !== undefined || !this.removable(node, device))) {
-      if (call.keeps) this.keep(node)
       return this.answerPinned(request, call, node, pin, stat)
     }
     if (!may || pin !== undefined) return this.lookupNotPinned(request, call, may, node, device, stat)
@@ -319,7 +314,6 @@ export class Gate {
     }
     this.thisTurn(opening, (end) => {
       if (end === undefined || !('pin' in end)) return this.lookupNotPinned(request, call, may, node, device, stat)
-      if (call.keeps) this.keep(node)
       this.answerPinned(request, call, node, end.pin, this.parts.devnodes.stat(end.pin.fd))
     })
   }
@@ -327,9 +321,8 @@ export class Gate {
   /** The caller waits elsewhere: one that opens, when it asks for the attributes. */
   private lookupNotPinned(request: LookupRequest, call: Call, may: boolean, node: Node, device: Device, stat: NodeStat): void {
     if (call.intent === 'unknown') return this.later(request, call)
-    if (call.keeps) this.keep(node)
     if (may) this.parts.lifetime.told(node, request.caller, call)
-    this.answerUnpinned(request, node, device, stat)
+    this.answerUnpinned(request, call, node, device, stat)
   }
 
   /**
@@ -369,7 +362,8 @@ export class Gate {
     request.done({ errno: E.ENOENT })
   }
 
-  private answerUnpinned(request: LookupRequest, node: Node, device: Device, stat: NodeStat): void {
+  private answerUnpinned(request: LookupRequest, call: Call, node: Node, device: Device, stat: NodeStat): void {
+    if (this.mayKeep(request.caller, call)) this.keep(node)
     node.last = { device, stat }
     node.attempts++
     request.done({ node, device, stat, trusted: false })
@@ -378,6 +372,7 @@ export class Gate {
 
   private answerPinned(request: LookupRequest, call: Call, node: Node, pin: Pin, stat: NodeStat): void {
     const { lifetime } = this.parts
+    if (this.mayKeep(request.caller, call)) this.keep(node)
     // Nobody else has the inode but who has it open, and the disk stays what it is for these.
     const trusted = !node.kept && !(node.changes ??= this.parts.sysfs.changes(pin.device))
     node.last = { device: pin.device, stat }
@@ -385,6 +380,14 @@ export class Gate {
     lifetime.answering(node, request.caller, call)
     if (request.done({ node, device: pin.device, stat, trusted })) lifetime.answered(node, request.caller, call)
     else lifetime.notAnswered(node, request.caller)
+  }
+
+  /**
+   * Whether a caller may have the inode when its call is over, without having the disk open: a
+   * call that keeps it, or anybody but root by way of what it opens (the O_PATH descriptor of an open one).
+   */
+  private mayKeep({ uid }: Caller, { keeps }: Call): boolean {
+    return keeps || uid !== 0
   }
 
   /** Somebody may have the inode from here on, and open it without asking for the name: it is asked each time. */

@@ -13,10 +13,11 @@
  * - of users who might mean harm the stack is looked at wherever a lie would get them
  *   a disk.
  */
-import { constants } from 'node:fs'
+import { constants, readdirSync } from 'node:fs'
 
 import { KeptFiles } from './kept.js'
 import type { Native, SeenThread } from './native.js'
+import { kernelPreempts } from './preemption.js'
 
 /**
  * - `inspect`: cannot open the device, whatever we answer
@@ -323,6 +324,8 @@ export class Intents {
   private readonly stack = Buffer.alloc(8192)
   private readonly line = new SyscallLine()
   private readonly files: KeptFiles<number>
+  private readonly wchans: KeptFiles<number>
+  private asksFirst: boolean | undefined
   private readonly inspecting = new Map<number, Inspecting>()
   private readonly opening = new Map<number, readonly [pointer: number, flags: number]>()
   private readonly creat: number
@@ -332,8 +335,10 @@ export class Intents {
   constructor(
     private readonly native: Syscalls,
     private readonly proc = '/proc',
+    private readonly preempts: () => boolean = kernelPreempts,
   ) {
     this.files = new KeptFiles(native, (tid) => `${proc}/${tid}/syscall`, FILES_MAX)
+    this.wchans = new KeptFiles(native, (tid) => `${proc}/${tid}/wchan`, FILES_MAX)
     const numbers = native.syscalls
     for (const [name, rule] of Object.entries(INSPECTING)) {
       const number = numbers[name]
@@ -351,20 +356,41 @@ export class Intents {
   /** Lets go of the files that are kept open; whoever asks again has them opened again. */
   close(): void {
     this.files.close()
+    this.wchans.close()
   }
 
   /**
    * @param tid the thread of the request being held. Of no other: the file of a thread
    *   that is not blocked in a request of ours may block whoever reads it
+   * @param wary it may have been arranged that this one's does. A kernel that preempts itself
+   *   waits for a thread that is on its way to sleep and has been preempted there (wait_task_inactive());
+   *   so it is asked first whether the thread is off the run queue, for which it never waits
    */
-  of(tid: number): Call {
+  of(tid: number, wary = false): Call {
     if (tid === 0) return UNSEEN
     for (let i = 0; i <= RUNNING_RETRIES; i++) {
+      if (wary && !this.isOffQueue(tid)) continue
       const length = this.files.read(tid)
       if (length <= 0) return UNSEEN
       if (!isRunning(this.files.buffer)) return this.parse(tid, this.files.buffer, length)
     }
     return RUNNING
+  }
+
+  /** In doubt it is. `wchan` says 0 of a thread that is not (get_wchan(), since 5.16). */
+  private isOffQueue(tid: number): boolean {
+    if (!(this.asksFirst ??= this.preempts() && this.tellsByWchan())) return true
+    const length = this.wchans.read(tid)
+    return length <= 0 || length > 1 || this.wchans.buffer[0] !== ZERO
+  }
+
+  /** Whether that can be read here: of the threads of this process, those of the pool are asleep. */
+  private tellsByWchan(): boolean {
+    try {
+      return readdirSync(`${this.proc}/self/task`).some((tid) => this.native.readFile(`${this.proc}/${tid}/wchan`, this.buffer) > 1)
+    } catch {
+      return false
+    }
   }
 
   private parse(tid: number, bytes: Uint8Array, length: number): Call {

@@ -111,6 +111,60 @@ t.test('twin: with the page faults of all threads it is taken for gone on, and o
   t.strictSame(await stoppedCaller(t, 'faults-of-all'), { recycled: true, opened: 'another disk' })
 })
 
+/**
+ * A user opens a disk and keeps no more than an O_PATH descriptor of it, made from the open
+ * one: of that the daemon hears nothing. Then root opens the disk. How many of the user's opens
+ * right after that reach the disk without asking: with the daemon stopped.
+ */
+const UNASKED = `import os, select, signal, sys, time
+path, uid, daemon, rounds = sys.argv[1], *map(int, sys.argv[2:])
+unasked = 0
+for _ in range(rounds):
+    heard, said = os.pipe()
+    told, tell = os.pipe()
+    user = os.fork()
+    if user == 0:
+        os.setgroups([]), os.setgid(uid), os.setuid(uid)
+        disk = os.open(path, os.O_RDONLY)
+        kept = os.open(f'/proc/self/fd/{disk}', os.O_PATH)
+        os.close(disk)
+        os.write(said, b'.')
+        os.read(told, 1)
+        os.open(f'/proc/self/fd/{kept}', os.O_RDONLY)
+        os.write(said, b'.')
+        os._exit(0)
+    os.read(heard, 1)
+    time.sleep(0.1)
+    disk = os.open(path, os.O_RDONLY)
+    os.kill(daemon, signal.SIGSTOP)
+    os.write(tell, b'.')
+    unasked += len(select.select([heard], [], [], 0.2)[0])
+    os.kill(daemon, signal.SIGCONT)
+    os.waitpid(user, 0)
+    for fd in disk, heard, said, told, tell: os.close(fd)
+print(unasked)`
+const UNASKED_ROUNDS = 20
+
+async function unasked(t: Test, twin: Twin): Promise<number> {
+  const disk = loopDisk(t)
+  chownSync(disk.path, NOBODY, NOBODY)
+  cleanup(t, () => chownSync(disk.path, 0, 6))
+  const tree = await startTree(t, { twin })
+  const path = join(tree.mountpoint, disk.diskseq())
+  const { code, stdout, stderr } = await run('python3', ['-c', UNASKED, path, `${NOBODY}`, `${tree.pid}`, `${UNASKED_ROUNDS}`])
+  t.equal(code, 0, stderr)
+  return Number(stdout)
+}
+
+t.test("a user's open by a descriptor made from another is asked for, whoever opens the disk meanwhile", async (t) => {
+  t.equal(await unasked(t, 'none'), 0)
+})
+
+t.test('twin: if only calls that keep the inode are taken to, it is not', async (t) => {
+  const count = await unasked(t, 'openers-keep-nothing')
+  t.ok(count > 0, `${count} of ${UNASKED_ROUNDS}`)
+})
+
 /** A caller that has no processor, of a program whose code begins at 0. */
 function codeAtZero(t: Test, twin: Twin) {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-program-'))

@@ -102,11 +102,11 @@ const FROM_32_BITS = [
   '[<0>] fuse_lookup_name+0xd8/0x2f0\n[<0>] el0_svc_compat+0x34/0x110\n[<0>] el0t_32_sync_handler+0x98/0x140\n[<0>] el0t_32_sync+0x190/0x194\n',
 ] as const
 
-function fakeProc(t: Test) {
+function fakeProc(t: Test, preempts = false) {
   const proc = mkdtempSync(join(tmpdir(), 'diskseqfs-proc-'))
   t.teardown(() => rmSync(proc, { recursive: true }))
   mkdirSync(join(proc, `${TID}`))
-  const intents = new Intents(native, proc)
+  const intents = new Intents(native, proc, () => preempts)
   t.teardown(() => intents.close())
   const put = (file: string, text: string | Buffer) => writeFileSync(join(proc, `${TID}`, file), text)
   return {
@@ -487,6 +487,39 @@ t.test('but not for ever', async (t) => {
   t.equal(intents.of(TID), RUNNING)
   t.ok(reads() > 2 && reads() < 100, `${reads()} times`)
 })
+
+t.test('one that may have arranged to be on its way to sleep is asked first whether it sleeps', async (t) => {
+  const { proc, intents, put, of } = fakeProc(t, true)
+  // That this can be told here is seen of the threads of the process itself.
+  for (const [tid, where] of [['1', '0'], ['2', 'futex_wait_queue']]) {
+    mkdirSync(join(proc, 'self/task', tid as string), { recursive: true })
+    mkdirSync(join(proc, tid as string))
+    writeFileSync(join(proc, tid as string, 'wchan'), where as string)
+  }
+  put('wchan', '0')
+  t.match(of(openat(0)), { intent: 'open' }, 'root is not')
+  t.equal(intents.of(TID, true), RUNNING)
+  put('wchan', 'request_wait_answer')
+  t.match(intents.of(TID, true), { intent: 'open' })
+  rmSync(join(proc, `${TID}/wchan`))
+  intents.close()
+  t.match(intents.of(TID, true), { intent: 'open' }, 'in doubt it is read')
+})
+
+for (const [what, preempts, where] of [
+  ['the kernel does not preempt itself', false, 'futex_wait_queue'],
+  ['the kernel does not tell', true, '0'],
+] as const) {
+  t.test(`not where ${what}`, async (t) => {
+    const { proc, intents, put } = fakeProc(t, preempts)
+    mkdirSync(join(proc, 'self/task/1'), { recursive: true })
+    mkdirSync(join(proc, '1'))
+    writeFileSync(join(proc, '1/wchan'), where)
+    put('wchan', '0')
+    put('syscall', openat(0))
+    t.match(intents.of(TID, true), { intent: 'open' })
+  })
+}
 
 t.test('a thread that has the id of an earlier one is looked at anew', async (t) => {
   const opening = openat(0)

@@ -66,6 +66,8 @@ type Mechanism =
   | 'small-buffer-unnoticed'
   | 'hoards'
   | 'no-patience'
+  | 'openers-keep-nothing'
+  | 'unwary'
   | 'waits-always'
   | 'no-hold'
   | 'lock-on-mountpoint'

@@ -483,6 +483,18 @@ const twins = {
         native.openDevice(directory, name, flags, loop, (error, ...found) => done(error === EMFILE ? ENXIO : error, ...found)),
     },
   },
+  /** Callers are read without asking first whether they are off the run queue. */
+  unwary: {
+    patch() {
+      Intents.prototype.isOffQueue = () => true
+    },
+  },
+  /** Nobody is taken to keep an inode by way of what it opened. */
+  'openers-keep-nothing': {
+    patch() {
+      Gate.prototype.mayKeep = (_, { keeps }) => keeps
+    },
+  },
   /** Who finds no descriptor left does not try again. */
   'no-patience': {
     patch() {

@@ -10,6 +10,7 @@ import { libvirt } from './cases/libvirt.js'
 import { locks } from './cases/locks.js'
 import { lvm } from './cases/lvm.js'
 import { names } from './cases/names.js'
+import { preemption } from './cases/preemption.js'
 import { mapperRace } from './cases/race.js'
 import { removable } from './cases/removable.js'
 import { restart } from './cases/restart.js'
@@ -27,6 +28,7 @@ export const cases: readonly Case[] = [
   churnCase,
   hotplug,
   removable,
+  preemption,
   faults,
   locks,
   service,

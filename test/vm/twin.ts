@@ -8,6 +8,8 @@ import type { Vm } from './vm.js'
 
 const DIRECTORY = '/run/twin'
 export const TWIN_MOUNTPOINT = `${DIRECTORY}/mnt`
+/** A file with its process id. */
+export const TWIN_PID = `${DIRECTORY}/pid`
 
 /** Runs `use` while such a daemon serves {@link TWIN_MOUNTPOINT}. */
 export async function withTwin<T>(vm: Vm, twin: Twin, use: () => Promise<T>): Promise<T> {
@@ -23,7 +25,7 @@ export async function withTwin<T>(vm: Vm, twin: Twin, use: () => Promise<T>): Pr
     cp /share/twin-daemon.mjs ${DIRECTORY}/dist
     ln -sfn /usr/lib/diskseqfs/native ${DIRECTORY}/native
     node ${DIRECTORY}/dist/twin-daemon.mjs ${twin} ${TWIN_MOUNTPOINT} 2>${DIRECTORY}/log &
-    echo $! >${DIRECTORY}/pid
+    echo $! >${TWIN_PID}
     for ((i = 0; i < 300; i++)); do
       mountpoint -q ${TWIN_MOUNTPOINT} && exit
       sleep 0.1
@@ -34,7 +36,7 @@ export async function withTwin<T>(vm: Vm, twin: Twin, use: () => Promise<T>): Pr
     return await use()
   } finally {
     await vm.attempt(`
-      kill $(cat ${DIRECTORY}/pid)
+      kill $(cat ${TWIN_PID})
       while mountpoint -q ${TWIN_MOUNTPOINT}; do sleep 0.1; done
       rm -rf --one-file-system ${DIRECTORY}`)
   }
