@@ -324,7 +324,6 @@ export class Intents {
   private readonly stack = Buffer.alloc(8192)
   private readonly line = new SyscallLine()
   private readonly files: KeptFiles<number>
-  private readonly wchans: KeptFiles<number>
   private asksFirst: boolean | undefined
   private readonly inspecting = new Map<number, Inspecting>()
   private readonly opening = new Map<number, readonly [pointer: number, flags: number]>()
@@ -338,7 +337,6 @@ export class Intents {
     private readonly preempts: () => boolean = kernelPreempts,
   ) {
     this.files = new KeptFiles(native, (tid) => `${proc}/${tid}/syscall`, FILES_MAX)
-    this.wchans = new KeptFiles(native, (tid) => `${proc}/${tid}/wchan`, FILES_MAX)
     const numbers = native.syscalls
     for (const [name, rule] of Object.entries(INSPECTING)) {
       const number = numbers[name]
@@ -356,7 +354,6 @@ export class Intents {
   /** Lets go of the files that are kept open; whoever asks again has them opened again. */
   close(): void {
     this.files.close()
-    this.wchans.close()
   }
 
   /**
@@ -380,14 +377,18 @@ export class Intents {
   /** In doubt it is. `wchan` says 0 of a thread that is not (get_wchan(), since 5.16). */
   private isOffQueue(tid: number): boolean {
     if (!(this.asksFirst ??= this.preempts() && this.tellsByWchan())) return true
-    const length = this.wchans.read(tid)
-    return length <= 0 || length > 1 || this.wchans.buffer[0] !== ZERO
+    const length = this.readWchan(tid)
+    return length <= 0 || length > 1 || this.buffer[0] !== ZERO
+  }
+
+  private readWchan(tid: number | string): number {
+    return this.native.readFile(`${this.proc}/${tid}/wchan`, this.buffer)
   }
 
   /** Whether that can be read here: of the threads of this process, those of the pool are asleep. */
   private tellsByWchan(): boolean {
     try {
-      return readdirSync(`${this.proc}/self/task`).some((tid) => this.native.readFile(`${this.proc}/${tid}/wchan`, this.buffer) > 1)
+      return readdirSync(`${this.proc}/self/task`).some((tid) => this.readWchan(tid) > 1)
     } catch {
       return false
     }
