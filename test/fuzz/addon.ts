@@ -56,8 +56,8 @@ const text = () =>
     'x'.repeat(107), 'x'.repeat(108), `@${'x'.repeat(106)}`, `@${'x'.repeat(107)}`, 'x'.repeat(4096), 'x'.repeat(70000), '\ud800', '\u{10ffff}', 'user.a', 'system.posix_acl_access',
     '/proc/self/syscall', '/proc/self/status', '/sys/class/block',
   ])
-/** Nothing is mounted there, and it is no place to mount at. */
-const nowhere = () => c.pick(['', '\0', `${directory}/none`, `${directory}/none\0x`, 'x'.repeat(5000)])
+/** Nothing is mounted there, and it is no place to mount at: that directory nobody makes. */
+const nowhere = () => c.pick(['', '\0', `${directory}/missing/none`, `${directory}/missing/none\0x`, 'x'.repeat(5000)])
 /** The guard is not there; nothing that would not answer is. */
 const nobody = () => c.pick(['', '\0', `${directory}/none`, file, 'x'.repeat(107), 'x'.repeat(108), 'x'.repeat(200)])
 
@@ -169,6 +169,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
     native.lookAtThreads(c.oneIn(4) ? threads.slice(1) : threads, later())
   },
   credentials: () => native.credentials(c.pick([process.pid, 1, 2, number()]), Array.from({ length: c.below(4) }, number), later()),
+  userNamespace: () => native.userNamespace(c.pick([process.pid, 1, 2, number()])),
   parseStatus: () => checkStatus(statusText(c)),
   parseStat: () => checkStat(statText(c)),
   ueventOpen: () => keep(native.ueventOpen(number())),
