@@ -42,8 +42,9 @@ export class Node {
   /** Ticks of hold since that. */
   unseenTicks = 0
 
-  /** When somebody was answered or closed it last (monotonic ms), and whether that was soon after the time before. */
+  /** When somebody was answered last (monotonic ms), how often so soon after the time before, and whether that is more than one open. */
   usedAt = -Infinity
+  streak = 0
   busy = false
 
   /** For the pin's end: when to look at the callers next (monotonic ms), and how long to wait after that. */

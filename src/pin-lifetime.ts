@@ -44,6 +44,8 @@ export interface Inodes {
  * remove the device right after it has closed it.
  */
 const QUIET_MS = 2
+/** In one open: for the name, for that once more where the kernel had another inode of it, and for the attributes. */
+const ANSWERS_OF_ONE = 3
 const FIRST_LOOK_MS = 1
 /**
  * While others are answered, whose time looks and closes would take, they are put off; each for
@@ -51,6 +53,8 @@ const FIRST_LOOK_MS = 1
  */
 const ELSEWHERE_MS = 0.5
 const OVERDUE_MAX_MS = 5
+/** Not so where nobody else was answered for so long, ms: whoever has closed a disk may want it for himself at once. */
+const ALONE_MS = 2
 /** A look comes twice as late each time, up to this, ms. */
 const LOOK_DELAY_MAX_MS = 32
 /** A caller takes some 10 us to look at: where there are many, looks take a tenth of a processor at most. */
@@ -89,6 +93,9 @@ export class PinLifetime {
   /** The node that a thread was answered about last, in an open(2). */
   private readonly openers = new Map<number, Node>()
   private answeredAt = -Infinity
+  /** Of which node; and when another one was, before that. */
+  private lastAnswered: Node | undefined
+  private othersAnsweredAt = -Infinity
   private timer: NodeJS.Timeout | undefined
   private timerAt = Infinity
   private tick: NodeJS.Timeout | undefined
@@ -173,6 +180,8 @@ export class PinLifetime {
       node.unseen = true
       this.startHold(node)
     }
+    if (node !== this.lastAnswered) this.othersAnsweredAt = this.answeredAt
+    this.lastAnswered = node
     this.answeredAt = monotonicMs()
     if (node.pin === undefined) return
     this.used(node, this.answeredAt)
@@ -184,7 +193,8 @@ export class PinLifetime {
 
   private used(node: Node, now: number): void {
     node.closed = false
-    node.busy = now - node.usedAt < QUIET_MS
+    node.streak = now - node.usedAt < QUIET_MS ? node.streak + 1 : 1
+    node.busy = node.streak > ANSWERS_OF_ONE
     node.usedAt = now
   }
 
@@ -228,7 +238,8 @@ export class PinLifetime {
     if (!this.active.has(node)) return
     node.closed = true
     this.watch(node, node.busy ? QUIET_MS : 0)
-    if (!node.busy) this.lookAtThoseDue()
+    if (node.busy) return
+    this.lookAtThoseDue(node === this.lastAnswered && this.answeredAt - this.othersAnsweredAt >= ALONE_MS)
   }
 
   /** Has its callers looked at some ms from now. */
@@ -250,7 +261,8 @@ export class PinLifetime {
     }, Math.max(0, Math.ceil(due - monotonicMs())))
   }
 
-  private lookAtThoseDue(): void {
+  /** @param alone whether it takes nobody's time */
+  private lookAtThoseDue(alone = false): void {
     const now = monotonicMs()
     let next = Infinity
     let going = 0
@@ -271,7 +283,7 @@ export class PinLifetime {
       due.push(node)
       overdue = Math.max(overdue, now - node.lookAt)
     }
-    if (due.length > 0 && now - this.answeredAt < ELSEWHERE_MS && overdue < OVERDUE_MAX_MS) return this.arm(now + 1)
+    if (due.length > 0 && !alone && now - this.answeredAt < ELSEWHERE_MS && overdue < OVERDUE_MAX_MS) return this.arm(now + 1)
     // One after another: all of them are over in some microseconds.
     if (due.length > 0 && (going > 0 || this.looks.size >= LOOKS_MAX)) next = Math.min(next, now + 1)
     else if (due.length > 0) this.look(due)

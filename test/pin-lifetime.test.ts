@@ -602,7 +602,8 @@ t.test('a look that gets stuck', async (t) => {
       await until(() => state.unpinned.length > before)
       t.ok(performance.now() - start < SOON_MS, 'nor those that come later')
     }
-    t.equal(state.held.length, 2, 'and is not made again and again')
+    // With others, if they were due by then, and alone.
+    t.ok(state.held.length <= 2, 'and is not made again and again')
     state.stuck.clear()
     for (const finish of state.held.splice(0)) finish()
     await until(() => stuck.pin === undefined)
