@@ -7,6 +7,7 @@
 # make soak          everything at once for MINUTES=30; 200 kills, 10,000 disks
 # make fuzz          garbage for every input; INPUTS=10000000, SEED, SURFACE
 # make bench         build, then run the benchmarks
+# make bench-against the same, against an earlier commit: OLD=COMMIT
 # make bench-faults  the same, of what faults cost those who have nothing to do with them
 # make install       honours PREFIX, SBINDIR, UDEVDIR, UNITDIR and DESTDIR, as does uninstall
 # make deb           a Debian package in build/
@@ -160,6 +161,10 @@ $(PEER): bench/peers/server.c
 bench-faults: build
 	npm run $@
 
+bench-against: build
+	@[ -n "$(OLD)" ] || { echo 'make bench-against: say against what: OLD=COMMIT' >&2; exit 1; }
+	OLD="$(OLD)" npm run $@
+
 # Not dependent on build: under sudo, PATH may have another node or none.
 install:
 	@[ -e dist/cli.js ] && [ -e $(ADDON) ] && [ -e $(LINK) ] && [ -e $(GUARD) ] || $(MAKE) --no-print-directory build
@@ -210,4 +215,4 @@ clean:
 	rm -rf dist native/build .tap $(LINK) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
-.PHONY: build setup run check check-vm check-fresh check-types soak fuzz bench bench-faults install uninstall deb clean
+.PHONY: build setup run check check-vm check-fresh check-types soak fuzz bench bench-against bench-faults install uninstall deb clean

@@ -1,6 +1,6 @@
 /** What the benchmarks share. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { cpus, release, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -51,13 +51,14 @@ export function temporary(name: string): string {
  * Starts a daemon; resolves when it says that the tree answers, with the ms that took.
  *
  * @param twin what is switched off, see twin-daemon.mjs
+ * @param program another one than this project's
  */
 export async function daemon(
   mountpoint: string,
-  { args = [], twin }: { args?: string[]; twin?: string } = {},
+  { args = [], twin, program = CLI }: { args?: string[]; twin?: string; program?: string } = {},
 ): Promise<{ child: ChildProcess; ms: number }> {
   const began = performance.now()
-  const command = twin === undefined ? [CLI, 'mount', '-f', '--log-format', 'json', mountpoint] : [TWIN, twin, mountpoint]
+  const command = twin === undefined ? [program, 'mount', '-f', '--log-format', 'json', mountpoint] : [TWIN, twin, mountpoint]
   const child = spawn(process.execPath, [...command, ...args], {
     stdio: ['ignore', 'ignore', 'pipe'],
   })
@@ -104,6 +105,27 @@ export async function helper(...args: string[]): Promise<Helper> {
       return line()
     },
     end,
+  }
+}
+
+/**
+ * Loop devices with one file; they go with the benchmark, or before. Writable, as most disks are: one that is
+ * not may become another while it is open (LOOP_CHANGE_FD), so that the kernel has to ask each time.
+ */
+export async function loops(count: number, size = 1 << 20): Promise<{ devices: string[]; detach: () => Promise<void> }> {
+  const file = join(temporary('disk'), 'disk.img')
+  writeFileSync(file, '')
+  truncateSync(file, size)
+  const { end } = await helper('loops', String(count), file, 'writable')
+  const devices = readdirSync('/sys/block').filter((name) => backing(name) === file)
+  return { devices: devices.map((name) => `/dev/${name}`), detach: end }
+}
+
+function backing(name: string): string | undefined {
+  try {
+    return readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8').trim()
+  } catch {
+    return undefined // no loop device, or one without a file, or gone
   }
 }
 

@@ -9,14 +9,14 @@
  * QUICK=1: fewer rounds, and nothing in a virtual machine.
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
-import { mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 import { join } from 'node:path'
 
 import { blk } from '../test/helpers/blk.js'
 import { ROOT } from '../test/helpers/root.js'
 import {
-  cleanUp, daemon, end, helper, machine, median, number, percentile, printTable, QUICK, resident, temporary,
+  cleanUp, daemon, end, loops, machine, median, number, percentile, printTable, QUICK, resident, temporary,
 } from './common.js'
 import { type Kind, KINDS, startPeer } from './peers.js'
 import { besideUdev } from './vm.js'
@@ -101,23 +101,6 @@ interface Peer {
 }
 
 /** Loop devices that the C helper makes, and removes at the end. */
-async function disks(count: number, size = 1 << 20): Promise<{ devices: string[]; detach: () => Promise<void> }> {
-  const file = join(temporary('disk'), 'disk.img')
-  writeFileSync(file, '')
-  truncateSync(file, size)
-  const { end } = await helper('loops', String(count), file)
-  const devices = readdirSync('/sys/block').filter((name) => backing(name) === file)
-  return { devices: devices.map((name) => `/dev/${name}`), detach: end }
-}
-
-function backing(name: string): string | undefined {
-  try {
-    return readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8').trim()
-  } catch {
-    return undefined // no loop device, or one without a file, or gone
-  }
-}
-
 const diskseq = (device: string) => readFileSync(`/sys/class/block/${device.slice(5)}/diskseq`, 'utf8').trim()
 const within = ({ mountpoint }: Peer, device: string) => join(mountpoint, diskseq(device))
 
@@ -141,7 +124,7 @@ const SERIES: Readonly<Record<Kind, string>> = { [OURS]: 'tree', c: 'c', 'fuse-n
 
 async function warm(peers: readonly Peer[]): Promise<void> {
   // A device for each: what one holds open, another one opens faster.
-  const [plain, careful, ...own] = (await disks(2 + peers.length)).devices
+  const [plain, careful, ...own] = (await loops(2 + peers.length)).devices
   const path = (kind: Kind) => {
     const i = peers.findIndex((peer) => peer.kind === kind)
     return within(peers[i]!, own[i]!)
@@ -180,7 +163,7 @@ async function cold(peers: readonly Peer[]): Promise<void> {
     ['careful client', (devices) => devices.map((device) => `careful:${device}`)],
     ['open of /dev/loopN', (devices) => devices],
   ]
-  const { devices } = await disks(ways.length * COLD)
+  const { devices } = await loops(ways.length * COLD)
   const result = await blk(
     'cold-open',
     '--rounds', QUICK ? '8' : '40',
@@ -192,7 +175,7 @@ async function cold(peers: readonly Peer[]): Promise<void> {
 }
 
 async function throughput(peers: readonly Peer[]): Promise<void> {
-  const { devices } = await disks(CLIENTS)
+  const { devices } = await loops(CLIENTS)
   const ways: (readonly [who: string, paths: string[]])[] = [
     ...peers.map((peer) => [peer.kind, devices.map((device) => within(peer, device))] as const),
     ['careful client', devices.map((device) => `careful:${device}`)],
@@ -211,7 +194,7 @@ async function throughput(peers: readonly Peer[]): Promise<void> {
 /** As the disks become many: what an open costs, a listing, a start, and memory. */
 async function scale(peers: readonly Peer[]): Promise<void> {
   const own = peers.find(({ kind }) => kind === OURS)!
-  const [device] = (await disks(1)).devices
+  const [device] = (await loops(1)).devices
   const path = within(own, device!)
   const open = async () => {
     const result = await blk('latency', '--tree', path, '--dev', device!, '--seconds', QUICK ? '2' : '6', '--pin', 'split')
@@ -223,7 +206,7 @@ async function scale(peers: readonly Peer[]): Promise<void> {
   const start = { few: await starts(), many: await starts(0) }
   for (let i = 0; i < (QUICK ? 1 : 3); i++) {
     few.push(await open())
-    const { detach } = await disks(DISKS)
+    const { detach } = await loops(DISKS)
     many.push(await open())
     if (i === 0) {
       await listing(peers)
@@ -302,7 +285,7 @@ async function starts(count = QUICK ? 5 : 15): Promise<Starts> {
 /** Reads through the node and on the device, in turns: once it is open, the tree has no part in it. */
 async function io(peers: readonly Peer[]): Promise<void> {
   const own = peers.find(({ kind }) => kind === OURS)!
-  const [device] = (await disks(1, 256 << 20)).devices
+  const [device] = (await loops(1, 256 << 20)).devices
   const ways = [
     [OURS, within(own, device!)],
     ['on the device', device!],

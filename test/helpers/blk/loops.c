@@ -14,14 +14,15 @@
 /* Only devices that this run added are in here. */
 static int *nrs;
 static int got, left;
+static bool writable;
 
 static int attach(int nr, int file)
 {
-	int fd = loop_open(nr, O_RDONLY), err;
+	int fd = loop_open(nr, writable ? O_RDWR : O_RDONLY), err;
 
 	if (fd < 0)
 		return fd;
-	err = loop_configure(fd, file, LO_FLAGS_READ_ONLY);
+	err = loop_configure(fd, file, writable ? 0 : LO_FLAGS_READ_ONLY);
 	close(fd);
 	return err;
 }
@@ -54,11 +55,12 @@ static void remove_all(void)
 /* Attaches, says "ready", and detaches when stdin closes. */
 int cmd_loops(int argc, char **argv)
 {
-	int err = 0, count = argc == 3 ? atoi(argv[1]) : 0;
+	int err = 0, count = argc >= 3 ? atoi(argv[1]) : 0;
 
-	if (count < 1)
-		die("usage: blk loops COUNT FILE");
-	int file = open(argv[2], O_RDONLY | O_CLOEXEC);
+	writable = argc == 4 && !strcmp(argv[3], "writable");
+	if (count < 1 || argc > 3 + writable)
+		die("usage: blk loops COUNT FILE [writable]");
+	int file = open(argv[2], (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
 	if (file < 0)
 		die("%s: %s", argv[2], strerror(errno));
 	nrs = calloc((size_t)count, sizeof *nrs);
