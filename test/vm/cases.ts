@@ -5,6 +5,7 @@ import { churnCase } from './cases/churn.js'
 import { cryptsetup } from './cases/cryptsetup.js'
 import { dmsetup } from './cases/dmsetup.js'
 import { faults } from './cases/faults.js'
+import { hostile } from './cases/hostile.js'
 import { hotplug } from './cases/hotplug.js'
 import { libvirt } from './cases/libvirt.js'
 import { locks } from './cases/locks.js'
@@ -28,6 +29,7 @@ export const cases: readonly Case[] = [
   churnCase,
   hotplug,
   removable,
+  hostile,
   preemption,
   faults,
   locks,

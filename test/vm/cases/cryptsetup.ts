@@ -122,6 +122,7 @@ async function live(vm: Vm, by: 'name' | 'diskseq', withTree: boolean, rounds: n
 
 export const cryptsetup: Case = {
   name: 'cryptsetup',
+  shortOn: 'trixie',
   before: (vm) => live(vm, 'name', false, STOCK_ROUNDS),
   async run(t: Test, vm: Vm, before: unknown) {
     const stock = before as Life

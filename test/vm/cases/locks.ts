@@ -83,6 +83,7 @@ async function service(t: Test, vm: Vm): Promise<void> {
 
 export const locks: Case = {
   name: 'locks held by nobody',
+  shortOn: 'bookworm',
   async run(t, vm) {
     await mapper(t, vm)
     await twin(t, vm)

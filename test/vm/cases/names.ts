@@ -52,6 +52,7 @@ const kinds = (entries: readonly Entry[]) => entries.map(({ name, type }) => `${
 
 export const names: Case = {
   name: 'names that udev rewrites',
+  shortOn: 'bookworm',
   before: made,
   async run(t: Test, vm: Vm, before) {
     const stock = kinds(before as Entry[])

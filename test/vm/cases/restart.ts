@@ -145,6 +145,7 @@ async function broken(t: Test, vm: Vm): Promise<void> {
 
 export const restart: Case = {
   name: 'restart: systemctl, SIGKILL, upgrade, hang, no successor',
+  shortOn: 'bookworm',
   async run(t, vm) {
     await vm.run('systemctl reset-failed diskseqfs')
     await inUse(t, vm)
