@@ -4,6 +4,7 @@
  * remembered, and root is served meanwhile. How quickly: bench/faults.ts.
  */
 import { chmodSync } from 'node:fs'
+import { release } from 'node:os'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
@@ -15,8 +16,10 @@ import {
   cleanup,
   descriptors,
   loopDisk,
+  manyDisks,
   openDevices,
   resident,
+  run,
   type RunningBlk,
   type RunningTree,
   sleep,
@@ -203,6 +206,35 @@ t.test('of it nothing is remembered but disks that are there, as long as they ar
   t.pass('nor are disks that are gone')
   // Of threads that asked last, a file in /proc each: see Intents.
   t.ok(descriptors(tree.pid).length <= before + 64 + 8, `${descriptors(tree.pid).length - before} more descriptors`)
+})
+
+const CACHED = 100
+
+/** Of the names that the kernel has, how many it forgets when one of those disks goes. */
+async function forgotten(t: Test, twin: Twin): Promise<number> {
+  const loop = loopDisk(t)
+  await manyDisks(t, CACHED, loop.file)
+  const tree = await startTree(t, { twin })
+  await run('ls', ['-lL', tree.mountpoint])
+  const { nodes: before = 0 } = await remembered(tree)
+  t.ok(before > CACHED, `${before} names`)
+  loop.detach()
+  const count = async () => before - ((await remembered(tree))['nodes'] ?? 0)
+  await until(async () => (await count()) > 0, 3000).catch(() => {})
+  await sleep(100)
+  return count()
+}
+
+const [MAJOR = 0, MINOR = 0] = release().split('.').map(Number)
+const PRUNES = MAJOR > 6 || (MAJOR === 6 && MINOR >= 18)
+
+t.test('the name of a disk that is gone is forgotten, and no other', async (t) => {
+  if (!PRUNES) return void t.comment('FUSE_NOTIFY_PRUNE came with Linux 6.18: here it is forgotten when there are many')
+  t.equal(await forgotten(t, 'none'), 1)
+})
+
+t.test('twin: where the kernel cannot be told which, it is not', async (t) => {
+  t.equal(await forgotten(t, 'no-prune'), 0)
 })
 
 t.test('twin: a daemon that remembers what it is asked grows', async (t) => {

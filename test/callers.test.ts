@@ -3,6 +3,8 @@
  * make, 32-bit calls of 64-bit programs, registers that lie, io_uring, mount(2). And who
  * only looks, by whatever call, has nothing opened.
  */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { chmodSync, chownSync, closeSync, mkdtempSync, openSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -111,6 +113,17 @@ t.test('twin: with the page faults of all threads it is taken for gone on, and o
   t.strictSame(await stoppedCaller(t, 'faults-of-all'), { recycled: true, opened: 'another disk' })
 })
 
+/** One that has no processor for longer than those are waited for who cannot be seen. */
+const longerThanHold = (t: Test, twin: Twin) => stoppedCaller(t, twin, { args: ['--hold', '1'], wantedMs: 2300 })
+
+t.test('one that has no processor, for longer than --hold', async (t) => {
+  t.strictSame(await longerThanHold(t, 'none'), { recycled: false, opened: 'its disk' })
+})
+
+t.test('twin: if all are waited for no longer than that, it opens another disk', async (t) => {
+  t.strictSame(await longerThanHold(t, 'hold-for-all'), { recycled: true, opened: 'another disk' })
+})
+
 /**
  * A user opens a disk and keeps no more than an O_PATH descriptor of it, made from the open
  * one: of that the daemon hears nothing. Then root opens the disk. How many of the user's opens
@@ -171,7 +184,7 @@ function codeAtZero(t: Test, twin: Twin) {
   cleanup(t, () => rmSync(directory, { recursive: true }))
   const program = join(directory, 'blk')
   blkWithCodeAtZero(program)
-  return stoppedCaller(t, twin, undefined, program)
+  return stoppedCaller(t, twin, { program })
 }
 
 t.test('one of a program that is made to look as if it had no memory', async (t) => {
@@ -252,6 +265,7 @@ t.test('who may not open a disk is told so, by a 32-bit call as well', async (t)
 /** Each with what it ends in: it has come to the device. */
 const INSPECTING = {
   'openat2': [''],
+  'openat2-directory': ['ENOTDIR'],
   'open': ['ENOTDIR'],
   'open_tree': [''],
   'chdir': ['ENOTDIR'],
@@ -293,6 +307,27 @@ for (const program of ['blk', 'blk-fixed'] as const) {
     )
   })
 }
+
+/** What they end in that they do not end in elsewhere, where the daemon may not open the disk itself. */
+async function refusedLooks(t: Test, twin: Twin): Promise<string[]> {
+  const tree = await startTree(t, { twin, expectErrors: true })
+  const path = join(tree.mountpoint, loopDisk(t).diskseq())
+  t.throws(() => openSync(path, 'r'), { code: 'EPERM' }, 'who opens it is told so')
+  const refused: string[] = []
+  for (const [call, errors] of Object.entries(INSPECTING)) {
+    const { error } = await blk('inspect', '--path', path, '--call', call)
+    if (!errors.includes(error)) refused.push(`${call}: ${error}`)
+  }
+  return refused
+}
+
+t.test('who only looks at a disk that the daemon may not open is not told so', async (t) => {
+  t.strictSame(await refusedLooks(t, 'may-not-open'), [])
+})
+
+t.test('twin: if nobody is seen to look only, they are', async (t) => {
+  t.match((await refusedLooks(t, 'may-not-open+unseen')).join(), /openat2: EPERM/)
+})
 
 /**
  * Partition 1 of a disk, which then gets another number, while another disk's partition
@@ -365,11 +400,24 @@ for (const [what, keeper] of Object.entries(KEEPERS)) {
   t.test(`a partition that got another number is not reached through ${what} by the old one`, async (t) => {
     const tree = await startTree(t)
     const { disk, reached } = await keeper(t, tree)
-    const fd = openSync(join(tree.mountpoint, `${disk.diskseq()}p1`), 'r')
+    const path = join(tree.mountpoint, `${disk.diskseq()}p1`)
+    const fd = openSync(path, 'r')
     closeSync(fd)
-    for (let i = 0; i < 5; i++) {
-      const diskseq = await reached()
-      t.ok(diskseq === undefined || diskseq === disk.diskseq(), diskseq ?? 'nothing is reached')
+    const others = async (when: string) => {
+      for (let i = 0; i < 10; i++) {
+        const diskseq = await reached()
+        if (diskseq !== undefined && diskseq !== disk.diskseq()) t.fail(`${when}, ${diskseq}`)
+      }
+    }
+    await others('after an open of the name')
+    // The daemon may have read a request whose caller does not take the answer any more.
+    for (let round = 0; round < 3; round++) {
+      const stats = spawn('sh', ['-c', 'while :; do stat -L "$0"; done', path], { stdio: 'ignore', detached: true })
+      const ended = once(stats, 'close')
+      await others('while somebody stats the name')
+      process.kill(-(stats.pid as number), 'SIGKILL')
+      await ended
+      await others('when they were killed')
     }
   })
 

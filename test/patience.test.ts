@@ -58,14 +58,14 @@ async function rare(t: Test, twin: Twin): Promise<number> {
   return (cpuUs(tree.pid) - before) / OPENS
 }
 
-/** In turns, as other work on the machine costs both of them now more and now less. */
+/** In turns, and of each the least: other work on the machine only ever adds to it. */
 const ROUNDS = 5
 
 t.test('who opens a disk now and then costs no wait each time', async (t) => {
-  let [patient, asleep] = [0, 0]
+  let [patient, asleep] = [Infinity, Infinity]
   for (let i = 0; i < ROUNDS; i++) {
-    patient += (await rare(t, 'waits-always')) / ROUNDS
-    asleep += (await rare(t, 'none')) / ROUNDS
+    patient = Math.min(patient, await rare(t, 'waits-always'))
+    asleep = Math.min(asleep, await rare(t, 'none'))
   }
   t.comment(`${asleep.toFixed(0)} us of processor time for an open, ${patient.toFixed(0)} if it waits each time`)
   t.ok(patient - asleep > WAIT_US / 4, 'twin: a wait each time is seen')

@@ -292,3 +292,22 @@ t.test('however many devices are looked at, few files stay open, and none after 
   sysfs.close()
   t.equal(open.size, 0)
 })
+
+t.test('what may become another disk while it is open', async (t) => {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-sysfs-'))
+  t.teardown(() => rmSync(directory, { recursive: true }))
+  /** @param disk where its disk's attributes are: of a partition, the directory above its own */
+  const changes = (kname: string, attributes: Readonly<Record<string, string>> = {}, disk = kname) => {
+    mkdirSync(join(directory, kname), { recursive: true })
+    for (const [name, value] of Object.entries(attributes)) writeFileSync(join(directory, disk, name), `${value}\n`)
+    const device = { ...(parseDevice(kname, DISK) as Device), partition: disk === kname ? 0 : 1 }
+    return new Sysfs(native, directory).changes(device)
+  }
+  for (const kname of ['nbd0', 'nbd15p1', 'md0', 'md127', 'md_d0', 'md0p2']) t.equal(changes(kname), true, kname)
+  for (const kname of ['sda', 'vda', 'dm-0', 'nvme0n1', 'zram0']) t.equal(changes(kname), false, kname)
+  t.equal(changes('loop1', { ro: '1' }), true, 'a loop device that is read-only (LOOP_CHANGE_FD)')
+  t.equal(changes('loop2', { ro: '0' }), false, 'one that is not')
+  t.equal(changes('sdb', { ro: '1' }), false, 'another device that is')
+  t.equal(changes('sr0', { removable: '1' }), true, 'removable media')
+  t.equal(changes('sdc1', { removable: '1' }, '.'), true, "a partition: its disk's")
+})

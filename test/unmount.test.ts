@@ -118,11 +118,11 @@ for (const [how, end] of [
   ['umount --force', ({ mountpoint }: RunningTree) => run('umount', ['--force', '--lazy', mountpoint])],
 ] as const) {
   t.test(`whoever was answered before ${how} opens what he was promised`, async (t) => {
-    t.strictSame(await stoppedCaller(t, 'none', taken(end)), { recycled: false, opened: 'its disk' })
+    t.strictSame(await stoppedCaller(t, 'none', { meanwhile: taken(end), wantedMs: 2300 }), { recycled: false, opened: 'its disk' })
   })
 
   t.test(`twin: if pins end with the mount, after ${how} he opens another disk`, async (t) => {
-    t.strictSame(await stoppedCaller(t, 'no-settling', taken(end)), { recycled: true, opened: 'another disk' })
+    t.strictSame(await stoppedCaller(t, 'no-settling', { meanwhile: taken(end) }), { recycled: true, opened: 'another disk' })
   })
 }
 

@@ -11,28 +11,35 @@ import { cleanup, loopDisk, run, type RunningTree, startBlkAt, startTree, type T
 const WANTED_MS = 500
 const WANTED_MAX_MS = 3000
 
+interface Stopped {
+  /** What else happens before the disk goes away. */
+  readonly meanwhile?: (tree: RunningTree) => unknown
+  /** Another one than blk. */
+  readonly program?: string
+  /** Of the daemon. */
+  readonly args?: string[]
+  /** For how long its number must not be had, ms. */
+  readonly wantedMs?: number
+}
+
 /**
  * Has somebody stopped there, whose disk goes away, so that another disk may get its number.
- *
- * @param meanwhile what else happens before that
- * @param program another one than blk
  */
 export async function stoppedCaller(
   t: Test,
   twin: Twin,
-  meanwhile: (tree: RunningTree) => unknown = () => {},
-  program = blkPath(),
+  { meanwhile = () => {}, program = blkPath(), args = [], wantedMs = WANTED_MS }: Stopped = {},
 ): Promise<{ recycled: boolean; opened: 'its disk' | 'another disk' }> {
   const disk = loopDisk(t)
   const other = `${disk.file}.other`
   copyFileSync(disk.file, other)
-  const tree = await startTree(t, { twin })
+  const tree = await startTree(t, { twin, args })
   const asked = disk.diskseq()
   const caller = await startBlkAt(t, program, 'open-stopped', '--path', join(tree.mountpoint, asked))
   await meanwhile(tree)
   disk.detach()
   const recycle = async () => (await run('losetup', [disk.path, other])).code === 0
-  const recycled = await until(recycle, twin === 'none' ? WANTED_MS : WANTED_MAX_MS).then(() => true, () => false)
+  const recycled = await until(recycle, twin === 'none' ? wantedMs : WANTED_MAX_MS).then(() => true, () => false)
   if (recycled) cleanup(t, () => run('losetup', ['--detach', disk.path]))
   const { stopped, error, diskseq } = JSON.parse(await caller.ask()) as { stopped: boolean; error: number; diskseq: number }
   t.ok(stopped, 'until now')

@@ -164,6 +164,7 @@ let mute = false
 const EAGAIN = -11
 const EINTR = -4
 const ENOBUFS = -105
+const EPERM = 1
 const EMFILE = 24
 const ENXIO = 6
 
@@ -266,11 +267,8 @@ const twins = {
     access: () =>
       Object.assign(new Access(native), { mayOpen: (_, __, ___, done) => done(true), certain: () => true }),
   },
-  /** The kernel keeps names for as long as it likes. */
-  'no-prune': {
-    native: { ...native, prune: (_, done) => setImmediate(done, 0) },
-    patch: () => void (FuseSession.prototype.prune = () => true),
-  },
+  /** The kernel cannot be told to forget one name (before Linux 6.18). */
+  'no-prune': { patch: () => void (FuseSession.prototype.prune = () => false) },
   /** udev is not told of writers. */
   'no-touch': {
     opener: (calls, directory) => Object.assign(new PinOpener(calls, directory), { touch: (_, done) => done() }),
@@ -424,17 +422,6 @@ const twins = {
       }
     },
   },
-  /** LOOKUPs wait for their turn with everything else. */
-  'lookups-take-turns': {
-    patch() {
-      const { mayWait } = FuseSession.prototype
-      FuseSession.prototype.mayWait = function (message) {
-        const { waiting } = this
-        const none = { size: 0, add: (...given) => waiting.add(...given), take() {}, find() {}, clear() {} }
-        return mayWait.call(Object.assign(this, { lookups: none }), message)
-      }
-    },
-  },
   /** A name that is not known is searched for while the kernel asks for it; and users are not let in one by one. */
   'scan-in-lookup': {
     patch() {
@@ -483,6 +470,30 @@ const twins = {
         native.openDevice(directory, name, flags, loop, (error, ...found) => done(error === EMFILE ? ENXIO : error, ...found)),
     },
   },
+  /** A node that is answered of twice within a moment is opened again and again. */
+  'answers-are-opens': {
+    patch() {
+      const { used } = PinLifetime.prototype
+      PinLifetime.prototype.used = function (node, ...given) {
+        used.call(this, node, ...given)
+        node.busy = node.streak > 1
+      }
+    },
+  },
+  /** `--hold` is for all callers, not only for those that cannot be seen. */
+  'hold-for-all': {
+    patch() {
+      const { answered } = PinLifetime.prototype
+      PinLifetime.prototype.answered = function (node, ...given) {
+        answered.call(this, node, ...given)
+        setTimeout(() => this.unpin(node), this.options.holdSeconds * 1000)
+      }
+    },
+  },
+  /** The daemon may not open any disk (a device cgroup, say). */
+  'may-not-open': { opener: (calls, directory) => Object.assign(new PinOpener(calls, directory), { open: (_, done) => setImmediate(done, { errno: EPERM }) }) },
+  /** All users are one: they wait for each other. */
+  'one-user': { native: { ...native, userNamespace: () => 1 } },
   /** Callers are read without asking first whether they are off the run queue. */
   unwary: {
     patch() {

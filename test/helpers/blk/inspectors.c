@@ -25,6 +25,13 @@ static int openat2_path(void)
 	return (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
 }
 
+static int openat2_directory(void)
+{
+	struct open_how how = { .flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC };
+
+	return (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+}
+
 static int open_directory(void)
 {
 	return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -94,6 +101,7 @@ static const struct {
 	int (*run)(void);
 } calls[] = {
 	{ "openat2", openat2_path },
+	{ "openat2-directory", openat2_directory },
 	{ "open", open_directory },
 	{ "open_tree", open_tree_ },
 	{ "chdir", chdir_ },
