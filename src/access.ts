@@ -47,6 +47,8 @@ export type Purpose =
 
 interface Question {
   readonly caller: Caller
+  /** See {@link Native.userNamespace}. */
+  readonly namespace: number | undefined
   /** The same for all ids that somebody has in user namespaces of his own, however many. */
   readonly user: number
   readonly node: Permissions
@@ -93,9 +95,10 @@ export class Access {
    */
   mayOpen(caller: Caller, node: Permissions, purpose: Purpose, done: (may: boolean) => void): void {
     if (caller.tid === 0 || purpose === 'unclear' || this.certain(caller, node) || forEverybodyElse(caller, node)) return done(true)
-    const user = this.native.userNamespace(caller.tid) ?? caller.uid
+    const namespace = this.native.userNamespace(caller.tid)
+    const user = namespace ?? caller.uid
     const lane = this.manyGroups.has(user) ? this.slow : this.quick
-    lane.waiting.add(user, { caller, user, node, purpose, done })
+    lane.waiting.add(user, { caller, namespace, user, node, purpose, done })
     this.next(lane)
   }
 
@@ -117,7 +120,7 @@ export class Access {
     })
   }
 
-  private judge({ caller, node, purpose }: Question, groups: readonly number[], found: ThreadCredentials | undefined): boolean {
+  private judge({ caller, namespace, node, purpose }: Question, groups: readonly number[], found: ThreadCredentials | undefined): boolean {
     if (found === undefined) return true
     const [fsuid, fsgid, capabilities, , ...member] = found
     // The request was made with others than the thread has.
@@ -125,8 +128,10 @@ export class Access {
     const own = new Set(groups.filter((_, i) => member[i]))
     if (granted(node, caller.uid, own.add(caller.gid))) return true
     const overrides = (capabilities & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH)) !== 0n
-    if (overrides && this.ownsMapped(caller.tid, node)) return true
-    return purpose === 'by number' && (capabilities & CAP_SYS_ADMIN) !== 0n && this.inOurUserNamespace(caller.tid)
+    // True in doubt.
+    const ours = namespace === undefined
+    if (overrides && (ours || this.maps(caller.tid, node))) return true
+    return purpose === 'by number' && (capabilities & CAP_SYS_ADMIN) !== 0n && ours
   }
 
   /**
@@ -134,16 +139,11 @@ export class Access {
    * caller's user namespace (capable_wrt_inode_uidgid). Anybody may make a
    * namespace and have all capabilities in it, but not map other users' ids.
    */
-  private ownsMapped(tid: number, node: Permissions): boolean {
-    return this.inOurUserNamespace(tid) || (this.maps(tid, 'uid_map', node.uid) && this.maps(tid, 'gid_map', node.gid))
+  private maps(tid: number, { uid, gid }: Permissions): boolean {
+    return this.hasId(tid, 'uid_map', uid) && this.hasId(tid, 'gid_map', gid)
   }
 
-  /** True in doubt. */
-  private inOurUserNamespace(tid: number): boolean {
-    return this.native.userNamespace(tid) === undefined
-  }
-
-  private maps(tid: number, file: string, id: number): boolean {
+  private hasId(tid: number, file: string, id: number): boolean {
     const n = this.native.readFile(`${this.proc}/${tid}/${file}`, this.buffer)
     if (n < 0) return true
     // "inside outside length" a line

@@ -162,9 +162,7 @@ export class Gate {
 
   /** The kernel asks for a name. Answered at once, but for a caller that has no processor to take the answer. */
   lookup(request: LookupRequest): void {
-    const call = this.callOf(request.caller)
-    if (call === RUNNING) this.sleepers.add(request.caller, (asleep) => this.tryLookup(request, asleep))
-    else this.tryLookup(request, call)
+    this.whenAsleep(request.caller, (call) => this.tryLookup(request, call))
   }
 
   /** The same for what is no name of a device. */

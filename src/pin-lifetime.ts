@@ -44,9 +44,9 @@ export interface Inodes {
  * remove the device right after it has closed it.
  */
 const QUIET_MS = 2
+const FIRST_LOOK_MS = 1
 /** In one open: for the name, for that once more where the kernel had another inode of it, and for the attributes. */
 const ANSWERS_OF_ONE = 3
-const FIRST_LOOK_MS = 1
 /**
  * While others are answered, whose time looks and closes would take, they are put off; each for
  * so long, ms, and not for longer than this in all.

@@ -412,6 +412,14 @@ t.test('in doubt a caller may open', async (t) => {
   t.equal(await may(access, caller, ROOTS), true, 'nobody can tell')
 })
 
+t.test('a namespace that cannot be seen is a doubt', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  thread.capabilities = ALL_CAPS
+  t.equal(native.userNamespace(0x7fffffff), undefined, 'of a thread that is gone nothing is found')
+  t.equal(await may(access, caller, ROOTS), true)
+})
+
 /** Questions that are answered when the test says so. */
 function slowKernel(userNamespace: (tid: number) => number | undefined = () => undefined) {
   const asked: { tid: number; answer: (groups?: number) => void }[] = []
