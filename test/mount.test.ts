@@ -27,7 +27,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { held } from './helpers/flock.js'
-import { cleanup, CLI, lockOf, loopDisk, run, sleep, startTree, type Twin, until } from './helpers/tree.js'
+import { cleanup, CLI, lockOf, loopDisk, run, sleep, startTree, type Twin, TWIN_DAEMON, until } from './helpers/tree.js'
 
 const NOBODY = 65534
 /** Long enough for the slowest start; a program that is still there then hangs. */
@@ -601,6 +601,17 @@ t.test('nor do daemons of one directory in two mount namespaces', async (t) => {
   t.ok(readdirSync(tree).length >= 0, 'the first one still does')
   there.kill('SIGTERM')
   await there.ended()
+})
+
+t.test('two mount namespaces, twin: with one lock for all of them only the first one does', async (t) => {
+  const twin = 'one-lock-for-all'
+  const { mountpoint } = await startTree(t, { twin })
+  const { code, stderr } = await shell(
+    `umount '${mountpoint}'; exec env --unset=NODE_OPTIONS '${process.execPath}' '${TWIN_DAEMON}' ${twin} '${mountpoint}'`,
+    { isolated: true },
+  )
+  t.not(code, 0)
+  t.match(stderr, /another diskseqfs is starting there/)
 })
 
 t.test('stopping', async (t) => {

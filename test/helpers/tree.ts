@@ -25,7 +25,7 @@ import { blkPath } from './blk.js'
 import { ROOT } from './root.js'
 
 export const CLI = join(ROOT, 'dist/cli.js')
-const TWIN = join(ROOT, 'test/helpers/twin-daemon.mjs')
+export const TWIN_DAEMON = join(ROOT, 'test/helpers/twin-daemon.mjs')
 
 /** What is switched off; `+slow` has the daemon answer late, `+unseen` callers out of sight. See twin-daemon.mjs. */
 export type Twin = `${Mechanism}${'' | '+slow' | '+unseen'}`
@@ -75,6 +75,7 @@ type Mechanism =
   | 'waits-always'
   | 'no-hold'
   | 'lock-on-mountpoint'
+  | 'one-lock-for-all'
   | 'purpose-open'
   | 'running-is-in'
   | 'no-walk-memory'
@@ -196,7 +197,7 @@ export async function startTree(
 ): Promise<RunningTree> {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
   await before(mountpoint)
-  const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN, twin, mountpoint, ...args]
+  const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
   const [file, ...given] = [...(limits.length > 0 ? ['prlimit', ...limits] : []), process.execPath, ...command]
   const child = spawn(file as string, given, { stdio: ['ignore', 'pipe', 'pipe'], env: ENVIRONMENT })
   const log = gather(child)
@@ -250,7 +251,7 @@ export async function startManaged(
   { twin, args = [], expectErrors = false }: { twin?: Twin; args?: string[]; expectErrors?: boolean } = {},
 ): Promise<ManagedTree> {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
-  const daemon = twin === undefined ? [CLI, 'mount', '-f', '--fd-store', mountpoint, ...args] : [TWIN, twin, mountpoint, ...args]
+  const daemon = twin === undefined ? [CLI, 'mount', '-f', '--fd-store', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
   const child = spawn('python3', [MANAGER, process.execPath, ...daemon], { stdio: 'pipe', env: ENVIRONMENT })
   let said = ''
   child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))

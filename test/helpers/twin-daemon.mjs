@@ -554,6 +554,10 @@ const twins = {
       }
     },
   },
+  /** The lock of a mount point has the same name in all mount namespaces. */
+  'one-lock-for-all': {
+    native: { ...native, lockFile: (file) => native.lockFile(file.replace(/@\d+/, '')) },
+  },
   /** Who is first is found out by a lock on the mount point itself. (Asked for and given up again: it is the same for who cannot get it.) */
   'lock-on-mountpoint': {
     native: {
