@@ -157,17 +157,25 @@ t.test('root is not held up by users in 65,536 groups who open what they may not
   t.equal(await bothers(t, tree, false, opens, reads), undefined, 'no more than by those who read of themselves')
 })
 
-t.test('root is not held up by a thousand threads that opened a disk once', async (t) => {
+/** Whether root is, by a thousand threads of nobody's that opened a disk once and sleep elsewhere. */
+async function botheredByIdlers(t: Test, twin: Twin): Promise<string | undefined> {
   const zram = zramDisk(t)
   chmodSync(zram.path, 0o666)
-  const tree = await startTree(t)
+  const tree = await startTree(t, { twin })
   const path = join(tree.mountpoint, zram.diskseq())
   let idlers: Awaited<ReturnType<typeof startBlk>> | undefined
-  const bothered = await bothers(t, tree, false, async () => {
+  return bothers(t, tree, twin !== 'none', async () => {
     if (idlers === undefined) idlers = await startBlk(t, 'idlers', '--uid', NOBODY, '--threads', '1000', '--path', path)
     else idlers = void (await idlers.end())
   })
-  t.equal(bothered, undefined, 'as quick as without')
+}
+
+t.test('root is not held up by a thousand threads that opened a disk once', async (t) => {
+  t.equal(await botheredByIdlers(t, 'none'), undefined, 'as quick as without')
+})
+
+t.test('a thousand threads, twin: if they are looked at for as long as they are there, it is', async (t) => {
+  t.ok(await botheredByIdlers(t, 'always-looked-at'), 'root is held up')
 })
 
 t.test('root is not held up by all of that at once, and its memory comes back', async (t) => {

@@ -76,6 +76,7 @@ type Mechanism =
   | 'no-hold'
   | 'lock-on-mountpoint'
   | 'one-lock-for-all'
+  | 'always-looked-at'
   | 'purpose-open'
   | 'running-is-in'
   | 'no-walk-memory'

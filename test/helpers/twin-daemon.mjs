@@ -13,7 +13,7 @@
  * pid namespace.
  */
 import { spawnSync } from 'node:child_process'
-import { readFileSync, write } from 'node:fs'
+import { existsSync, readFileSync, write } from 'node:fs'
 import { parseArgs, promisify } from 'node:util'
 
 import { Access } from '../../build/js/access.js'
@@ -410,6 +410,23 @@ const twins = {
   },
   /** Threads are looked at by the thread that answers. */
   'on-loop-looks': { native: { ...native, lookAtThreads: lookAtOnce } },
+  /** So they are, and where there are hundreds of callers each is looked at for as long as it is there. */
+  'always-looked-at': {
+    patch() {
+      const { gone, judge } = PinLifetime.prototype
+      PinLifetime.prototype.gone = function (node, tid) {
+        if (node.callers?.size < 500 || !existsSync(`/proc/${tid}`)) gone.call(this, node, tid)
+      }
+      PinLifetime.prototype.judge = function (node) {
+        judge.call(this, node)
+        if (!(node.callers?.size >= 500)) return
+        node.lookAt = performance.now() + 5
+        this.arm(node.lookAt)
+      }
+      PinLifetime.prototype.whenDrained = (done) => done()
+    },
+    native: { ...native, lookAtThreads: lookAtOnce },
+  },
   /** Users who lock the directory again and again are not held back. */
   'no-crowd': { patch: () => void (Crowd.prototype.locks = () => {}) },
   /** Anybody may list the tree. */

@@ -30,7 +30,7 @@ int cmd_appear(int argc, char **argv)
 		uint64_t seq = 0, opened = 0;
 		char path[PATH_MAX];
 
-		err = loop_ctl_add(NR);
+		err = loop_ctl_renew(NR);
 		if (err < 0)
 			break;
 		int fd = loop_open(NR, O_RDWR);

@@ -120,6 +120,8 @@ int blk_part_add(int fd, int pno, uint64_t start, uint64_t len);
 int blk_part_del(int fd, int pno);
 int loop_ctl_add(int nr);
 int loop_ctl_remove(int nr);
+/* Adds it, in place of one that nobody uses: what a run that was killed has left. */
+int loop_ctl_renew(int nr);
 int loop_open(int nr, int flags); /* fd or -errno */
 int loop_configure(int fd, int file, uint32_t lo_flags);
 int loop_clr_fd(int fd);

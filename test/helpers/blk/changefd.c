@@ -76,7 +76,7 @@ int cmd_change_fd(int argc, char **argv)
 		{ "rounds", OPT_INT, &rounds, false },
 		{ 0 },
 	});
-	err = loop_ctl_add(NR);
+	err = loop_ctl_renew(NR);
 	if (err)
 		die("LOOP_CTL_ADD: %s", strerror(-err));
 	loop = loop_open(NR, O_RDONLY);

@@ -68,6 +68,15 @@ int loop_ctl_remove(int nr)
 	return loop_ctl(LOOP_CTL_REMOVE, nr);
 }
 
+int loop_ctl_renew(int nr)
+{
+	int err = loop_ctl_add(nr);
+
+	if (err == -EEXIST && !loop_ctl_remove(nr))
+		err = loop_ctl_add(nr);
+	return err;
+}
+
 int loop_open(int nr, int flags)
 {
 	char path[32];

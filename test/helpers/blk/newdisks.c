@@ -23,7 +23,7 @@ int cmd_new_disks(int argc, char **argv)
 	int file = memfd_create("disk", MFD_CLOEXEC);
 	if (file < 0 || ftruncate(file, 1 << 20) < 0)
 		die("memfd: %s", strerror(errno));
-	err = loop_ctl_add(NR);
+	err = loop_ctl_renew(NR);
 	if (err)
 		die("LOOP_CTL_ADD: %s", strerror(-err));
 	for (uint64_t until = now_ns() + (uint64_t)(seconds * NS_PER_S); now_ns() < until && !stop_signal && !err;) {
