@@ -152,7 +152,7 @@ export class Gate {
   /** LOOKUPs that are answered at the end of this turn, at the latest. */
   private readonly turn: (() => void)[] = []
   private readonly walked = new LRUCache<string, Walked>({ max: WALKED_MAX, ttl: WALKED_MS })
-  private readonly sleepers = new Sleepers((caller) => this.callOf(caller))
+  private readonly sleepers = new Sleepers(({ tid }) => this.parts.intents.of(tid))
 
   constructor(private readonly parts: GateParts) {
     this.refusals = new LogLimit((suppressed) => {
@@ -168,7 +168,7 @@ export class Gate {
   /** The same for what is no name of a device. */
   lookupNothing(caller: Caller): void {
     if (caller.uid === 0) return
-    const call = this.callOf(caller)
+    const call = this.parts.intents.of(caller.tid)
     if (call.locks && this.locks(caller, call)) this.parts.crowd.locks(caller)
   }
 
@@ -191,7 +191,7 @@ export class Gate {
   /** The kernel asks for the attributes of an inode that it has: to show them, or before it opens it. */
   getattr(request: NodeRequest): void {
     const attempt = this.attemptOn(request, 'getattr')
-    const call = this.parts.lifetime.expected(request.node, request.caller) ?? this.callOf(request.caller)
+    const call = this.parts.lifetime.expected(request.node, request.caller) ?? this.parts.intents.of(request.caller.tid)
     if (call !== RUNNING) return this.step(attempt, () => attempt.decide(call))
     this.sleepers.add(request.caller, (asleep) => this.step(attempt, () => attempt.decide(asleep)))
   }
@@ -223,13 +223,9 @@ export class Gate {
   }
 
   private whenAsleep(caller: Caller, then: (call: Call) => void): void {
-    const call = this.callOf(caller)
+    const call = this.parts.intents.of(caller.tid)
     if (call === RUNNING) this.sleepers.add(caller, then)
     else then(call)
-  }
-
-  private callOf({ tid, uid }: Caller): Call {
-    return this.parts.intents.of(tid, uid !== 0)
   }
 
   /**

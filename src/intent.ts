@@ -306,6 +306,8 @@ type Syscalls = Pick<Native, 'readFile' | 'openFile' | 'readAgain' | 'close' | '
 
 /** Threads whose file in /proc is kept open. */
 const FILES_MAX = 64
+/** The same of the file that tells whether it sleeps; where the kernel preempts itself. */
+const WCHANS_MAX = 16
 
 /**
  * How the kernel was entered: by an instruction that makes 64-bit calls only (x86-64,
@@ -324,6 +326,7 @@ export class Intents {
   private readonly stack = Buffer.alloc(8192)
   private readonly line = new SyscallLine()
   private readonly files: KeptFiles<number>
+  private readonly wchans: KeptFiles<number>
   private asksFirst: boolean | undefined
   private readonly inspecting = new Map<number, Inspecting>()
   private readonly opening = new Map<number, readonly [pointer: number, flags: number]>()
@@ -337,6 +340,7 @@ export class Intents {
     private readonly preempts: () => boolean = kernelPreempts,
   ) {
     this.files = new KeptFiles(native, (tid) => `${proc}/${tid}/syscall`, FILES_MAX)
+    this.wchans = new KeptFiles(native, (tid) => `${proc}/${tid}/wchan`, WCHANS_MAX)
     const numbers = native.syscalls
     for (const [name, rule] of Object.entries(INSPECTING)) {
       const number = numbers[name]
@@ -354,19 +358,17 @@ export class Intents {
   /** Lets go of the files that are kept open; whoever asks again has them opened again. */
   close(): void {
     this.files.close()
+    this.wchans.close()
   }
 
   /**
    * @param tid the thread of the request being held. Of no other: the file of a thread
    *   that is not blocked in a request of ours may block whoever reads it
-   * @param wary it may have been arranged that this one's does. A kernel that preempts itself
-   *   waits for a thread that is on its way to sleep and has been preempted there (wait_task_inactive());
-   *   so it is asked first whether the thread is off the run queue, for which it never waits
    */
-  of(tid: number, wary = false): Call {
+  of(tid: number): Call {
     if (tid === 0) return UNSEEN
     for (let i = 0; i <= RUNNING_RETRIES; i++) {
-      if (wary && !this.isOffQueue(tid)) continue
+      if (!this.isOffQueue(tid)) continue
       const length = this.files.read(tid)
       if (length <= 0) return UNSEEN
       if (!isRunning(this.files.buffer)) return this.parse(tid, this.files.buffer, length)
@@ -374,21 +376,21 @@ export class Intents {
     return RUNNING
   }
 
-  /** In doubt it is. `wchan` says 0 of a thread that is not (get_wchan(), since 5.16). */
+  /**
+   * In doubt it is. A kernel that preempts itself has whoever reads what a thread is doing wait
+   * for one that is on its way to sleep and has been preempted there (wait_task_inactive()).
+   * For `wchan` it never waits, and says 0 of a thread on the run queue (get_wchan(), since 5.16).
+   */
   private isOffQueue(tid: number): boolean {
     if (!(this.asksFirst ??= this.preempts() && this.tellsByWchan())) return true
-    const length = this.readWchan(tid)
-    return length <= 0 || length > 1 || this.buffer[0] !== ZERO
-  }
-
-  private readWchan(tid: number | string): number {
-    return this.native.readFile(`${this.proc}/${tid}/wchan`, this.buffer)
+    const length = this.wchans.read(tid)
+    return length <= 0 || length > 1 || this.wchans.buffer[0] !== ZERO
   }
 
   /** Whether that can be read here: of the threads of this process, those of the pool are asleep. */
   private tellsByWchan(): boolean {
     try {
-      return readdirSync(`${this.proc}/self/task`).some((tid) => this.readWchan(tid) > 1)
+      return readdirSync(`${this.proc}/self/task`).some((tid) => this.wchans.read(Number(tid)) > 1)
     } catch {
       return false
     }

@@ -1,24 +1,51 @@
 /** Whether the kernel takes the processor away from a thread that is in the middle of a call. */
 import { readFileSync } from 'node:fs'
-import { version } from 'node:os'
+import { release, version } from 'node:os'
+import { gunzipSync } from 'node:zlib'
 
 import { errnoOf } from './errno.js'
 
-/** "none (voluntary) full", of a kernel that can be told (CONFIG_PREEMPT_DYNAMIC; kernel/sched/debug.c). */
-const MODES = '/sys/kernel/debug/sched/preempt'
+/** Where a kernel says that. */
+export interface PreemptionSources {
+  /** "none (voluntary) full", of a kernel that can be told at any time (CONFIG_PREEMPT_DYNAMIC; kernel/sched/debug.c). */
+  readonly modes: string
+  /** What it was told at its start: "preempt=none". */
+  readonly commandLine: string
+  /** Copies of what it was configured with, the first that is there. */
+  readonly configs: readonly string[]
+  /** As `uname -v` tells it. */
+  readonly version: string
+}
 
-/**
- * True in doubt.
- *
- * @param kernel as `uname -v` tells it
- */
-export function kernelPreempts(modes = MODES, kernel = version()): boolean {
-  let now: string | undefined
+const SOURCES: PreemptionSources = {
+  // Debugfs: not in containers.
+  modes: '/sys/kernel/debug/sched/preempt',
+  commandLine: '/proc/cmdline',
+  configs: ['/proc/config.gz', `/boot/config-${release()}`],
+  version: version(),
+}
+
+/** True in doubt. */
+export function kernelPreempts({ modes, commandLine, configs, version }: PreemptionSources = SOURCES): boolean {
+  if (!/\bPREEMPT/.test(version)) return false
+  const mode =
+    /\((\w+)\)/.exec(textOf(modes))?.[1] ?? [...textOf(commandLine).matchAll(/(?<!\S)preempt=(\w+)/g)].at(-1)?.[1] ?? configured(configs)
+  return mode !== 'none' && mode !== 'voluntary'
+}
+
+function configured(configs: readonly string[]): string | undefined {
+  const config = configs.map(textOf).find((text) => text !== '') ?? ''
+  if (/^CONFIG_PREEMPT_RT=y$/m.test(config)) return 'full'
+  return /^CONFIG_PREEMPT_(NONE|VOLUNTARY)=y$/m.exec(config)?.[1]?.toLowerCase()
+}
+
+/** Empty where it cannot be read. */
+function textOf(path: string): string {
   try {
-    now = /\((\w+)\)/.exec(readFileSync(modes, 'latin1'))?.[1]
+    const bytes = readFileSync(path)
+    return (path.endsWith('.gz') ? gunzipSync(bytes) : bytes).toString('latin1')
   } catch (error) {
-    errnoOf(error)
+    if (!path.endsWith('.gz')) errnoOf(error)
+    return ''
   }
-  if (now === undefined) return /\bPREEMPT/.test(kernel)
-  return now !== 'none' && now !== 'voluntary'
 }
