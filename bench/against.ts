@@ -105,8 +105,12 @@ async function main(): Promise<void> {
     ['zram device free after a close', ['exclusive-zram', '--nr', zram]],
     ['partition free after a close', ['exclusive-part', '--loop', loop.slice('/dev/loop'.length)]],
   ] as const) {
-    await compare(figure, 'us', (turn) => withTrees(turn, mountpoints, () =>
-      inTurns(turn, async (side) => (await blk(args[0], ...args.slice(1), '--dir', mountpoints[side], ...count))['p50_us'] as number)))
+    const measure = async (side: Side): Promise<number> => {
+      const { failed, p50_us } = await blk(args[0], ...args.slice(1), '--dir', mountpoints[side], ...count)
+      if (failed > 0) throw new Error(`${figure}: of the ${side} one it is not in ${failed} cases`)
+      return p50_us
+    }
+    await compare(figure, 'us', (turn) => withTrees(turn, mountpoints, () => inTurns(turn, measure)))
   }
 
   console.log(`\n${machine}; ${TURNS} turns; ${COMMIT} against this\n`)

@@ -42,10 +42,9 @@ export class Node {
   /** Ticks of hold since that. */
   unseenTicks = 0
 
-  /** When somebody was answered last (monotonic ms), how often so soon after the time before, and whether that is more than one open. */
+  /** When somebody was answered last (monotonic ms), and how often so soon after the time before. */
   usedAt = -Infinity
   streak = 0
-  busy = false
 
   /** For the pin's end: when to look at the callers next (monotonic ms), and how long to wait after that. */
   lookAt = Infinity

@@ -186,7 +186,7 @@ export class PinLifetime {
     if (node.pin === undefined) return
     this.used(node, this.answeredAt)
     const due = node.lookAt
-    this.watch(node, node.busy ? QUIET_MS : FIRST_LOOK_MS)
+    this.watch(node, this.isBusy(node) ? QUIET_MS : FIRST_LOOK_MS)
     // Those that are done must not pile up while others come.
     if ((node.callers?.size ?? 0) >= CALLERS_MAX) node.lookAt = Math.min(due, node.lookAt)
   }
@@ -194,8 +194,12 @@ export class PinLifetime {
   private used(node: Node, now: number): void {
     node.closed = false
     node.streak = now - node.usedAt < QUIET_MS ? node.streak + 1 : 1
-    node.busy = node.streak > ANSWERS_OF_ONE
     node.usedAt = now
+  }
+
+  /** It is opened again and again. */
+  private isBusy(node: Node): boolean {
+    return node.streak > ANSWERS_OF_ONE
   }
 
   /** A caller in an open(2) is told of a node that is not pinned yet. It is to ask for the attributes. */
@@ -237,8 +241,9 @@ export class PinLifetime {
   closedByUser(node: Node): void {
     if (!this.active.has(node)) return
     node.closed = true
-    this.watch(node, node.busy ? QUIET_MS : 0)
-    if (node.busy) return
+    const busy = this.isBusy(node)
+    this.watch(node, busy ? QUIET_MS : 0)
+    if (busy) return
     this.lookAtThoseDue(node === this.lastAnswered && this.answeredAt - this.othersAnsweredAt >= ALONE_MS)
   }
 

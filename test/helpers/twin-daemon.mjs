@@ -488,15 +488,7 @@ const twins = {
     },
   },
   /** A node that is answered of twice within a moment is opened again and again. */
-  'answers-are-opens': {
-    patch() {
-      const { used } = PinLifetime.prototype
-      PinLifetime.prototype.used = function (node, ...given) {
-        used.call(this, node, ...given)
-        node.busy = node.streak > 1
-      }
-    },
-  },
+  'answers-are-opens': { patch: () => void (PinLifetime.prototype.isBusy = ({ streak }) => streak > 1) },
   /** `--hold` is for all callers, not only for those that cannot be seen. */
   'hold-for-all': {
     patch() {
