@@ -69,6 +69,12 @@ export interface Parts {
   readonly lookupsWait?: boolean
 }
 
+/**
+ * How long this daemon wants to have a processor for at a time, ns: the least that the
+ * kernel takes. Whoever wants it for so short a time has it soon (kernel/sched/fair.c), and callers wait for us.
+ */
+const SLICE_NS = 100_000
+
 /** Between two looks whether callers are through, ms. */
 const OUTLIVE_MS = 10
 
@@ -140,6 +146,8 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
       throw new UserError('only root can mount the tree and open block devices; run this as root')
     }
     this.requireDiskSeq()
+    const slice = this.native.setSlice(SLICE_NS)
+    if (slice < 0) this.log.debug({ errno: errnoName(slice) }, 'no short slices: where processors are busy, callers wait longer')
     // Listen first: what changes during the scan is then not missed.
     this.uevents.open()
     await this.registry.start()

@@ -147,6 +147,9 @@ export interface Native {
    */
   userNamespace(tid: number): number | undefined
 
+  /** How long this thread, and those that it starts from now on, are to have a processor at a time, ns. */
+  setSlice(ns: number): number
+
   ueventOpen(receiveBytes: number): number
   /** Size of the message; `from` gets sender's port, groups, and whether it was truncated. */
   ueventReceive(fd: number, into: Uint8Array, from: Uint32Array): number

@@ -49,6 +49,8 @@ export class Node {
   /** For the pin's end: when to look at the callers next (monotonic ms), and how long to wait after that. */
   lookAt = Infinity
   lookDelay = 0
+  /** How many more come without that. */
+  looksInARow = 0
   /** Somebody has closed it since they were. */
   closed = false
   /** They are being looked at. */

@@ -55,6 +55,9 @@ const ELSEWHERE_MS = 0.5
 const OVERDUE_MAX_MS = 5
 /** Not so where nobody else was answered for so long, ms: whoever has closed a disk may want it for himself at once. */
 const ALONE_MS = 2
+/** After a close whoever is found running is likely about to end: looks with no pause between them, at so many callers at most. */
+const LOOKS_IN_A_ROW = 5
+const CALLERS_IN_A_ROW = 2
 /** A look comes twice as late each time, up to this, ms. */
 const LOOK_DELAY_MAX_MS = 32
 /** A caller takes some 10 us to look at: where there are many, looks take a tenth of a processor at most. */
@@ -244,7 +247,13 @@ export class PinLifetime {
     const busy = this.isBusy(node)
     this.watch(node, busy ? QUIET_MS : 0)
     if (busy) return
-    this.lookAtThoseDue(node === this.lastAnswered && this.answeredAt - this.othersAnsweredAt >= ALONE_MS)
+    node.looksInARow = LOOKS_IN_A_ROW
+    this.lookAtThoseDue(this.isAlone(node))
+  }
+
+  /** Looks at its callers take nobody's time. */
+  private isAlone(node: Node): boolean {
+    return node === this.lastAnswered && this.answeredAt - this.othersAnsweredAt >= ALONE_MS
   }
 
   /** Has its callers looked at some ms from now. */
@@ -364,6 +373,7 @@ export class PinLifetime {
       this.inodes.prune(node.id)
       node.closed = false
     }
+    if (left > 0 && left <= CALLERS_IN_A_ROW && --node.looksInARow > 0 && this.isAlone(node)) return this.look([node])
     const limit = left === 0 && node.unseen ? PRUNE_DELAY_MAX_MS : LOOK_DELAY_MAX_MS
     node.lookAt = Math.max(now + node.lookDelay, now + left * LOOK_DELAY_MS_PER_CALLER)
     if (left === 0 && !node.unseen) node.lookAt = Math.max(now + 1, node.lingerUntil)

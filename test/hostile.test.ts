@@ -409,41 +409,39 @@ t.test('computing, twin: if whoever runs may be in the call still, it does', asy
   t.ok((await busyAfterMount(t, 'blk', 'running-is-in')) > UMOUNT_MS)
 })
 
+const DELETIONS = 30
+// Its pin ends some 0.1 ms after dd has closed it, and the next program begins some 0.7 ms after; where
+// neither of the two has to wait for a processor.
+const DELETIONS_BUSY_MAX = 15
+
 /** Of so many partitions, how many could not be deleted right after dd had read them. */
 async function busyPartitions(t: Test, twin: Twin): Promise<number> {
   const loop = loopDisk(t)
   const tree = await startTree(t, { twin })
   const path = join(tree.mountpoint, `${loop.diskseq()}p1`)
-  let least = Infinity
-  for (let i = 0; i < TRIES && least > DELETIONS_BUSY_MAX; i++) {
-    let busy = 0
-    for (let round = 0; round < 30; round++) {
-      await run('addpart', [loop.path, '1', '64', '64'])
-      const { code, stderr } = await run('sh', ['-c', 'dd if="$0" of=/dev/null count=1 status=none && delpart "$1" 1', path, loop.path])
-      if (code === 0) continue
-      if (!/busy/.test(stderr)) throw new Error(stderr)
-      busy++
-      await until(async () => (await run('delpart', [loop.path, '1'])).code === 0)
-    }
-    t.comment(`${busy} of 30 busy`)
-    least = Math.min(least, busy)
-    if (twin !== 'none') break
+  let busy = 0
+  for (let round = 0; round < DELETIONS; round++) {
+    await run('addpart', [loop.path, '1', '64', '64'])
+    const { code, stderr } = await run('sh', ['-c', 'dd if="$0" of=/dev/null count=1 status=none && delpart "$1" 1', path, loop.path])
+    if (code === 0) continue
+    if (!/busy/.test(stderr)) throw new Error(stderr)
+    busy++
+    await until(async () => (await run('delpart', [loop.path, '1'])).code === 0)
   }
-  return least
+  t.comment(`${twin}: ${busy} of ${DELETIONS} busy`)
+  return busy
 }
 
-// Its pin ends some 0.3 ms after dd has closed it, and the next program begins some 0.7 ms after; where
-// neither of the two has to wait for a processor.
-const DELETIONS_BUSY_MAX = 10
-
 t.test('a partition can be deleted right after dd has read it, but for a busy processor', async (t) => {
-  const busy = await busyPartitions(t, 'none')
-  t.ok(busy <= DELETIONS_BUSY_MAX, `${busy} of 30`)
+  let least = DELETIONS
+  for (let i = 0; i < TRIES && least > DELETIONS_BUSY_MAX; i++) least = Math.min(least, await busyPartitions(t, 'none'))
+  t.ok(least <= DELETIONS_BUSY_MAX, `${least} of ${DELETIONS}`)
 })
 
-t.test('dd, twin: if whoever is answered once more has opened it again, it cannot', async (t) => {
-  const busy = await busyPartitions(t, 'answers-are-opens')
-  t.ok(busy > DELETIONS_BUSY_MAX, `${busy} of 30`)
+t.test('dd, twin: if whoever is answered once more has opened it again, it is busy more often', async (t) => {
+  let more = 0
+  for (let i = 0; i < TRIES && more <= 0; i++) more = (await busyPartitions(t, 'answers-are-opens')) - (await busyPartitions(t, 'none'))
+  t.ok(more > 0, `${more} of ${DELETIONS} more`)
 })
 
 const PARTITION_MS = 50

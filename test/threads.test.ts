@@ -2,12 +2,13 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { release } from 'node:os'
 import { Worker } from 'node:worker_threads'
 
 import t, { type Test } from 'tap'
 
 import { native, type SeenThread, type ThreadCredentials } from '../src/native.js'
-import { sleep, until } from './helpers/tree.js'
+import { sleep, startTree, until } from './helpers/tree.js'
 
 const USER = 60001
 const GROUP = 61001
@@ -34,6 +35,23 @@ const isCalled = (pid: number, name: string) => readFileSync(`/proc/${pid}/statu
 
 /** No id of a thread: larger than pid_max can be. */
 const NONE = 0x7fffffff
+
+/** ms; undefined where the kernel does not tell. */
+function sliceOf(path: string): number | undefined {
+  const [, slice] = /^se\.slice +: +(\d+)$/m.exec(readFileSync(path, 'latin1').replaceAll('\t', ' ')) ?? []
+  return slice === undefined ? undefined : Number(slice) / 1e6
+}
+
+t.test('the daemon asks for a processor for short times, and so do its threads', async (t) => {
+  const [major = 0, minor = 0] = release().split('.').map(Number)
+  if (major < 6 || (major === 6 && minor < 12)) return void t.comment('no slices that can be chosen before Linux 6.12')
+  if (sliceOf('/proc/self/sched') === undefined) return void t.comment('this kernel does not tell')
+  const { pid } = await startTree(t)
+  t.equal(sliceOf(`/proc/${pid}/sched`), 0.1)
+  const threads = readdirSync(`/proc/${pid}/task`).map((tid) => sliceOf(`/proc/${pid}/task/${tid}/sched`))
+  t.ok(threads.filter((slice) => slice === 0.1).length > 1, threads.join())
+  t.not(sliceOf('/proc/self/sched'), 0.1, 'who does not ask has others')
+})
 
 t.test('a thread that sleeps: its call, where it lies, and its stack if that is asked for', async (t) => {
   const { pid } = child(t, 'sleep', ['60'])

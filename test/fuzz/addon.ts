@@ -169,6 +169,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
     native.lookAtThreads(c.oneIn(4) ? threads.slice(1) : threads, later())
   },
   credentials: () => native.credentials(c.pick([process.pid, 1, 2, number()]), Array.from({ length: c.below(4) }, number), later()),
+  setSlice: () => native.setSlice(number()),
   userNamespace: () => native.userNamespace(c.pick([process.pid, 1, 2, number()])),
   parseStatus: () => checkStatus(statusText(c)),
   parseStat: () => checkStat(statText(c)),

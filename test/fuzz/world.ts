@@ -738,6 +738,7 @@ export class World {
         const capabilities = i === 4 ? 1n << 21n : i === 5 ? 2n : 0n
         setImmediate(done, nothing ? undefined : [STRANGER, STRANGER, capabilities, i === 6 ? 65536 : 3, ...groups.map((gid) => i === 3 && gid === NODE_GROUP)])
       },
+      setSlice: () => 0,
       userNamespace: (tid) => (tid === TID_FIRST + 5 ? STRANGER + 1 : tid === TID_FIRST + 6 ? -1 : undefined),
       selfSocket: () => this.open({ kind: 'socket', queue: this.addSocket() }),
       sendDescriptors: (fd, text, fds) => {
