@@ -46,9 +46,17 @@ interface Kind {
   readonly twin?: Twin
   /** Further errnos that say that a disk is gone, or going. */
   readonly errors?: readonly string[]
-  readonly mounts?: true
-  readonly int80?: true
+  /** What the disks hold, where what has been reached is told by that. */
+  readonly image?: Image
+  /** Calls that not every kernel lets a 64-bit program make. */
+  readonly needs?: 'int80' | 'x32'
 }
+
+type Image = keyof typeof IMAGES
+const IMAGES = {
+  ext4: { bytes: 256 << 10, make: ['mkfs.ext4', '-q', '-b', '1024', '-O', '^has_journal'] },
+  swap: { bytes: 4100 << 10, make: ['mkswap'] },
+} as const
 
 const KINDS: readonly Kind[] = [
   { name: 'openat2(2) that follows no symlinks', way: 'openat2', enough: 300, twin: 'no-pins' },
@@ -63,27 +71,29 @@ const KINDS: readonly Kind[] = [
     lives: 100_000,
     more: ['--node-gid', String(GROUP)],
   },
-  { name: 'a 32-bit open of a 64-bit program', way: 'int80', enough: 300, twin: 'numbers-believed', int80: true },
+  { name: 'a 32-bit open of a 64-bit program', way: 'int80', enough: 300, twin: 'numbers-believed', needs: 'int80' },
   {
     name: 'the same with registers that lie',
     way: 'int80-garbage',
     enough: 200,
     twin: 'no-confirm',
     more: ['--node-uid', String(NOBODY)],
-    int80: true,
+    needs: 'int80',
   },
-  { name: 'a 32-bit mount of a 64-bit program', way: 'int80-mount', enough: 20, twin: 'numbers-believed', mounts: true, int80: true },
-  { name: 'mount(2) of a static program', way: 'mount', program: 'blk-fixed', enough: 20, twin: 'linger-only', mounts: true },
-  { name: 'mount(2) of who may mount and nothing else', way: 'mount-nobody', enough: 20, lives: 100_000, mounts: true },
+  { name: 'a 32-bit mount of a 64-bit program', way: 'int80-mount', enough: 20, twin: 'numbers-believed', image: 'ext4', needs: 'int80' },
+  { name: 'mount(2) of a static program', way: 'mount', program: 'blk-fixed', enough: 20, twin: 'linger-only', image: 'ext4' },
+  { name: 'mount(2) of who may mount and nothing else', way: 'mount-nobody', enough: 20, lives: 100_000, image: 'ext4' },
+  { name: 'mount in steps, by fsconfig(2)', way: 'fsconfig', enough: 20, twin: 'linger-only', image: 'ext4' },
+  { name: 'swapon(2)', way: 'swapon', enough: 20, twin: 'no-pins', image: 'swap' },
 ]
 
 type Counts = { right: number; wrong: number; errors: Record<string, number> }
 
 async function churn(t: Test, tree: RunningTree, kind: Kind, lives: number, end: (sum: Counts) => boolean): Promise<Counts> {
   const sum: Counts = { right: 0, wrong: 0, errors: {} }
-  const { way, program = 'blk', more = [], mounts } = kind
+  const { way, program = 'blk', more = [], image } = kind
   const args = ['--mode', 'tree', '--dir', tree.mountpoint, '--seconds', String(SECONDS), '--way', way, '--live-us', String(lives), ...more]
-  if (mounts) args.push('--image', await filesystem(t), '--openers', '10')
+  if (image) args.push('--image', await imageFile(t, image), '--openers', '10')
   for (let round = 0; round < ROUNDS_MAX && !end(sum); round++) {
     const { opens_ok, wrong_diskseq, wrong_data, errors } = await blkOf(program, 'churn', ...args)
     sum.right += opens_ok
@@ -94,13 +104,14 @@ async function churn(t: Test, tree: RunningTree, kind: Kind, lives: number, end:
   return sum
 }
 
-async function filesystem(t: Test): Promise<string> {
+async function imageFile(t: Test, kind: Image): Promise<string> {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-image-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
   const image = join(directory, 'image')
   writeFileSync(image, '')
-  truncateSync(image, 256 << 10)
-  const { code, stderr } = await run('mkfs.ext4', ['-q', '-b', '1024', '-O', '^has_journal', image])
+  const { bytes, make: [make, ...args] } = IMAGES[kind]
+  truncateSync(image, bytes)
+  const { code, stderr } = await run(make, [...args, image])
   if (code !== 0) throw new Error(stderr)
   return image
 }
@@ -196,9 +207,9 @@ t.test('twin: by where its code begins it is taken for gone, and opens another d
 })
 
 for (const kind of KINDS) {
-  const { name, enough, twin, errors = [], int80, mounts } = kind
-  const lives = mounts ? 5000 : 2000
-  const skip = async () => (int80 && !(await blk('int80'))['works'] ? 'no 32-bit calls here' : false)
+  const { name, enough, twin, errors = [], needs, image } = kind
+  const lives = image ? 5000 : 2000
+  const skip = async () => (needs && !(await blk(needs))['works'] ? `no ${needs} calls here` : false)
 
   t.test(name, async (t) => {
     const reason = await skip()
@@ -207,7 +218,7 @@ for (const kind of KINDS) {
     const { right, wrong, errors: seen } = await churn(t, tree, kind, kind.lives ?? lives, (sum) => sum.right >= enough)
     t.equal(wrong, 0, 'no disk but the one in the name')
     t.ok(right >= enough, `${right} right`)
-    const fine = ['ENOENT', 'ENXIO', ...errors, ...(mounts ? ['EBUSY', 'EINVAL'] : [])]
+    const fine = ['ENOENT', 'ENXIO', ...errors, ...(image ? ['EBUSY', 'EINVAL'] : [])]
     t.strictSame(
       Object.keys(seen).filter((errno) => !fine.includes(errno)),
       [],
@@ -227,7 +238,7 @@ for (const kind of KINDS) {
 
 /** How often the daemon opens a disk of a group for somebody who is not in it, and opens it nevertheless. */
 async function pinsFor(t: Test, way: string, twin: Twin): Promise<number> {
-  const loop = loopDisk(t, { file: await filesystem(t) })
+  const loop = loopDisk(t, { file: await imageFile(t, 'ext4') })
   chownSync(loop.path, 0, GROUP)
   cleanup(t, () => chownSync(loop.path, 0, 0))
   chmodSync(loop.path, 0o660)

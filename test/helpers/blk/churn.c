@@ -232,7 +232,7 @@ int cmd_churn(int argc, char **argv)
 		die("%s: %s", dir, strerror(errno));
 
 	c->way = churn_way_named(way);
-	if (c->way->mounts && !c->image)
+	if (c->way->reached && !c->image)
 		die("churn: --way %s needs an --image", way);
 	c->links = !strcmp(mode, "links");
 	c->udev = !strcmp(mode, "udev");

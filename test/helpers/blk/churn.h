@@ -63,20 +63,22 @@ struct opener_shared {
 	uint64_t first_asked, first_got;
 };
 
-/* How an opener comes to a disk (churn_ways.c).  A mount has it reached by a
- * mount(2), and nothing is written to, or read from, the device itself. */
+/* How an opener comes to a disk (churn_ways*.c). */
 struct churn;
 struct churn_way {
 	const char *name;
-	bool mounts;
+	/* Of a way that leaves no descriptor, but a mount, say: which disk it has reached, 0 if it
+	 * cannot be told which other one. It is let go. The disks need an --image, and nothing
+	 * is read from the device itself. 0 or -errno. */
+	int (*reached)(const char *path, const struct entry *e, uint64_t *diskseq);
 	/* what is done once by each opener, before all else */
 	void (*begin)(const struct churn *c);
-	/* fd, or 0 for a mount; or -errno */
+	/* fd, or 0 where "reached" tells; or -errno */
 	int (*open)(const struct churn *c, const char *path, int flags);
+	/* writes into a copy of the image what no other disk has, if the disk's number cannot be seen */
+	void (*mark)(int file, uint64_t tag);
 };
 const struct churn_way *churn_way_named(const char *name);
-/* The number of the disk that the last mount has reached; it is unmounted. */
-int churn_mounted(uint64_t *diskseq);
 
 struct churn {
 	const struct churn_way *way;

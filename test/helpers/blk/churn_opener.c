@@ -97,10 +97,10 @@ static void verify(struct opener_shared *s, int fd, const struct entry *e, bool 
 }
 
 /* What is mounted stays the same disk. */
-static void verify_mount(struct opener_shared *s, const struct entry *e)
+static void verify_reached(struct opener_shared *s, const struct churn_way *way, const char *path, const struct entry *e)
 {
 	uint64_t seq = 0;
-	int err = churn_mounted(&seq);
+	int err = way->reached(path, e, &seq);
 
 	if (err) {
 		errs_add(&s->read_errors, -err);
@@ -155,8 +155,8 @@ _Noreturn void churn_opener(struct churn *c, int id)
 			continue;
 		}
 		hist_add(&s->hist, took);
-		if (c->way->mounts) {
-			verify_mount(s, &e);
+		if (c->way->reached) {
+			verify_reached(s, c->way, path, &e);
 			continue;
 		}
 		verify(s, fd, &e, part);

@@ -207,6 +207,8 @@ static bool attach(struct recycler *r, struct device *d)
 	int file = d->files[d->generation & 1];
 	if (!c->image)
 		file_stamp(file, d->tag);
+	if (c->way->mark)
+		c->way->mark(file, d->tag);
 	/* LO_FLAGS_PARTSCAN: without it a partition outlives a detach which
 	 * happens before it is deleted, and shows up on the next disk. */
 	int err = loop_configure(fd, file, c->parts ? LO_FLAGS_PARTSCAN : 0);

@@ -1,29 +1,17 @@
 /* The ways in which programs come to a disk that are not libc's open(2). */
-#include "churn.h"
+#include "churn_ways.h"
 
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/io_uring.h>
 #include <linux/openat2.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <sys/wait.h>
 
-#define NOBODY 65534
 /* How long something is kept before it is opened, at most. */
 #define PAUSE_US 300
-
-static struct rnd rnd;
-
-static int result(long r)
-{
-	return r < 0 ? -errno : (int)r;
-}
 
 static int by_open(const struct churn *c, const char *path, int flags)
 {
@@ -39,8 +27,12 @@ static int by_openat2(const struct churn *c, const char *path, int flags)
 	return result(syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how));
 }
 
-static void pause_sometimes(void)
+void pause_sometimes(void)
 {
+	static struct rnd rnd;
+
+	if (!rnd.s)
+		rnd_seed(&rnd, (uint64_t)getpid());
 	if (rnd_below(&rnd, 2))
 		sleep_us(rnd_below(&rnd, PAUSE_US));
 }
@@ -175,84 +167,31 @@ static void become_nobody(const struct churn *c)
 	become(NOBODY);
 }
 
-/* In a namespace of its own a directory that everybody has may be covered. */
-#define MOUNTPOINT "/dev/shm"
-
-static void own_mounts(const struct churn *c)
-{
-	(void)c;
-	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-		die("a mount namespace: %s", strerror(errno));
-}
-
-/* Keeps nothing but CAP_SYS_ADMIN. */
-static void may_only_mount(const struct churn *c)
-{
-	struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
-	struct __user_cap_data_struct sets[2] = { { 0 } };
-
-	own_mounts(c);
-	prctl(PR_SET_KEEPCAPS, 1);
-	become(NOBODY);
-	sets[0].effective = sets[0].permitted = 1u << CAP_SYS_ADMIN;
-	if (syscall(SYS_capset, &header, sets) < 0)
-		die("capset: %s", strerror(errno));
-}
-
-int churn_mounted(uint64_t *diskseq)
-{
-	char path[64], text[32] = "";
-	struct stat st;
-	int err = stat(MOUNTPOINT, &st) < 0 ? -errno : 0;
-
-	snprintf(path, sizeof path, "/sys/dev/block/%u:%u/diskseq", major(st.st_dev), minor(st.st_dev));
-	int fd = err ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-	if (!err && (fd < 0 || read(fd, text, sizeof text - 1) < 0))
-		err = -errno;
-	close(fd);
-	*diskseq = strtoull(text, NULL, 10);
-	while (umount2(MOUNTPOINT, 0) < 0) {
-		if (errno != EBUSY && errno != EINTR)
-			die("umount: %s", strerror(errno));
-		sleep_us(100);
-	}
-	return err;
-}
-
-/* Without PIE these strings, and the path, lie below 4 GiB. */
-static char source[PATH_MAX], target[] = MOUNTPOINT, type[] = "ext4", nothing[] = "";
-
-static int by_mount(const struct churn *c, const char *path, int flags)
-{
-	(void)c;
-	(void)flags;
-	snprintf(source, sizeof source, "%s", path);
-	return result(mount(source, target, type, MS_RDONLY, nothing));
-}
-
 #ifdef __x86_64__
 static int by_int80_mount(const struct churn *c, const char *path, int flags)
 {
 	(void)c;
 	(void)flags;
-	return int80(I386_MOUNT, low(path), low(target), low(type), MS_RDONLY, low(nothing));
+	return int80(I386_MOUNT, low(path), low(MOUNTPOINT), low("ext4"), MS_RDONLY, low(""));
 }
 #endif
 
 static const struct churn_way ways[] = {
-	{ "open", false, NULL, by_open },
-	{ "openat2", false, NULL, by_openat2 },
-	{ "opath", false, NULL, by_opath },
-	{ "handle", false, NULL, by_handle },
-	{ "uring", false, start_ring, by_uring },
-	{ "uring-in-stat", false, start_ring_in_stat, by_uring },
-	{ "uring-others", false, start_ring_of_others, by_uring },
-	{ "mount", true, own_mounts, by_mount },
-	{ "mount-nobody", true, may_only_mount, by_mount },
+	{ .name = "open", .open = by_open },
+	{ .name = "openat2", .open = by_openat2 },
+	{ .name = "opath", .open = by_opath },
+	{ .name = "handle", .open = by_handle },
+	{ .name = "uring", .begin = start_ring, .open = by_uring },
+	{ .name = "uring-in-stat", .begin = start_ring_in_stat, .open = by_uring },
+	{ .name = "uring-others", .begin = start_ring_of_others, .open = by_uring },
+	{ .name = "mount", .reached = mounted, .begin = own_mounts, .open = by_mount },
+	{ .name = "mount-nobody", .reached = mounted, .begin = may_only_mount, .open = by_mount },
+	{ .name = "fsconfig", .reached = mounted, .begin = own_mounts, .open = by_fsconfig },
+	{ .name = "swapon", .reached = swapped, .open = by_swapon, .mark = mark_swap },
 #ifdef __x86_64__
-	{ "int80", false, NULL, by_int80 },
-	{ "int80-garbage", false, become_nobody, by_int80_garbage },
-	{ "int80-mount", true, own_mounts, by_int80_mount },
+	{ .name = "int80", .open = by_int80 },
+	{ .name = "int80-garbage", .begin = become_nobody, .open = by_int80_garbage },
+	{ .name = "int80-mount", .reached = mounted, .begin = own_mounts, .open = by_int80_mount },
 #endif
 };
 
@@ -283,26 +222,37 @@ int cmd_way(int argc, char **argv)
 	if (c.way->begin)
 		c.way->begin(&c);
 	int r = c.way->open(&c, path, O_RDONLY | O_CLOEXEC);
-	if (r >= 0 && c.way->mounts)
-		churn_mounted(&(uint64_t){ 0 });
+	if (r >= 0 && c.way->reached)
+		c.way->reached(path, &(struct entry){ 0 }, &(uint64_t){ 0 });
 	printf("{\"error\":%d}\n", r < 0 ? -r : 0);
 	return exit_status();
 }
 
-/* Whether this kernel lets a 64-bit program make 32-bit calls at all. */
-int cmd_int80(int argc, char **argv)
+/* Whether this kernel lets a 64-bit program make such calls at all. */
+static int report_works(bool (*works)(void))
 {
-	bool works = false;
-
-	(void)argc;
-	(void)argv;
-#ifdef __x86_64__
 	int status = -1;
 	pid_t pid = fork();
+
 	if (pid == 0)
-		_exit(int80(20, 0, 0, 0, 0, 0) != getpid()); /* getpid */
-	works = pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
-#endif
-	printf("{\"works\":%s}\n", works ? "true" : "false");
+		_exit(!works());
+	bool does = pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
+	printf("{\"works\":%s}\n", does ? "true" : "false");
 	return exit_status();
+}
+
+static bool int80_works(void)
+{
+#ifdef __x86_64__
+	return int80(20, 0, 0, 0, 0, 0) == getpid(); /* getpid */
+#else
+	return false;
+#endif
+}
+
+int cmd_int80(int argc, char **argv)
+{
+	(void)argc;
+	(void)argv;
+	return report_works(int80_works);
 }

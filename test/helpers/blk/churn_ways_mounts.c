@@ -1,0 +1,160 @@
+/* The kernel opens the disk itself, and no descriptor of it is left. */
+#include "churn_ways.h"
+
+#include <linux/capability.h>
+#include <linux/mount.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/swap.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+
+/* sys/mount.h and linux/mount.h are not to be had together with some versions of libc. */
+int mount(const char *, const char *, const char *, unsigned long, const void *);
+int umount2(const char *, int);
+
+void own_mounts(const struct churn *c)
+{
+	(void)c;
+	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+		die("a mount namespace: %s", strerror(errno));
+}
+
+/* Keeps nothing but CAP_SYS_ADMIN. */
+void may_only_mount(const struct churn *c)
+{
+	struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+	struct __user_cap_data_struct sets[2] = { { 0 } };
+
+	own_mounts(c);
+	prctl(PR_SET_KEEPCAPS, 1);
+	become(NOBODY);
+	sets[0].effective = sets[0].permitted = 1u << CAP_SYS_ADMIN;
+	if (syscall(SYS_capset, &header, sets) < 0)
+		die("capset: %s", strerror(errno));
+}
+
+int mounted(const char *device, const struct entry *e, uint64_t *diskseq)
+{
+	char path[64], text[32] = "";
+	struct stat st;
+	int err = stat(MOUNTPOINT, &st) < 0 ? -errno : 0;
+
+	(void)device;
+	(void)e;
+	snprintf(path, sizeof path, "/sys/dev/block/%u:%u/diskseq", major(st.st_dev), minor(st.st_dev));
+	int fd = err ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+	if (!err && (fd < 0 || read(fd, text, sizeof text - 1) < 0))
+		err = -errno;
+	close(fd);
+	*diskseq = strtoull(text, NULL, 10);
+	while (umount2(MOUNTPOINT, 0) < 0) {
+		if (errno != EBUSY && errno != EINTR)
+			die("umount: %s", strerror(errno));
+		sleep_us(100);
+	}
+	return err;
+}
+
+/* Without PIE these strings, and the path, lie below 4 GiB. */
+static char source[PATH_MAX], target[] = MOUNTPOINT, type[] = "ext4", nothing[] = "";
+
+int by_mount(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	(void)flags;
+	snprintf(source, sizeof source, "%s", path);
+	return result(mount(source, target, type, MS_RDONLY, nothing));
+}
+
+static long configure(int fs, unsigned command, const char *key, const char *value)
+{
+	return syscall(SYS_fsconfig, fs, command, key, value, 0);
+}
+
+/* mount(2) in steps. The one in which the path is looked up does not have it among its arguments. */
+int by_fsconfig(const struct churn *c, const char *path, int flags)
+{
+	int fs = (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC), err, mnt;
+
+	(void)c;
+	(void)flags;
+	if (fs < 0 || configure(fs, FSCONFIG_SET_STRING, "source", path) < 0 || configure(fs, FSCONFIG_SET_FLAG, "ro", NULL) < 0)
+		die("fsopen, fsconfig: %s", strerror(errno));
+	err = result(configure(fs, FSCONFIG_CMD_CREATE, NULL, NULL));
+	if (!err) {
+		mnt = (int)syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0);
+		if (mnt < 0 || syscall(SYS_move_mount, mnt, "", AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+			die("fsmount, move_mount: %s", strerror(errno));
+		close(mnt);
+	}
+	close(fs);
+	return err;
+}
+
+/* ---- swap ---- */
+
+/* The kernel does not say on which device an area is; but how large it is. So the areas have sizes
+ * of their own, in pages: the least that the kernel takes, and up to what an image has room for.
+ * (One disk in a thousand has that of another one.) */
+#define SWAP_PAGES_MIN 10
+#define SWAP_PAGES_MORE 1000
+
+static uint32_t swap_pages(uint64_t tag)
+{
+	return SWAP_PAGES_MIN + (uint32_t)(tag % SWAP_PAGES_MORE);
+}
+
+/* union swap_header of linux/swap.h: the number of the last page, of which the first is the header. */
+#define SWAP_LAST_PAGE_AT 1028
+
+void mark_swap(int file, uint64_t tag)
+{
+	uint32_t last = swap_pages(tag);
+
+	if (pwrite(file, &last, sizeof last, SWAP_LAST_PAGE_AT) != sizeof last)
+		die("write to a backing file: %s", strerror(errno));
+}
+
+int by_swapon(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	(void)flags;
+	return result(swapon(path, 0));
+}
+
+/* How large the area is that was turned on by this name, in pages. */
+static uint32_t swap_size(const char *path)
+{
+	char line[2 * PATH_MAX], name[PATH_MAX];
+	unsigned long long kib, found = 0;
+	size_t length = strlen(path);
+	FILE *f = fopen("/proc/swaps", "re");
+
+	if (!f)
+		die("/proc/swaps: %s", strerror(errno));
+	/* A name that the kernel was told to forget meanwhile is shown as deleted: with an escape behind it. */
+	while (fgets(line, sizeof line, f))
+		if (sscanf(line, "%4095s %*s %llu", name, &kib) == 2 && !strncmp(name, path, length) && strchr("\\", name[length]))
+			found = kib;
+	fclose(f);
+	if (!found)
+		die("/proc/swaps: no %s", path);
+	return (uint32_t)(found * 1024 / (unsigned long)sysconf(_SC_PAGESIZE));
+}
+
+/* What has taken the place of a disk has its device's number. */
+int swapped(const char *path, const struct entry *e, uint64_t *diskseq)
+{
+	char device[32];
+	bool right = swap_size(path) == swap_pages(e->tag);
+
+	snprintf(device, sizeof device, "/dev/loop%d", e->nr);
+	*diskseq = right ? e->diskseq : 0;
+	while (swapoff(right ? path : device) < 0) {
+		if (errno != EINTR)
+			die("swapoff %s: %s", right ? path : device, strerror(errno));
+	}
+	return 0;
+}
