@@ -85,6 +85,7 @@ const KINDS: readonly Kind[] = [
   { name: 'mount(2) of who may mount and nothing else', way: 'mount-nobody', enough: 20, lives: 100_000, image: 'ext4' },
   { name: 'mount in steps, by fsconfig(2)', way: 'fsconfig', enough: 20, twin: 'linger-only', image: 'ext4' },
   { name: 'swapon(2)', way: 'swapon', enough: 20, twin: 'no-pins', image: 'swap' },
+  { name: 'an x32 call', way: 'x32', enough: 300, twin: 'no-pins', needs: 'x32' },
 ]
 
 type Counts = { right: number; wrong: number; errors: Record<string, number> }

@@ -229,6 +229,7 @@ int cmd_abuse_directories(int argc, char **argv);
 int cmd_directory(int argc, char **argv);
 int cmd_way(int argc, char **argv);
 int cmd_int80(int argc, char **argv);
+int cmd_x32(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_change_fd(int argc, char **argv);
 int cmd_new_disks(int argc, char **argv);

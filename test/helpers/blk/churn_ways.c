@@ -159,6 +159,15 @@ static int by_int80_garbage(const struct churn *c, const char *path, int flags)
 	(void)c;
 	return int80(I386_OPEN, low(path) | GARBAGE, (uint64_t)flags | GARBAGE, GARBAGE, GARBAGE, GARBAGE);
 }
+
+/* asm/unistd.h; a call of a program with 64-bit registers and 32-bit pointers, whatever this one has */
+#define X32 0x40000000
+
+static int by_x32(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	return result(syscall(X32 | SYS_open, path, flags));
+}
 #endif
 
 static void become_nobody(const struct churn *c)
@@ -192,6 +201,7 @@ static const struct churn_way ways[] = {
 	{ .name = "int80", .open = by_int80 },
 	{ .name = "int80-garbage", .begin = become_nobody, .open = by_int80_garbage },
 	{ .name = "int80-mount", .reached = mounted, .begin = own_mounts, .open = by_int80_mount },
+	{ .name = "x32", .open = by_x32 },
 #endif
 };
 
@@ -250,9 +260,25 @@ static bool int80_works(void)
 #endif
 }
 
+static bool x32_works(void)
+{
+#ifdef __x86_64__
+	return syscall(X32 | SYS_getpid) == getpid();
+#else
+	return false;
+#endif
+}
+
 int cmd_int80(int argc, char **argv)
 {
 	(void)argc;
 	(void)argv;
 	return report_works(int80_works);
+}
+
+int cmd_x32(int argc, char **argv)
+{
+	(void)argc;
+	(void)argv;
+	return report_works(x32_works);
 }

@@ -33,6 +33,7 @@ static const struct {
 	{ "directory", cmd_directory },
 	{ "way", cmd_way },
 	{ "int80", cmd_int80 },
+	{ "x32", cmd_x32 },
 	{ "inspect", cmd_inspect },
 	{ "change-fd", cmd_change_fd },
 	{ "new-disks", cmd_new_disks },
@@ -45,7 +46,7 @@ int main(int argc, char **argv)
 {
 	if (argc < 2)
 		die("usage: blk churn|pingpong|openlat|latency|throughput|cold-open|appear|hold|exclusive-zram|exclusive-part|"
-		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|open-stopped|delays|mount|dm-race|hotplug|abuse|abuse-directories|directory|int80|inspect|change-fd|new-disks|idlers|mount-compute|hung-exec|way --option value ...");
+		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|open-stopped|delays|mount|dm-race|hotplug|abuse|abuse-directories|directory|int80|x32|inspect|change-fd|new-disks|idlers|mount-compute|hung-exec|way --option value ...");
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (strcmp(argv[1], commands[i].name) == 0) {
 			catch_signals();
