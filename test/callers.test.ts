@@ -86,6 +86,18 @@ const KINDS: readonly Kind[] = [
   { name: 'mount in steps, by fsconfig(2)', way: 'fsconfig', enough: 20, twin: 'linger-only', image: 'ext4' },
   { name: 'swapon(2)', way: 'swapon', enough: 20, twin: 'no-pins', image: 'swap' },
   { name: 'an x32 call', way: 'x32', enough: 300, twin: 'no-pins', needs: 'x32' },
+  { name: 'a process that shares its descriptors with their user', way: 'shared-files', enough: 300, twin: 'no-pins' },
+  { name: 'one in another pid namespace', way: 'pid-namespace', enough: 300, twin: 'no-pins' },
+  { name: 'root of a user namespace, who is root', way: 'user-namespace', enough: 300, twin: 'no-pins' },
+  {
+    name: 'root of a user namespace, who is nobody',
+    way: 'user-namespace-nobody',
+    enough: 100,
+    twin: 'no-pins',
+    more: ['--node-uid', String(NOBODY)],
+  },
+  { name: 'a child of vfork(2)', way: 'vfork', enough: 300, twin: 'no-pins' },
+  { name: 'a thread whose program is replaced meanwhile', way: 'exec', enough: 100, twin: 'no-pins', errors: ['EINTR'] },
 ]
 
 type Counts = { right: number; wrong: number; errors: Record<string, number> }

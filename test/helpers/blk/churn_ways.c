@@ -197,6 +197,12 @@ static const struct churn_way ways[] = {
 	{ .name = "mount-nobody", .reached = mounted, .begin = may_only_mount, .open = by_mount },
 	{ .name = "fsconfig", .reached = mounted, .begin = own_mounts, .open = by_fsconfig },
 	{ .name = "swapon", .reached = swapped, .open = by_swapon, .mark = mark_swap },
+	{ .name = "shared-files", .begin = start_sharing, .open = by_proxy },
+	{ .name = "vfork", .open = by_vfork },
+	{ .name = "exec", .open = by_exec },
+	{ .name = "pid-namespace", .begin = start_in_pid_namespace, .open = by_proxy },
+	{ .name = "user-namespace", .begin = start_in_user_namespace, .open = by_proxy },
+	{ .name = "user-namespace-nobody", .begin = start_in_user_namespace_of_nobody, .open = by_proxy },
 #ifdef __x86_64__
 	{ .name = "int80", .open = by_int80 },
 	{ .name = "int80-garbage", .begin = become_nobody, .open = by_int80_garbage },

@@ -4,6 +4,8 @@
 
 #include "churn.h"
 
+#include <semaphore.h>
+
 #define NOBODY 65534
 
 static inline int result(long r)
@@ -28,5 +30,36 @@ int by_fsconfig(const struct churn *c, const char *path, int flags);
 int swapped(const char *path, const struct entry *e, uint64_t *diskseq);
 int by_swapon(const struct churn *c, const char *path, int flags);
 void mark_swap(int file, uint64_t tag);
+
+/* ---- opened by another process than the one that uses it (churn_ways_proxies.c) ---- */
+
+/* A process that opens disks for an opener. It shares the opener's table of descriptors, so
+ * that what it has opened the opener has, and this structure; no other memory. */
+struct proxy {
+	char path[PATH_MAX];
+	int flags;
+	int fd; /* that it has opened, or -errno */
+	sem_t asked, done;
+	pid_t pid;
+};
+
+/* Has "run" called in such a process. "flags": further ones of clone(2). */
+struct proxy *proxy_start(void (*run)(struct proxy *p), int flags);
+/* Tells the proxy what is wanted next. */
+void proxy_tell(struct proxy *p, const char *path, int flags);
+/* Waits for the other side; -EINTR when this one is to end. */
+int proxy_wait(struct proxy *p, sem_t *sem);
+/* Its pid, once it has stopped or ended; -EINTR as above. */
+int wait_for_child(pid_t pid, int *status);
+/* What is wanted is opened, again and again. */
+void proxy_opens(struct proxy *p);
+
+void start_sharing(const struct churn *c);
+void start_in_pid_namespace(const struct churn *c);
+void start_in_user_namespace(const struct churn *c);
+void start_in_user_namespace_of_nobody(const struct churn *c);
+int by_proxy(const struct churn *c, const char *path, int flags);
+int by_vfork(const struct churn *c, const char *path, int flags);
+int by_exec(const struct churn *c, const char *path, int flags);
 
 #endif

@@ -1,0 +1,244 @@
+/* A process opens the disk, and another one uses the descriptor. */
+#include "churn_ways.h"
+
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define STACK_SIZE 65536
+
+static struct proxy *proxy_make(void)
+{
+	struct proxy *p = mmap(NULL, sizeof *p, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED || sem_init(&p->asked, 1, 0) < 0 || sem_init(&p->done, 1, 0) < 0)
+		die("shared memory: %s", strerror(errno));
+	return p;
+}
+
+static void proxy_fork(struct proxy *p, void (*run)(struct proxy *p), int flags)
+{
+	/* Without a stack of its own: as fork(2) does it. */
+	pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD | flags, NULL, NULL, NULL, NULL);
+	if (pid < 0)
+		die("clone: %s", strerror(errno));
+	if (pid == 0) {
+		/* not child_follows(): in a namespace of its own it sees no parent */
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		run(p);
+		_exit(2);
+	}
+	p->pid = pid;
+}
+
+struct proxy *proxy_start(void (*run)(struct proxy *p), int flags)
+{
+	struct proxy *p = proxy_make();
+
+	proxy_fork(p, run, flags);
+	return p;
+}
+
+int wait_for_child(pid_t pid, int *status)
+{
+	while (waitpid(pid, status, 0) < 0) {
+		if (errno != EINTR)
+			die("waitpid: %s", strerror(errno));
+		if (stop_signal)
+			return -EINTR;
+	}
+	return pid;
+}
+
+/* A proxy that has given up has said why. */
+int proxy_wait(struct proxy *p, sem_t *sem)
+{
+	for (;;) {
+		struct timespec until;
+
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_sec++;
+		if (sem_timedwait(sem, &until) == 0)
+			return 0;
+		if (errno != EINTR && errno != ETIMEDOUT)
+			die("sem_timedwait: %s", strerror(errno));
+		if (stop_signal)
+			return -EINTR;
+		if (p->pid > 0 && waitpid(p->pid, NULL, WNOHANG) == p->pid)
+			_exit(2);
+	}
+}
+
+void proxy_tell(struct proxy *p, const char *path, int flags)
+{
+	snprintf(p->path, sizeof p->path, "%s", path);
+	p->flags = flags;
+}
+
+void proxy_opens(struct proxy *p)
+{
+	for (;;) {
+		while (sem_wait(&p->asked) < 0)
+			;
+		p->fd = result(open(p->path, p->flags));
+		sem_post(&p->done);
+	}
+}
+
+static struct proxy *proxy;
+
+int by_proxy(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	proxy_tell(proxy, path, flags);
+	sem_post(&proxy->asked);
+	int err = proxy_wait(proxy, &proxy->done);
+	return err ? err : proxy->fd;
+}
+
+void start_sharing(const struct churn *c)
+{
+	(void)c;
+	proxy = proxy_start(proxy_opens, 0);
+}
+
+/* The daemon sees it nevertheless, by another id than it has there. */
+void start_in_pid_namespace(const struct churn *c)
+{
+	(void)c;
+	proxy = proxy_start(proxy_opens, CLONE_NEWPID);
+}
+
+static void become_root_there(struct proxy *p)
+{
+	while (sem_wait(&p->asked) < 0)
+		;
+	if (setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
+		die("a user namespace: %s", strerror(errno));
+	/* cleared with the change of ids */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	proxy_opens(p);
+}
+
+static void write_map(pid_t pid, const char *file, int id)
+{
+	char path[64], line[32];
+	int n = snprintf(line, sizeof line, "0 %d 1\n", id);
+
+	snprintf(path, sizeof path, "/proc/%d/%s", pid, file);
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, line, (size_t)n) != n)
+		die("%s: %s", path, strerror(errno));
+	close(fd);
+}
+
+/* Root there, and here somebody who has no capability. */
+static void start_as(int id)
+{
+	proxy = proxy_start(become_root_there, CLONE_NEWUSER);
+	write_map(proxy->pid, "uid_map", id);
+	write_map(proxy->pid, "gid_map", id);
+	sem_post(&proxy->asked);
+}
+
+void start_in_user_namespace(const struct churn *c)
+{
+	(void)c;
+	start_as(0);
+}
+
+void start_in_user_namespace_of_nobody(const struct churn *c)
+{
+	(void)c;
+	start_as(NOBODY);
+}
+
+/* ---- one process for each open ---- */
+
+struct wanted {
+	const char *path;
+	int flags, fd;
+};
+
+static int open_wanted(void *arg)
+{
+	struct wanted *w = arg;
+
+	w->fd = result(open(w->path, w->flags));
+	return 0;
+}
+
+/* Who asks is suspended until the child is gone, with whose memory it goes on. */
+int by_vfork(const struct churn *c, const char *path, int flags)
+{
+	static _Alignas(16) char stack[STACK_SIZE];
+	struct wanted w = { path, flags, -ECHILD };
+	int status;
+
+	(void)c;
+	pid_t pid = clone(open_wanted, stack + sizeof stack, CLONE_VFORK | CLONE_VM | CLONE_FILES | SIGCHLD, &w);
+	if (pid < 0)
+		die("clone: %s", strerror(errno));
+	if (wait_for_child(pid, &status) < 0) {
+		if (w.fd >= 0)
+			close(w.fd);
+		return -EINTR;
+	}
+	return w.fd;
+}
+
+/* Opens take about that long here; so about half of them are in the middle. */
+#define EXEC_WITHIN_US 2000
+
+static int exec_meanwhile(void *arg)
+{
+	struct rnd rnd;
+
+	(void)arg;
+	rnd_seed(&rnd, (uint64_t)getpid());
+	sleep_us(rnd_below(&rnd, EXEC_WITHIN_US));
+	execl("/proc/self/exe", "blk", "nothing", NULL);
+	_exit(2);
+}
+
+/* The first thread of the program opens, and another one replaces the program meanwhile: that thread
+ * goes on with the id of the first, which is killed wherever it is then. */
+static void open_and_exec(struct proxy *p)
+{
+	static _Alignas(16) char stack[STACK_SIZE];
+
+	if (clone(exec_meanwhile, stack + sizeof stack, CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD, NULL) < 0)
+		_exit(2);
+	p->fd = result(open(p->path, p->flags));
+	for (;;)
+		pause();
+}
+
+int by_exec(const struct churn *c, const char *path, int flags)
+{
+	static struct proxy *p;
+	int status, free_fd = dup(0);
+
+	(void)c;
+	close(free_fd);
+	if (!p)
+		p = proxy_make();
+	proxy_tell(p, path, flags);
+	p->fd = -EINTR;
+	proxy_fork(p, open_and_exec, 0);
+	if (wait_for_child(p->pid, &status) == p->pid && status)
+		die("exec: status %d", status);
+	/* It may have been killed with the disk open already, and have had no time to say so. */
+	return p->fd < 0 && fcntl(free_fd, F_GETFD) >= 0 ? free_fd : p->fd;
+}
+
+/* What a program is replaced by. */
+int cmd_nothing(int argc, char **argv)
+{
+	(void)argc;
+	(void)argv;
+	return 0;
+}
