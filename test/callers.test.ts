@@ -98,6 +98,10 @@ const KINDS: readonly Kind[] = [
   },
   { name: 'a child of vfork(2)', way: 'vfork', enough: 300, twin: 'no-pins' },
   { name: 'a thread whose program is replaced meanwhile', way: 'exec', enough: 100, twin: 'no-pins', errors: ['EINTR'] },
+  { name: 'one that is traced', way: 'traced', enough: 200, twin: 'no-pins' },
+  { name: 'one that is traced, and made to open in place of another call', way: 'traced-replaced', enough: 200, twin: 'no-pins' },
+  { name: 'a supervisor, for one that is in its open(2) meanwhile', way: 'notified-addfd', enough: 200, twin: 'no-pins' },
+  { name: 'one that a supervisor lets go on', way: 'notified-continue', enough: 200, twin: 'no-pins' },
 ]
 
 type Counts = { right: number; wrong: number; errors: Record<string, number> }

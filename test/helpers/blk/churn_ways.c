@@ -203,7 +203,11 @@ static const struct churn_way ways[] = {
 	{ .name = "pid-namespace", .begin = start_in_pid_namespace, .open = by_proxy },
 	{ .name = "user-namespace", .begin = start_in_user_namespace, .open = by_proxy },
 	{ .name = "user-namespace-nobody", .begin = start_in_user_namespace_of_nobody, .open = by_proxy },
+	{ .name = "traced", .begin = start_traced, .open = by_traced },
+	{ .name = "notified-addfd", .begin = start_notifying, .open = by_supervisor },
+	{ .name = "notified-continue", .begin = start_notifying, .open = by_notified },
 #ifdef __x86_64__
+	{ .name = "traced-replaced", .begin = start_replaced, .open = by_replaced },
 	{ .name = "int80", .open = by_int80 },
 	{ .name = "int80-garbage", .begin = become_nobody, .open = by_int80_garbage },
 	{ .name = "int80-mount", .reached = mounted, .begin = own_mounts, .open = by_int80_mount },

@@ -39,6 +39,7 @@ struct proxy {
 	char path[PATH_MAX];
 	int flags;
 	int fd; /* that it has opened, or -errno */
+	int listener; /* for its notifications, if it has any (churn_ways_traced.c) */
 	sem_t asked, done;
 	pid_t pid;
 };
@@ -61,5 +62,17 @@ void start_in_user_namespace_of_nobody(const struct churn *c);
 int by_proxy(const struct churn *c, const char *path, int flags);
 int by_vfork(const struct churn *c, const char *path, int flags);
 int by_exec(const struct churn *c, const char *path, int flags);
+
+/* ---- others have a say in the call (churn_ways_traced.c) ---- */
+
+void start_traced(const struct churn *c);
+int by_traced(const struct churn *c, const char *path, int flags);
+#ifdef __x86_64__
+void start_replaced(const struct churn *c);
+int by_replaced(const struct churn *c, const char *path, int flags);
+#endif
+void start_notifying(const struct churn *c);
+int by_supervisor(const struct churn *c, const char *path, int flags);
+int by_notified(const struct churn *c, const char *path, int flags);
 
 #endif

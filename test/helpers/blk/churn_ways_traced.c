@@ -1,0 +1,268 @@
+/* The call is stopped at its entry, and another process has a say in what becomes of it. */
+#include "churn_ways.h"
+
+#include <linux/filter.h>
+#include <linux/ptrace.h>
+#include <linux/seccomp.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#ifdef __x86_64__
+#include <sys/user.h>
+#endif
+
+/* sys/ptrace.h and linux/ptrace.h are not to be had together with some versions of libc. */
+long ptrace(int request, ...);
+
+static struct proxy *proxy;
+
+/* ---- ptrace(2) ---- */
+
+static long trace(int request, void *address, void *data)
+{
+	long r = ptrace(request, proxy->pid, address, data);
+
+	if (r < 0)
+		die("ptrace %#x: %s", request, strerror(errno));
+	return r;
+}
+
+/* Until the tracee enters its next call, or leaves the one that it is in. 0 or -EINTR. */
+static int step(void)
+{
+	int status;
+	long sig = 0;
+
+	do {
+		trace(PTRACE_SYSCALL, NULL, (void *)sig);
+		int r = wait_for_child(proxy->pid, &status);
+		if (r < 0)
+			return r;
+		if (!WIFSTOPPED(status))
+			_exit(2); /* it has said why */
+		sig = WSTOPSIG(status);
+	} while (sig != (SIGTRAP | 0x80));
+	return 0;
+}
+
+/* The number of the call that is entered, or what the one that is left returns. */
+static long call_entered(void)
+{
+	struct ptrace_syscall_info info;
+
+	trace(PTRACE_GET_SYSCALL_INFO, (void *)sizeof info, &info);
+	return info.op == PTRACE_SYSCALL_INFO_ENTRY ? (long)info.entry.nr : -1;
+}
+
+static int call_returned(void)
+{
+	struct ptrace_syscall_info info;
+
+	trace(PTRACE_GET_SYSCALL_INFO, (void *)sizeof info, &info);
+	if (info.op != PTRACE_SYSCALL_INFO_EXIT)
+		die("ptrace: not at the end of a call");
+	return (int)info.exit.rval;
+}
+
+/* Between two opens it is stopped in another call: at the end of open(2) it would seem to be in it. */
+#define BETWEEN SYS_gettid
+
+static void be_traced(void)
+{
+	if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
+		die("PTRACE_TRACEME: %s", strerror(errno));
+	raise(SIGSTOP);
+}
+
+static void open_traced(struct proxy *p)
+{
+	be_traced();
+	for (;;) {
+		syscall(BETWEEN);
+		open(p->path, p->flags);
+	}
+}
+
+static void start(void (*run)(struct proxy *p))
+{
+	int status;
+
+	proxy = proxy_start(run, 0);
+	if (wait_for_child(proxy->pid, &status) < 0)
+		_exit(0);
+	if (!WIFSTOPPED(status))
+		_exit(2);
+	trace(PTRACE_SETOPTIONS, NULL, (void *)(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL));
+	while (call_entered() != BETWEEN)
+		if (step() < 0)
+			_exit(0);
+}
+
+void start_traced(const struct churn *c)
+{
+	(void)c;
+	start(open_traced);
+}
+
+/* From where it is between two opens to where it is after this one. "enter" sees it at its entry. */
+static int open_in_steps(const char *path, int flags, void (*enter)(void))
+{
+	int fd;
+
+	proxy_tell(proxy, path, flags);
+	if (step() < 0 || step() < 0)
+		return -EINTR;
+	enter();
+	if (step() < 0)
+		return -EINTR;
+	fd = call_returned();
+	return step() < 0 ? -EINTR : fd;
+}
+
+int by_traced(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	return open_in_steps(path, flags, pause_sometimes);
+}
+
+#ifdef __x86_64__
+/* It never makes a call that opens. */
+static void call_traced(struct proxy *p)
+{
+	(void)p;
+	be_traced();
+	for (;;) {
+		syscall(BETWEEN);
+		syscall(SYS_getppid);
+	}
+}
+
+void start_replaced(const struct churn *c)
+{
+	(void)c;
+	start(call_traced);
+}
+
+static void replace_call(void)
+{
+	struct user_regs_struct regs;
+
+	trace(PTRACE_GETREGS, NULL, &regs);
+	regs.orig_rax = SYS_open;
+	regs.rdi = (uintptr_t)proxy->path; /* at the same place there */
+	regs.rsi = (unsigned)proxy->flags;
+	trace(PTRACE_SETREGS, NULL, &regs);
+	pause_sometimes();
+}
+
+int by_replaced(const struct churn *c, const char *path, int flags)
+{
+	(void)c;
+	return open_in_steps(path, flags, replace_call);
+}
+#endif
+
+/* ---- seccomp(2): notifications to a supervisor, which here is the opener ---- */
+
+static void open_supervised(struct proxy *p)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
+
+	p->listener = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
+	if (p->listener < 0)
+		die("seccomp: %s", strerror(errno));
+	sem_post(&p->done);
+	proxy_opens(p);
+}
+
+void start_notifying(const struct churn *c)
+{
+	(void)c;
+	proxy = proxy_start(open_supervised, 0);
+	if (proxy_wait(proxy, &proxy->done) < 0)
+		_exit(0);
+}
+
+/* The supervised process is told what is wanted; the id of its call when it makes it. */
+static int open_notified(const char *path, int flags, uint64_t *id)
+{
+	/* newer kernels may have more to say */
+	static union {
+		struct seccomp_notif notif;
+		char room[1024];
+	} said;
+
+	proxy_tell(proxy, path, flags);
+	sem_post(&proxy->asked);
+	for (;;) {
+		memset(&said, 0, sizeof said);
+		if (ioctl(proxy->listener, SECCOMP_IOCTL_NOTIF_RECV, &said) == 0)
+			break;
+		if (errno != EINTR)
+			die("SECCOMP_IOCTL_NOTIF_RECV: %s", strerror(errno));
+		if (stop_signal)
+			return -EINTR;
+	}
+	*id = said.notif.id;
+	return 0;
+}
+
+static void respond(struct seccomp_notif_resp response)
+{
+	if (ioctl(proxy->listener, SECCOMP_IOCTL_NOTIF_SEND, &response) < 0)
+		die("SECCOMP_IOCTL_NOTIF_SEND: %s", strerror(errno));
+}
+
+static int opened(void)
+{
+	int err = proxy_wait(proxy, &proxy->done);
+
+	return err ? err : proxy->fd;
+}
+
+/* The supervisor opens in place of a process that is in its open(2) meanwhile, which is given the descriptor. */
+int by_supervisor(const struct churn *c, const char *path, int flags)
+{
+	uint64_t id;
+	int err = open_notified(path, flags, &id), fd;
+
+	(void)c;
+	if (err)
+		return err;
+	pause_sometimes();
+	fd = result(open(path, flags));
+	if (fd < 0) {
+		respond((struct seccomp_notif_resp){ .id = id, .error = fd });
+		return opened();
+	}
+	pause_sometimes();
+	struct seccomp_notif_addfd give = {
+		.id = id,
+		.flags = SECCOMP_ADDFD_FLAG_SEND,
+		.srcfd = (uint32_t)fd,
+		.newfd_flags = O_CLOEXEC,
+	};
+	if (ioctl(proxy->listener, SECCOMP_IOCTL_NOTIF_ADDFD, &give) < 0)
+		die("SECCOMP_IOCTL_NOTIF_ADDFD: %s", strerror(errno));
+	close(fd);
+	return opened();
+}
+
+/* The supervisor lets it go on. */
+int by_notified(const struct churn *c, const char *path, int flags)
+{
+	uint64_t id;
+	int err = open_notified(path, flags, &id);
+
+	(void)c;
+	if (err)
+		return err;
+	pause_sometimes();
+	respond((struct seccomp_notif_resp){ .id = id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE });
+	return opened();
+}
