@@ -190,8 +190,17 @@ int by_vfork(const struct churn *c, const char *path, int flags)
 	return w.fd;
 }
 
-/* Opens take about that long here; so about half of them are in the middle. */
-#define EXEC_WITHIN_US 2000
+/* About half of the opens are to be in the middle, however long they take. */
+#define EXEC_WITHIN_MIN_US 100
+#define EXEC_WITHIN_MAX_US 100000
+static unsigned exec_within_us = 1000;
+
+static void opened_before_exec(bool did)
+{
+	unsigned us = did ? exec_within_us * 9 / 10 : exec_within_us * 11 / 10;
+
+	exec_within_us = us < EXEC_WITHIN_MIN_US ? EXEC_WITHIN_MIN_US : us > EXEC_WITHIN_MAX_US ? EXEC_WITHIN_MAX_US : us;
+}
 
 static int exec_meanwhile(void *arg)
 {
@@ -199,7 +208,7 @@ static int exec_meanwhile(void *arg)
 
 	(void)arg;
 	rnd_seed(&rnd, (uint64_t)getpid());
-	sleep_us(rnd_below(&rnd, EXEC_WITHIN_US));
+	sleep_us(rnd_below(&rnd, exec_within_us));
 	execl("/proc/self/exe", "blk", "nothing", NULL);
 	_exit(2);
 }
@@ -232,7 +241,9 @@ int by_exec(const struct churn *c, const char *path, int flags)
 	if (wait_for_child(p->pid, &status) == p->pid && status)
 		die("exec: status %d", status);
 	/* It may have been killed with the disk open already, and have had no time to say so. */
-	return p->fd < 0 && fcntl(free_fd, F_GETFD) >= 0 ? free_fd : p->fd;
+	int fd = p->fd < 0 && fcntl(free_fd, F_GETFD) >= 0 ? free_fd : p->fd;
+	opened_before_exec(fd != -EINTR);
+	return fd;
 }
 
 /* What a program is replaced by. */
