@@ -50,6 +50,8 @@ interface Kind {
   readonly image?: Image
   /** Calls that not every kernel lets a 64-bit program make. */
   readonly needs?: 'int80' | 'x32'
+  /** The daemon is in a pid namespace of its own. (At its end it waits for those it cannot see, for as long as --hold.) */
+  readonly apart?: true
 }
 
 type Image = keyof typeof IMAGES
@@ -88,6 +90,7 @@ const KINDS: readonly Kind[] = [
   { name: 'an x32 call', way: 'x32', enough: 300, twin: 'no-pins', needs: 'x32' },
   { name: 'a process that shares its descriptors with their user', way: 'shared-files', enough: 300, twin: 'no-pins' },
   { name: 'one in another pid namespace', way: 'pid-namespace', enough: 300, twin: 'no-pins' },
+  { name: 'one beside the pid namespace that the daemon is in', way: 'open', enough: 300, twin: 'no-pins', apart: true },
   { name: 'root of a user namespace, who is root', way: 'user-namespace', enough: 300, twin: 'no-pins' },
   {
     name: 'root of a user namespace, who is nobody',
@@ -108,9 +111,10 @@ type Counts = { right: number; wrong: number; errors: Record<string, number> }
 
 async function churn(t: Test, tree: RunningTree, kind: Kind, lives: number, end: (sum: Counts) => boolean): Promise<Counts> {
   const sum: Counts = { right: 0, wrong: 0, errors: {} }
-  const { way, program = 'blk', more = [], image } = kind
+  const { way, program = 'blk', more = [], image, apart } = kind
   const args = ['--mode', 'tree', '--dir', tree.mountpoint, '--seconds', String(SECONDS), '--way', way, '--live-us', String(lives), ...more]
   if (image) args.push('--image', await imageFile(t, image), '--openers', '10')
+  if (apart) args.push('--namespace-of', String(tree.pid))
   for (let round = 0; round < ROUNDS_MAX && !end(sum); round++) {
     const { opens_ok, wrong_diskseq, wrong_data, errors } = await blkOf(program, 'churn', ...args)
     sum.right += opens_ok
@@ -224,14 +228,14 @@ t.test('twin: by where its code begins it is taken for gone, and opens another d
 })
 
 for (const kind of KINDS) {
-  const { name, enough, twin, errors = [], needs, image } = kind
+  const { name, enough, twin, errors = [], needs, image, apart } = kind
   const lives = image ? 5000 : 2000
   const skip = async () => (needs && !(await blk(needs))['works'] ? `no ${needs} calls here` : false)
 
   t.test(name, async (t) => {
     const reason = await skip()
     if (reason) return void t.comment(reason)
-    const tree = await startTree(t)
+    const tree = await startTree(t, { apart, args: apart ? ['--hold', '10'] : [] })
     const { right, wrong, errors: seen } = await churn(t, tree, kind, kind.lives ?? lives, (sum) => sum.right >= enough)
     t.equal(wrong, 0, 'no disk but the one in the name')
     t.ok(right >= enough, `${right} right`)
@@ -247,7 +251,7 @@ for (const kind of KINDS) {
   t.test(`${name}, twin: ${twin}`, async (t) => {
     const reason = await skip()
     if (reason) return void t.comment(reason)
-    const tree = await startTree(t, { twin, expectErrors: true })
+    const tree = await startTree(t, { twin, apart, args: apart ? ['--hold', '1'] : [], expectErrors: true })
     const { wrong } = await churn(t, tree, kind, lives, (sum) => sum.wrong > 0)
     t.ok(wrong > 0, 'other disks are reached')
   })

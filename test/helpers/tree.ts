@@ -184,6 +184,7 @@ export function cleanup(t: Test, undo: () => unknown): void {
  * @param twin the safety mechanism to switch off
  * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold, --guard and --note-answers are known
  * @param limits arguments of prlimit(1) for the daemon
+ * @param apart in a pid namespace of its own, which its parent (`pid`) is not in; with the /proc of all others
  * @param before what is done at the mount point before there is a daemon
  */
 export async function startTree(
@@ -193,13 +194,14 @@ export async function startTree(
     args = [],
     expectErrors = false,
     limits = [],
+    apart = false,
     before = async () => {},
-  }: { twin?: Twin; args?: string[]; expectErrors?: boolean; limits?: string[]; before?: (mountpoint: string) => Promise<void> } = {},
+  }: { twin?: Twin; args?: string[]; expectErrors?: boolean; limits?: string[]; apart?: boolean | undefined; before?: (mountpoint: string) => Promise<void> } = {},
 ): Promise<RunningTree> {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
   await before(mountpoint)
   const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
-  const [file, ...given] = [...(limits.length > 0 ? ['prlimit', ...limits] : []), process.execPath, ...command]
+  const [file, ...given] = [...(limits.length > 0 ? ['prlimit', ...limits] : []), ...(apart ? [blkPath(), 'pid-namespace'] : []), process.execPath, ...command]
   const child = spawn(file as string, given, { stdio: ['ignore', 'pipe', 'pipe'], env: ENVIRONMENT })
   const log = gather(child)
   const ended = new Promise<number | null>((resolve) => child.on('close', resolve))

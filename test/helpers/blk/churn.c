@@ -216,6 +216,7 @@ int cmd_churn(int argc, char **argv)
 		{ "image", OPT_STR, &c->image, false },
 		{ "node-uid", OPT_INT, &c->node_uid, false },
 		{ "node-gid", OPT_INT, &c->node_gid, false },
+		{ "namespace-of", OPT_INT, &c->namespace_of, false },
 		{ "live-us", OPT_INT, &live_us, false },
 		{ "stale-ms", OPT_INT, &stale_ms, false },
 		{ "stale-pct", OPT_INT, &stale_pct, false },

@@ -86,6 +86,8 @@ struct churn {
 	const char *image;
 	/* of the devices' own nodes */
 	int node_uid, node_gid;
+	/* a process whose children are in another pid namespace than itself */
+	int namespace_of;
 	/* links: made by the recyclers; udev: made by udev, used once they are right */
 	bool links, udev, parts;
 	const char *dir, *workdir;

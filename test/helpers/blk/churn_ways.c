@@ -201,6 +201,7 @@ static const struct churn_way ways[] = {
 	{ .name = "vfork", .open = by_vfork },
 	{ .name = "exec", .open = by_exec },
 	{ .name = "pid-namespace", .begin = start_in_pid_namespace, .open = by_proxy },
+	{ .name = "namespace-of", .begin = start_in_namespace_of, .open = by_proxy },
 	{ .name = "user-namespace", .begin = start_in_user_namespace, .open = by_proxy },
 	{ .name = "user-namespace-nobody", .begin = start_in_user_namespace_of_nobody, .open = by_proxy },
 	{ .name = "traced", .begin = start_traced, .open = by_traced },

@@ -57,6 +57,7 @@ void proxy_opens(struct proxy *p);
 
 void start_sharing(const struct churn *c);
 void start_in_pid_namespace(const struct churn *c);
+void start_in_namespace_of(const struct churn *c);
 void start_in_user_namespace(const struct churn *c);
 void start_in_user_namespace_of_nobody(const struct churn *c);
 int by_proxy(const struct churn *c, const char *path, int flags);

@@ -112,6 +112,19 @@ void start_in_pid_namespace(const struct churn *c)
 	proxy = proxy_start(proxy_opens, CLONE_NEWPID);
 }
 
+/* In that one, where the daemon is. */
+void start_in_namespace_of(const struct churn *c)
+{
+	char path[64];
+
+	snprintf(path, sizeof path, "/proc/%d/ns/pid_for_children", c->namespace_of);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || setns(fd, CLONE_NEWPID) < 0)
+		die("%s: %s", path, strerror(errno));
+	close(fd);
+	proxy = proxy_start(proxy_opens, 0);
+}
+
 static void become_root_there(struct proxy *p)
 {
 	while (sem_wait(&p->asked) < 0)
