@@ -288,6 +288,8 @@ int cmd_churn(int argc, char **argv)
 			reap(pids, n, 5 * NS_PER_S);
 		}
 	}
+	for (int i = 0; c->way->release && i < got; i++)
+		c->way->release(c->nrs[i]);
 	/* what a recycler could not remove itself */
 	int left = remove_devices(c, got);
 	if (c->links)

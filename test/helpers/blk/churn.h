@@ -77,6 +77,8 @@ struct churn_way {
 	int (*open)(const struct churn *c, const char *path, int flags);
 	/* writes into a copy of the image what no other disk has, if the disk's number cannot be seen */
 	void (*mark)(int file, uint64_t tag);
+	/* has a device let go that an opener had and did not live to let go */
+	void (*release)(int nr);
 };
 const struct churn_way *churn_way_named(const char *name);
 

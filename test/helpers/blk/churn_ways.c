@@ -196,7 +196,7 @@ static const struct churn_way ways[] = {
 	{ .name = "mount", .reached = mounted, .begin = own_mounts, .open = by_mount },
 	{ .name = "mount-nobody", .reached = mounted, .begin = may_only_mount, .open = by_mount },
 	{ .name = "fsconfig", .reached = mounted, .begin = own_mounts, .open = by_fsconfig },
-	{ .name = "swapon", .reached = swapped, .open = by_swapon, .mark = mark_swap },
+	{ .name = "swapon", .reached = swapped, .open = by_swapon, .mark = mark_swap, .release = release_swap },
 	{ .name = "shared-files", .begin = start_sharing, .open = by_proxy },
 	{ .name = "vfork", .open = by_vfork },
 	{ .name = "exec", .open = by_exec },
@@ -244,7 +244,7 @@ int cmd_way(int argc, char **argv)
 		c.way->begin(&c);
 	int r = c.way->open(&c, path, O_RDONLY | O_CLOEXEC);
 	if (r >= 0 && c.way->reached)
-		c.way->reached(path, &(struct entry){ 0 }, &(uint64_t){ 0 });
+		c.way->reached(path, &(struct entry){ .nr = -1 }, &(uint64_t){ 0 });
 	printf("{\"error\":%d}\n", r < 0 ? -r : 0);
 	return exit_status();
 }

@@ -30,6 +30,7 @@ int by_fsconfig(const struct churn *c, const char *path, int flags);
 int swapped(const char *path, const struct entry *e, uint64_t *diskseq);
 int by_swapon(const struct churn *c, const char *path, int flags);
 void mark_swap(int file, uint64_t tag);
+void release_swap(int nr);
 
 /* ---- opened by another process than the one that uses it (churn_ways_proxies.c) ---- */
 

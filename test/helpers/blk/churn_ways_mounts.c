@@ -144,17 +144,32 @@ static uint32_t swap_size(const char *path)
 	return (uint32_t)(found * 1024 / (unsigned long)sysconf(_SC_PAGESIZE));
 }
 
-/* What has taken the place of a disk has its device's number. */
+static void device_path(char path[32], int nr)
+{
+	snprintf(path, 32, "/dev/loop%d", nr);
+}
+
+/* By its name in the tree, which swapoff(2) opens once more; but for what has taken the place of a
+ * disk: that has its device's number. */
 int swapped(const char *path, const struct entry *e, uint64_t *diskseq)
 {
 	char device[32];
 	bool right = swap_size(path) == swap_pages(e->tag);
 
-	snprintf(device, sizeof device, "/dev/loop%d", e->nr);
+	device_path(device, e->nr);
 	*diskseq = right ? e->diskseq : 0;
 	while (swapoff(right ? path : device) < 0) {
 		if (errno != EINTR)
 			die("swapoff %s: %s", right ? path : device, strerror(errno));
 	}
 	return 0;
+}
+
+void release_swap(int nr)
+{
+	char device[32];
+
+	device_path(device, nr);
+	if (swapoff(device) < 0 && errno != EINVAL && errno != ENXIO && errno != ENOENT)
+		die("swapoff %s: %s", device, strerror(errno));
 }
