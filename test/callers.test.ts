@@ -5,7 +5,7 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, chownSync, closeSync, mkdtempSync, openSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { chmodSync, chownSync, closeSync, mkdtempSync, openSync, rmdirSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -52,6 +52,8 @@ interface Kind {
   readonly needs?: 'int80' | 'x32'
   /** The daemon is in a pid namespace of its own. (At its end it waits for those it cannot see, for as long as --hold.) */
   readonly apart?: true
+  /** The tree is looked at through a filesystem that makes nodes of its own, with the numbers of those in the tree. */
+  readonly overlay?: true
 }
 
 type Image = keyof typeof IMAGES
@@ -62,6 +64,8 @@ const IMAGES = {
 
 const KINDS: readonly Kind[] = [
   { name: 'openat2(2) that follows no symlinks', way: 'openat2', enough: 300, twin: 'no-pins' },
+  { name: 'open(2) in an overlay of the tree', way: 'open', enough: 300, twin: 'no-pins', errors: ['ESTALE'], overlay: true },
+  { name: 'O_PATH in an overlay of the tree', way: 'opath', enough: 300, twin: 'no-pins', errors: ['ESTALE'], overlay: true },
   { name: 'O_PATH, opened through /proc', way: 'opath', enough: 300, twin: 'no-pins' },
   { name: 'open_by_handle_at(2)', way: 'handle', enough: 100, twin: 'no-pins', errors: ['ESTALE'] },
   { name: 'io_uring', way: 'uring', enough: 200, twin: 'no-pins' },
@@ -112,8 +116,9 @@ type Counts = { right: number; wrong: number; errors: Record<string, number> }
 
 async function churn(t: Test, tree: RunningTree, kind: Kind, lives: number, end: (sum: Counts) => boolean): Promise<Counts> {
   const sum: Counts = { right: 0, wrong: 0, errors: {} }
-  const { way, program = 'blk', more = [], image, apart } = kind
-  const args = ['--mode', 'tree', '--dir', tree.mountpoint, '--seconds', String(SECONDS), '--way', way, '--live-us', String(lives), ...more]
+  const { way, program = 'blk', more = [], image, apart, overlay } = kind
+  const dir = overlay ? await overlayOf(t, tree) : tree.mountpoint
+  const args = ['--mode', 'tree', '--dir', dir, '--seconds', String(SECONDS), '--way', way, '--live-us', String(lives), ...more]
   if (image) args.push('--image', await imageFile(t, image), '--openers', '10')
   if (apart) args.push('--namespace-of', String(tree.pid))
   for (let round = 0; round < ROUNDS_MAX && !end(sum); round++) {
@@ -124,6 +129,17 @@ async function churn(t: Test, tree: RunningTree, kind: Kind, lives: number, end:
   }
   t.comment(`${t.name}: ${sum.right} right, ${sum.wrong} wrong, errors ${JSON.stringify(sum.errors)}`)
   return sum
+}
+
+/** Has it mounted until the test ends, with an empty directory beneath: it needs two. */
+async function overlayOf(t: Test, tree: RunningTree): Promise<string> {
+  const directories = ['empty', 'overlay'].map((what) => mkdtempSync(join(tmpdir(), `diskseqfs-${what}-`)))
+  for (const directory of directories) cleanup(t, () => rmdirSync(directory))
+  const [empty, overlay] = directories as [string, string]
+  const { code, stderr } = await run('mount', ['-t', 'overlay', 'overlay', '-o', `lowerdir=${tree.mountpoint}:${empty}`, overlay])
+  if (code !== 0) throw new Error(stderr)
+  cleanup(t, () => run('umount', [overlay]))
+  return overlay
 }
 
 async function imageFile(t: Test, kind: Image): Promise<string> {
