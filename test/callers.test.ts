@@ -5,13 +5,14 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, chownSync, closeSync, mkdtempSync, openSync, rmdirSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { chmodSync, chownSync, closeSync, mkdtempSync, openSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { addCounts, blk, type BlkKind, blkOf, blkWithCodeAtZero } from './helpers/blk.js'
+import { blk, type BlkKind, blkOf, blkWithCodeAtZero } from './helpers/blk.js'
+import { imageFile, type Kind, testKind } from './helpers/churn.js'
 import { stoppedCaller } from './helpers/stopped.js'
 import {
   cleanup,
@@ -26,46 +27,11 @@ import {
   watchNode,
 } from './helpers/tree.js'
 
-const SECONDS = 2
-/** A machine that is busy with other things as well gets there later. */
-const ROUNDS_MAX = 8
 const NOBODY = 65534
 const GROUP = 60_000
 
-interface Kind {
-  readonly name: string
-  /** See churn_ways.c. */
-  readonly way: string
-  readonly program?: BlkKind
-  readonly more?: readonly string[]
-  /** How long a disk lives at most, us: longer where callers are let in in turns. */
-  readonly lives?: number
-  /** Opens that must have been right. */
-  readonly enough: number
-  /** What wrong ones come of; if it can be shown in seconds. */
-  readonly twin?: Twin
-  /** Further errnos that say that a disk is gone, or going. */
-  readonly errors?: readonly string[]
-  /** What the disks hold, where what has been reached is told by that. */
-  readonly image?: Image
-  /** Calls that not every kernel lets a 64-bit program make. */
-  readonly needs?: 'int80' | 'x32'
-  /** The daemon is in a pid namespace of its own. (At its end it waits for those it cannot see, for as long as --hold.) */
-  readonly apart?: true
-  /** The tree is looked at through a filesystem that makes nodes of its own, with the numbers of those in the tree. */
-  readonly overlay?: true
-}
-
-type Image = keyof typeof IMAGES
-const IMAGES = {
-  ext4: { bytes: 256 << 10, make: ['mkfs.ext4', '-q', '-b', '1024', '-O', '^has_journal'] },
-  swap: { bytes: 4100 << 10, make: ['mkswap'] },
-} as const
-
 const KINDS: readonly Kind[] = [
   { name: 'openat2(2) that follows no symlinks', way: 'openat2', enough: 300, twin: 'no-pins' },
-  { name: 'open(2) in an overlay of the tree', way: 'open', enough: 300, twin: 'no-pins', errors: ['ESTALE'], overlay: true },
-  { name: 'O_PATH in an overlay of the tree', way: 'opath', enough: 300, twin: 'no-pins', errors: ['ESTALE'], overlay: true },
   { name: 'O_PATH, opened through /proc', way: 'opath', enough: 300, twin: 'no-pins' },
   { name: 'open_by_handle_at(2)', way: 'handle', enough: 100, twin: 'no-pins', errors: ['ESTALE'] },
   { name: 'io_uring', way: 'uring', enough: 200, twin: 'no-pins' },
@@ -89,70 +55,7 @@ const KINDS: readonly Kind[] = [
   { name: 'a 32-bit mount of a 64-bit program', way: 'int80-mount', enough: 20, twin: 'numbers-believed', image: 'ext4', needs: 'int80' },
   { name: 'mount(2) of a static program', way: 'mount', program: 'blk-fixed', enough: 20, twin: 'linger-only', image: 'ext4' },
   { name: 'mount(2) of who may mount and nothing else', way: 'mount-nobody', enough: 20, lives: 100_000, image: 'ext4' },
-  { name: 'mount in steps, by fsconfig(2)', way: 'fsconfig', enough: 20, twin: 'linger-only', image: 'ext4' },
-  { name: 'swapon(2)', way: 'swapon', enough: 20, twin: 'no-pins', image: 'swap' },
-  // Where a kernel has none (it needs CONFIG_X86_X32_ABI, and Debian's "syscall.x32=y"), neither is tried.
-  { name: 'an x32 call', way: 'x32', enough: 300, twin: 'no-pins', needs: 'x32' },
-  { name: 'a process that shares its descriptors with their user', way: 'shared-files', enough: 300, twin: 'no-pins' },
-  { name: 'one in another pid namespace', way: 'pid-namespace', enough: 200, twin: 'no-pins' },
-  { name: 'one beside the pid namespace that the daemon is in', way: 'open', enough: 100, twin: 'no-pins', apart: true },
-  { name: 'root of a user namespace, who is root', way: 'user-namespace', enough: 200, twin: 'no-pins' },
-  {
-    name: 'root of a user namespace, who is nobody',
-    way: 'user-namespace-nobody',
-    enough: 100,
-    twin: 'no-pins',
-    more: ['--node-uid', String(NOBODY)],
-  },
-  { name: 'a child of vfork(2)', way: 'vfork', enough: 200, twin: 'no-pins' },
-  { name: 'a thread whose program is replaced meanwhile', way: 'exec', enough: 100, twin: 'no-pins', errors: ['EINTR'] },
-  { name: 'one that is traced', way: 'traced', enough: 200, twin: 'no-pins' },
-  { name: 'one that is traced, and made to open in place of another call', way: 'traced-replaced', enough: 200, twin: 'no-pins' },
-  { name: 'a supervisor, for one that is in its open(2) meanwhile', way: 'notified-addfd', enough: 200, twin: 'no-pins' },
-  { name: 'one that a supervisor lets go on', way: 'notified-continue', enough: 200, twin: 'no-pins' },
 ]
-
-type Counts = { right: number; wrong: number; errors: Record<string, number> }
-
-async function churn(t: Test, tree: RunningTree, kind: Kind, lives: number, end: (sum: Counts) => boolean): Promise<Counts> {
-  const sum: Counts = { right: 0, wrong: 0, errors: {} }
-  const { way, program = 'blk', more = [], image, apart, overlay } = kind
-  const dir = overlay ? await overlayOf(t, tree) : tree.mountpoint
-  const args = ['--mode', 'tree', '--dir', dir, '--seconds', String(SECONDS), '--way', way, '--live-us', String(lives), ...more]
-  if (image) args.push('--image', await imageFile(t, image), '--openers', '10')
-  if (apart) args.push('--namespace-of', String(tree.pid))
-  for (let round = 0; round < ROUNDS_MAX && !end(sum); round++) {
-    const { opens_ok, wrong_diskseq, wrong_data, errors } = await blkOf(program, 'churn', ...args)
-    sum.right += opens_ok
-    sum.wrong += wrong_diskseq + wrong_data
-    addCounts(sum.errors, errors)
-  }
-  t.comment(`${t.name}: ${sum.right} right, ${sum.wrong} wrong, errors ${JSON.stringify(sum.errors)}`)
-  return sum
-}
-
-/** Has it mounted until the test ends, with an empty directory beneath: it needs two. */
-async function overlayOf(t: Test, tree: RunningTree): Promise<string> {
-  const directories = ['empty', 'overlay'].map((what) => mkdtempSync(join(tmpdir(), `diskseqfs-${what}-`)))
-  for (const directory of directories) cleanup(t, () => rmdirSync(directory))
-  const [empty, overlay] = directories as [string, string]
-  const { code, stderr } = await run('mount', ['-t', 'overlay', 'overlay', '-o', `lowerdir=${tree.mountpoint}:${empty}`, overlay])
-  if (code !== 0) throw new Error(stderr)
-  cleanup(t, () => run('umount', [overlay]))
-  return overlay
-}
-
-async function imageFile(t: Test, kind: Image): Promise<string> {
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-image-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
-  const image = join(directory, 'image')
-  writeFileSync(image, '')
-  const { bytes, make: [make, ...args] } = IMAGES[kind]
-  truncateSync(image, bytes)
-  const { code, stderr } = await run(make, [...args, image])
-  if (code !== 0) throw new Error(stderr)
-  return image
-}
 
 t.test('one that has no processor, while the other threads of its program go on', async (t) => {
   t.strictSame(await stoppedCaller(t, 'none'), { recycled: false, opened: 'its disk' })
@@ -244,35 +147,7 @@ t.test('twin: by where its code begins it is taken for gone, and opens another d
   t.strictSame(await codeAtZero(t, 'code-alone'), { recycled: true, opened: 'another disk' })
 })
 
-for (const kind of KINDS) {
-  const { name, enough, twin, errors = [], needs, image, apart } = kind
-  const lives = image ? 5000 : 2000
-  const skip = async () => (needs && !(await blk(needs))['works'] ? `no ${needs} calls here` : false)
-
-  t.test(name, async (t) => {
-    const reason = await skip()
-    if (reason) return void t.comment(reason)
-    const tree = await startTree(t, { apart, args: apart ? ['--hold', '10'] : [] })
-    const { right, wrong, errors: seen } = await churn(t, tree, kind, kind.lives ?? lives, (sum) => sum.right >= enough)
-    t.equal(wrong, 0, 'no disk but the one in the name')
-    t.ok(right >= enough, `${right} right`)
-    const fine = ['ENOENT', 'ENXIO', ...errors, ...(image ? ['EBUSY', 'EINVAL'] : [])]
-    t.strictSame(
-      Object.keys(seen).filter((errno) => !fine.includes(errno)),
-      [],
-      'no errno but those for a disk that is gone',
-    )
-  })
-
-  if (twin === undefined) continue
-  t.test(`${name}, twin: ${twin}`, async (t) => {
-    const reason = await skip()
-    if (reason) return void t.comment(reason)
-    const tree = await startTree(t, { twin, apart, args: apart ? ['--hold', '1'] : [], expectErrors: true })
-    const { wrong } = await churn(t, tree, kind, lives, (sum) => sum.wrong > 0)
-    t.ok(wrong > 0, 'other disks are reached')
-  })
-}
+KINDS.forEach(testKind)
 
 /** How often the daemon opens a disk of a group for somebody who is not in it, and opens it nevertheless. */
 async function pinsFor(t: Test, way: string, twin: Twin): Promise<number> {

@@ -184,7 +184,7 @@ export function cleanup(t: Test, undo: () => unknown): void {
  * @param twin the safety mechanism to switch off
  * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold, --guard and --note-answers are known
  * @param limits arguments of prlimit(1) for the daemon
- * @param apart in a pid namespace of its own, which its parent (`pid`) is not in; with the /proc of all others
+ * @param apart runs it in a pid namespace of its own, with the /proc of the outer one; `pid` is its parent's
  * @param before what is done at the mount point before there is a daemon
  */
 export async function startTree(

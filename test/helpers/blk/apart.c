@@ -1,11 +1,11 @@
-/* A program in a pid namespace of its own, with the /proc that all others have. */
+/* Runs a program in a pid namespace of its own, with the /proc of the outer one. */
 #include "blk.h"
 
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-/* COMMAND ...: it is told of the signals that this is told of. */
+/* COMMAND ...: signals are passed on to it. */
 int cmd_pid_namespace(int argc, char **argv)
 {
 	int status = 0;

@@ -67,17 +67,17 @@ struct opener_shared {
 struct churn;
 struct churn_way {
 	const char *name;
-	/* Of a way that leaves no descriptor, but a mount, say: which disk it has reached, 0 if it
-	 * cannot be told which other one. It is let go. The disks need an --image, and nothing
-	 * is read from the device itself. 0 or -errno. */
+	/* For a way that leaves no descriptor (a mount, say): finds out which disk was reached and
+	 * releases it. 0 or -errno; a diskseq of 0 is an unknown wrong disk. The disks then
+	 * need an --image, and nothing is read from the device itself. */
 	int (*reached)(const char *path, const struct entry *e, uint64_t *diskseq);
 	/* what is done once by each opener, before all else */
 	void (*begin)(const struct churn *c);
 	/* fd, or 0 where "reached" tells; or -errno */
 	int (*open)(const struct churn *c, const char *path, int flags);
-	/* writes into a copy of the image what no other disk has, if the disk's number cannot be seen */
+	/* makes a disk's copy of the image unlike all others, where "reached" needs that */
 	void (*mark)(int file, uint64_t tag);
-	/* has a device let go that an opener had and did not live to let go */
+	/* releases a device for an opener that was killed before it could */
 	void (*release)(int nr);
 };
 const struct churn_way *churn_way_named(const char *name);
@@ -88,7 +88,7 @@ struct churn {
 	const char *image;
 	/* of the devices' own nodes */
 	int node_uid, node_gid;
-	/* a process whose children are in another pid namespace than itself */
+	/* a process whose children are in another pid namespace than its own */
 	int namespace_of;
 	/* links: made by the recyclers; udev: made by udev, used once they are right */
 	bool links, udev, parts;

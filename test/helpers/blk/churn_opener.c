@@ -96,7 +96,7 @@ static void verify(struct opener_shared *s, int fd, const struct entry *e, bool 
 	s->ok_stale += e->retired != 0;
 }
 
-/* What is mounted stays the same disk. */
+/* What is mounted, or used for swap, stays the same disk. */
 static void verify_reached(struct opener_shared *s, const struct churn_way *way, const char *path, const struct entry *e)
 {
 	uint64_t seq = 0;

@@ -1,4 +1,4 @@
-/* What the files of ways (churn_ways*.c) share: each has those of one kind, churn_ways.c the table. */
+/* Shared by churn_ways*.c. Each of them has the ways of one kind; churn_ways.c has the table. */
 #ifndef CHURN_WAYS_H
 #define CHURN_WAYS_H
 
@@ -13,10 +13,10 @@ static inline int result(long r)
 	return r < 0 ? -errno : (int)r;
 }
 
-/* Between two steps: often there is nothing, as where a program does them. */
+/* Sleeps for a random time, or not at all. */
 void pause_sometimes(void);
 
-/* ---- what is not opened by its user (churn_ways_mounts.c) ---- */
+/* ---- the kernel opens the disk itself (churn_ways_mounts.c) ---- */
 
 /* In a namespace of its own a directory that everybody has may be covered. */
 #define MOUNTPOINT "/dev/shm"
@@ -32,28 +32,28 @@ int by_swapon(const struct churn *c, const char *path, int flags);
 void mark_swap(int file, uint64_t tag);
 void release_swap(int nr);
 
-/* ---- opened by another process than the one that uses it (churn_ways_proxies.c) ---- */
+/* ---- another process opens the disk (churn_ways_proxies.c) ---- */
 
-/* A process that opens disks for an opener. It shares the opener's table of descriptors, so
- * that what it has opened the opener has, and this structure; no other memory. */
+/* A process that opens disks for an opener. It shares the opener's descriptor table, so that
+ * the opener can use what it opens, and this structure, but no other memory. */
 struct proxy {
 	char path[PATH_MAX];
 	int flags;
-	int fd; /* that it has opened, or -errno */
-	int listener; /* for its notifications, if it has any (churn_ways_traced.c) */
+	int fd; /* the result: a descriptor or -errno */
+	int listener; /* receives its seccomp notifications (churn_ways_traced.c) */
 	sem_t asked, done;
 	pid_t pid;
 };
 
-/* Has "run" called in such a process. "flags": further ones of clone(2). */
+/* Calls "run" in such a process. "flags": more flags for clone(2). */
 struct proxy *proxy_start(void (*run)(struct proxy *p), int flags);
-/* Tells the proxy what is wanted next. */
+/* Sets what the proxy is to open next. */
 void proxy_tell(struct proxy *p, const char *path, int flags);
-/* Waits for the other side; -EINTR when this one is to end. */
+/* 0, or -EINTR if this process is to end. */
 int proxy_wait(struct proxy *p, sem_t *sem);
-/* Its pid, once it has stopped or ended; -EINTR as above. */
+/* Waits until the child stops or ends: its pid, or -EINTR as above. */
 int wait_for_child(pid_t pid, int *status);
-/* What is wanted is opened, again and again. */
+/* Opens whatever it is told to, one path after another. */
 void proxy_opens(struct proxy *p);
 
 void start_sharing(const struct churn *c);
@@ -65,7 +65,7 @@ int by_proxy(const struct churn *c, const char *path, int flags);
 int by_vfork(const struct churn *c, const char *path, int flags);
 int by_exec(const struct churn *c, const char *path, int flags);
 
-/* ---- others have a say in the call (churn_ways_traced.c) ---- */
+/* ---- another process controls the call (churn_ways_traced.c) ---- */
 
 void start_traced(const struct churn *c);
 int by_traced(const struct churn *c, const char *path, int flags);

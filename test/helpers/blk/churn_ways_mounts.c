@@ -73,7 +73,7 @@ static long configure(int fs, unsigned command, const char *key, const char *val
 	return syscall(SYS_fsconfig, fs, command, key, value, 0);
 }
 
-/* mount(2) in steps. The one in which the path is looked up does not have it among its arguments. */
+/* The path is looked up by FSCONFIG_CMD_CREATE, which does not have it among its arguments. */
 int by_fsconfig(const struct churn *c, const char *path, int flags)
 {
 	int fs = (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC), err, mnt;
@@ -95,9 +95,9 @@ int by_fsconfig(const struct churn *c, const char *path, int flags)
 
 /* ---- swap ---- */
 
-/* The kernel does not say on which device an area is; but how large it is. So the areas have sizes
- * of their own, in pages: the least that the kernel takes, and up to what an image has room for.
- * (One disk in a thousand has that of another one.) */
+/* /proc/swaps shows the path of a swap area and its size, but not its device. So each disk gets a
+ * size of its own, in pages: from the least that the kernel accepts to what an image has
+ * room for. (Two disks have the same one in a thousand times.) */
 #define SWAP_PAGES_MIN 10
 #define SWAP_PAGES_MORE 1000
 
@@ -124,7 +124,7 @@ int by_swapon(const struct churn *c, const char *path, int flags)
 	return result(swapon(path, 0));
 }
 
-/* How large the area is that was turned on by this name, in pages. */
+/* The size of the area that was turned on by this path, in pages. */
 static uint32_t swap_size(const char *path)
 {
 	char line[2 * PATH_MAX], name[PATH_MAX];
@@ -134,7 +134,7 @@ static uint32_t swap_size(const char *path)
 
 	if (!f)
 		die("/proc/swaps: %s", strerror(errno));
-	/* A name that the kernel was told to forget meanwhile is shown as deleted: with an escape behind it. */
+	/* If the kernel has dropped the name meanwhile, "\040(deleted)" follows it. */
 	while (fgets(line, sizeof line, f))
 		if (sscanf(line, "%4095s %*s %llu", name, &kib) == 2 && !strncmp(name, path, length) && strchr("\\", name[length]))
 			found = kib;
@@ -149,8 +149,8 @@ static void device_path(char path[32], int nr)
 	snprintf(path, 32, "/dev/loop%d", nr);
 }
 
-/* By its name in the tree, which swapoff(2) opens once more; but for what has taken the place of a
- * disk: that has its device's number. */
+/* Turns the right disk off by its name in the tree, which swapoff(2) opens once more. A wrong disk
+ * has that name no more; it is on the device that the right one had. */
 int swapped(const char *path, const struct entry *e, uint64_t *diskseq)
 {
 	char device[32];

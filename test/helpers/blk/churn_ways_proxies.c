@@ -1,4 +1,4 @@
-/* A process opens the disk, and another one uses the descriptor. */
+/* One process opens the disk, and another one uses the descriptor. */
 #include "churn_ways.h"
 
 #include <sched.h>
@@ -21,12 +21,12 @@ static struct proxy *proxy_make(void)
 
 static void proxy_fork(struct proxy *p, void (*run)(struct proxy *p), int flags)
 {
-	/* Without a stack of its own: as fork(2) does it. */
+	/* No stack given: a copy of this one's, as in fork(2). */
 	pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD | flags, NULL, NULL, NULL, NULL);
 	if (pid < 0)
 		die("clone: %s", strerror(errno));
 	if (pid == 0) {
-		/* not child_follows(): in a namespace of its own it sees no parent */
+		/* not child_follows(): getppid() is 0 in a new pid namespace */
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		run(p);
 		_exit(2);
@@ -53,7 +53,7 @@ int wait_for_child(pid_t pid, int *status)
 	return pid;
 }
 
-/* A proxy that has given up has said why. */
+/* A proxy that ended has left a message. */
 int proxy_wait(struct proxy *p, sem_t *sem)
 {
 	for (;;) {
@@ -105,14 +105,14 @@ void start_sharing(const struct churn *c)
 	proxy = proxy_start(proxy_opens, 0);
 }
 
-/* The daemon sees it nevertheless, by another id than it has there. */
+/* The daemon sees it, under another id than the process has in there. */
 void start_in_pid_namespace(const struct churn *c)
 {
 	(void)c;
 	proxy = proxy_start(proxy_opens, CLONE_NEWPID);
 }
 
-/* In that one, where the daemon is. */
+/* In the daemon's pid namespace. */
 void start_in_namespace_of(const struct churn *c)
 {
 	char path[64];
@@ -148,7 +148,7 @@ static void write_map(pid_t pid, const char *file, int id)
 	close(fd);
 }
 
-/* Root there, and here somebody who has no capability. */
+/* Root in the namespace; outside it has no capabilities. */
 static void start_as(int id)
 {
 	proxy = proxy_start(become_root_there, CLONE_NEWUSER);
@@ -184,7 +184,7 @@ static int open_wanted(void *arg)
 	return 0;
 }
 
-/* Who asks is suspended until the child is gone, with whose memory it goes on. */
+/* The parent is suspended until the child ends; they share all memory. */
 int by_vfork(const struct churn *c, const char *path, int flags)
 {
 	static _Alignas(16) char stack[STACK_SIZE];
@@ -203,7 +203,7 @@ int by_vfork(const struct churn *c, const char *path, int flags)
 	return w.fd;
 }
 
-/* About half of the opens are to be in the middle, however long they take. */
+/* Adapts to how long opens take, so that about half of them are interrupted. */
 #define EXEC_WITHIN_MIN_US 100
 #define EXEC_WITHIN_MAX_US 100000
 static unsigned exec_within_us = 1000;
@@ -226,8 +226,8 @@ static int exec_meanwhile(void *arg)
 	_exit(2);
 }
 
-/* The first thread of the program opens, and another one replaces the program meanwhile: that thread
- * goes on with the id of the first, which is killed wherever it is then. */
+/* The main thread opens while another thread calls execve(2): the kernel kills the main
+ * thread, wherever it is, and the other one takes over its id. */
 static void open_and_exec(struct proxy *p)
 {
 	static _Alignas(16) char stack[STACK_SIZE];
@@ -253,13 +253,13 @@ int by_exec(const struct churn *c, const char *path, int flags)
 	proxy_fork(p, open_and_exec, 0);
 	if (wait_for_child(p->pid, &status) == p->pid && status)
 		die("exec: status %d", status);
-	/* It may have been killed with the disk open already, and have had no time to say so. */
+	/* It may have been killed after the open and before it stored the result. */
 	int fd = p->fd < 0 && fcntl(free_fd, F_GETFD) >= 0 ? free_fd : p->fd;
 	opened_before_exec(fd != -EINTR);
 	return fd;
 }
 
-/* What a program is replaced by. */
+/* The program that replaces the opener. */
 int cmd_nothing(int argc, char **argv)
 {
 	(void)argc;

@@ -1,4 +1,4 @@
-/* The call is stopped at its entry, and another process has a say in what becomes of it. */
+/* Another process stops the call at its entry and decides how it goes on. */
 #include "churn_ways.h"
 
 #include <linux/filter.h>
@@ -26,7 +26,7 @@ static long trace(int request, void *address, void *data)
 	return r;
 }
 
-/* Until the tracee enters its next call, or leaves the one that it is in. 0 or -EINTR. */
+/* Runs the tracee until it enters or leaves a call. 0 or -EINTR. */
 static int step(void)
 {
 	int status;
@@ -38,13 +38,13 @@ static int step(void)
 		if (r < 0)
 			return r;
 		if (!WIFSTOPPED(status))
-			_exit(2); /* it has said why */
+			_exit(2); /* it has left a message */
 		sig = WSTOPSIG(status);
 	} while (sig != (SIGTRAP | 0x80));
 	return 0;
 }
 
-/* The number of the call that is entered, or what the one that is left returns. */
+/* The number of the call that the tracee is about to make, or -1. */
 static long call_entered(void)
 {
 	struct ptrace_syscall_info info;
@@ -63,7 +63,7 @@ static int call_returned(void)
 	return (int)info.exit.rval;
 }
 
-/* Between two opens it is stopped in another call: at the end of open(2) it would seem to be in it. */
+/* The tracee waits for its next open in this call. At the end of open(2) it would still look as if it were in it. */
 #define BETWEEN SYS_gettid
 
 static void be_traced(void)
@@ -103,7 +103,7 @@ void start_traced(const struct churn *c)
 	start(open_traced);
 }
 
-/* From where it is between two opens to where it is after this one. "enter" sees it at its entry. */
+/* From one stop in BETWEEN to the next. Calls "enter" at the entry of the call that opens. */
 static int open_in_steps(const char *path, int flags, void (*enter)(void))
 {
 	int fd;
@@ -125,7 +125,7 @@ int by_traced(const struct churn *c, const char *path, int flags)
 }
 
 #ifdef __x86_64__
-/* It never makes a call that opens. */
+/* Never makes a call that opens. */
 static void call_traced(struct proxy *p)
 {
 	(void)p;
@@ -148,7 +148,7 @@ static void replace_call(void)
 
 	trace(PTRACE_GETREGS, NULL, &regs);
 	regs.orig_rax = SYS_open;
-	regs.rdi = (uintptr_t)proxy->path; /* at the same place there */
+	regs.rdi = (uintptr_t)proxy->path; /* the same address there */
 	regs.rsi = (unsigned)proxy->flags;
 	trace(PTRACE_SETREGS, NULL, &regs);
 	pause_sometimes();
@@ -161,7 +161,7 @@ int by_replaced(const struct churn *c, const char *path, int flags)
 }
 #endif
 
-/* ---- seccomp(2): notifications to a supervisor, which here is the opener ---- */
+/* ---- seccomp(2) notifications; the opener is the supervisor ---- */
 
 static void open_supervised(struct proxy *p)
 {
@@ -188,10 +188,10 @@ void start_notifying(const struct churn *c)
 		_exit(0);
 }
 
-/* The supervised process is told what is wanted; the id of its call when it makes it. */
+/* Has the supervised process call open(2), and gets the id of that call. */
 static int open_notified(const char *path, int flags, uint64_t *id)
 {
-	/* newer kernels may have more to say */
+	/* newer kernels may write more */
 	static union {
 		struct seccomp_notif notif;
 		char room[1024];
@@ -225,7 +225,7 @@ static int opened(void)
 	return err ? err : proxy->fd;
 }
 
-/* The supervisor opens in place of a process that is in its open(2) meanwhile, which is given the descriptor. */
+/* The supervisor opens the disk, and gives the descriptor to the process that waits in open(2). */
 int by_supervisor(const struct churn *c, const char *path, int flags)
 {
 	uint64_t id;
@@ -253,7 +253,7 @@ int by_supervisor(const struct churn *c, const char *path, int flags)
 	return opened();
 }
 
-/* The supervisor lets it go on. */
+/* The supervisor lets the call go on. */
 int by_notified(const struct churn *c, const char *path, int flags)
 {
 	uint64_t id;
