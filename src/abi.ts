@@ -108,10 +108,10 @@ export interface InHeader {
   readonly tid: number
 }
 
-/** A request as it was read: bounds are checked by whoever takes a field. */
 /** Where a request says whose it is. */
 export const UID_AT = 24
 
+/** A request as it was read: bounds are checked by whoever takes a field. */
 export class Message {
   readonly view: DataView
   constructor(

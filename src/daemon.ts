@@ -1,5 +1,5 @@
 /** The daemon: its parts, put together, and the order in which they start and stop. */
-import { constants, openSync, readdirSync } from 'node:fs'
+import { constants, openSync, readdirSync, readlinkSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { Access } from './access.js'
@@ -271,7 +271,7 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
   }
 
   private connect(fuse: number): FuseSession {
-    const transport = new FuseSession(this.native, fuse, this.log, this.state)
+    const transport = new FuseSession(this.native, fuse, this.log, this.state, this.seesCallers())
     void transport.ended.then(() => this.end())
     this.transport = transport
     return transport
@@ -524,6 +524,16 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     if (names.length === 0) return
     if (names.some((name) => this.sysfs.attribute(name, 'uevent')?.includes('DISKSEQ='))) return
     throw new UserError('this kernel gives disks no sequence numbers; Linux 5.15 or later is needed')
+  }
+
+  /**
+   * A request has its caller's id in this process's pid namespace. Where /proc is of another one, that is
+   * another thread's there, or nobody's.
+   */
+  private seesCallers(): boolean {
+    if (readlinkSync('/proc/self') === String(process.pid)) return true
+    this.log.warn('/proc is of another pid namespace, so that callers cannot be seen: disks that are opened stay busy for longer')
+    return false
   }
 
   private async claimMountpoint(): Promise<void> {

@@ -17,7 +17,7 @@ const KINDS: readonly Kind[] = [
   { name: 'a process in another pid namespace', way: 'pid-namespace', enough: 200, twin: 'no-pins' },
   { name: 'one outside the pid namespace of the daemon', way: 'open', enough: 100, twin: 'no-pins', apart: true },
   // A request has the caller's id in the daemon's namespace. In /proc that is the id of another thread, or of none.
-  { name: 'one inside it, where /proc is of the outer one', way: 'namespace-of', enough: 5000, twin: 'no-pins', apart: true },
+  { name: 'one inside it, where /proc is of the outer one', way: 'namespace-of', enough: 5000, twin: 'any-proc', apart: true },
   { name: 'root of a user namespace, with the uid of root', way: 'user-namespace', enough: 200, twin: 'no-pins' },
   {
     name: 'root of a user namespace, with the uid of nobody',

@@ -76,6 +76,7 @@ type Mechanism =
   | 'no-hold'
   | 'lock-on-mountpoint'
   | 'one-lock-for-all'
+  | 'any-proc'
   | 'always-looked-at'
   | 'purpose-open'
   | 'running-is-in'

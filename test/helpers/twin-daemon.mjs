@@ -563,6 +563,8 @@ const twins = {
       }
     },
   },
+  /** Callers are looked up in /proc, whichever pid namespace it is of. */
+  'any-proc': { patch: () => void (Daemon.prototype.seesCallers = () => true) },
   /** The lock of a mount point has the same name in all mount namespaces. */
   'one-lock-for-all': {
     native: { ...native, lockFile: (file) => native.lockFile(file.replace(/@\d+/, '')) },
