@@ -4,28 +4,11 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Test } from 'tap'
 
 import type { Case } from '../case.js'
+import { OPEN_TIMEOUT_S, opener, SLACK_S } from '../opener.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-/** The service's --open-timeout. */
-const OPEN_TIMEOUT_S = 10
-/** What emulation adds. */
-const SLACK_S = 20
 const PAUSE_S = 30
-
-/** Somebody opens a disk that is well, again and again. */
-function opener(vm: Vm) {
-  const running = vm.start(`
-    /share/blk openlat --path /dev/mapper/vm-srv --count 100000000 --pause-ms 5 --close-immediately &
-    until [ -e /run/enough ]; do sleep 0.2; done
-    kill -TERM $!
-    wait $! || true
-    rm /run/enough`)
-  return async (): Promise<Record<string, any>> => {
-    await vm.run('touch /run/enough')
-    return JSON.parse((await running.ended()).output)
-  }
-}
 
 const DAEMON = 'systemctl show -P MainPID diskseqfs'
 

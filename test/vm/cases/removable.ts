@@ -1,22 +1,46 @@
 /**
  * A removable drive that takes its time for each command, as optical drives and card
- * readers do: only an open can tell whether its medium is another one, so each walk to its
- * name waits for one, and then the answer stands.
+ * readers do. Only an open can tell whether its medium is another one, so each walk to its
+ * name waits for one, and then the answer stands. That works up to --open-timeout for an
+ * open; beyond it the caller gets ETIMEDOUT, and nobody else notices.
  */
 import type { Test } from 'tap'
 
-import type { Case } from '../case.js'
+import { type Case, SHORT } from '../case.js'
+import { OPEN_TIMEOUT_S, opener, SLACK_S } from '../opener.js'
 import { note } from '../suite.js'
 import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
 import type { Vm } from '../vm.js'
 
-/** For each command, ms: of an open, several. */
+/** For each command, ms. */
 const DELAYS_MS = [20, 60]
+/** The same, of drives that need seconds for an open: it is two commands, and one more if the drive is being polled. */
+const SLOW_MS = SHORT ? [1000] : [1000, 2500]
+/** An open takes longer than --open-timeout, by some seconds. */
+const TOO_SLOW_MS = 8000
+const ROUND_TIMEOUT_MS = 10 * 60_000
 const TREE = '/dev/disk/by-diskseq'
 
-/** Calls `use` with the drive's diskseq; there is a file system on it. */
-async function withDrive<T>(vm: Vm, delayMs: number, use: (diskseq: string) => Promise<T>): Promise<T> {
-  const diskseq = await vm.run(`
+const DELAY = '/sys/bus/pseudo/drivers/scsi_debug/delay'
+
+/** Makes the drive that slow: EBUSY while a command is under way, of the kernel's polls say. */
+const setDelay = (ms: number) => `
+  hz=$(sed -n s/^CONFIG_HZ=//p /boot/config-$(uname -r))
+  for ((i = 0; i < 1200; i++)); do
+    echo $((${ms} * hz / 1000)) 2>/dev/null >${DELAY} && break
+    sleep 0.1
+  done
+  [ $(cat ${DELAY}) = $((${ms} * hz / 1000)) ]`
+
+interface Drive {
+  /** Its node in /dev, and its name in the tree. */
+  readonly node: string
+  readonly diskseq: string
+}
+
+/** Calls `use` with a drive; there is a file system on it. */
+async function withDrive<T>(vm: Vm, delayMs: number, use: (drive: Drive) => Promise<T>): Promise<T> {
+  const output = await vm.run(`
     modprobe scsi_debug removable=1 dev_size_mb=16
     for ((i = 0; i < 600; i++)); do
       disk=$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*:*/block 2>/dev/null) && [ -n "$disk" ] && break
@@ -25,44 +49,95 @@ async function withDrive<T>(vm: Vm, delayMs: number, use: (diskseq: string) => P
     udevadm settle
     mkfs.ext4 -q -F -O ^has_journal /dev/$disk >/dev/null
     udevadm settle
-    # EBUSY while a command is under way, of udev's say.
-    until echo ${delayMs * 1_000_000} >/sys/bus/pseudo/drivers/scsi_debug/ndelay; do sleep 0.1; done
-    cat /sys/block/$disk/diskseq`)
+    ${setDelay(delayMs)}
+    echo /dev/$disk $(cat /sys/block/$disk/diskseq)`)
+  const [node, diskseq] = output.trim().split('\n').at(-1)!.split(' ') as [string, string]
   try {
-    return await use(diskseq.trim().split('\n').at(-1)!)
+    return await use({ node, diskseq })
   } finally {
     await vm.attempt(`
-      for ((i = 0; i < 100; i++)); do echo 0 >/sys/bus/pseudo/drivers/scsi_debug/ndelay && break; sleep 0.1; done
+      ${setDelay(0)}
       umount -q /mnt
       udevadm settle
       for ((i = 0; i < 100; i++)); do rmmod scsi_debug && break; sleep 0.1; done`)
   }
 }
 
-const mount = (tree: string, diskseq: string) => `mount ${tree}/${diskseq} /mnt`
+const mount = (path: string) => `mount ${path} /mnt`
+/** Without a look at what is on it first: that would be ten more commands. */
+const mountKnown = (path: string) => `mount -t ext4 -o ro ${path} /mnt`
+const read = (path: string) => `dd if=${path} of=/dev/null bs=4k count=1 status=none`
+
+/** How long the commands take, ms, each but the first after the one before. */
+async function timed(t: Test, vm: Vm, what: string, commands: readonly string[]): Promise<number> {
+  const { status, output } = await vm.attempt(
+    `
+    set -e
+    udevadm settle
+    began=$(date +%s%N)
+    ${commands.join('\n')}
+    echo $((($(date +%s%N) - began) / 1000000))`,
+    ROUND_TIMEOUT_MS,
+  )
+  t.equal(status, 0, `${what}: ${output}`)
+  return Number(output.trim().split('\n').at(-1))
+}
+
+const once = (path: string) => [mountKnown(path), 'umount /mnt', read(path)]
+
+/** A command takes seconds, and an open less than --open-timeout. */
+async function slow(t: Test, vm: Vm, delay: number): Promise<void> {
+  await withDrive(vm, delay, async ({ node, diskseq }) => {
+    const stock = await timed(t, vm, `${delay} ms for a command, the device's own node`, once(node))
+    const ours = await timed(t, vm, `${delay} ms for a command, the tree`, once(`${TREE}/${diskseq}`))
+    note(
+      t,
+      `${delay} ms a command: a mount and an open in ${(ours / 1000).toFixed(1)} s, ` +
+        `${(ours / stock).toFixed(2)} times as long as by ${node}`,
+    )
+  })
+}
+
+/** An open takes longer than --open-timeout; later the drive is quick again. */
+async function tooSlow(t: Test, vm: Vm): Promise<void> {
+  await withDrive(vm, TOO_SLOW_MS, async ({ diskseq }) => {
+    const path = `${TREE}/${diskseq}`
+    const others = opener(vm)
+    const began = Date.now()
+    const [opened, mounted] = await Promise.all([
+      vm.attempt(`${read(path)} 2>&1 | sed 's/.*: //'; stat -c %F ${path}`),
+      vm.run(`/share/blk mount --path ${path} --dir /mnt`),
+    ])
+    const seconds = (Date.now() - began) / 1000
+    t.equal(opened.output, 'Connection timed out\nblock special file\n', 'who opens a drive that is too slow gets ETIMEDOUT, and may look at it')
+    t.equal(mounted, '{"error":110}\n', 'and so does who mounts it')
+    t.ok(seconds < OPEN_TIMEOUT_S + SLACK_S, `after ${seconds.toFixed(0)} s`)
+    const { errors, n, max_ns } = await others()
+    t.strictSame(errors, {}, `meanwhile another disk was opened ${n} times`)
+    t.ok(max_ns / 1e9 < OPEN_TIMEOUT_S, 'and nobody who opened it waited for the drive')
+    note(t, `${TOO_SLOW_MS} ms a command: ETIMEDOUT after ${seconds.toFixed(0)} s; others waited ${Math.round(max_ns / 1e6)} ms at most`)
+    await vm.run(setDelay(0))
+    await timed(t, vm, 'once the drive is quick, it can be used again', once(path))
+  })
+}
 
 export const removable: Case = {
   name: 'removable drive',
   shortOn: 'trixie',
   async run(t: Test, vm: Vm) {
     for (const delay of DELAYS_MS) {
-      await withDrive(vm, delay, async (diskseq) => {
-        const { status, output } = await vm.attempt(`
-          set -e
-          began=$(date +%s%N)
-          for i in 1 2 3; do
-            ${mount(TREE, diskseq)}
-            umount /mnt
-            dd if=${TREE}/${diskseq} of=/dev/null bs=4k count=1 status=none
-          done
-          echo $((($(date +%s%N) - began) / 1000000))`)
-        t.equal(status, 0, `with ${delay} ms for a command: ${output}`)
-        note(t, `${delay} ms a command: three mounts and opens in ${output.trim().split('\n').at(-1)} ms`)
+      await withDrive(vm, delay, async ({ diskseq }) => {
+        const path = `${TREE}/${diskseq}`
+        const round = [mount(path), 'umount /mnt', read(path)]
+        const ms = await timed(t, vm, `${delay} ms for a command`, [...round, ...round, ...round])
+        note(t, `${delay} ms a command: three mounts and opens in ${ms} ms`)
       })
     }
+    for (const delay of SLOW_MS) await slow(t, vm, delay)
+    await tooSlow(t, vm)
     await withTwin(vm, 'no-walk-memory', () =>
-      withDrive(vm, DELAYS_MS[0]!, async (diskseq) => {
-        const { status, output } = await vm.attempt(`timeout 60 ${mount(TWIN_MOUNTPOINT, diskseq)}`)
+      withDrive(vm, DELAYS_MS[0]!, async ({ diskseq }) => {
+        const { status, output } = await vm.attempt(`timeout 60 ${mount(`${TWIN_MOUNTPOINT}/${diskseq}`)}`)
         t.not(status, 0, `where each answer has the drive asked anew, mount fails: ${output.trim()}`)
       }),
     )

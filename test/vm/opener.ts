@@ -1,0 +1,25 @@
+/** Somebody who opens a disk that is well, again and again: what trouble with other disks costs. */
+import type { Vm } from './vm.js'
+
+/** The service's --open-timeout. */
+export const OPEN_TIMEOUT_S = 10
+/** What emulation adds. */
+export const SLACK_S = 20
+
+/**
+ * Begins it, while the test goes on.
+ *
+ * @returns what ends it, and has what blk's openlat says then
+ */
+export function opener(vm: Vm): () => Promise<Record<string, any>> {
+  const running = vm.start(`
+    /share/blk openlat --path /dev/mapper/vm-srv --count 100000000 --pause-ms 5 --close-immediately &
+    until [ -e /run/enough ]; do sleep 0.2; done
+    kill -TERM $!
+    wait $! || true
+    rm /run/enough`)
+  return async () => {
+    await vm.run('touch /run/enough')
+    return JSON.parse((await running.ended()).output)
+  }
+}
