@@ -16,6 +16,7 @@ import { mapperRace } from './cases/race.js'
 import { removable } from './cases/removable.js'
 import { restart } from './cases/restart.js'
 import { removal, service } from './cases/service.js'
+import { tables } from './cases/tables.js'
 import { tools } from './cases/tools.js'
 
 export const cases: readonly Case[] = [
@@ -27,6 +28,7 @@ export const cases: readonly Case[] = [
   libvirt,
   mapperRace,
   churnCase,
+  tables,
   hotplug,
   removable,
   hostile,

@@ -233,7 +233,7 @@ int cmd_churn(int argc, char **argv)
 		die("%s: %s", dir, strerror(errno));
 
 	c->way = churn_way_named(way);
-	if (c->way->reached && !c->image)
+	if (c->way->image && !c->image)
 		die("churn: --way %s needs an --image", way);
 	c->links = !strcmp(mode, "links");
 	c->udev = !strcmp(mode, "udev");
@@ -290,6 +290,8 @@ int cmd_churn(int argc, char **argv)
 	}
 	for (int i = 0; c->way->release && i < got; i++)
 		c->way->release(c->nrs[i]);
+	if (c->way->end)
+		c->way->end();
 	/* what a recycler could not remove itself */
 	int left = remove_devices(c, got);
 	if (c->links)

@@ -68,8 +68,8 @@ struct churn;
 struct churn_way {
 	const char *name;
 	/* For a way that leaves no descriptor (a mount, say): finds out which disk was reached and
-	 * releases it. 0 or -errno; a diskseq of 0 is an unknown wrong disk. The disks then
-	 * need an --image, and nothing is read from the device itself. */
+	 * releases it. 0 or -errno; a diskseq of 0 is an unknown wrong disk. Nothing is then
+	 * read from the device itself. */
 	int (*reached)(const char *path, const struct entry *e, uint64_t *diskseq);
 	/* what is done once by each opener, before all else */
 	void (*begin)(const struct churn *c);
@@ -79,6 +79,10 @@ struct churn_way {
 	void (*mark)(int file, uint64_t tag);
 	/* releases a device for an opener that was killed before it could */
 	void (*release)(int nr);
+	/* what churn does once, when all openers have ended */
+	void (*end)(void);
+	/* the disks need an --image */
+	bool image;
 };
 const struct churn_way *churn_way_named(const char *name);
 

@@ -193,10 +193,11 @@ static const struct churn_way ways[] = {
 	{ .name = "uring", .begin = start_ring, .open = by_uring },
 	{ .name = "uring-in-stat", .begin = start_ring_in_stat, .open = by_uring },
 	{ .name = "uring-others", .begin = start_ring_of_others, .open = by_uring },
-	{ .name = "mount", .reached = mounted, .begin = own_mounts, .open = by_mount },
-	{ .name = "mount-nobody", .reached = mounted, .begin = may_only_mount, .open = by_mount },
-	{ .name = "fsconfig", .reached = mounted, .begin = own_mounts, .open = by_fsconfig },
-	{ .name = "swapon", .reached = swapped, .open = by_swapon, .mark = mark_swap, .release = release_swap },
+	{ .name = "mount", .image = true, .reached = mounted, .begin = own_mounts, .open = by_mount },
+	{ .name = "mount-nobody", .image = true, .reached = mounted, .begin = may_only_mount, .open = by_mount },
+	{ .name = "fsconfig", .image = true, .reached = mounted, .begin = own_mounts, .open = by_fsconfig },
+	{ .name = "dm-table", .reached = table_reached, .begin = make_table, .open = by_table, .end = remove_tables },
+	{ .name = "swapon", .image = true, .reached = swapped, .open = by_swapon, .mark = mark_swap, .release = release_swap },
 	{ .name = "shared-files", .begin = start_sharing, .open = by_proxy },
 	{ .name = "vfork", .open = by_vfork },
 	{ .name = "exec", .open = by_exec },
@@ -211,7 +212,7 @@ static const struct churn_way ways[] = {
 	{ .name = "traced-replaced", .begin = start_replaced, .open = by_replaced },
 	{ .name = "int80", .open = by_int80 },
 	{ .name = "int80-garbage", .begin = become_nobody, .open = by_int80_garbage },
-	{ .name = "int80-mount", .reached = mounted, .begin = own_mounts, .open = by_int80_mount },
+	{ .name = "int80-mount", .image = true, .reached = mounted, .begin = own_mounts, .open = by_int80_mount },
 	{ .name = "x32", .open = by_x32 },
 #endif
 };
@@ -245,6 +246,8 @@ int cmd_way(int argc, char **argv)
 	int r = c.way->open(&c, path, O_RDONLY | O_CLOEXEC);
 	if (r >= 0 && c.way->reached)
 		c.way->reached(path, &(struct entry){ .nr = -1 }, &(uint64_t){ 0 });
+	if (c.way->end)
+		c.way->end();
 	printf("{\"error\":%d}\n", r < 0 ? -r : 0);
 	return exit_status();
 }

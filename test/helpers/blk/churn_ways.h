@@ -32,6 +32,16 @@ int by_swapon(const struct churn *c, const char *path, int flags);
 void mark_swap(int file, uint64_t tag);
 void release_swap(int nr);
 
+/* Of a device that somebody has open; 0 or -errno. */
+int diskseq_of(dev_t number, uint64_t *diskseq);
+
+/* ---- the same, for a device-mapper table (churn_ways_tables.c) ---- */
+
+void make_table(const struct churn *c);
+int by_table(const struct churn *c, const char *path, int flags);
+int table_reached(const char *path, const struct entry *e, uint64_t *diskseq);
+void remove_tables(void);
+
 /* ---- another process opens the disk (churn_ways_proxies.c) ---- */
 
 /* A process that opens disks for an opener. It shares the opener's descriptor table, so that

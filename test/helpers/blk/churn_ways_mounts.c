@@ -35,20 +35,25 @@ void may_only_mount(const struct churn *c)
 		die("capset: %s", strerror(errno));
 }
 
-int mounted(const char *device, const struct entry *e, uint64_t *diskseq)
+int diskseq_of(dev_t number, uint64_t *diskseq)
 {
 	char path[64], text[32] = "";
-	struct stat st;
-	int err = stat(MOUNTPOINT, &st) < 0 ? -errno : 0;
 
-	(void)device;
-	(void)e;
-	snprintf(path, sizeof path, "/sys/dev/block/%u:%u/diskseq", major(st.st_dev), minor(st.st_dev));
-	int fd = err ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-	if (!err && (fd < 0 || read(fd, text, sizeof text - 1) < 0))
-		err = -errno;
+	snprintf(path, sizeof path, "/sys/dev/block/%u:%u/diskseq", major(number), minor(number));
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int err = fd < 0 || read(fd, text, sizeof text - 1) < 0 ? -errno : 0;
 	close(fd);
 	*diskseq = strtoull(text, NULL, 10);
+	return err;
+}
+
+int mounted(const char *path, const struct entry *e, uint64_t *diskseq)
+{
+	struct stat st;
+	int err = stat(MOUNTPOINT, &st) < 0 ? -errno : diskseq_of(st.st_dev, diskseq);
+
+	(void)path;
+	(void)e;
 	while (umount2(MOUNTPOINT, 0) < 0) {
 		if (errno != EBUSY && errno != EINTR)
 			die("umount: %s", strerror(errno));

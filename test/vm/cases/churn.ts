@@ -18,7 +18,7 @@ const SECONDS = 15
 /** udev needs time for each disk: how long they live then, at most. */
 const LINKED_LIVE_US = 200_000
 
-interface Result {
+export interface Result {
   readonly opens: number
   readonly opens_ok: number
   readonly opens_ok_part: number
@@ -27,6 +27,7 @@ interface Result {
   readonly recycles: number
   readonly minor_moves: number
   readonly errors: Record<string, number>
+  readonly read_errors: Record<string, number>
 }
 
 /**
@@ -35,10 +36,10 @@ interface Result {
  * for now, and starts anew without them.
  */
 const UDEV_UNITS = 'systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udevd.service'
-const UDEV_PAUSES = 'udevadm control --stop-exec-queue'
-const UDEV_RESUMES = `systemctl stop ${UDEV_UNITS}; systemctl start ${UDEV_UNITS}; udevadm settle`
+export const UDEV_PAUSES = 'udevadm control --stop-exec-queue'
+export const UDEV_RESUMES = `systemctl stop ${UDEV_UNITS}; systemctl start ${UDEV_UNITS}; udevadm settle`
 
-function parse(output: string): Result {
+export function parse(output: string): Result {
   return JSON.parse(output.slice(output.indexOf('{"mode"')).split('\n')[0] as string) as Result
 }
 
@@ -76,8 +77,8 @@ function churnWithoutLoopCheck(vm: Vm): Promise<Result> {
   })
 }
 
-const wrong = (result: Result): number => result.wrong_diskseq + result.wrong_data
-const figures = (result: Result): string => `${wrong(result)} wrong, ${result.opens_ok} right, ${result.recycles} disks recycled`
+export const wrong = (result: Result): number => result.wrong_diskseq + result.wrong_data
+export const figures = (result: Result): string => `${wrong(result)} wrong, ${result.opens_ok} right, ${result.recycles} disks recycled`
 
 export const churnCase: Case = {
   name: 'churn',
