@@ -9,6 +9,7 @@
 # make bench         build, then run the benchmarks
 # make bench-against the same, against an earlier commit: OLD=COMMIT
 # make bench-faults  the same, of what faults cost those who have nothing to do with them
+# make bench-forgetting  the same, of having the kernel forget one of many names
 # make install       honours PREFIX, SBINDIR, UDEVDIR, UNITDIR and DESTDIR, as does uninstall
 # make deb           a Debian package in build/
 # make clean         remove what was built
@@ -161,6 +162,9 @@ $(PEER): bench/peers/server.c
 bench-faults: build
 	npm run $@
 
+bench-forgetting: build
+	npm run $@
+
 bench-against: build
 	@[ -n "$(OLD)" ] || { echo 'make bench-against: say against what: OLD=COMMIT' >&2; exit 1; }
 	OLD="$(OLD)" npm run $@
@@ -215,4 +219,4 @@ clean:
 	rm -rf dist native/build .tap $(LINK) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
-.PHONY: build setup run check check-vm check-fresh check-types soak fuzz bench bench-against bench-faults install uninstall deb clean
+.PHONY: build setup run check check-vm check-fresh check-types soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean

@@ -1,0 +1,69 @@
+/**
+ * The daemon, with a way to have the kernel forget names and to see what that takes.
+ *
+ *   node forgetting.mjs MOUNTPOINT
+ *
+ * Answers each line on stdin with a line of JSON: "one" has the kernel forget one name that nobody
+ * uses (FUSE_NOTIFY_PRUNE), "all" all of them at once, as on kernels that cannot be told which.
+ */
+import { createInterface } from 'node:readline'
+import { setImmediate as turn } from 'node:timers/promises'
+
+import { Daemon } from '../../build/js/daemon.js'
+import { createLogger } from '../../build/js/log.js'
+import { parseMountOptions } from '../../build/js/mountpoint.js'
+import { PinLifetime } from '../../build/js/pin-lifetime.js'
+
+let forgets = 0
+const { forget } = PinLifetime.prototype
+PinLifetime.prototype.forget = function (...given) {
+  forgets++
+  return forget.apply(this, given)
+}
+
+const { logger: log } = await createLogger('warn', { kind: 'stderr', format: 'json' })
+const daemon = new Daemon(
+  {
+    mountpoint: process.argv[2],
+    mount: parseMountOptions('', []),
+    lingerMs: 5,
+    holdSeconds: 30,
+    transport: 'session',
+    openTimeoutMs: 10_000,
+  },
+  log,
+)
+await daemon.start()
+
+/** Nodes that the kernel has, and nobody holds. */
+const cached = () => [...daemon.nodes.byId.values()].filter(({ known, pin }) => known && pin === undefined)
+
+const kinds = {
+  one: ([node]) => {
+    if (!daemon.transport.prune(node.id)) throw new Error('this kernel cannot be told to forget one name')
+    return () => !node.known
+  },
+  all: (nodes) => {
+    daemon.lifetime.pruneAll()
+    return () => !daemon.lifetime.pruning && !nodes.some(({ known }) => known)
+  },
+}
+
+async function measure(kind) {
+  const nodes = cached()
+  const before = process.cpuUsage()
+  const began = performance.now()
+  forgets = 0
+  const done = kinds[kind](nodes)
+  // Not looked at too often: that would be most of what is measured.
+  while (!done()) await turn()
+  const ms = performance.now() - began
+  const { user, system } = process.cpuUsage(before)
+  return { names: nodes.length, forgets, ms, cpuMs: (user + system) / 1000 }
+}
+
+console.log('ready')
+for await (const line of createInterface(process.stdin)) console.log(JSON.stringify(await measure(line)))
+daemon.stop()
+await daemon.ended
+process.exit(0)
