@@ -55,7 +55,6 @@ async function measure(kind) {
   const began = performance.now()
   forgets = 0
   const done = kinds[kind](nodes)
-  // Not looked at too often: that would be most of what is measured.
   while (!done()) await turn()
   const ms = performance.now() - began
   const { user, system } = process.cpuUsage(before)

@@ -1,4 +1,4 @@
-/** Somebody who opens a disk that is well, again and again: what trouble with other disks costs. */
+/** Opens a healthy disk again and again, to show what trouble with other disks costs its users. */
 import type { Vm } from './vm.js'
 
 /** The service's --open-timeout. */
@@ -7,9 +7,9 @@ export const OPEN_TIMEOUT_S = 10
 export const SLACK_S = 20
 
 /**
- * Begins it, while the test goes on.
+ * Starts to open the disk in the background.
  *
- * @returns what ends it, and has what blk's openlat says then
+ * @returns a function that stops it and resolves to what `blk openlat` reports
  */
 export function opener(vm: Vm): () => Promise<Record<string, any>> {
   const running = vm.start(`

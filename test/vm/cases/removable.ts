@@ -14,7 +14,7 @@ import type { Vm } from '../vm.js'
 
 /** For each command, ms. */
 const DELAYS_MS = [20, 60]
-/** The same, of drives that need seconds for an open: it is two commands, and one more if the drive is being polled. */
+/** The same, where an open needs seconds: it takes two commands, and waits for a third if the kernel is polling the drive. */
 const SLOW_MS = SHORT ? [1000] : [1000, 2500]
 /** An open takes longer than --open-timeout, by some seconds. */
 const TOO_SLOW_MS = 8000
@@ -23,7 +23,7 @@ const TREE = '/dev/disk/by-diskseq'
 
 const DELAY = '/sys/bus/pseudo/drivers/scsi_debug/delay'
 
-/** Makes the drive that slow: EBUSY while a command is under way, of the kernel's polls say. */
+/** Sets the drive's delay. The kernel refuses that (EBUSY) while a command is under way, such as one of its own polls. */
 const setDelay = (ms: number) => `
   hz=$(sed -n s/^CONFIG_HZ=//p /boot/config-$(uname -r))
   for ((i = 0; i < 1200; i++)); do
@@ -64,11 +64,11 @@ async function withDrive<T>(vm: Vm, delayMs: number, use: (drive: Drive) => Prom
 }
 
 const mount = (path: string) => `mount ${path} /mnt`
-/** Without a look at what is on it first: that would be ten more commands. */
+/** Names the type: else mount(8) looks for it on the disk first, which takes ten more commands. */
 const mountKnown = (path: string) => `mount -t ext4 -o ro ${path} /mnt`
 const read = (path: string) => `dd if=${path} of=/dev/null bs=4k count=1 status=none`
 
-/** How long the commands take, ms, each but the first after the one before. */
+/** Runs the commands one after another, and returns how long that took, ms. */
 async function timed(t: Test, vm: Vm, what: string, commands: readonly string[]): Promise<number> {
   const { status, output } = await vm.attempt(
     `

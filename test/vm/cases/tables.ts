@@ -21,9 +21,9 @@ const TABLES_MIN = 100
 const LIVE_US = 1_000_000
 
 /**
- * Loads tables and takes them away, while disks are recycled. Two programs want the processors
- * all the time, so that every second caller has to wait for one after it was answered: what
- * happens to the disk meanwhile is what the pins are for.
+ * Loads tables and takes them away, while disks are recycled. Two programs keep the processors
+ * busy, so every second caller waits for one after it was answered. Only a pin keeps the disk's
+ * number from another disk meanwhile.
  */
 async function load(vm: Vm, directory: string, enough: (result: Result) => boolean): Promise<Result[]> {
   const results: Result[] = []
