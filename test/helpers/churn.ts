@@ -8,9 +8,9 @@ import tap, { type Test } from 'tap'
 import { addCounts, blk, type BlkKind, blkOf } from './blk.js'
 import { cleanup, run, type RunningTree, startTree, type Twin } from './tree.js'
 
-const SECONDS = 2
+const SECONDS = 1
 /** A machine that is busy with other things as well gets there later. */
-const ROUNDS_MAX = 8
+const ROUNDS_MAX = 16
 
 /** A kind of openers. */
 export interface Kind {
