@@ -10,7 +10,7 @@ import { type Case, SHORT } from '../case.js'
 import { OPEN_TIMEOUT_S, opener, SLACK_S } from '../opener.js'
 import { note } from '../suite.js'
 import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
-import type { Vm } from '../vm.js'
+import type { Outcome, Vm } from '../vm.js'
 
 /** For each command, ms. */
 const DELAYS_MS = [20, 60]
@@ -18,6 +18,8 @@ const DELAYS_MS = [20, 60]
 const SLOW_MS = SHORT ? [1000] : [1000, 2500]
 /** An open takes longer than --open-timeout, by some seconds. */
 const TOO_SLOW_MS = 8000
+/** A mount may succeed without the memory, too: seen once in six runs. */
+const TWIN_TRIES = 5
 const ROUND_TIMEOUT_MS = 10 * 60_000
 const TREE = '/dev/disk/by-diskseq'
 
@@ -137,8 +139,11 @@ export const removable: Case = {
     await tooSlow(t, vm)
     await withTwin(vm, 'no-walk-memory', () =>
       withDrive(vm, DELAYS_MS[0]!, async ({ diskseq }) => {
-        const { status, output } = await vm.attempt(`timeout 60 ${mount(`${TWIN_MOUNTPOINT}/${diskseq}`)}`)
-        t.not(status, 0, `where each answer has the drive asked anew, mount fails: ${output.trim()}`)
+        let outcome: Outcome
+        let tries = 0
+        do outcome = await vm.attempt(`timeout 60 ${mount(`${TWIN_MOUNTPOINT}/${diskseq}`)}; status=$?; umount -q /mnt; exit $status`)
+        while (outcome.status === 0 && ++tries < TWIN_TRIES)
+        t.not(outcome.status, 0, `where each answer has the drive asked anew, mount fails: ${outcome.output.trim()}`)
       }),
     )
   },
