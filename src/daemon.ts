@@ -1,5 +1,5 @@
 /** The daemon: its parts, put together, and the order in which they start and stop. */
-import { constants, openSync, readdirSync, readlinkSync } from 'node:fs'
+import { constants, openSync, readdirSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { Access } from './access.js'
@@ -32,6 +32,7 @@ import {
 } from './mountpoint.js'
 import { type Native, native as realNative } from './native.js'
 import { NodeTable } from './node.js'
+import { ownPidNamespace, procIsOwn } from './pid-namespace.js'
 import { PinOpener } from './pin.js'
 import { type Inodes, PinLifetime } from './pin-lifetime.js'
 import { Registry, type RegistryListener } from './registry.js'
@@ -145,6 +146,7 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     if (process.geteuid?.() !== 0) {
       throw new UserError('only root can mount the tree and open block devices; run this as root')
     }
+    this.requireOwnProc()
     this.requireDiskSeq()
     const slice = this.native.setSlice(SLICE_NS)
     if (slice < 0) this.log.debug({ errno: errnoName(slice) }, 'no short slices: where processors are busy, callers wait longer')
@@ -211,7 +213,7 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     this.lifetime?.start(mountFd)
     this.closes = new CloseWatch(this.native, watchFd, this, this.log)
     if (mount !== undefined) {
-      this.state.mount = { mountpoint: this.mountpoint, device: mount.device }
+      this.state.mount = { mountpoint: this.mountpoint, device: mount.device, pidNamespace: ownPidNamespace() }
       await this.survive(mount.device, fuse, mountFd, watchFd)
     }
   }
@@ -271,7 +273,7 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
   }
 
   private connect(fuse: number): FuseSession {
-    const transport = new FuseSession(this.native, fuse, this.log, this.state, this.seesCallers())
+    const transport = new FuseSession(this.native, fuse, this.log, this.state)
     void transport.ended.then(() => this.end())
     this.transport = transport
     return transport
@@ -526,14 +528,10 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     throw new UserError('this kernel gives disks no sequence numbers; Linux 5.15 or later is needed')
   }
 
-  /**
-   * A request has its caller's id in this process's pid namespace. Where /proc is of another one, that is
-   * another thread's there, or nobody's.
-   */
-  private seesCallers(): boolean {
-    if (readlinkSync('/proc/self') === String(process.pid)) return true
-    this.log.warn('/proc is of another pid namespace, so that callers cannot be seen: disks that are opened stay busy for longer')
-    return false
+  /** @throws UserError where the ids of callers mean somebody else in /proc, or nobody */
+  private requireOwnProc(): void {
+    if (procIsOwn()) return
+    throw new UserError('/proc is of another pid namespace, so that callers cannot be seen; mount /proc of this one (unshare --mount-proc), or run this where /proc is of')
   }
 
   private async claimMountpoint(): Promise<void> {

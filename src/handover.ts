@@ -7,8 +7,9 @@ import { errnoName } from './errno.js'
 import type { Logger } from './log.js'
 import { detach, type MountEntry, mountsAt, unlockMountpoint } from './mountpoint.js'
 import type { Native } from './native.js'
+import { ownPidNamespace } from './pid-namespace.js'
 import type { Descriptors } from './service.js'
-import { SharedState, STATE_SIZE } from './state.js'
+import { type MountIdentity, SharedState, STATE_SIZE } from './state.js'
 
 /** The descriptors' names. */
 export const KEPT = {
@@ -67,6 +68,9 @@ export function inherit(native: Calls, kept: Descriptors, mountpoint: string): I
   if (fuse === undefined || mountFd === undefined || closes === undefined || lock === undefined) return undefined
   if (stateFd === undefined || state === undefined || !state.compatible) return undefined
   if (mount === undefined || mount.target !== mountpoint) return undefined
+  // Callers are named as in the namespace that it was mounted in. (Earlier daemons did not write down which.)
+  const { pidNamespace } = state.mount as MountIdentity
+  if (pidNamespace !== 0 && pidNamespace !== ownPidNamespace()) return undefined
   return { fuse, mountFd, closes, lock, stateFd, pins: kept.get(KEPT.pins) ?? [], state, mountpoint, mount }
 }
 

@@ -187,8 +187,6 @@ export class FuseSession implements Transport, Inodes {
     private fd: number,
     private readonly log: Logger,
     readonly state = new SharedState(),
-    /** Whether /proc tells of the threads that requests name. */
-    private readonly seesCallers = true,
   ) {
     this.ended = new Promise((resolve) => {
       this.end = resolve
@@ -390,7 +388,7 @@ export class FuseSession implements Transport, Inodes {
       this.log.error({ length: message.length }, 'a FUSE request without a whole header was dropped')
       return undefined
     }
-    const header = this.seesCallers ? message.header() : { ...message.header(), tid: 0 }
+    const header = message.header()
     const reply = new SessionReply(this, header.unique)
     reply.slot = slot
     // Not twice: what is forgotten twice may be forgotten too early.

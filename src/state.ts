@@ -42,6 +42,8 @@ export interface MountIdentity {
   readonly mountpoint: string
   /** As in mountinfo, "0:53". */
   readonly device: string
+  /** Its inode; 0 where that was not written down. */
+  readonly pidNamespace: number
 }
 
 /** A request that was read and not answered. */
@@ -148,22 +150,24 @@ export class SharedState {
     const { view } = this
     if (view.getBigUint64(0, true) !== MAGIC) return undefined
     const length = view.getUint32(layout.STATE_PATH_LENGTH_AT, true)
-    if (length === 0 || layout.STATE_PATH_AT + length > layout.STATE_HEADER_SIZE) return undefined
+    if (length === 0 || layout.STATE_PATH_AT + length > layout.STATE_PID_NAMESPACE_AT) return undefined
     const device = view.getUint32(layout.STATE_DEVICE_AT, true)
     return {
       mountpoint: Buffer.from(this.bytes.subarray(layout.STATE_PATH_AT, layout.STATE_PATH_AT + length)).toString(),
       device: `${device >>> 20}:${device & 0xfffff}`,
+      pidNamespace: view.getUint32(layout.STATE_PID_NAMESPACE_AT, true),
     }
   }
 
   /** From here on somebody else may go on with it. */
-  set mount({ mountpoint, device }: MountIdentity) {
+  set mount({ mountpoint, device, pidNamespace }: MountIdentity) {
     const path = Buffer.from(mountpoint)
-    if (layout.STATE_PATH_AT + path.length > layout.STATE_HEADER_SIZE) throw new Error(`path too long: ${mountpoint}`)
+    if (layout.STATE_PATH_AT + path.length > layout.STATE_PID_NAMESPACE_AT) throw new Error(`path too long: ${mountpoint}`)
     const [major = 0, minor = 0] = device.split(':').map(Number)
     this.bytes.set(path, layout.STATE_PATH_AT)
     this.view.setUint32(layout.STATE_PATH_LENGTH_AT, path.length, true)
     this.view.setUint32(layout.STATE_DEVICE_AT, ((major << 20) | minor) >>> 0, true)
+    this.view.setUint32(layout.STATE_PID_NAMESPACE_AT, pidNamespace, true)
     this.view.setUint32(layout.STATE_VERSION_AT, layout.STATE_VERSION, true)
     this.view.setBigUint64(0, MAGIC, true)
   }

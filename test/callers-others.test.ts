@@ -2,7 +2,10 @@
  * More unusual callers: traced and supervised processes, shared descriptor tables, namespaces, and
  * opens that the kernel makes itself (mount, swap, overlay). The others are in callers.test.ts.
  */
+import tap from 'tap'
+
 import { type Kind, testKind } from './helpers/churn.js'
+import { CLI, loopDisk, run, startTree } from './helpers/tree.js'
 
 const NOBODY = 65534
 
@@ -16,8 +19,7 @@ const KINDS: readonly Kind[] = [
   { name: 'a process that opens for another one, with a shared descriptor table', way: 'shared-files', enough: 300, twin: 'no-pins' },
   { name: 'a process in another pid namespace', way: 'pid-namespace', enough: 200, twin: 'no-pins' },
   { name: 'one outside the pid namespace of the daemon', way: 'open', enough: 100, twin: 'no-pins', apart: true },
-  // A request has the caller's id in the daemon's namespace. In /proc that is the id of another thread, or of none.
-  { name: 'one inside it, where /proc is of the outer one', way: 'namespace-of', enough: 5000, twin: 'any-proc', apart: true },
+  { name: 'one inside it', way: 'namespace-of', enough: 200, twin: 'no-pins', apart: true },
   { name: 'root of a user namespace, with the uid of root', way: 'user-namespace', enough: 200, twin: 'no-pins' },
   {
     name: 'root of a user namespace, with the uid of nobody',
@@ -35,3 +37,27 @@ const KINDS: readonly Kind[] = [
 ]
 
 KINDS.forEach(testKind)
+
+// A request has the caller's id in the pid namespace that the tree was mounted in. Where /proc is of another one, that
+// is another thread there, or none: one in some thousand opens in churn then reached another disk.
+tap.test('a daemon whose /proc is of another pid namespace does not start', async (t) => {
+  await t.rejects(startTree(t, { apart: 'outer proc', expectErrors: true }), /\/proc is of another pid namespace/)
+})
+
+tap.test('another pid namespace, twin: if it is not looked at, it does', async (t) => {
+  await startTree(t, { apart: 'outer proc', twin: 'any-proc', args: ['--hold', '1'] })
+})
+
+tap.test('nor does one take the tree over that was mounted in another pid namespace', async (t) => {
+  loopDisk(t)
+  const { mountpoint, log } = await startTree(t, { apart: 'own proc', args: ['--hold', '1'] })
+  const [, pid = '', path = ''] = /^\/proc\/(\d+)\/root(.*)$/.exec(mountpoint) ?? []
+  // In the mount namespace of that one, with the /proc of this pid namespace.
+  const proc = ['unshare', '--mount', 'sh', '-c', 'mount -t proc proc /proc; exec "$@"', 'sh']
+  const replace = ['nsenter', '--mount', '--target', pid, ...proc, process.execPath, CLI, 'mount', '-f', '--replace', path]
+  const { code, stderr } = await run('env', ['--unset=NODE_OPTIONS', ...replace])
+  t.equal(code, 1)
+  t.match(stderr, /what the daemon that serves it has does not fit; it goes on/)
+  t.equal((await run('ls', [mountpoint])).code, 0, 'it does')
+  t.ok(log().length > 0)
+})

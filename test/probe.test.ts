@@ -38,7 +38,7 @@ async function guarded(t: Test, program = join(ROOT, 'native/diskseqfs-guard')) 
   const stateFd = native.sharedMemory(STATE_SIZE)
   cleanup(t, () => native.close(stateFd))
   const state = new SharedState(native.mapMemory(stateFd, STATE_SIZE) as ArrayBuffer)
-  state.mount = { mountpoint, device: mountsAt(mountpoint)[0]?.device as string }
+  state.mount = { mountpoint, device: mountsAt(mountpoint)[0]?.device as string, pidNamespace: 0 }
 
   const connection = native.packetConnect(join(directory, 'guard'))
   cleanup(t, () => native.close(connection))

@@ -139,8 +139,8 @@ t.test('whom a pin was taken for', async (t) => {
 t.test('which mount it is of', async (t) => {
   const memory = new ArrayBuffer(STATE_SIZE)
   t.equal(next(memory).mount, undefined)
-  next(memory).mount = { mountpoint: '/dev/disk/by-diskseq', device: '0:1048575' }
-  t.strictSame(next(memory).mount, { mountpoint: '/dev/disk/by-diskseq', device: '0:1048575' })
+  next(memory).mount = { mountpoint: '/dev/disk/by-diskseq', device: '0:1048575', pidNamespace: 0xf0000001 }
+  t.strictSame(next(memory).mount, { mountpoint: '/dev/disk/by-diskseq', device: '0:1048575', pidNamespace: 0xf0000001 })
   t.equal(next(memory).compatible, true)
   new DataView(memory).setUint32(native.layout.STATE_VERSION_AT, 99, true)
   t.equal(next(memory).compatible, false, 'of another revision')

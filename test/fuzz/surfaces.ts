@@ -121,7 +121,7 @@ export function state(open: (memory: ArrayBuffer) => SharedState = (memory) => n
   return single('shared memory', make.patches, (changes) => {
     clearSlots(memory)
     const first = new SharedState(memory)
-    first.mount = { mountpoint: '/dev/disk/by-diskseq', device: '0:53' }
+    first.mount = { mountpoint: '/dev/disk/by-diskseq', device: '0:53', pidNamespace: 1 }
     for (let i = 0; i < 4; i++) first.keep(Buffer.alloc(48, i))
     first.keep(Buffer.alloc(5000))
     const place = first.takePin(13n << 12n)

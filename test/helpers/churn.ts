@@ -31,7 +31,7 @@ export interface Kind {
   readonly image?: Image
   /** Calls that some kernels refuse to 64-bit programs; or the processor that the way is written for. */
   readonly needs?: 'int80' | 'x32' | 'x64'
-  /** The daemon runs in a pid namespace of its own. It then ends up to `--hold` later, as it cannot see its callers. */
+  /** The daemon runs in a pid namespace of its own. It then ends up to `--hold` later, as it cannot see callers outside. */
   readonly apart?: true
   /** The paths are in an overlay of the tree, which makes inodes of its own with the tree's device numbers. */
   readonly overlay?: true
@@ -95,7 +95,7 @@ export function testKind(kind: Kind): void {
   tap.test(name, async (t) => {
     const reason = await skip()
     if (reason) return void t.comment(reason)
-    const tree = await startTree(t, { apart, args: apart ? ['--hold', '10'] : [] })
+    const tree = await startTree(t, { apart: apart && 'own proc', args: apart ? ['--hold', '10'] : [] })
     const { right, wrong, errors: seen } = await churn(t, tree, kind, kind.lives ?? lives, (sum) => sum.right >= enough)
     t.equal(wrong, 0, 'no disk but the one in the name')
     t.ok(right >= enough, `${right} right`)
@@ -111,7 +111,7 @@ export function testKind(kind: Kind): void {
   tap.test(`${name}, twin: ${twin}`, async (t) => {
     const reason = await skip()
     if (reason) return void t.comment(reason)
-    const tree = await startTree(t, { twin, apart, args: apart ? ['--hold', '1'] : [], expectErrors: true })
+    const tree = await startTree(t, { twin, apart: apart && 'own proc', args: apart ? ['--hold', '1'] : [], expectErrors: true })
     const { wrong } = await churn(t, tree, kind, lives, (sum) => sum.wrong > 0)
     t.ok(wrong > 0, 'other disks are reached')
   })

@@ -185,7 +185,7 @@ export function cleanup(t: Test, undo: () => unknown): void {
  * @param twin the safety mechanism to switch off
  * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold, --guard and --note-answers are known
  * @param limits arguments of prlimit(1) for the daemon
- * @param apart runs it in a pid namespace of its own, with the /proc of the outer one; `pid` is its parent's
+ * @param apart runs it in a pid namespace of its own, in which /proc is of that, or of the outer one; `pid` is its parent's
  * @param before what is done at the mount point before there is a daemon
  */
 export async function startTree(
@@ -195,14 +195,14 @@ export async function startTree(
     args = [],
     expectErrors = false,
     limits = [],
-    apart = false,
+    apart,
     before = async () => {},
-  }: { twin?: Twin; args?: string[]; expectErrors?: boolean; limits?: string[]; apart?: boolean | undefined; before?: (mountpoint: string) => Promise<void> } = {},
+  }: { twin?: Twin; args?: string[]; expectErrors?: boolean; limits?: string[]; apart?: 'own proc' | 'outer proc' | undefined; before?: (mountpoint: string) => Promise<void> } = {},
 ): Promise<RunningTree> {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
   await before(mountpoint)
   const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
-  const [file, ...given] = [...(limits.length > 0 ? ['prlimit', ...limits] : []), ...(apart ? [blkPath(), 'pid-namespace'] : []), process.execPath, ...command]
+  const [file, ...given] = [...(limits.length > 0 ? ['prlimit', ...limits] : []), ...(apart ? [blkPath(), 'pid-namespace', ...(apart === 'own proc' ? ['--own-proc'] : [])] : []), process.execPath, ...command]
   const child = spawn(file as string, given, { stdio: ['ignore', 'pipe', 'pipe'], env: ENVIRONMENT })
   const log = gather(child)
   const ended = new Promise<number | null>((resolve) => child.on('close', resolve))
@@ -221,7 +221,10 @@ export async function startTree(
     if (!expectErrors) log.check()
   })
   await log.started(() => log.text().includes('"msg":"mounted"'))
-  return { mountpoint, pid: child.pid as number, log: log.lines, stop, ended }
+  const pid = child.pid as number
+  // Its mount is to be seen in its mount namespace only.
+  const root = apart === 'own proc' ? `/proc/${readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1').trim()}/root` : ''
+  return { mountpoint: root + mountpoint, pid, log: log.lines, stop, ended }
 }
 
 /** Runs a test of what the tree is, whatever stands between it and the kernel: once for each transport. */

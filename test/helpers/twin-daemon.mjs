@@ -564,7 +564,7 @@ const twins = {
     },
   },
   /** Callers are looked up in /proc, whichever pid namespace it is of. */
-  'any-proc': { patch: () => void (Daemon.prototype.seesCallers = () => true) },
+  'any-proc': { patch: () => void (Daemon.prototype.requireOwnProc = () => {}) },
   /** The lock of a mount point has the same name in all mount namespaces. */
   'one-lock-for-all': {
     native: { ...native, lockFile: (file) => native.lockFile(file.replace(/@\d+/, '')) },
