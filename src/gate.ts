@@ -152,7 +152,7 @@ export class Gate {
   /** LOOKUPs that are answered at the end of this turn, at the latest. */
   private readonly turn: (() => void)[] = []
   private readonly walked = new LRUCache<string, Walked>({ max: WALKED_MAX, ttl: WALKED_MS })
-  private readonly sleepers = new Sleepers(({ tid }) => this.parts.intents.of(tid))
+  private readonly sleepers = new Sleepers((caller) => this.callOf(caller))
 
   constructor(private readonly parts: GateParts) {
     this.refusals = new LogLimit((suppressed) => {
@@ -168,7 +168,7 @@ export class Gate {
   /** The same for what is no name of a device. */
   lookupNothing(caller: Caller): void {
     if (caller.uid === 0) return
-    const call = this.parts.intents.of(caller.tid)
+    const call = this.callOf(caller)
     if (call.locks && this.locks(caller, call)) this.parts.crowd.locks(caller)
   }
 
@@ -191,7 +191,7 @@ export class Gate {
   /** The kernel asks for the attributes of an inode that it has: to show them, or before it opens it. */
   getattr(request: NodeRequest): void {
     const attempt = this.attemptOn(request, 'getattr')
-    const call = this.parts.lifetime.expected(request.node, request.caller) ?? this.parts.intents.of(request.caller.tid)
+    const call = this.parts.lifetime.expected(request.node, request.caller) ?? this.callOf(request.caller)
     if (call !== RUNNING) return this.step(attempt, () => attempt.decide(call))
     this.sleepers.add(request.caller, (asleep) => this.step(attempt, () => attempt.decide(asleep)))
   }
@@ -223,9 +223,13 @@ export class Gate {
   }
 
   private whenAsleep(caller: Caller, then: (call: Call) => void): void {
-    const call = this.parts.intents.of(caller.tid)
+    const call = this.callOf(caller)
     if (call === RUNNING) this.sleepers.add(caller, then)
     else then(call)
+  }
+
+  private callOf({ tid, uid }: Caller): Call {
+    return this.parts.intents.of(tid, uid !== 0)
   }
 
   /**
@@ -302,6 +306,7 @@ export class Gate {
     if (!may || pin !== undefined) return this.lookupNotPinned(request, call, may, node, device, stat)
     const begins = node.opening === undefined
     const opening = this.opening(node, device)
+    if (begins) opening.begunFor = caller.tid
     // Until the caller waits for it, it may be open.
     if (caller.uid !== 0 || !begins || this.parts.options.lookupsWait) {
       return this.lookupNotPinned(request, call, may, node, device, stat)
@@ -573,7 +578,7 @@ export class Gate {
    * @param any whether that open may have begun before the attempt did
    */
   private open(attempt: Attempt, call: Call, node: Node, device: Device, pinned: () => void, any = false): void {
-    const joined = node.opening !== undefined
+    const joined = node.opening !== undefined && !this.began(node.opening, attempt)
     const opened = (end: PinResult | 'late' | 'interrupted') => {
       if (end === 'interrupted') return void this.finish(attempt, { errno: E.EINTR })
       if (end === 'late') return this.refuse(attempt, call, E.ETIMEDOUT, HUNG)
@@ -584,6 +589,13 @@ export class Gate {
     }
     const again = () => this.open(attempt, call, node, device, pinned, any)
     this.await(this.opening(node, device), attempt.onInterrupt, (end) => this.step(attempt, () => opened(end), again))
+  }
+
+  /** Whether it was begun in the same open(2), for the name. Once, as its thread goes on to others. */
+  private began(opening: Opening, { caller, kind }: Attempt): boolean {
+    if (kind !== 'getattr' || caller.tid === 0 || opening.begunFor !== caller.tid) return false
+    opening.begunFor = 0
+    return true
   }
 
   private notOpened(attempt: Attempt, call: Call, node: Node, device: Device, end: Exclude<PinResult, { pin: Pin }>): void {
@@ -614,7 +626,7 @@ export class Gate {
 
   private opening(node: Node, device: Device): Opening {
     if (node.opening !== undefined && sameDevice(node.opening.device, device)) return node.opening
-    const opening: Opening = { device, waiters: new Set() }
+    const opening: Opening = { device, waiters: new Set(), begunFor: 0 }
     node.opening = opening
     this.parts.opener.open(device, (result) => this.opened(node, opening, result))
     return opening

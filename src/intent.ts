@@ -364,11 +364,12 @@ export class Intents {
   /**
    * @param tid the thread of the request being held. Of no other: the file of a thread
    *   that is not blocked in a request of ours may block whoever reads it
+   * @param wary it may have been arranged that this one's does, so that it is looked first whether it sleeps
    */
-  of(tid: number): Call {
+  of(tid: number, wary = false): Call {
     if (tid === 0) return UNSEEN
     for (let i = 0; i <= RUNNING_RETRIES; i++) {
-      if (!this.isOffQueue(tid)) continue
+      if (wary && !this.isOffQueue(tid)) continue
       const length = this.files.read(tid)
       if (length <= 0) return UNSEEN
       if (!isRunning(this.files.buffer)) return this.parse(tid, this.files.buffer, length)
@@ -379,7 +380,8 @@ export class Intents {
   /**
    * In doubt it is. A kernel that preempts itself has whoever reads what a thread is doing wait
    * for one that is on its way to sleep and has been preempted there (wait_task_inactive()).
-   * For `wchan` it never waits, and says 0 of a thread on the run queue (get_wchan(), since 5.16).
+   * For `wchan` it never waits, and says 0 of a thread on the run queue (get_wchan(), since 5.16). It also
+   * says so of one that sleeps and is left there for a while, as it has had more than its share (since 6.12).
    */
   private isOffQueue(tid: number): boolean {
     if (!(this.asksFirst ??= this.preempts() && this.tellsByWchan())) return true

@@ -85,6 +85,8 @@ export class Node {
 export interface Opening {
   readonly device: Device
   readonly waiters: Set<(outcome: PinResult) => void>
+  /** The thread whose LOOKUP began it, until that asks for the attributes; or 0. */
+  begunFor: number
 }
 
 const idOf = ({ diskseq, partition, minor }: Device) => inodeId(diskseq, partition, minor)

@@ -9,12 +9,13 @@ import { errnoOf } from './errno.js'
 export interface PreemptionSources {
   /** "none (voluntary) full", of a kernel that can be told at any time (CONFIG_PREEMPT_DYNAMIC; kernel/sched/debug.c). */
   readonly modes: string
-  /** What it was told at its start: "preempt=none". */
+  /** What it was told at its start: "preempt=none"; which 7.x takes no notice of, as it can do without no more. */
   readonly commandLine: string
   /** Copies of what it was configured with, the first that is there. */
   readonly configs: readonly string[]
-  /** As `uname -v` tells it. */
+  /** As `uname -v` and `uname -r` tell them. */
   readonly version: string
+  readonly release: string
 }
 
 const SOURCES: PreemptionSources = {
@@ -23,13 +24,18 @@ const SOURCES: PreemptionSources = {
   commandLine: '/proc/cmdline',
   configs: ['/proc/config.gz', `/boot/config-${release()}`],
   version: version(),
+  release: release(),
 }
 
 /** True in doubt. */
-export function kernelPreempts({ modes, commandLine, configs, version }: PreemptionSources = SOURCES): boolean {
+export function kernelPreempts({ modes, commandLine, configs, version, release }: PreemptionSources = SOURCES): boolean {
   if (!/\bPREEMPT/.test(version)) return false
-  const mode =
-    /\((\w+)\)/.exec(textOf(modes))?.[1] ?? [...textOf(commandLine).matchAll(/(?<!\S)preempt=(\w+)/g)].at(-1)?.[1] ?? configured(configs)
+  if (/\bPREEMPT_RT\b/.test(version)) return true
+  const told = () =>
+    version.includes('PREEMPT_DYNAMIC') && Number.parseInt(release, 10) < 7
+      ? [...textOf(commandLine).matchAll(/(?<!\S)preempt=(\w+)/g)].at(-1)?.[1]
+      : undefined
+  const mode = /\((\w+)\)/.exec(textOf(modes))?.[1] ?? told() ?? configured(configs)
   return mode !== 'none' && mode !== 'voluntary'
 }
 

@@ -186,6 +186,24 @@ t.test('who may not open a disk is told so, by a 32-bit call as well', async (t)
   t.equal((await seen()).open, 0, 'nor is it opened for him')
 })
 
+/** How often a slow drive is opened for one open(2), whose medium may be changed, and that nobody has open. */
+async function opensOfDrive(t: Test, twin: Twin): Promise<number> {
+  const loop = loopDisk(t)
+  const tree = await startTree(t, { twin: `${twin}+slow` as Twin })
+  const seen = await watchNode(t, loop.path)
+  closeSync(openSync(join(tree.mountpoint, loop.diskseq()), 'r'))
+  // (The caller's own is by the tree's node, which is another one.)
+  return (await seen()).open
+}
+
+t.test('a slow drive whose medium may be changed is opened once for an open(2)', async (t) => {
+  t.equal(await opensOfDrive(t, 'removable-drives'), 1)
+})
+
+t.test('twin: if it is not remembered for whom that was begun, twice', async (t) => {
+  t.equal(await opensOfDrive(t, 'removable-drives-anew'), 2)
+})
+
 /** Each with what it ends in: it has come to the device. */
 const INSPECTING = {
   'openat2': [''],

@@ -15,10 +15,11 @@ interface Said {
   readonly commandLine?: string
   readonly config?: string
   readonly version?: string
+  readonly release?: string
 }
 
 /** What is found of a kernel that says that, and nothing else. */
-function found(t: Test, { modes, commandLine, config, version = DYNAMIC }: Said): boolean {
+function found(t: Test, { modes, commandLine, config, version = DYNAMIC, release = '6.12.57' }: Said): boolean {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-modes-'))
   t.teardown(() => rmSync(directory, { recursive: true }))
   const put = (name: string, content: string | Buffer | undefined) => {
@@ -30,6 +31,7 @@ function found(t: Test, { modes, commandLine, config, version = DYNAMIC }: Said)
     commandLine: put('cmdline', commandLine),
     configs: [put('config.gz', undefined), put('config', config)],
     version,
+    release,
   })
 }
 
@@ -57,6 +59,9 @@ t.test('where that cannot be read, what it was told at its start', async (t) => 
     t.equal(found(t, { commandLine }), expected, commandLine)
   }
   t.equal(found(t, { commandLine: 'preempt=full', config: 'CONFIG_PREEMPT_NONE=y\n' }), true)
+  for (const other of [{ release: '7.0.1' }, { version: '#1 SMP PREEMPT_RT' }, { version: '#1 SMP PREEMPT' }]) {
+    t.equal(found(t, { commandLine: 'preempt=none', ...other }), true, 'a kernel that takes no notice')
+  }
 })
 
 t.test('or else what it was configured with', async (t) => {
@@ -77,7 +82,7 @@ t.test('or else what it was configured with', async (t) => {
     ['no archive', true],
   ] as const) {
     writeFileSync(packed, content)
-    t.equal(kernelPreempts({ modes: '/nowhere', commandLine: '/nowhere', configs: [packed], version: DYNAMIC }), expected)
+    t.equal(kernelPreempts({ modes: '/nowhere', commandLine: '/nowhere', configs: [packed], version: DYNAMIC, release: '6.12.57' }), expected)
   }
 })
 

@@ -77,6 +77,8 @@ type Mechanism =
   | 'lock-on-mountpoint'
   | 'one-lock-for-all'
   | 'any-proc'
+  | 'removable-drives'
+  | 'removable-drives-anew'
   | 'always-looked-at'
   | 'purpose-open'
   | 'running-is-in'

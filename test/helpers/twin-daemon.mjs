@@ -223,6 +223,12 @@ function statOf(tid) {
 const faultsOf = (tid) => statOf(tid)[7] + statOf(tid)[9]
 const codeOf = (tid) => statOf(tid)[23]
 
+/** For all it knows the medium of each disk may be changed. */
+const removable = {
+  ...native,
+  readFile: (path, into) => (path.endsWith('/removable') ? Buffer.from(into.buffer, into.byteOffset).write('1\n') : native.readFile(path, into)),
+}
+
 const twins = {
   /** Nothing is switched off. */
   'none': {},
@@ -563,6 +569,10 @@ const twins = {
       }
     },
   },
+  /** Nothing is switched off, but all drives may have their medium changed. */
+  'removable-drives': { native: removable },
+  /** The same, and whoever began to have a disk opened is not remembered. */
+  'removable-drives-anew': { native: removable, patch: () => void (Gate.prototype.began = () => false) },
   /** Callers are looked up in /proc, whichever pid namespace it is of. */
   'any-proc': { patch: () => void (Daemon.prototype.requireOwnProc = () => {}) },
   /** The lock of a mount point has the same name in all mount namespaces. */
