@@ -173,15 +173,16 @@ struct SchedAttr {
   uint64_t runtime, deadline, period;
 };
 
-// setSlice(ns): of the calling thread and all that it starts from now on; of what share of
-// a processor they get it changes nothing.  Linux 6.12; earlier ones take no notice.
+// setSlice(ns): of the calling thread and all threads and programs that it starts from now on; of
+// what share of a processor they get it changes nothing.  Linux 6.12; earlier ones take no notice.
 static Napi::Value SetSlice(const Napi::CallbackInfo& info) {
   SchedAttr attr = {};
   if (syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0) < 0) return Result(info.Env(), -1);
-  // Somebody has chosen another policy for it.
-  if (attr.policy != SCHED_OTHER) return Result(info.Env(), 0);
+  uint64_t slice = info[0].As<Napi::Number>().Int64Value();
+  // Somebody has chosen another policy for it, or a shorter one.
+  if (attr.policy != SCHED_OTHER || (attr.runtime != 0 && attr.runtime <= slice)) return Result(info.Env(), 0);
   attr.size = sizeof attr;
-  attr.runtime = info[0].As<Napi::Number>().Int64Value();
+  attr.runtime = slice;
   return Result(info.Env(), syscall(SYS_sched_setattr, 0, &attr, 0));
 }
 

@@ -49,7 +49,7 @@ export class Node {
   /** For the pin's end: when to look at the callers next (monotonic ms), and how long to wait after that. */
   lookAt = Infinity
   lookDelay = 0
-  /** How many more come without that. */
+  /** How many more looks follow without a pause. */
   looksInARow = 0
   /** Somebody has closed it since they were. */
   closed = false

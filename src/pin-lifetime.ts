@@ -55,7 +55,7 @@ const ELSEWHERE_MS = 0.5
 const OVERDUE_MAX_MS = 5
 /** Not so where nobody else was answered for so long, ms: whoever has closed a disk may want it for himself at once. */
 const ALONE_MS = 2
-/** After a close whoever is found running is likely about to end: looks with no pause between them, at so many callers at most. */
+/** Looks right after a close that follow each other without a pause, as a caller that still runs is mostly about to end; and at how many callers at most. */
 const LOOKS_IN_A_ROW = 5
 const CALLERS_IN_A_ROW = 2
 /** A look comes twice as late each time, up to this, ms. */
@@ -196,6 +196,7 @@ export class PinLifetime {
 
   private used(node: Node, now: number): void {
     node.closed = false
+    node.looksInARow = 0
     node.streak = now - node.usedAt < QUIET_MS ? node.streak + 1 : 1
     node.usedAt = now
   }
@@ -247,11 +248,11 @@ export class PinLifetime {
     const busy = this.isBusy(node)
     this.watch(node, busy ? QUIET_MS : 0)
     if (busy) return
-    node.looksInARow = LOOKS_IN_A_ROW
+    node.looksInARow = LOOKS_IN_A_ROW - 1
     this.lookAtThoseDue(this.isAlone(node))
   }
 
-  /** Looks at its callers take nobody's time. */
+  /** Nobody was answered about another node in the ms before it was answered about this one: looks take nobody's time. */
   private isAlone(node: Node): boolean {
     return node === this.lastAnswered && this.answeredAt - this.othersAnsweredAt >= ALONE_MS
   }
@@ -373,7 +374,10 @@ export class PinLifetime {
       this.inodes.prune(node.id)
       node.closed = false
     }
-    if (left > 0 && left <= CALLERS_IN_A_ROW && --node.looksInARow > 0 && this.isAlone(node)) return this.look([node])
+    if (left > 0 && left <= CALLERS_IN_A_ROW && node.looksInARow > 0 && this.isAlone(node)) {
+      node.looksInARow--
+      return this.look([node])
+    }
     const limit = left === 0 && node.unseen ? PRUNE_DELAY_MAX_MS : LOOK_DELAY_MAX_MS
     node.lookAt = Math.max(now + node.lookDelay, now + left * LOOK_DELAY_MS_PER_CALLER)
     if (left === 0 && !node.unseen) node.lookAt = Math.max(now + 1, node.lingerUntil)

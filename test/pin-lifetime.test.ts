@@ -332,6 +332,46 @@ t.test('a close brings a look, however long the node has been in use', async (t)
   t.ok(state.looks.length <= before + 2, 'and none when it is not pinned')
 })
 
+/** How many looks there are without any that a timer brings, from here on. */
+async function looksWithoutTimers(t: Test, state: { looks: unknown[] }, begin: () => void): Promise<number> {
+  const { setTimeout } = globalThis
+  globalThis.setTimeout = (() => undefined) as unknown as typeof setTimeout
+  const back = () => (globalThis.setTimeout = setTimeout)
+  t.teardown(back)
+  const before = state.looks.length
+  begin()
+  for (let turn = 0; turn < 50; turn++) await new Promise((resolve) => setImmediate(resolve))
+  back()
+  return state.looks.length - before
+}
+
+t.test('after a close a caller that runs is looked at some times without a pause', async (t) => {
+  const { state, lifetime, answered } = fixture(t)
+  state.threads.set(4711, seen(RUNNING, { state: 'R' }))
+  const node = answered(OPENAT)
+  await sleep(50)
+  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(node)), 5)
+  t.equal(await looksWithoutTimers(t, state, () => {}), 0, 'and then as others are')
+  t.strictSame(state.unpinned, [])
+  state.threads.set(4711, seen(ELSEWHERE))
+  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(node)), 1, 'until it is seen elsewhere')
+  t.strictSame(state.unpinned, ['1'])
+})
+
+t.test('not where there are many callers, and not while others are answered', async (t) => {
+  const { state, lifetime, answered, again } = fixture(t)
+  for (const tid of [1, 2, 3]) state.threads.set(tid, seen(RUNNING, { state: 'R' }))
+  const node = answered(OPENAT, 1)
+  again(node, OPENAT, 2)
+  again(node, OPENAT, 3)
+  await sleep(50)
+  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(node)), 1, 'three callers')
+  const other = answered(OPENAT, 1)
+  await sleep(50)
+  lifetime.closedByUser(other)
+  t.ok((await looksWithoutTimers(t, state, () => answered(OPENAT, 2))) <= 1, 'another node')
+})
+
 t.test('after a close the kernel is told to forget the inode if somebody may be in his call still', async (t) => {
   const { state, lifetime, answered, forget } = fixture(t)
   state.threads.set(4711, seen(RUNNING, { state: 'R' }))
