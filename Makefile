@@ -109,7 +109,7 @@ check: build $(FUSE_NATIVE)
 	@setpriv --reuid=65534 --regid=65534 --clear-groups node dist/cli.js --version >/dev/null 2>&1 || \
 		{ echo 'make check: some tests run the program as an unprivileged user;' \
 			'move the project to where others may enter (not /root)' >&2; exit 1; }
-	tap
+	scripts/check
 
 # One machine at a time: two of them are more than twice as slow on two processors.
 # CASES=name,... runs only some of them; SHORT=1 fewer rounds, and some on one

@@ -43,20 +43,22 @@ const IMAGES = {
   swap: { bytes: 4100 << 10, make: ['mkswap'] },
 } as const
 
-type Counts = { right: number; wrong: number; errors: Record<string, number> }
+/** `lost`: what was open could not be told, or read. */
+type Counts = { right: number; wrong: number; errors: Record<string, number>; lost: Record<string, number> }
 
 async function churn(t: Test, tree: RunningTree, kind: Kind, lives: number, end: (sum: Counts) => boolean): Promise<Counts> {
-  const sum: Counts = { right: 0, wrong: 0, errors: {} }
+  const sum: Counts = { right: 0, wrong: 0, errors: {}, lost: {} }
   const { way, program = 'blk', more = [], image, apart, overlay } = kind
   const dir = overlay ? await overlayOf(t, tree) : tree.mountpoint
   const args = ['--mode', 'tree', '--dir', dir, '--seconds', String(SECONDS), '--way', way, '--live-us', String(lives), ...more]
   if (image) args.push('--image', await imageFile(t, image), '--openers', '10')
   if (apart) args.push('--namespace-of', String(tree.pid))
   for (let round = 0; round < ROUNDS_MAX && !end(sum); round++) {
-    const { opens_ok, wrong_diskseq, wrong_data, errors } = await blkOf(program, 'churn', ...args)
+    const { opens_ok, wrong_diskseq, wrong_data, errors, read_errors } = await blkOf(program, 'churn', ...args)
     sum.right += opens_ok
     sum.wrong += wrong_diskseq + wrong_data
     addCounts(sum.errors, errors)
+    addCounts(sum.lost, read_errors)
   }
   t.comment(`${t.name}: ${sum.right} right, ${sum.wrong} wrong, errors ${JSON.stringify(sum.errors)}`)
   return sum
@@ -96,8 +98,9 @@ export function testKind(kind: Kind): void {
     const reason = await skip()
     if (reason) return void t.comment(reason)
     const tree = await startTree(t, { apart: apart && 'own proc', args: apart ? ['--hold', '10'] : [] })
-    const { right, wrong, errors: seen } = await churn(t, tree, kind, kind.lives ?? lives, (sum) => sum.right >= enough)
+    const { right, wrong, errors: seen, lost } = await churn(t, tree, kind, kind.lives ?? lives, (sum) => sum.right >= enough)
     t.equal(wrong, 0, 'no disk but the one in the name')
+    t.strictSame(lost, {}, 'which is that one for as long as it is open')
     t.ok(right >= enough, `${right} right`)
     const fine = ['ENOENT', 'ENXIO', ...errors, ...(image ? ['EBUSY', 'EINVAL'] : [])]
     t.strictSame(

@@ -155,7 +155,8 @@ static void device_path(char path[32], int nr)
 }
 
 /* Turns the right disk off by its name in the tree, which swapoff(2) opens once more. A wrong disk
- * has that name no more; it is on the device that the right one had. */
+ * has that name no more, and nor has one that nothing held (a twin); it is on the device that
+ * the right one had. */
 int swapped(const char *path, const struct entry *e, uint64_t *diskseq)
 {
 	char device[32];
@@ -163,11 +164,17 @@ int swapped(const char *path, const struct entry *e, uint64_t *diskseq)
 
 	device_path(device, e->nr);
 	*diskseq = right ? e->diskseq : 0;
-	while (swapoff(right ? path : device) < 0) {
-		if (errno != EINTR)
-			die("swapoff %s: %s", right ? path : device, strerror(errno));
+	const char *name = right ? path : device;
+	int err = 0;
+	while (swapoff(name) < 0) {
+		if ((errno == ENOENT || errno == ENXIO) && name == path) {
+			err = -errno;
+			name = device;
+		} else if (errno != EINTR) {
+			die("swapoff %s: %s", name, strerror(errno));
+		}
 	}
-	return 0;
+	return err;
 }
 
 void release_swap(int nr)
