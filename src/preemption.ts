@@ -3,8 +3,6 @@ import { readFileSync } from 'node:fs'
 import { release, version } from 'node:os'
 import { gunzipSync } from 'node:zlib'
 
-import { errnoOf } from './errno.js'
-
 /** Where a kernel says that. */
 export interface PreemptionSources {
   /** "none (voluntary) full", of a kernel that can be told at any time (CONFIG_PREEMPT_DYNAMIC; kernel/sched/debug.c). */
@@ -40,18 +38,18 @@ export function kernelPreempts({ modes, commandLine, configs, version, release }
 }
 
 function configured(configs: readonly string[]): string | undefined {
-  const config = configs.map(textOf).find((text) => text !== '') ?? ''
+  let config = ''
+  for (const path of configs) config ||= textOf(path)
   if (/^CONFIG_PREEMPT_RT=y$/m.test(config)) return 'full'
   return /^CONFIG_PREEMPT_(NONE|VOLUNTARY)=y$/m.exec(config)?.[1]?.toLowerCase()
 }
 
-/** Empty where it cannot be read. */
+/** Empty where it cannot be read, or unpacked. */
 function textOf(path: string): string {
   try {
     const bytes = readFileSync(path)
     return (path.endsWith('.gz') ? gunzipSync(bytes) : bytes).toString('latin1')
-  } catch (error) {
-    if (!path.endsWith('.gz')) errnoOf(error)
+  } catch {
     return ''
   }
 }
