@@ -18,6 +18,7 @@ import {
   loopDisk,
   manyDisks,
   openDevices,
+  report,
   resident,
   run,
   type RunningBlk,
@@ -109,14 +110,6 @@ t.test('root is served meanwhile', async (t) => {
   t.ok(max_ns / 1e6 < BOUND_MS, `${(max_ns / 1e6).toFixed(1)} ms at most`)
   await nobody.end()
 })
-
-async function report(tree: RunningTree): Promise<Record<string, any>> {
-  const reports = () => tree.log().filter((line) => line['msg'] === 'remembered')
-  const before = reports().length
-  process.kill(tree.pid, 'SIGUSR2')
-  await until(() => reports().length > before)
-  return reports().at(-1) as Record<string, any>
-}
 
 const SOMEBODY_ELSE = '65533'
 /** Fewer than are read at once. */

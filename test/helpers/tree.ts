@@ -617,4 +617,13 @@ export async function until(condition: () => boolean | Promise<boolean>, ms = 50
   }
 }
 
+/** What a daemon of twin-daemon.mjs says of itself now. */
+export async function report(tree: RunningTree): Promise<Record<string, any>> {
+  const reports = () => tree.log().filter((line) => line['msg'] === 'remembered')
+  const before = reports().length
+  process.kill(tree.pid, 'SIGUSR2')
+  await until(() => reports().length > before)
+  return reports().at(-1) as Record<string, any>
+}
+
 export { sleep, type ChildProcess }

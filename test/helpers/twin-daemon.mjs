@@ -4,8 +4,8 @@
  *
  *   node twin-daemon.mjs TWIN[+slow|+unseen] MOUNTPOINT [--open-timeout SECONDS] [--hold SECONDS] [--transport NAME] [--note-answers]
  *
- * SIGUSR2 has it log how much it remembers, and, with --note-answers, whom it has
- * answered since the last time.
+ * SIGUSR2 has it log how much it remembers, how often it has waited for the next
+ * request, and, with --note-answers, whom it has answered since the last time.
  *
  * With +slow each disk is answered for 30 ms after it was verified, as it may
  * be on a busy machine: time enough for anything to happen in between. With
@@ -634,6 +634,13 @@ const [name, pace] = twin.split('+')
 const parts = twins[name]
 if (parts === undefined) throw new Error(`no such twin: ${name}`)
 parts.patch?.()
+let waits = 0
+const { pays } = Patience.prototype
+Patience.prototype.pays = function () {
+  const wait = pays.call(this)
+  if (wait) waits++
+  return wait
+}
 const makeOpener = parts.opener ?? ((...given) => new PinOpener(...given))
 const intents = pace === 'unseen' ? withIntents({ of: () => UNSEEN }) : parts.intents
 const opener = pace === 'slow' ? (...given) => slow(makeOpener(...given)) : makeOpener
@@ -665,6 +672,7 @@ process.on('SIGUSR2', () => {
       dead: dead.size,
       pending: transport.pending.size,
       waiting: transport.waiting.size + transport.lookups.size,
+      waits,
       answered: answered.splice(0),
     },
     'remembered',
