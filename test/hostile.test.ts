@@ -459,8 +459,7 @@ t.test('a partition can be deleted as soon as it is closed', async (t) => {
 })
 
 const DIRECTORIES = 200
-// What is remembered of each would be 10 or more; what the collector leaves for later, 1 to 3.
-const DIRECTORIES_MIB = 5
+const DIRECTORIES_MIB = 2
 
 /** MiB that the daemon has grown by when root has that many directories open, read from, each after another change. */
 async function directoriesCost(t: Test, twin: Twin): Promise<number> {
