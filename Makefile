@@ -46,8 +46,8 @@ GUARD = native/diskseqfs-guard
 
 build: $(ADDON) $(LINK) $(GUARD) dist/cli.js
 
-$(GUARD): native/guard.c native/state.h
-	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $<
+$(GUARD): native/guard.c native/guard-store.c native/guard-store.h native/state.h
+	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.c,$^)
 
 $(LINK): $(LINK).c
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $<
@@ -193,19 +193,17 @@ install:
 	install -d "$(DESTDIR)$(UDEVDIR)/rules.d" "$(DESTDIR)$(UNITDIR)"
 	install -m 755 $(LINK) "$(DESTDIR)$(UDEVDIR)"
 	install -m 644 udev/*.rules "$(DESTDIR)$(UDEVDIR)/rules.d"
-	for unit in diskseqfs.service diskseqfs-guard.service; do \
-		sed 's|@BINDIR@|$(BINDIR)|g; s|@LIBDIR@|$(LIBDIR)|g' systemd/$$unit >"$(DESTDIR)$(UNITDIR)/$$unit"; \
-	done
+	sed 's|@BINDIR@|$(BINDIR)|g; s|@LIBDIR@|$(LIBDIR)|g' systemd/diskseqfs.service >"$(DESTDIR)$(UNITDIR)/diskseqfs.service"
 
 # A service that runs is stopped first: it takes its tree away, and gives the names back.
 uninstall:
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || \
 		[ "$$(systemctl show -P FragmentPath diskseqfs.service)" != "$(UNITDIR)/diskseqfs.service" ] || \
-		{ systemctl disable --quiet --now diskseqfs.service; systemctl stop diskseqfs-guard.service; }
+		systemctl disable --quiet --now diskseqfs.service
 	rm -rf "$(DESTDIR)$(LIBDIR)"
 	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs" \
 		"$(DESTDIR)$(UDEVDIR)/diskseqfs-link" \
-		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" "$(DESTDIR)$(UNITDIR)/diskseqfs-guard.service" \
+		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" \
 		$(patsubst udev/%,"$(DESTDIR)$(UDEVDIR)/rules.d/%",$(wildcard udev/*.rules))
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/udev ] || udevadm control --reload

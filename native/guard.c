@@ -1,24 +1,31 @@
-// diskseqfs-guard: stands in for the daemon while there is none.
+// diskseqfs-guard: starts the daemon, and stands in for it while there is none.
 //
-// When a daemon dies, whoever looks at the tree waits for the next one. The
-// service manager, which has to start it, looks at the tree, too: it stats the
-// source of each mount whenever something is mounted. It would wait for itself
-// for ever, and the machine with it. So somebody else has to answer it.
+// It is the service's main process. What a daemon needs to go on with the mount of
+// another one it keeps (guard-store.h): the FUSE connection, the memory they share
+// (state.h), the sockets in which pins wait. It hands them to each daemon that it
+// starts, and starts the next one as soon as one has ended.
 //
-// A daemon connects to the guard and hands over the FUSE descriptor and the
-// memory it shares with its successor (state.h). While it serves, the guard
-// sees that it answers: another process asks for the figures of its file system,
-// and the daemon is told of each answer. One that does not answer any more is
-// killed. Once it is dead, the guard
+// When a daemon dies, whoever looks at the tree waits for the next one. The service
+// manager looks at the tree, too: it stats the source of each mount whenever
+// something is mounted. So while there is no daemon, the guard
 //
 //   - answers what the service manager asks, with an error,
 //   - keeps all other requests in that memory, for the daemon that comes next;
 //     after a moment only those for which the kernel holds no lock,
 //   - takes the mount away when none has come for a while: an error is better
-//     than waiting for ever.
+//     than waiting for ever. It goes on trying, ever more rarely.
 //
-// A daemon that is leaving for good says so first. The guard has a unit of its
-// own, never touches the tree itself, and does nothing that may block.
+// While a daemon serves, the guard sees that it answers: another process asks for the
+// figures of its file system. One that does not answer any more is killed.
+//
+// A guard that is started anew (an upgrade, or a crash) finds the daemon of the one
+// before at work. It starts another one, which takes over from that. So the tree has
+// somebody who answers at every instant.
+//
+// What is said on the socket between the two, a message each, with descriptors:
+//   guard:  NAME (descriptors that are kept), "end"; "taken"; "ok"; "leave"
+//   daemon: "put NAME" (descriptors to keep), "remove NAME"; "take"; "ready TEXT";
+//           "over" (the tree is to be gone with it)
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -32,18 +39,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "guard-store.h"
 #include "state.h"
 
 // In ticks of a second each, counted by wake-ups: a clock that jumps, or a
@@ -59,8 +69,29 @@ static unsigned hung_ticks = 20;   // without an answer
 static unsigned absent_ticks = 60; // without a daemon
 // Who is answered while there is no daemon.
 static uint32_t manager = 1;
-// A command of the shell, for when the mount has been taken away.
-static const char *afterwards;
+// Commands of the shell: for when the mount has been taken away, and for when the tree
+// was mounted anew.
+static const char *afterwards, *mounted;
+// Until the service counts as started, whatever the daemon does.
+#define START_TICKS 20
+static unsigned start_ticks;
+// A daemon that is to leave; and one that has closed its socket, and has not ended.
+#define LEAVE_TICKS 2
+// For a daemon to be ready, or to ask for its turn.
+#define NEXT_TICKS 60
+// For one to say that it ends with the tree, when that has been taken away.
+#define OVER_TICKS 3
+// Served for so long, it is none that ends as soon as it is ready.
+#define SERVED_MS 10000
+// Between two starts of a daemon that has ended by itself before it was ready: twice as
+// long each time, up to this.
+#define RETRY_MS 100
+#define RETRY_MAX_MS 10000
+// Daemons killed before they were ready, for each of which others are waited for as long again.
+#define KILLS_MAX 300
+// What is kept for the next guard, and not sent to daemons.
+#define STORED_DAEMON ".daemon" // the socket, and the process
+#define SCM_MAX_FD 253 // of the kernel (net/scm.h)
 
 // Requests that are read before there is a look at what else there is to do: a
 // daemon that comes must be heard, whoever asks how often meanwhile.
@@ -70,18 +101,33 @@ static const char *afterwards;
 
 // The process that asks, see probe().
 static int prober = -1;
+static pid_t prober_pid;
 static bool probing;
 
-static struct daemon {
-  // Descriptors, -1 for none. One that has hung up may be alive, and about to
-  // call again; one that is dead has no process.
-  int connection, fuse, process;
-  char mountpoint[4096];
+// The mount, as the guard needs it. Descriptors are -1 where there is none.
+static struct {
+  int fuse;
   unsigned char *state;
-  bool killed, impatient;
+  char mountpoint[4096];
+  bool absent, impatient; // nobody reads requests; and has not for some time
   int64_t died_ms;
-  unsigned ticks; // since it was asked, or answered; or since it died
-} served = {.connection = -1, .fuse = -1, .process = -1};
+  unsigned kills;
+  unsigned ticks;   // since the daemon was asked, or answered; or since it died
+  unsigned unready; // ticks without a daemon that is ready
+} served = {.fuse = -1};
+
+// Of a daemon: its end of the socket pair, and the process (a pidfd).
+struct daemon {
+  int socket, process;
+  pid_t pid;
+  bool asks;     // it is ready to go on, when the one before has left
+  bool ready, over, killed;
+  unsigned ticks;
+  int64_t ready_ms;
+};
+#define NONE {.socket = -1, .process = -1}
+// The one that reads requests; and the one that was started after it.
+static struct daemon serving = NONE, next = NONE;
 
 static void say(const char *text, const char *detail) { fprintf(stderr, "diskseqfs-guard: %s%s\n", text, detail); }
 
@@ -90,12 +136,14 @@ static void store(size_t at, uint32_t value) {
   __atomic_store_n((uint32_t *)(served.state + at), value, __ATOMIC_RELEASE);
 }
 
-static void set_down(struct daemon *daemon) {
-  if (daemon->connection >= 0) close(daemon->connection);
-  if (daemon->fuse >= 0) close(daemon->fuse);
+static void let_go(struct daemon *daemon) {
+  if (daemon->socket >= 0) close(daemon->socket);
   if (daemon->process >= 0) close(daemon->process);
-  if (daemon->state) munmap(daemon->state, STATE_SIZE);
-  *daemon = (struct daemon){.connection = -1, .fuse = -1, .process = -1};
+  *daemon = (struct daemon)NONE;
+}
+
+static bool say_to(const struct daemon *daemon, const char *text) {
+  return daemon->socket >= 0 && send(daemon->socket, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
 }
 
 static bool expects_answer(uint32_t opcode) {
@@ -357,9 +405,58 @@ static void answer_all_kept(void) {
 }
 
 static void stand_in(void) {
+  if (served.absent) return;
+  served.absent = true;
+  served.impatient = false;
   served.ticks = 0;
   served.died_ms = now_ms();
   answer_all_kept();
+}
+
+static void detach(void) {
+  if (served.state) munmap(served.state, STATE_SIZE);
+  served.fuse = -1;
+  served.state = NULL;
+  served.absent = served.impatient = false;
+}
+
+static void start_prober(void);
+
+// Nobody can go on with it. Whoever else still has these descriptors is at its end, and
+// may be there for as long as a disk hangs.
+static void forget_mount(void) {
+  int lock = store_get("lock");
+  if (lock >= 0) flock(lock, LOCK_UN);
+  detach();
+  store_clear();
+  // It may wait for an answer of that mount.
+  if (probing) start_prober();
+}
+
+// Anything else might block, or end this process with a signal.
+static bool is_fuse(int fd) {
+  struct stat file;
+  return fstat(fd, &file) == 0 && S_ISCHR(file.st_mode) && file.st_rdev == makedev(10, 229) &&
+         (fcntl(fd, F_GETFL) & O_NONBLOCK);
+}
+
+// What is kept is of a mount that this guard can stand in for.
+static void attach(void) {
+  int fuse = store_get("fuse"), fd = store_get("state");
+  struct stat file;
+  uint32_t version, length;
+  detach();
+  if (fuse < 0 || !is_fuse(fuse) || fstat(fd, &file) < 0 || file.st_size < STATE_SIZE) return;
+  void *memory = mmap(NULL, STATE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (memory == MAP_FAILED) return;
+  served.state = memory;
+  version = load(STATE_VERSION_AT);
+  length = load(STATE_PATH_LENGTH_AT);
+  if (version != STATE_VERSION || length >= sizeof served.mountpoint || STATE_PATH_AT + length > STATE_HEADER_SIZE)
+    return detach();
+  memcpy(served.mountpoint, served.state + STATE_PATH_AT, length);
+  served.mountpoint[length] = 0;
+  served.fuse = fuse;
 }
 
 static void lose_patience(void) {
@@ -374,7 +471,7 @@ static void read_requests(void) {
     ssize_t n = read(served.fuse, buffer, sizeof buffer);
     if (n < 0 && (errno == EINTR || errno == ENOENT)) continue;
     if (n < 0 && errno == EAGAIN) return;
-    if (n < (ssize_t)sizeof(struct fuse_in_header)) return set_down(&served); // unmounted, or aborted
+    if (n < (ssize_t)sizeof(struct fuse_in_header)) return forget_mount(); // unmounted, or aborted
     struct fuse_in_header header;
     memcpy(&header, buffer, sizeof header);
     if (!expects_answer(header.opcode)) hear(buffer, (size_t)n);
@@ -425,17 +522,27 @@ static void probe(int guard) {
   }
 }
 
+// Anew, in place of the one there is.
 static void start_prober(void) {
   int ends[2];
+  if (prober >= 0) {
+    kill(prober_pid, SIGKILL);
+    close(prober);
+  }
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) exit(1);
   pid_t pid = fork();
   if (pid == 0) {
-    close(ends[0]);
-    probe(ends[1]);
+    // Nothing of what is kept may be open in it: it may outlive all else.
+    enum { SOCKET = STDERR_FILENO + 1 };
+    dup2(ends[1], SOCKET);
+    close_range(SOCKET + 1, ~0U, 0);
+    probe(SOCKET);
   }
   close(ends[1]);
   if (pid < 0) exit(1);
   prober = ends[0];
+  prober_pid = pid;
+  probing = false;
 }
 
 static void ask(void) {
@@ -457,184 +564,459 @@ static void answered(void) {
   }
   probing = false;
   served.ticks = 0;
-  if (served.connection >= 0 && finding != FAILED) send(served.connection, "ok", 2, MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (finding != FAILED) say_to(&serving, "ok");
 }
 
-static void hung_up(void) {
-  close(served.connection);
-  served.connection = -1;
+// The command that starts a daemon.
+static char **command;
+// When the next one is started, and how often one has ended by itself before it was ready.
+static int64_t start_at_ms;
+static unsigned failures;
+// The service manager takes the service for started.
+static bool told_ready;
+
+static bool is_there(const struct daemon *daemon) { return daemon->process >= 0; }
+
+static void tell_state(const char *state) {
+  char text[700];
+  snprintf(text, sizeof text, "READY=1\nSTATUS=%s", state);
+  tell_manager(text);
+  told_ready = true;
+}
+
+static void kill_daemon(struct daemon *daemon);
+
+// The process of a command that the next daemon waits for; 0 if there is none.
+static pid_t command_pid;
+
+static bool command_runs(void) {
+  if (command_pid > 0 && waitpid(command_pid, NULL, WNOHANG) == 0) return true;
+  command_pid = 0;
+  return false;
+}
+
+static void start(void) {
+  int ends[2];
+  char number[16];
+  start_at_ms = INT64_MAX;
+  if (is_there(&next)) return;
+  if (command_runs()) {
+    start_at_ms = now_ms() + RETRY_MS;
+    return;
+  }
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) {
+    say("cannot start the daemon: ", strerror(errno));
+    start_at_ms = now_ms() + RETRY_MAX_MS;
+    return;
+  }
+  snprintf(number, sizeof number, "%d", ends[1]);
+  pid_t pid = fork();
+  if (pid == 0) {
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    fcntl(ends[1], F_SETFD, 0);
+    setenv("DISKSEQFS_GUARD", number, 1);
+    execvp(command[0], command);
+    say("cannot run the daemon: ", strerror(errno));
+    _exit(127);
+  }
+  close(ends[1]);
+  next = (struct daemon){.socket = ends[0], .process = -1, .pid = pid};
+  if (pid > 0) next.process = (int)syscall(SYS_pidfd_open, pid, 0);
+  if (next.process < 0) {
+    say("cannot start the daemon: ", strerror(errno));
+    if (pid > 0) kill(pid, SIGKILL);
+    start_at_ms = now_ms() + RETRY_MAX_MS;
+    return let_go(&next);
+  }
+  store_send_anew();
+  if (!store_send(next.socket, "end")) kill_daemon(&next);
+}
+
+static void kill_daemon(struct daemon *daemon) {
+  if (!is_there(daemon)) return;
+  if (syscall(SYS_pidfd_send_signal, daemon->process, SIGKILL, NULL, 0) < 0) say("cannot kill it: ", strerror(errno));
+  else daemon->killed = true;
+}
+
+// The guard that comes after this one, should this one end, finds it.
+static void remember(const struct daemon *daemon) {
+  int both[] = {fcntl(daemon->socket, F_DUPFD_CLOEXEC, 0), fcntl(daemon->process, F_DUPFD_CLOEXEC, 0)};
+  store_remove(STORED_DAEMON);
+  if (both[0] >= 0 && both[1] >= 0) return store_put(STORED_DAEMON, both, 2);
+  for (int i = 0; i < 2; i++)
+    if (both[i] >= 0) close(both[i]);
+}
+
+// It is its turn to read requests.
+static void take_turn(void) {
+  serving = next;
+  next = (struct daemon)NONE;
+  served.absent = served.impatient = false;
+  served.ticks = 0;
+  remember(&serving);
+  if (serving.asks && !store_send(serving.socket, "taken")) kill_daemon(&serving);
+  serving.asks = false;
+  if (served.fuse < 0) attach();
+}
+
+// How it ended: killed by somebody, or by itself.
+static bool was_killed(const struct daemon *daemon) {
+  int status;
+  bool signalled = daemon->pid > 0 && waitpid(daemon->pid, &status, WNOHANG) == daemon->pid && WIFSIGNALED(status) &&
+                   (WTERMSIG(status) == SIGKILL || WTERMSIG(status) == SIGTERM);
+  return daemon->killed || signalled;
+}
+
+// The first that ends by itself is followed at once, as whoever asks waits.
+static void schedule(const struct daemon *ended, bool killed) {
+  int64_t now = now_ms();
+  if (killed || (ended->ready && now - ended->ready_ms > SERVED_MS)) failures = 0;
+  int64_t delay = failures == 0 ? 0 : RETRY_MS << (failures < 10 ? failures : 10);
+  if (!killed) failures++;
+  start_at_ms = now + (delay < RETRY_MAX_MS ? delay : RETRY_MAX_MS);
+}
+
+static void heard(struct daemon *daemon);
+
+// What it said before it ended counts.
+static void drain(struct daemon *daemon) {
+  struct pollfd more = {.fd = daemon->socket, .events = POLLIN};
+  while (daemon->socket >= 0 && poll(&more, 1, 0) > 0) heard(daemon);
 }
 
 // It will not read or answer any more requests.
-static void died(void) {
-  if (served.connection >= 0) hung_up();
-  close(served.process);
-  served.process = -1;
-  stand_in();
+static void ended(struct daemon *daemon) {
+  int process = daemon->process;
+  drain(daemon);
+  if (serving.process == process) daemon = &serving; // it was ready
+  bool killed = was_killed(daemon);
+  struct daemon before = *daemon;
+  let_go(daemon);
+  if (daemon == &serving) {
+    store_remove(STORED_DAEMON);
+    if (before.over && !is_there(&next)) {
+      forget_mount();
+      exit(0);
+    }
+    if (before.over) detach(); // the next one mounts anew
+    if (next.asks) return take_turn();
+    if (served.fuse >= 0) stand_in();
+  } else {
+    // It had mounted anew.
+    if (!is_there(&serving) && served.fuse >= 0) stand_in();
+    if (!told_ready && !killed) {
+      say("the daemon does not start; the system goes on without it", "");
+      tell_state("the daemon does not start; names lead to the devices' own nodes");
+    }
+    // Somebody kills each that is started: that is no reason to give up sooner.
+    if (killed && served.absent && served.kills < KILLS_MAX) {
+      served.kills++;
+      served.unready = 0;
+    }
+  }
+  if (!is_there(&next)) schedule(&before, killed);
+}
+
+// The process; 0 if there is none.
+static pid_t run(const char *shell_command) {
+  pid_t pid = shell_command ? fork() : 0;
+  if (!shell_command || pid > 0) return pid;
+  if (pid < 0) {
+    say("cannot run a shell: ", strerror(errno));
+    return 0;
+  }
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, NULL);
+  execl("/bin/sh", "sh", "-c", shell_command, (char *)NULL);
+  say("cannot run a shell: ", strerror(errno));
+  _exit(1);
+}
+
+// Of the processes that have ended, those that nobody asks for.
+static void reap(void) {
+  siginfo_t child;
+  for (;;) {
+    child.si_pid = 0;
+    if (waitid(P_ALL, 0, &child, WEXITED | WNOHANG | WNOWAIT) < 0 || child.si_pid == 0) return;
+    if (child.si_pid == serving.pid || child.si_pid == next.pid || child.si_pid == command_pid) return;
+    waitpid(child.si_pid, NULL, WNOHANG);
+  }
+}
+
+// Whether the mount is the one on top: another may lie over it.
+static bool is_visible(void) {
+  struct statx root;
+  uint32_t device = load(STATE_DEVICE_AT);
+  return statx(AT_FDCWD, served.mountpoint, AT_STATX_DONT_SYNC, 0, &root) == 0 &&
+         makedev(root.stx_dev_major, root.stx_dev_minor) == makedev(device >> 20, device & 0xfffff);
 }
 
 static void take_away(void) {
   say("no daemon has come; the mount is taken away: ", served.mountpoint);
-  if (umount2(served.mountpoint, MNT_FORCE | MNT_DETACH) < 0) say("cannot unmount: ", strerror(errno));
-  set_down(&served);
-  if (afterwards && fork() == 0) {
-    execl("/bin/sh", "sh", "-c", afterwards, (char *)NULL);
-    say("cannot run a shell: ", strerror(errno));
-    _exit(1);
+  if (is_visible() && umount2(served.mountpoint, MNT_FORCE | MNT_DETACH) < 0) say("cannot unmount: ", strerror(errno));
+  forget_mount();
+  // What they were given is of no use.
+  kill_daemon(&serving);
+  kill_daemon(&next);
+  tell_state("no daemon has come; names lead to the devices' own nodes");
+  command_pid = run(afterwards);
+}
+
+// Its other threads may be held up by a disk: then it has not ended for whoever waits for that.
+static bool has_exited(const struct daemon *daemon) {
+  char path[64], text[512];
+  snprintf(path, sizeof path, "/proc/%d/stat", (int)daemon->pid);
+  if (daemon->pid <= 0 || !read_line(path, text, sizeof text)) return false;
+  const char *name_end = strrchr(text, ')');
+  return name_end && name_end[1] == ' ' && (name_end[2] == 'Z' || name_end[2] == 'X');
+}
+
+// Ticks since the guard was told to end; and whether the tree is taken away for good.
+static bool leaves, for_good;
+static unsigned leaving_ticks;
+#define LEAVING_TICKS 7
+
+// While this process is the only one that answers, or one daemon follows another, it stays:
+// the service manager may be waiting for an answer of the tree itself.
+static bool may_leave(void) {
+  if (for_good) return !is_there(&serving) || serving.over;
+  return served.fuse < 0 || (is_there(&serving) && serving.ready && !next.asks);
+}
+
+static void leave_if_possible(void) {
+  if (!leaves || (!may_leave() && leaving_ticks < LEAVING_TICKS)) return;
+  if (!store_tell() && leaving_ticks < LEAVING_TICKS) return;
+  if (is_there(&next)) kill_daemon(&next);
+  if (for_good) forget_mount();
+  exit(0);
+}
+
+static void tick_daemons(void) {
+  if (is_there(&next)) {
+    next.ticks++;
+    if (next.socket < 0 && next.ticks + LEAVE_TICKS < NEXT_TICKS) next.ticks = NEXT_TICKS - LEAVE_TICKS;
+    if (next.killed || has_exited(&next)) ended(&next);
+    else if (!next.asks && next.ticks >= NEXT_TICKS) {
+      say("the daemon that was started is not ready after a minute; it is killed", "");
+      kill_daemon(&next);
+    }
+  }
+  if (is_there(&serving)) {
+    if (serving.killed || has_exited(&serving)) {
+      // Threads of it may still wait for a disk, and its end with them. They
+      // never come back to the program.
+      ended(&serving);
+    } else if (serving.socket < 0) {
+      if (++serving.ticks >= LEAVE_TICKS) kill_daemon(&serving);
+    } else if (for_good && !serving.over) {
+      if (++serving.ticks >= OVER_TICKS) kill_daemon(&serving);
+    }
   }
 }
 
 static void tick(void) {
-  if (served.fuse < 0) return;
+  tell_manager("WATCHDOG=1");
   served.ticks++;
-  if (served.process < 0) {
-    if (served.ticks >= absent_ticks) take_away();
-  } else if (served.killed) {
-    // Threads of it may still wait for a disk, and its end with them. They
-    // never come back to the program.
-    died();
+  if (!serving.ready) served.unready++;
+  if (leaves) leaving_ticks++;
+  tick_daemons();
+  reap();
+  if (!told_ready && ++start_ticks >= START_TICKS) {
+    say("the daemon is not ready after 20 s; the system goes on without it", "");
+    tell_state("waiting for the daemon; names lead to the devices' own nodes");
+  }
+  if (served.fuse < 0) return;
+  if (!serving.ready && served.unready >= absent_ticks) {
+    take_away();
+  } else if (!is_there(&serving)) {
+    return;
+  } else if (next.asks) {
+    if (served.ticks >= LEAVE_TICKS) kill_daemon(&serving);
   } else if (!probing) {
-    if (served.ticks >= PROBE_TICKS && served.connection >= 0) ask();
+    if (served.ticks >= PROBE_TICKS && serving.socket >= 0) ask();
   } else if (served.ticks >= hung_ticks) {
     say("the daemon does not answer any more; it is killed", "");
-    if (syscall(SYS_pidfd_send_signal, served.process, SIGKILL, NULL, 0) < 0) say("cannot kill it: ", strerror(errno));
-    else served.killed = true;
+    kill_daemon(&serving);
     served.ticks = 0;
   }
 }
 
-// Anything else might block, or end this process with a signal.
-static bool is_fuse(int fd) {
-  struct stat file;
-  return fstat(fd, &file) == 0 && S_ISCHR(file.st_mode) && file.st_rdev == makedev(10, 229) &&
-         (fcntl(fd, F_GETFL) & O_NONBLOCK);
+static void is_ready(struct daemon *daemon, const char *text) {
+  // It has mounted anew; the one before, if it is still there, is at its end.
+  if (daemon == &next) {
+    let_go(&serving);
+    take_turn();
+  }
+  serving.ready = true;
+  serving.ready_ms = now_ms();
+  served.kills = 0;
+  served.unready = 0;
+  attach();
+  char state[600];
+  snprintf(state, sizeof state, "%s (daemon %d)", text, (int)serving.pid);
+  tell_state(state);
+  if (!strstr(text, "taken over")) run(mounted);
 }
 
-// A daemon says which mount it serves, and hands over two descriptors.
-static void welcome(int listener) {
-  struct daemon next = {.fuse = -1, .process = -1};
-  next.connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-  if (next.connection < 0) return;
-  struct timeval patience = {.tv_sec = 1};
-  setsockopt(next.connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+// A message of a daemon, with the descriptors in it.
+static void heard(struct daemon *daemon) {
+  char text[512];
+  int fds[SCM_MAX_FD];
+  size_t count = 0;
   union {
     struct cmsghdr header;
-    char room[CMSG_SPACE(2 * sizeof(int))];
+    char room[CMSG_SPACE(sizeof fds)];
   } control;
-  struct iovec data = {next.mountpoint, sizeof next.mountpoint - 1};
-  struct msghdr message = {
-      .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-  ssize_t n = recvmsg(next.connection, &message, MSG_CMSG_CLOEXEC);
+  struct iovec data = {text, sizeof text - 1};
+  struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  ssize_t n = recvmsg(daemon->socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
   struct cmsghdr *header = n >= 0 ? CMSG_FIRSTHDR(&message) : NULL;
-  int fds[2] = {-1, -1};
-  // However few there are: they are this process's now. There is no room for more.
-  if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
-    memcpy(fds, CMSG_DATA(header), header->cmsg_len - CMSG_LEN(0));
-  bool whole = n > 0 && !(message.msg_flags & (MSG_TRUNC | MSG_CTRUNC));
-  struct ucred peer;
-  socklen_t length = sizeof peer;
-  struct stat state;
-  void *memory = MAP_FAILED;
-  next.fuse = fds[0];
-  if (fds[1] >= 0 && fstat(fds[1], &state) == 0 && state.st_size >= STATE_SIZE)
-    memory = mmap(NULL, STATE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
-  if (fds[1] >= 0) close(fds[1]);
-  if (memory != MAP_FAILED) next.state = memory;
-  uint32_t version = 0;
-  if (next.state) memcpy(&version, next.state + STATE_VERSION_AT, sizeof version);
-  if (whole && version == STATE_VERSION && is_fuse(next.fuse) &&
-      getsockopt(next.connection, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0)
-    next.process = (int)syscall(SYS_pidfd_open, peer.pid, 0);
-  if (next.process < 0) {
-    say("a daemon that cannot be understood was sent away", "");
-    return set_down(&next);
+  if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
+    count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    memcpy(fds, CMSG_DATA(header), count * sizeof(int));
   }
-  // From here on it is its turn to read requests.
-  set_down(&served);
-  served = next;
-  if (send(served.connection, "ok", 2, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) say("cannot answer: ", strerror(errno));
+  if (n <= 0) {
+    close(daemon->socket);
+    daemon->socket = -1;
+    return;
+  }
+  text[n] = 0;
+  if (strncmp(text, "put ", 4) == 0) {
+    store_put(text + 4, fds, count);
+    // Of a mount that it has made: from here on somebody may ask.
+    if (served.fuse < 0 && !is_there(&serving)) attach();
+    return;
+  }
+  while (count > 0) close(fds[--count]);
+  if (strncmp(text, "remove ", 7) == 0) {
+    if (strcmp(text + 7, "fuse") == 0) detach();
+    store_remove(text + 7);
+  } else if (strncmp(text, "ready ", 6) == 0) {
+    is_ready(daemon, text + 6);
+  } else if (strcmp(text, "over") == 0) {
+    daemon->over = true;
+  } else if (strcmp(text, "take") == 0 && daemon == &next) {
+    next.asks = true;
+    served.ticks = 0;
+    if (!is_there(&serving)) take_turn();
+    else if (!say_to(&serving, "leave")) kill_daemon(&serving);
+  }
 }
 
-// It waits for nobody to be ready; see sd_notify(3).
-static void tell_ready(void) {
-  const char *path = getenv("NOTIFY_SOCKET");
-  struct sockaddr_un address = {.sun_family = AF_UNIX};
-  if (!path || strlen(path) >= sizeof address.sun_path) return;
-  strcpy(address.sun_path, path);
-  socklen_t length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
-  if (path[0] == '@') address.sun_path[0] = 0;
-  int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd < 0 || sendto(fd, "READY=1", 7, MSG_NOSIGNAL, (struct sockaddr *)&address, length) < 0)
-    say("cannot tell the service manager: ", strerror(errno));
-  if (fd >= 0) close(fd);
+static pid_t pid_of(int process) {
+  char path[64], text[1024];
+  snprintf(path, sizeof path, "/proc/self/fdinfo/%d", process);
+  if (!read_line(path, text, sizeof text)) return 0;
+  const char *pid = strstr(text, "\nPid:\t");
+  return pid ? (pid_t)strtol(pid + 6, NULL, 10) : 0;
 }
 
-static int listen_at(const char *path) {
-  struct sockaddr_un address = {.sun_family = AF_UNIX};
-  int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-  if (fd < 0 || strlen(path) >= sizeof address.sun_path) return -1;
-  strcpy(address.sun_path, path);
-  unlink(path); // of a guard before this one
-  umask(0077);
-  if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 4) < 0) return -1;
-  return fd;
+// What a guard before this one has left.
+static void resume(void) {
+  int both[2], count = (int)store_all(STORED_DAEMON, both, 2);
+  attach();
+  for (int i = 0; i < count; i++) {
+    struct stat file;
+    if (fstat(both[i], &file) < 0) continue;
+    *(S_ISSOCK(file.st_mode) ? &serving.socket : &serving.process) = fcntl(both[i], F_DUPFD_CLOEXEC, 0);
+  }
+  if (serving.socket >= 0 && serving.process >= 0) {
+    struct pollfd end = {.fd = serving.process, .events = POLLIN};
+    serving.pid = pid_of(serving.process);
+    serving.ready = true;
+    serving.ready_ms = now_ms();
+    if (poll(&end, 1, 0) == 0) return tell_state("serving");
+    ended(&serving);
+    return;
+  }
+  // Its end of the socket closes with this: it does not go on beside the next one.
+  let_go(&serving);
+  store_remove(STORED_DAEMON);
+  if (served.fuse >= 0) stand_in();
+}
+
+// The service manager wants this process to end (SIGTERM): it is the one to say whether
+// another follows, which goes on with what is kept. Before that it may have taken the tree
+// away for good (SIGUSR1), so that the daemon is to end as well.
+static void terminate(int signals) {
+  struct signalfd_siginfo signal;
+  if (read(signals, &signal, sizeof signal) != sizeof signal) return;
+  if (signal.ssi_signo == SIGUSR1) for_good = true;
+  else leaves = true;
 }
 
 int main(int count, char **arguments) {
   int option;
-  while ((option = getopt(count, arguments, "m:p:h:a:x:")) != -1) {
+  while ((option = getopt(count, arguments, "+m:p:h:a:x:r:")) != -1) {
     unsigned long value = optarg ? strtoul(optarg, NULL, 10) : 0;
     if (option == 'm') manager = (uint32_t)value;
     else if (option == 'p') patience_ms = (unsigned)value;
     else if (option == 'x') afterwards = optarg;
+    else if (option == 'r') mounted = optarg;
     else if (option == 'h') hung_ticks = (unsigned)value;
     else if (option == 'a') absent_ticks = (unsigned)value;
     else return 2;
   }
-  if (optind != count - 1) {
-    fprintf(stderr, "usage: diskseqfs-guard [-m MANAGER_PID] [-p PATIENCE_MS] [-h HUNG_SECONDS] [-a ABSENT_SECONDS] [-x COMMAND] SOCKET\n");
+  if (optind >= count) {
+    fprintf(stderr, "usage: diskseqfs-guard [-m MANAGER_PID] [-p PATIENCE_MS] [-h HUNG_SECONDS] [-a ABSENT_SECONDS]\n"
+                    "                       [-r COMMAND] [-x COMMAND] DAEMON [ARGUMENT]...\n");
     return 2;
   }
-  int listener = listen_at(arguments[optind]);
-  if (listener < 0) {
-    say("cannot listen: ", strerror(errno));
-    return 1;
-  }
-  signal(SIGCHLD, SIG_IGN);
+  command = arguments + optind;
+  store_open();
   start_prober();
-  tell_ready();
-  int64_t next = now_ms();
+  sigset_t ends;
+  sigemptyset(&ends);
+  sigaddset(&ends, SIGTERM);
+  sigaddset(&ends, SIGINT);
+  sigaddset(&ends, SIGUSR1);
+  sigprocmask(SIG_BLOCK, &ends, NULL);
+  int signals = signalfd(-1, &ends, SFD_CLOEXEC);
+  resume();
+  start();
+  int64_t next_tick = now_ms();
   for (;;) {
-    bool absent = served.fuse >= 0 && served.process < 0;
+    leave_if_possible();
     struct pollfd fds[] = {
-        {.fd = listener, .events = POLLIN},
-        {.fd = served.connection, .events = POLLIN},
-        {.fd = served.process, .events = POLLIN},
-        {.fd = absent ? served.fuse : -1, .events = POLLIN},
+        {.fd = signals, .events = POLLIN},
+        {.fd = next.socket, .events = POLLIN},
+        {.fd = next.process, .events = POLLIN},
+        {.fd = serving.socket, .events = POLLIN},
+        {.fd = serving.process, .events = POLLIN},
         {.fd = prober, .events = POLLIN},
+        {.fd = served.absent ? served.fuse : -1, .events = POLLIN},
     };
-    int64_t now = now_ms(), wait = next - now;
-    if (wait <= 0) {
-      next = now + TICK_MS;
+    int64_t now = now_ms();
+    if (now >= next_tick) {
+      next_tick = now + TICK_MS;
       tick();
       continue;
     }
-    if (absent && !served.impatient) {
-      int64_t left = served.died_ms + patience_ms - now;
-      if (left <= 0) {
+    if (now >= start_at_ms) {
+      start();
+      continue;
+    }
+    int64_t until = next_tick < start_at_ms ? next_tick : start_at_ms;
+    if (served.absent && !served.impatient) {
+      int64_t patience = served.died_ms + patience_ms;
+      if (now >= patience) {
         lose_patience();
         continue;
       }
-      if (left < wait) wait = left;
+      if (patience < until) until = patience;
     }
-    if (poll(fds, sizeof fds / sizeof *fds, served.fuse >= 0 ? (int)wait : -1) < 0) continue;
-    char farewell[8];
-    if (fds[0].revents) welcome(listener);
-    else if (fds[2].revents) died();
-    else if (fds[1].revents) {
-      if (recv(served.connection, farewell, sizeof farewell, MSG_DONTWAIT) > 0) set_down(&served);
-      else hung_up();
-    } else if (fds[4].revents) answered();
-    else if (fds[3].revents) read_requests();
+    if (poll(fds, sizeof fds / sizeof *fds, (int)(until - now)) < 0) continue;
+    if (fds[0].revents) terminate(signals);
+    // What it said before it ended counts.
+    else if (fds[1].revents) heard(&next);
+    else if (fds[3].revents) heard(&serving);
+    else if (fds[2].revents) ended(&next);
+    else if (fds[4].revents) ended(&serving);
+    else if (fds[5].revents) answered();
+    else if (fds[6].revents) read_requests();
   }
 }

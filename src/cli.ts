@@ -31,8 +31,6 @@ export interface MountArguments {
   linger: number
   hold: number
   openTimeout: number
-  fdStore?: boolean
-  guard?: string
   transport: TransportName
   logLevel: LogLevel
   logFormat?: LogFormat
@@ -82,11 +80,6 @@ function program(): Command {
       wholeNumber(HOLD_MAX_S),
       10,
     )
-    .option(
-      '--fd-store',
-      'leave the tree mounted for the next daemon when this one ends; for a systemd service with FileDescriptorStoreMax=',
-    )
-    .option('--guard <socket>', 'socket of the diskseqfs-guard that stands in for this daemon if it dies; with --fd-store')
     .addOption(
       new Option(
         '--transport <name>',

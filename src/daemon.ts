@@ -11,7 +11,7 @@ import { DeviceNodes } from './devnode.js'
 import { E, errnoName, errnoOf, UserError } from './errno.js'
 import { FuseNativeTransport } from './fuse-native.js'
 import { Gate } from './gate.js'
-import { Guard } from './guard.js'
+import type { Guard } from './guard.js'
 import { discard, inherit, KEPT } from './handover.js'
 import { type Call, Intents, someCall } from './intent.js'
 import type { Logger } from './log.js'
@@ -38,7 +38,7 @@ import { type Inodes, PinLifetime } from './pin-lifetime.js'
 import { Registry, type RegistryListener } from './registry.js'
 import { FuseSession } from './session.js'
 import { type Device, Sysfs } from './sysfs.js'
-import type { Descriptors, DescriptorStore } from './service.js'
+import type { Descriptors } from './service.js'
 import { type PinnedCaller, type PinRecord, SharedState, STATE_SIZE } from './state.js'
 import { type Predecessor, socketOf, Succession } from './successor.js'
 import type { Transport, TransportName } from './transport.js'
@@ -98,12 +98,9 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
   private state = new SharedState()
   private stateFd = -1
   private vault: Vault | undefined
-  private guard: Guard | undefined
   private succession: Succession | undefined
   /** What somebody else needs to go on with the tree; see {@link KEPT}. */
   private estate: Descriptors = new Map()
-  /** Whether the store has that. */
-  private stored = false
   private closes: CloseWatch | undefined
   private readonly native: Native
   private readonly nodes = new NodeTable()
@@ -121,10 +118,8 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     private readonly options: DaemonOptions,
     private readonly log: Logger,
     private readonly parts: Parts = {},
-    /** Where the tree outlives this daemon; nowhere, if there is none. */
-    private readonly store?: DescriptorStore,
-    /** Socket of the guard, if there is to be one. */
-    private readonly guardSocket?: string,
+    /** The guard that has started this daemon, if one has: with it, the tree outlives the daemon. */
+    private readonly guard?: Guard,
     /** Called when another daemon has taken over: this process is to end at once. */
     private readonly yielded?: () => void,
   ) {
@@ -158,7 +153,7 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
       if (predecessor !== undefined) {
         throw new UserError(`${this.options.mountpoint}: what the daemon that serves it has does not fit; it goes on`)
       }
-      this.store?.remove(Object.values(KEPT))
+      this.guard?.remove(Object.values(KEPT))
       await discard(this.native, kept, this.log)
     }
     this.mountpoint = prepareMountpoint(this.options.mountpoint)
@@ -214,13 +209,13 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     this.closes = new CloseWatch(this.native, watchFd, this, this.log)
     if (mount !== undefined) {
       this.state.mount = { mountpoint: this.mountpoint, device: mount.device, pidNamespace: ownPidNamespace() }
-      await this.survive(mount.device, fuse, mountFd, watchFd)
+      this.survive(mount.device, fuse, mountFd, watchFd)
     }
   }
 
-  /** From now on another daemon can go on: one that asks, or one that is started after this. */
-  private async survive(device: string, fuse: number, mountFd: number, closes: number): Promise<void> {
-    const { native, guardSocket, mountpoint, stateFd, lock, log } = this
+  /** From now on another daemon can go on: one that asks, or one that the guard starts after this. */
+  private survive(device: string, fuse: number, mountFd: number, closes: number): void {
+    const { native, guard, stateFd, lock, log } = this
     this.estate = new Map([
       [KEPT.lock, [lock]],
       [KEPT.mount, [mountFd]],
@@ -228,30 +223,20 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
       [KEPT.fuse, [fuse]],
       [KEPT.state, [stateFd]],
     ])
-    if (this.store === undefined) {
-      this.succession = new Succession(native, socketOf(device), () => this.offer(), (done) => this.yield(done), log)
-      return this.succession.start()
-    }
-    if (guardSocket === undefined) return this.keep(true)
-    this.guard = new Guard(native, guardSocket, { mountpoint, fuse, stateFd }, (present) => this.keep(present), log)
-    await this.guard.start()
+    this.survives = guard !== undefined
+    if (guard !== undefined && !this.inherited) for (const [name, fds] of this.offer()) guard.put(name, fds)
+    if (guard !== undefined) return
+    this.succession = new Succession(native, socketOf(device), () => this.offer(), (done) => this.yield(done), log)
+    this.succession.start()
   }
 
   private offer(): Descriptors {
     return new Map([...this.estate, [KEPT.pins, this.vault?.all ?? []]])
   }
 
-  private keep(wanted: boolean): void {
-    this.survives = wanted
-    if (wanted === this.stored) return
-    this.stored = wanted
-    if (wanted) for (const [name, fds] of this.offer()) this.store?.put(name, fds)
-    else this.store?.remove(Object.values(KEPT))
-  }
-
   /** Sockets that were made for pins. */
   private keepPins(sockets: readonly number[]): void {
-    if (this.stored) this.store?.put(KEPT.pins, sockets)
+    if (this.survives) this.guard?.put(KEPT.pins, sockets)
     this.succession?.send(KEPT.pins, sockets)
   }
 
@@ -265,11 +250,6 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     this.leave()
     done()
     this.yielded?.()
-  }
-
-  /** Whether the tree has answered since this was last asked, as far as that is known. */
-  answers(): boolean {
-    return this.guard?.answers() ?? true
   }
 
   private connect(fuse: number): FuseSession {
@@ -313,7 +293,9 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     if (inherited === undefined) return false
     const { fuse, mountFd, closes, lock, stateFd, state, mountpoint, mount } = inherited
     const sockets = [...inherited.pins]
-    if (predecessor !== undefined) sockets.push(...((await predecessor.take()).get(KEPT.pins) ?? []))
+    // What fails from here on is no reason to take the tree away: the next one may go on.
+    this.survives = predecessor === undefined && this.guard !== undefined
+    sockets.push(...((await (predecessor ?? this.guard)?.take())?.get(KEPT.pins) ?? []))
     this.inherited = true
     this.mountpoint = mountpoint
     this.lock = lock
@@ -321,9 +303,8 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     const tree = this.assemble(true)
     this.watchMount(mount)
     const transport = this.connect(fuse)
-    this.stored = this.store !== undefined
     for (const pin of pins) this.adopt(pin)
-    await this.survive(mount.device, fuse, mountFd, closes)
+    this.survive(mount.device, fuse, mountFd, closes)
     this.lifetime?.start(mountFd)
     this.closes = new CloseWatch(this.native, closes, this, this.log)
     transport.resume(tree)
@@ -384,6 +365,7 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
 
   private async settle(): Promise<void> {
     // Somebody else may mount there meanwhile.
+    this.guard?.over()
     this.unlock()
     const { lifetime } = this
     if (lifetime !== undefined) {
@@ -410,8 +392,6 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
 
   /** Lets go of everything; the mount, if it is still there, is dead after this. */
   private release(): void {
-    // Not wanted by anyone any more.
-    this.keep(false)
     this.succession?.close()
     this.mountId = -1
     this.mountWatch?.close()

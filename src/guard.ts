@@ -1,118 +1,163 @@
 /**
- * The daemon's side of the guard (native/guard.c), which stands in for it when it
- * has died. Without one, a daemon must not leave its tree to a successor: the
- * service manager would wait for an answer of the daemon that it has to start.
+ * The daemon's side of the guard (native/guard.c), which has started it, keeps what
+ * the next daemon needs, and starts that one when this one ends.
  *
- * It also asks for the figures of the file system (statfs), every few seconds, and
- * tells this daemon of each answer. A daemon that asked for itself could wait for an
- * answer of its own while it is being killed, and never end.
+ * A daemon that goes on with the mount of another one is told all that is kept,
+ * and asks for its turn when it is ready for requests: the one before
+ * serves until then, or the guard stands in.
  */
-import { E, errnoName } from './errno.js'
+import { E, errnoName, UserError } from './errno.js'
 import type { Logger } from './log.js'
 import type { Native, Poll } from './native.js'
+import { batches, type Descriptors } from './service.js'
 
-const RETRY_MS = 1000
-/** How long a guard is waited for, ms. It answers at once, unless it stands still. */
-const PATIENCE_MS = 1000
+/** Where the guard says which descriptor is the socket. */
+const VARIABLE = 'DISKSEQFS_GUARD'
 
-export interface Guarded {
-  readonly mountpoint: string
-  /** Descriptors of the connection and of the memory. */
-  readonly fuse: number
-  readonly stateFd: number
+/** Keeps descriptors open for the daemon that comes next. */
+export interface DescriptorStore {
+  put(name: string, fds: readonly number[]): void
+  /** Everything that was put there under these names. */
+  remove(names: readonly string[]): void
 }
 
-export class Guard {
-  private fd = -1
-  private poll: Poll | undefined
-  private retry: NodeJS.Timeout | undefined
-  private proved = false
-  private closed = false
-  private agreed: ((agreed: boolean) => void) | undefined
-  private readonly buffer = new Uint8Array(16)
+/** How long to wait before a message is tried again that the guard had no room for, ms. */
+const RETRY_MS = 10
+const GONE = new UserError('the guard that has started this daemon is gone')
 
-  /** @param changed tells whether somebody stands in, should this daemon die now */
+type Calls = Pick<Native, 'Poll' | 'sendDescriptors' | 'receiveDescriptors' | 'close'>
+
+export class Guard implements DescriptorStore {
+  private readonly buffer = new Uint8Array(64)
+  private readonly poll: Poll
+  private received = new Map<string, number[]>()
+  /** What is complete: it came with this message, behind the descriptors. */
+  private complete: { readonly last: string; readonly kept: Descriptors } | undefined
+  private waiting: { readonly last: string; readonly done: (kept: Descriptors) => void; readonly failed: (error: Error) => void } | undefined
+  private ends: (() => void) | undefined
+  private gone = false
+  /** What the guard had no room for, in the order in which it is to be heard. */
+  private readonly unsent: { readonly text: string; readonly fds: readonly number[] }[] = []
+
+  /** @param fd of the socket; owned from now on */
   constructor(
-    private readonly native: Pick<Native, 'Poll' | 'packetConnect' | 'receiveDescriptors' | 'sendDescriptors' | 'close'>,
-    private readonly socket: string,
-    private readonly guarded: Guarded,
-    private readonly changed: (present: boolean) => void,
+    private readonly native: Calls,
+    private readonly fd: number,
     private readonly log: Logger,
-  ) {}
-
-  /** Resolves when a guard that stood in reads no more requests, or cannot be called. */
-  start(): Promise<void> {
-    return this.call(true)
+  ) {
+    this.poll = new native.Poll(fd, () => this.heard())
   }
 
-  /** Whether the tree has answered the guard since this was last asked; true where there is none to ask. */
-  answers(): boolean {
-    const answers = this.proved || this.fd < 0
-    this.proved = false
-    return answers
+  /** The one that has started this process; undefined where none has. */
+  static ofThisProcess(native: Native, log: Logger): Guard | undefined {
+    const fd = process.env[VARIABLE]
+    delete process.env[VARIABLE]
+    if (fd === undefined || !/^\d{1,9}$/.test(fd)) return undefined
+    return new Guard(native, Number(fd), log)
   }
 
-  private async call(first: boolean): Promise<void> {
-    const error = await this.introduce()
-    if (this.closed) return
-    this.proved = true
-    if (error === undefined) return this.changed(true)
-    this.hangUp()
-    this.changed(false)
-    if (first) this.log.warn({ reason: error, socket: this.socket }, 'no guard: if this daemon dies, its mount is dead')
-    this.retry = setTimeout(() => void this.call(false), RETRY_MS)
+  /**
+   * What it has kept for this daemon.
+   * @throws UserError if the guard is gone before it has said all
+   */
+  kept(): Promise<Descriptors> {
+    return this.until('end')
   }
 
-  /** @returns why there is no guard; undefined if there is one */
-  private introduce(): Promise<string | undefined> {
-    const { mountpoint, fuse, stateFd } = this.guarded
-    const fd = this.native.packetConnect(this.socket)
-    if (fd < 0) return Promise.resolve(errnoName(fd))
-    this.fd = fd
-    const sent = this.native.sendDescriptors(fd, mountpoint, [fuse, stateFd])
-    if (sent < 0) return Promise.resolve(errnoName(sent))
-    return new Promise((resolve) => {
-      const late = setTimeout(resolve, PATIENCE_MS, 'it does not answer')
-      this.agreed = (agreed) => {
-        clearTimeout(late)
-        resolve(agreed ? undefined : 'it has hung up')
-      }
-      this.poll = new this.native.Poll(fd, () => this.heard())
+  /**
+   * From here on it is this daemon's turn to read requests.
+   *
+   * @returns what the one before has put there since {@link kept}
+   * @throws UserError if the guard is gone before it is
+   */
+  take(): Promise<Descriptors> {
+    const taken = this.until('taken')
+    this.send('take')
+    return taken
+  }
+
+  /** @param leave called when another daemon is to go on: this one reads no more requests, and ends */
+  serves(status: string, leave: () => void): void {
+    this.ends = leave
+    if (this.gone) return leave()
+    this.send(`ready ${status}`)
+  }
+
+  /** There is to be no next daemon: this one ends when it is done, whatever becomes of the guard. */
+  over(): void {
+    this.ends = undefined
+    this.send('over')
+  }
+
+  put(name: string, fds: readonly number[]): void {
+    for (const batch of batches(fds)) this.send(`put ${name}`, batch)
+  }
+
+  remove(names: readonly string[]): void {
+    for (const name of names) this.send(`remove ${name}`)
+  }
+
+  close(): void {
+    this.poll.close()
+    this.native.close(this.fd)
+  }
+
+  private until(last: string): Promise<Descriptors> {
+    return new Promise((done, failed) => {
+      this.waiting = { last, done, failed }
+      if (this.gone) failed(GONE)
+      else this.deliver()
     })
   }
 
   private heard(): void {
-    const found = this.native.receiveDescriptors(this.fd, this.buffer, false)
-    if (found === -E.EAGAIN) return
-    const said = typeof found !== 'number' && found[0] !== 0
-    const { agreed } = this
-    this.agreed = undefined
-    if (said) this.proved = true
-    if (agreed !== undefined) agreed(said)
-    else if (!said) this.lost()
+    for (;;) {
+      const found = this.native.receiveDescriptors(this.fd, this.buffer, false)
+      if (found === -E.EAGAIN) return
+      if (typeof found === 'number' || found[0] === 0) return this.lost()
+      const [length, ...fds] = found
+      const text = Buffer.from(this.buffer.subarray(0, length)).toString()
+      if (text === 'leave') this.ends?.()
+      else if (text === 'end' || text === 'taken') this.finish(text)
+      else if (fds.length > 0) this.received.set(text, [...(this.received.get(text) ?? []), ...fds])
+    }
   }
 
+  /**
+   * The guard has ended, and the next one does not know of this daemon, or it would have this
+   * socket's other end. It stands in as if there were none.
+   */
   private lost(): void {
-    this.hangUp()
-    this.changed(false)
-    this.log.warn({ socket: this.socket }, 'the guard has ended')
-    void this.call(false)
+    this.poll.close()
+    this.gone = true
+    this.log.warn('the guard has ended')
+    this.waiting?.failed(GONE)
+    this.ends?.()
   }
 
-  private hangUp(): void {
-    this.poll?.close()
-    this.poll = undefined
-    if (this.fd >= 0) this.native.close(this.fd)
-    this.fd = -1
-    this.agreed = undefined
+  private finish(last: string): void {
+    this.complete = { last, kept: this.received }
+    this.received = new Map()
+    this.deliver()
   }
 
-  /** There is to be no next daemon. */
-  close(): void {
-    this.closed = true
-    clearTimeout(this.retry)
-    if (this.fd >= 0) this.native.sendDescriptors(this.fd, 'bye', [])
-    this.agreed?.(false)
-    this.hangUp()
+  private deliver(): void {
+    const { complete, waiting } = this
+    if (complete === undefined || complete.last !== waiting?.last) return
+    this.complete = this.waiting = undefined
+    waiting.done(complete.kept)
+  }
+
+  private send(text: string, fds: readonly number[] = []): void {
+    this.unsent.push({ text, fds })
+    if (this.unsent.length === 1) this.flush()
+  }
+
+  private flush(): void {
+    for (let next; (next = this.unsent[0]) !== undefined; this.unsent.shift()) {
+      const rc = this.gone ? -E.EPIPE : this.native.sendDescriptors(this.fd, next.text, next.fds)
+      if (rc === -E.EAGAIN) return void setTimeout(() => this.flush(), RETRY_MS)
+      if (rc < 0 && rc !== -E.EPIPE) this.log.warn({ errno: errnoName(rc) }, 'cannot tell the guard')
+    }
   }
 }

@@ -1,7 +1,7 @@
 /**
- * The daemon dies, or is told to end, and another one goes on: whoever waits is
- * answered, nobody gets an error or another disk. Here a small manager keeps the
- * descriptors; that systemd does the same is shown in the virtual machines.
+ * The daemon dies, or is told to end, or the guard does, and another one goes on: whoever
+ * waits is answered, nobody gets an error or another disk. Here a small manager keeps
+ * the guard's descriptors; that systemd does the same is shown in the virtual machines.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { closeSync, existsSync, fstatSync, openSync, opendirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs'
@@ -11,8 +11,8 @@ import t, { type Test } from 'tap'
 
 import { native } from '../src/native.js'
 import { addCounts, blk } from './helpers/blk.js'
-import { type Change, changedGuard, twinGuard } from './helpers/guard.js'
-import { cleanup, descriptors, diskseqOf, loopDisk, manyDisks, type ManagedTree, openDevices, sleep, startBlk, startGuarded, startManaged, type Twin, until } from './helpers/tree.js'
+import { type Change, changedGuard, twinGuard, twinGuardStore } from './helpers/guard.js'
+import { cleanup, descriptors, diskseqOf, loopDisk, manyDisks, type ManagedTree, openDevices, sleep, startBlk, startManaged, type Twin, until } from './helpers/tree.js'
 
 /** KILLS=200 for the long form. */
 const KILLS = Number(process.env['KILLS'] ?? 20)
@@ -30,7 +30,7 @@ interface Churned {
 }
 
 /** Opens while disks are recycled, and each daemon ends a moment after it is ready. */
-async function churn(t: Test, tree: ManagedTree, signal: 'SIGKILL' | 'SIGTERM'): Promise<Churned> {
+async function churn(t: Test, tree: ManagedTree, end: (tree: ManagedTree) => void): Promise<Churned> {
   const sum: Churned = { right: 0, wrong: 0, longestMs: 0, errors: {} }
   let times = 0
   while (times < KILLS) {
@@ -40,7 +40,7 @@ async function churn(t: Test, tree: ManagedTree, signal: 'SIGKILL' | 'SIGTERM'):
       const ready = tree.ready()
       await sleep(SERVES_MS * (0.5 + Math.random()))
       if (!going) break
-      tree.end(signal)
+      end(tree)
       times++
       await until(() => tree.ready() > ready, 60_000)
     }
@@ -57,11 +57,23 @@ async function churn(t: Test, tree: ManagedTree, signal: 'SIGKILL' | 'SIGTERM'):
   return sum
 }
 
-for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
+const ENDS: Readonly<Record<string, (tree: ManagedTree) => void>> = {
+  'SIGKILL of the daemon': (tree) => tree.end('SIGKILL'),
+  'SIGTERM of the daemon': (tree) => tree.end('SIGTERM'),
+  'SIGKILL of the guard': (tree) => tree.endGuard('SIGKILL'),
+  'SIGTERM of the guard': (tree) => tree.endGuard('SIGTERM'),
+  'SIGKILL of both': (tree) => {
+    process.kill(tree.guard(), 'SIGSTOP')
+    tree.end('SIGKILL')
+    tree.endGuard('SIGKILL')
+  },
+}
+
+for (const [what, end] of Object.entries(ENDS)) {
   const timeout = 60_000 + KILLS * 10_000
-  t.test(`${signal} again and again while disks are recycled: no wrong open, no failed one`, { timeout }, async (t) => {
+  t.test(`${what} again and again while disks are recycled: no wrong open, no failed one`, { timeout }, async (t) => {
     const tree = await startManaged(t)
-    const { right, wrong, errors } = await churn(t, tree, signal)
+    const { right, wrong, errors } = await churn(t, tree, end)
     t.equal(wrong, 0, 'no open reached another disk')
     t.strictSame(
       Object.keys(errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
@@ -135,18 +147,17 @@ t.test('twin: if pins are not kept, they end with it', async (t) => {
 const PINS = 300
 
 /** How many pins the next daemon has, where the guard was started anew while there were many. */
-async function pinsAfterNewGuard(t: Test, twin: Twin): Promise<'all' | number> {
+async function pinsAfterNewGuard(t: Test, twin: Twin, program?: string): Promise<'all' | number> {
   const { file } = loopDisk(t)
   const disks = await manyDisks(t, PINS, file)
-  const { tree, restart } = await startGuarded(t, 1, { twin })
+  const tree = await startManaged(t, { twin, ...(program && { program }) })
   const open = disks.map((disk) => openSync(join(tree.mountpoint, diskseqOf(disk)), 'r'))
   cleanup(t, () => open.forEach((fd) => closeSync(fd)))
-  await restart()
-  const lost = () => tree.log().filter(({ msg }) => msg === 'the guard has ended').length
-  await until(() => lost() === 1)
-  await sleep(3000) // it is called once a second
+  const before = tree.guard()
+  tree.endGuard('SIGKILL')
+  await until(() => tree.guard() !== before && tree.ready() === 2)
   tree.end('SIGKILL')
-  await until(() => tree.ready() === 2)
+  await until(() => tree.ready() === 3)
   const pins = openDevices(tree.pid()).length
   return pins === disks.length ? 'all' : pins
 }
@@ -155,8 +166,9 @@ t.test('many pins outlive the guard, and then the daemon', async (t) => {
   t.equal(await pinsAfterNewGuard(t, 'none+unseen'), 'all')
 })
 
-t.test('twin: in one message there is no room for them', async (t) => {
-  t.equal(await pinsAfterNewGuard(t, 'one-message+unseen'), 0)
+t.test('twin: in one message there is no room for them, and the next daemon waits for them for ever', async (t) => {
+  const program = twinGuardStore(t, '#define BATCH 250', '#define BATCH 4096')
+  await t.rejects(pinsAfterNewGuard(t, 'none+unseen', program))
 })
 
 t.test('a disk that goes while there is no daemon is let go of by the next one', async (t) => {
@@ -233,11 +245,7 @@ t.test('twin: if an earlier daemon\'s inodes are not known again, they are not',
 t.test('where the mount is gone, or another one is wanted, the next daemon mounts anew', async (t) => {
   const loop = loopDisk(t)
   const tree = await startManaged(t)
-  process.kill(tree.manager, 'SIGSTOP')
-  process.kill(tree.pid(), 'SIGKILL')
-  spawnSync('umount', ['--lazy', tree.mountpoint])
-  process.kill(tree.manager, 'SIGCONT')
-  await until(() => tree.ready() === 2)
+  await withoutDaemon(tree, async () => spawnSync('umount', ['--lazy', tree.mountpoint]))
   t.equal(statSync(join(tree.mountpoint, loop.diskseq())).isBlockDevice(), true)
   // It is ready a moment before what it says has been read.
   await until(() => tree.log().length >= 3)
@@ -286,17 +294,30 @@ function looker(t: Test) {
   }
 }
 
-/** The daemon dies, and nobody starts the next one before `during` is over. */
+/** The daemon dies, and the next one does not start before `during` is over. */
 async function withoutDaemon<T>(tree: ManagedTree, during: () => Promise<T>): Promise<T> {
   const ready = tree.ready()
-  process.kill(tree.manager, 'SIGSTOP')
-  process.kill(tree.pid(), 'SIGKILL')
+  const pid = tree.pid()
+  tree.hold(true)
+  process.kill(pid, 'SIGKILL')
+  await until(() => !existsSync(`/proc/${pid}`))
   try {
     return await during()
   } finally {
-    process.kill(tree.manager, 'SIGCONT')
+    tree.hold(false)
     await until(() => tree.ready() > ready, 30_000)
   }
+}
+
+/** @param manager who is not to wait, see guard.c */
+async function startGuarded(
+  t: Test,
+  manager: number,
+  { args = [], twin, program }: { args?: string[]; twin?: Twin; program?: string } = {},
+): Promise<{ tree: ManagedTree; log: () => string }> {
+  const guardArgs = ['-m', String(manager), ...args]
+  const tree = await startManaged(t, { guardArgs, ...(twin && { twin }), ...(program && { program }) })
+  return { tree, log: tree.said }
 }
 
 t.test('the service manager never waits for a daemon that it has to start; others do', async (t) => {
@@ -314,10 +335,11 @@ t.test('the service manager never waits for a daemon that it has to start; other
   t.equal(await manager.look(path, 2000), 'found')
 })
 
-t.test('twin: without a guard it waits, and the next daemon never comes', async (t) => {
+t.test('twin: where the guard does not stand in, it waits', async (t) => {
   const loop = loopDisk(t)
   const manager = looker(t)
-  const tree = await startManaged(t)
+  const idle = twinGuard(t, 'if (served.fuse >= 0) stand_in();\n  } else {', '} else {')
+  const { tree } = await startGuarded(t, manager.pid, { program: idle })
   const path = join(tree.mountpoint, loop.diskseq())
   await withoutDaemon(tree, async () => t.equal(await manager.look(path, 1000), 'waits'))
 })
@@ -507,8 +529,8 @@ t.test('twin: if it reads for as long as there is something to read, it does not
 /** Of the requests that are kept for the next daemon, how many it is to take for interrupted. */
 function interruptedOf(tree: ManagedTree): number {
   const { STATE_SMALL_AT, STATE_SMALL_SIZE, STATE_SMALL_COUNT, SLOT_INTERRUPTED_AT } = native.layout
-  const memory = descriptors(tree.manager)
-    .map((fd) => `/proc/${tree.manager}/fd/${fd}`)
+  const memory = descriptors(tree.guard())
+    .map((fd) => `/proc/${tree.guard()}/fd/${fd}`)
     .find((path) => readlinkSync(path).startsWith('/memfd:'))
   const state = readFileSync(memory as string)
   return Array.from({ length: STATE_SMALL_COUNT }, (_, i) => STATE_SMALL_AT + i * STATE_SMALL_SIZE).filter(
@@ -559,14 +581,4 @@ t.test('twin: if that is kept, they do', { timeout: 60_000 }, async (t) => {
   const { meanwhile, marked } = await whileFilled(t, STATE_SMALL_COUNT / 2 + 100, { interrupted: true, program })
   t.equal(meanwhile, 'Connection timed out')
   t.equal(marked, 0)
-})
-
-t.test('a daemon whose guard ends goes on, and does not rely on it', async (t) => {
-  const { tree, guard } = await startGuarded(t, 1)
-  guard.kill('SIGKILL')
-  await until(() => tree.log().some(({ msg }) => msg === 'the guard has ended'))
-  tree.end('SIGTERM')
-  await until(() => tree.ready() === 2)
-  t.ok(tree.log().some(({ msg }) => msg === 'unmounted'), 'it takes its mount away')
-  t.match(readFileSync('/proc/self/mountinfo', 'utf8'), tree.mountpoint, 'and the next one mounts anew')
 })

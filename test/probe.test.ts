@@ -1,15 +1,13 @@
 /** What the guard finds out of a mount; here somebody serves it who never answers. */
 import { spawn, spawnSync } from 'node:child_process'
-import { closeSync, constants, existsSync, mkdtempSync, openSync, rmSync } from 'node:fs'
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { E } from '../src/errno.js'
-import { mountData, mountsAt, parseMountOptions } from '../src/mountpoint.js'
+import { mountsAt } from '../src/mountpoint.js'
 import { native } from '../src/native.js'
-import { SharedState, STATE_SIZE } from '../src/state.js'
 import { twinGuard } from './helpers/guard.js'
 import { ROOT } from './helpers/root.js'
 import { cleanup, sleep, until } from './helpers/tree.js'
@@ -20,43 +18,32 @@ const MNT_FORCE = 1
 
 /** A mount, and a guard of it. */
 async function guarded(t: Test, program = join(ROOT, 'native/diskseqfs-guard')) {
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-probe-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
   cleanup(t, () => rmSync(mountpoint, { recursive: true }))
-  const guard = spawn(program, [join(directory, 'guard')], { stdio: 'ignore' })
-  cleanup(t, () => guard.kill('SIGKILL'))
-  await until(() => existsSync(join(directory, 'guard')))
-
-  const fuse = openSync('/dev/fuse', constants.O_RDWR | constants.O_NONBLOCK)
-  cleanup(t, () => closeSync(fuse))
-  const options = parseMountOptions('', [])
-  if (native.mount('test', mountpoint, 'fuse.test', options.flags, mountData(fuse, options)) < 0) throw new Error('cannot mount')
-  cleanup(t, () => {
+  const { NODE_OPTIONS: _, ...env } = process.env
+  const guard = spawn(program, [process.execPath, join(ROOT, 'test/helpers/silent-daemon.mjs'), mountpoint], { stdio: ['ignore', 'pipe', 'inherit'], env })
+  let said = ''
+  guard.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
+  const ended = new Promise((resolve) => guard.on('close', resolve))
+  cleanup(t, async () => {
+    const daemon = childOf(guard.pid as number)
+    guard.kill('SIGKILL')
+    process.kill(daemon, 'SIGKILL')
+    await ended
     for (const _ of mountsAt(mountpoint)) spawnSync('umount', ['--lazy', mountpoint])
   })
-  const stateFd = native.sharedMemory(STATE_SIZE)
-  cleanup(t, () => native.close(stateFd))
-  const state = new SharedState(native.mapMemory(stateFd, STATE_SIZE) as ArrayBuffer)
-  state.mount = { mountpoint, device: mountsAt(mountpoint)[0]?.device as string, pidNamespace: 0 }
-
-  const connection = native.packetConnect(join(directory, 'guard'))
-  cleanup(t, () => native.close(connection))
-  native.sendDescriptors(connection, mountpoint, [fuse, stateFd])
-  const buffer = new Uint8Array(16)
+  await until(() => mountsAt(mountpoint).length > 0 && said.includes('end'))
   /** How often the guard has said that the tree answers. */
-  const heard = () => {
-    let count = 0
-    for (;;) {
-      const found = native.receiveDescriptors(connection, buffer, false)
-      if (found === -E.EAGAIN) return count
-      if (typeof found === 'number' || found[0] === 0) throw new Error('the guard has hung up')
-      count++
-    }
-  }
-  await until(() => heard() === 1) // it agrees
-  return { mountpoint, heard }
+  return { mountpoint, heard: () => said.split('\n').filter((line) => line === 'ok').length }
 }
+
+/** The daemon that a guard has started; its other child is the one that asks. */
+const childOf = (guard: number) =>
+  readFileSync(`/proc/${guard}/task/${guard}/children`, 'latin1')
+    .trim()
+    .split(' ')
+    .map(Number)
+    .find((pid) => readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes('silent-daemon')) as number
 
 /** The connection ends, and the mount stays. */
 async function aborted(t: Test, program?: string) {

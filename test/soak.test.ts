@@ -24,7 +24,7 @@ import {
   run,
   sleep,
   startBlk,
-  startGuarded,
+  startManaged,
   threads,
   until,
 } from './helpers/tree.js'
@@ -130,7 +130,7 @@ t.test(`${SECONDS} s of everything at once`, { timeout: (SECONDS + 120) * 1000 }
   mkdirSync(directory)
   const loop = loopDisk(t, { size: 16 << 20 })
   cleanup(t, () => run('umount', ['--quiet', directory]))
-  const { tree } = await startGuarded(t, 1, { twin: 'small-buffer' })
+  const tree = await startManaged(t, { twin: 'small-buffer' })
   const disk = join(tree.mountpoint, loop.diskseq())
   const start = snapshot(tree)
 

@@ -10,6 +10,7 @@ import { type Command, InvalidArgumentError } from 'commander'
 import type { MountArguments } from '../cli.js'
 import { Daemon } from '../daemon.js'
 import { errnoOf, E, UserError } from '../errno.js'
+import { Guard } from '../guard.js'
 import { createLogger, defaultFormat } from '../log.js'
 import { type MountOptions, parseMountOptions, withoutSymlinks } from '../mountpoint.js'
 import { native } from '../native.js'
@@ -59,8 +60,8 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   // What a request leaves behind is small. V8 would let it pile up to many MiB,
   // and never give the pages back.
   setFlagsFromString('--semi-space-growth-factor=1')
-  if (options.transport === 'fuse-native' && (options.replace || options.fdStore || options.guard !== undefined)) {
-    throw new UserError('--transport fuse-native: no daemon can go on with its mount; leave out --replace, --fd-store and --guard', 2)
+  if (options.transport === 'fuse-native' && options.replace) {
+    throw new UserError('--transport fuse-native: no daemon can go on with its mount; leave out --replace', 2)
   }
   const inBackground = process.env[BACKGROUND] === '1'
   const { logger: log, flush } = await createLogger(
@@ -69,7 +70,8 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
       ? { kind: 'syslog', native }
       : { kind: 'stderr', format: options.logFormat ?? defaultFormat() },
   )
-  const manager = ServiceManager.ofThisProcess(native, log)
+  const guard = options.transport === 'fuse-native' ? undefined : Guard.ofThisProcess(native, log)
+  const manager = guard === undefined ? ServiceManager.ofThisProcess(native, log) : undefined
   const daemon = new Daemon(
     {
       mountpoint: resolve(mountpoint),
@@ -81,8 +83,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
     },
     log,
     {},
-    options.fdStore === true ? manager : undefined,
-    options.guard,
+    guard,
     () => process.exit(0),
   )
   // A daemon keeps nobody's directory busy.
@@ -90,7 +91,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   // All disks are read once, and thousands are enough for V8 to load its optimizing
   // compiler, which takes 7 MiB. What is done more than once shall have it.
   setFlagsFromString('--no-opt')
-  const starting = start(daemon, manager, mountpoint, options.replace === true).finally(() => setFlagsFromString('--opt'))
+  const starting = start(daemon, guard, mountpoint, options.replace === true).finally(() => setFlagsFromString('--opt'))
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => {
       // A start under way is short, and cannot be left half done.
@@ -132,7 +133,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   try {
     await starting
   } catch (error) {
-    await daemon.stop()
+    if (!daemon.survives) await daemon.stop()
     if (tellParent !== undefined && error instanceof UserError) {
       await tellParent(error.message)
       process.exit(error.exitCode)
@@ -141,16 +142,18 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
     throw error
   }
   await tellParent?.('')
-  manager?.ready(`serving ${mountpoint}${daemon.inherited ? ', taken over' : ''}`, () => daemon.answers())
+  const status = `serving ${mountpoint}${daemon.inherited ? ', taken over' : ''}`
+  guard?.serves(status, () => void leave('another daemon goes on'))
+  manager?.ready(status)
   await daemon.ended
   // A disk that hangs may hold a thread for ever; the rest is done.
   await flush()
   process.exit(0)
 }
 
-async function start(daemon: Daemon, manager: ServiceManager | undefined, mountpoint: string, replace: boolean): Promise<void> {
+async function start(daemon: Daemon, guard: Guard | undefined, mountpoint: string, replace: boolean): Promise<void> {
   const before = replace ? await Predecessor.ask(native, withoutSymlinks(mountpoint)) : undefined
-  await daemon.start(before?.kept ?? manager?.kept, before?.daemon)
+  await daemon.start(before?.kept ?? (await guard?.kept()), before?.daemon)
 }
 
 /** Starts this very command again as the daemon, and waits until the tree answers. */

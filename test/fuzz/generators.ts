@@ -273,14 +273,6 @@ export function acl(c: Choices): Buffer {
   return c.oneIn(4) ? mutate(c, whole) : whole
 }
 
-/** What a service manager sets for descriptors that it kept: LISTEN_FDS, then LISTEN_FDNAMES. */
-export function listenVariables(c: Choices): Buffer {
-  const count = c.oneIn(3) ? c.pick(['', 'x', '-1', '1e3', '0x4', ' 3', '3 ', '3.5', 'NaN', 'Infinity', '99999999999']) : String(c.below(9))
-  const names = Array.from({ length: c.below(8) }, () => c.pick(['fuse', 'pins', 'state', 'lock', '', 'unknown', 'x'.repeat(300)]))
-  const whole = Buffer.from(`${count}\n${names.join(':')}`, 'latin1')
-  return c.oneIn(5) ? mutate(c, whole) : whole
-}
-
 /** inotify_event, as read. */
 export function inotifyEvents(c: Choices): Buffer {
   const events = Array.from({ length: c.below(5) }, () => {

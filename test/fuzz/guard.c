@@ -1,8 +1,8 @@
 // The guard (native/guard.c), fed with garbage. Built with sanitizers, see
 // test/helpers/sanitized.ts.
 //
-//   guard-fuzz run COUNT SEED          its functions, in this process
-//   guard-fuzz connect SOCKET COUNT SEED   connections to one that runs
+//   guard-fuzz run COUNT SEED     its functions, in this process
+//   guard-fuzz speak COUNT SEED   what a daemon says that the guard has started
 //
 // In this process a socket stands for /dev/fuse, and nothing is unmounted.
 #define _GNU_SOURCE
@@ -34,6 +34,7 @@ static int stat_socket_as_fuse(int fd, struct stat *file) {
 #define GUARD "../../native/guard.c"
 #endif
 #include GUARD
+#include "../../native/guard-store.c"
 #undef main
 #undef fstat
 
@@ -49,15 +50,8 @@ static uint32_t number(void) {
   return below(3) == 0 ? below(0xffffffff) : odd[below(sizeof odd / sizeof *odd)];
 }
 
-// Of the listening socket, while there is one.
-static char path[64];
-static void clean_up(void) {
-  if (path[0]) unlink(path);
-}
-
 static void fail(const char *what) {
   dprintf(1, "guard: %s\n", what);
-  clean_up();
   abort();
 }
 
@@ -101,45 +95,47 @@ static size_t request(char *out, uint64_t unique) {
   return below(64) == 0 ? below(sizeof header) : length;
 }
 
-// A connection that says something: mostly what a daemon says. The descriptors
-// that are sent are closed here, but for `held`, the other end of the "/dev/fuse".
-static int call(const char *socket_path, bool in_process, int *held, int *state) {
-  int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-  struct sockaddr_un address = {.sun_family = AF_UNIX};
-  strcpy(address.sun_path, socket_path);
-  // It may have its socket, and not listen yet.
-  int tries = 1000;
-  while (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
-    if (errno != ECONNREFUSED || tries-- == 0 || usleep(10000) < 0) fail("cannot connect");
-  struct timeval patience = {.tv_sec = 5};
-  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-  int fds[10], count = below(4) ? 2 : (int)below(10), ends[2];
-  *held = *state = -1;
-  for (int i = 0; i < count; i++) {
-    int kind = below(6) ? i : (int)below(8);
-    if (kind == 0 && in_process) {
-      if (*held >= 0) close(*held);
-      fuse_pair(ends, below(16) ? SOCK_NONBLOCK : 0);
-      fds[i] = ends[0];
-      *held = ends[1];
-    } else if (kind == 0) fds[i] = open("/dev/fuse", O_RDWR | O_CLOEXEC | (below(4) ? O_NONBLOCK : 0));
-    else if (kind == 1) fds[i] = memory(STATE_SIZE);
-    else if (kind == 2) fds[i] = memory(below(2) ? STATE_SIZE - 1 : 0);
-    else if (kind == 3) fds[i] = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    else if (kind == 4) fds[i] = open("/dev/zero", O_RDWR | O_CLOEXEC);
-    else if (kind == 5) fds[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    else fds[i] = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    if (fds[i] < 0) fail("no descriptor");
-    if (kind == 1) {
-      uint32_t version = STATE_VERSION;
-      if (below(8) && pwrite(fds[i], &version, sizeof version, STATE_VERSION_AT) < 0) fail("cannot write");
-      damage(fds[i]);
-      if (i == 1) *state = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
-    }
+static const char *const NAMES[] = {"fuse", "state", "lock", "mount", "closes", "pins", "", "a-name-that-is-longer-than-any"};
+
+static int any(int kind, bool in_process, int *held, int *state) {
+  int ends[2], fd;
+  if (kind == 0 && in_process) {
+    if (*held >= 0) close(*held);
+    fuse_pair(ends, below(16) ? SOCK_NONBLOCK : 0);
+    *held = ends[1];
+    return ends[0];
   }
+  if (kind == 0) fd = open("/dev/fuse", O_RDWR | O_CLOEXEC | (below(4) ? O_NONBLOCK : 0));
+  else if (kind == 1) fd = memory(STATE_SIZE);
+  else if (kind == 2) fd = memory(below(2) ? STATE_SIZE - 1 : 0);
+  else if (kind == 3) fd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  else if (kind == 4) fd = open("/dev/zero", O_RDWR | O_CLOEXEC);
+  else if (kind == 5) fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  else fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) fail("no descriptor");
+  if (kind == 1) {
+    uint32_t version = STATE_VERSION, length = below(8) ? 1 + below(200) : number();
+    if (below(8) && pwrite(fd, &version, sizeof version, STATE_VERSION_AT) < 0) fail("cannot write");
+    if (pwrite(fd, &length, sizeof length, STATE_PATH_LENGTH_AT) < 0 || pwrite(fd, "x", 1, STATE_PATH_AT) < 0) fail("cannot write");
+    damage(fd);
+    if (*state >= 0) close(*state);
+    *state = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  }
+  return fd;
+}
+
+// A message, mostly as a daemon has it. The descriptors that are sent are closed here, but
+// for `held`, the other end of the "/dev/fuse", and `state`, a copy.
+static void speak(int fd, const char *what, int kind, bool in_process, int *held, int *state) {
   static char text[6000];
-  memset(text, 'x', sizeof text);
-  struct iovec data = {text, below(8) ? 1 + below(200) : below(2) ? 0 : 4000 + below(2000)};
+  int fds[10], count = kind < 0 ? 0 : below(8) ? 1 : (int)below(10);
+  for (int i = 0; i < count; i++) fds[i] = any(i == 0 && below(8) ? kind : (int)below(8), in_process, held, state);
+  if (below(32) == 0) {
+    memset(text, 'x', sizeof text - 1);
+    text[below(sizeof text)] = 0;
+    what = text;
+  }
+  struct iovec data = {(void *)what, strlen(what)};
   union {
     struct cmsghdr header;
     char room[CMSG_SPACE(sizeof fds)];
@@ -151,9 +147,27 @@ static int call(const char *socket_path, bool in_process, int *held, int *state)
     control.header = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN((size_t)count * sizeof *fds)};
     memcpy(CMSG_DATA(&control.header), fds, (size_t)count * sizeof *fds);
   }
-  if (sendmsg(fd, &message, MSG_NOSIGNAL) < 0) fail("cannot send");
+  if (sendmsg(fd, &message, MSG_NOSIGNAL) < 0 && errno != EPIPE) fail("cannot send");
   for (int i = 0; i < count; i++) close(fds[i]);
-  return fd;
+}
+
+// What a daemon says, from its start to its end.
+static int script(int fd, bool in_process, int step, int *held, int *state) {
+  char text[64];
+  int name = below(8) ? step : (int)below(sizeof NAMES / sizeof *NAMES);
+  switch (step) {
+  case 0: case 1: case 2: case 3: case 4: case 5:
+    snprintf(text, sizeof text, "put %s", NAMES[name]);
+    speak(fd, text, step, in_process, held, state);
+    break;
+  case 6:
+    speak(fd, below(2) ? "ready serving /x" : "ready serving /x, taken over", -1, in_process, held, state);
+    break;
+  default:
+    snprintf(text, sizeof text, "%s%s", (const char *[]){"take", "remove ", "ready ", "ready", "nonsense"}[below(5)], NAMES[below(8)]);
+    speak(fd, text, below(4) ? -1 : (int)below(8), in_process, held, state);
+  }
+  return step + 1;
 }
 
 // What goes out must be an answer that the kernel takes.
@@ -166,11 +180,7 @@ static void take_answers(int held) {
   }
 }
 
-static void run(unsigned long count) {
-  __asan_set_death_callback(clean_up);
-  snprintf(path, sizeof path, "/tmp/guard-fuzz-%d", getpid());
-  int listener = listen_at(path);
-  if (listener < 0) fail("cannot listen");
+static void fuzz(unsigned long count) {
   stderr = fopen("/dev/null", "w"); // the sanitizers write to the descriptor
   signal(SIGPIPE, SIG_IGN); // which /dev/fuse does not send
   hung_ticks = 0xffffffff;
@@ -179,60 +189,62 @@ static void run(unsigned long count) {
   static char buffer[80000];
   unsigned long accepted = 0, requests = 0;
   for (unsigned long i = 0; i < count; i++) {
-    int held, state;
-    int connection = call(path, true, &held, &state);
-    welcome(listener);
-    accepted += served.fuse >= 0 && served.ticks == 0;
+    int ends[2], held = -1, state = -1;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) fail("no socket pair");
+    struct daemon *daemon = &next;
+    next = (struct daemon){.socket = ends[0], .process = -1};
+    store_send(next.socket, 0, "end");
+    for (int step = 0; step < 7 + (int)below(4) && daemon->socket >= 0;) {
+      step = script(ends[1], true, step, &held, &state);
+      heard(daemon);
+      if (serving.socket >= 0) daemon = &serving;
+    }
+    accepted += served.fuse >= 0;
     for (int steps = (int)below(6); steps > 0 && served.fuse >= 0; steps--) {
       for (int sent = (int)below(6); sent > 0 && held >= 0; sent--, requests++)
         if (send(held, buffer, request(buffer, 2 + 2 * i), MSG_DONTWAIT | MSG_NOSIGNAL) < 0) break;
       if (state >= 0) damage(state);
       if (below(3) == 0) tick();
       // As in the guard's loop: only without a daemon does it read.
-      if (served.connection >= 0 && below(2)) {
-        close(served.connection);
-        served.connection = -1;
-        stand_in();
-      }
-      if (served.fuse >= 0 && served.connection < 0) read_requests();
+      if (served.fuse >= 0 && !served.absent && below(2)) stand_in();
+      if (served.fuse >= 0 && served.absent) read_requests();
       if (held >= 0) take_answers(held);
     }
+    let_go(&next);
+    let_go(&serving);
     if (held >= 0) close(held);
     if (state >= 0) close(state);
-    close(connection);
-    if (below(4) == 0) {
-      set_down(&served);
+    close(ends[1]);
+    if (below(4) == 0 || store_size() > 30) {
+      forget_mount();
       if (descriptors() != before) fail("descriptors are left");
     }
   }
-  set_down(&served);
-  clean_up();
+  forget_mount();
   printf("{\"inputs\":%lu,\"accepted\":%lu,\"requests\":%lu}\n", count + requests, accepted, requests);
-  close(listener);
 }
 
-static void annoy(const char *socket_path, unsigned long count) {
-  unsigned long accepted = 0;
-  for (unsigned long i = 0; i < count; i++) {
-    int held, state;
-    int connection = call(socket_path, false, &held, &state);
-    char answer[8];
-    ssize_t n = recv(connection, answer, sizeof answer, 0);
-    if (n < 0 && errno != ECONNRESET) fail("no answer");
-    accepted += n > 0;
-    if (state >= 0) close(state);
-    close(connection);
+// To the guard that has started this. Nothing of it stays.
+static void annoy(int fd, unsigned long count) {
+  int held = -1, state = -1;
+  char text[64];
+  for (unsigned long i = 0; i < count;) {
+    for (int step = 0; step < 7 + (int)below(4); i++) step = script(fd, false, step, &held, &state);
+    for (size_t name = 0; name < sizeof NAMES / sizeof *NAMES; name++) {
+      snprintf(text, sizeof text, "remove %s", NAMES[name]);
+      send(fd, text, strlen(text), MSG_NOSIGNAL);
+    }
   }
-  printf("{\"inputs\":%lu,\"accepted\":%lu}\n", count, accepted);
+  printf("{\"inputs\":%lu}\n", count);
 }
 
 int main(int count, char **arguments) {
-  if (count == 4 && !strcmp(arguments[1], "run")) {
-    seed = strtoul(arguments[3], NULL, 10);
-    run(strtoul(arguments[2], NULL, 10));
-  } else if (count == 5 && !strcmp(arguments[1], "connect")) {
-    seed = strtoul(arguments[4], NULL, 10);
-    annoy(arguments[2], strtoul(arguments[3], NULL, 10));
-  } else return 2;
+  if (count != 4) return 2;
+  unsigned long inputs = strtoul(arguments[2], NULL, 10);
+  seed = strtoul(arguments[3], NULL, 10);
+  const char *fd = getenv("DISKSEQFS_GUARD");
+  if (!strcmp(arguments[1], "run")) fuzz(inputs);
+  else if (!strcmp(arguments[1], "speak") && fd) annoy(atoi(fd), inputs);
+  else return 2;
   return 0;
 }

@@ -10,7 +10,6 @@ import { E } from '../../src/errno.js'
 import { type Call, Intents, someCall } from '../../src/intent.js'
 import type { Logger } from '../../src/log.js'
 import { type Native, native as real, type SeenThread, type ThreadCredentials } from '../../src/native.js'
-import { ServiceManager } from '../../src/service.js'
 import { SharedState, STATE_SIZE } from '../../src/state.js'
 import { type Device, parseDevice, Sysfs } from '../../src/sysfs.js'
 import { UeventSocket } from '../../src/uevent.js'
@@ -221,17 +220,6 @@ export const vault: Surface = single('vault', make.vaultMessages, (bytes) => {
   must([...queues.values()].every((queue) => queue.length === 0 || known.has(queue)), 'descriptors wait in a socket that nobody takes them from')
   kept.close()
   must(open.size === 0, `${open.size} descriptors are left`)
-})
-
-/** As sd_listen_fds(3) has it: a number of descriptors from 3 on. */
-export const listen: Surface = single('LISTEN_FDS', make.listenVariables, (bytes) => {
-  const [count = '', ...names] = bytes.toString('latin1').replaceAll('\0', '').split('\n')
-  Object.assign(process.env, { NOTIFY_SOCKET: '@x', LISTEN_PID: String(process.pid), LISTEN_FDS: count, LISTEN_FDNAMES: names.join('\n') })
-  const manager = ServiceManager.ofThisProcess(real, quiet)
-  const fds = [...(manager?.kept.values() ?? [])].flat()
-  const most = /^[0-9]{1,9}$/.test(count) ? Number(count) : 0
-  must(fds.every((fd) => Number.isInteger(fd) && fd >= 3 && fd < 3 + most), `LISTEN_FDS=${count} gave ${fds}`)
-  must(new Set(fds).size === fds.length, 'one descriptor twice')
 })
 
 export const names = (parse = parseName): Surface =>
@@ -531,5 +519,5 @@ export const closes: Surface = single('inotify', make.inotifyEvents, (bytes) => 
 })
 
 export const SURFACES: readonly Surface[] = [
-  requests(), handover, state(), vault, listen, names(), nodeIds, uevents, sysfs, syscallFiles(), threadLooks, credentials, acls, closes,
+  requests(), handover, state(), vault, names(), nodeIds, uevents, sysfs, syscallFiles(), threadLooks, credentials, acls, closes,
 ]

@@ -11,6 +11,7 @@ import { cleanup } from './tree.js'
 
 const NATIVE = join(ROOT, 'native')
 const GUARD = join(NATIVE, 'guard.c')
+const STORE = join(NATIVE, 'guard-store.c')
 
 /** What stands there, exactly once, and what is to stand there. */
 export type Change = readonly [mechanism: string, off: string]
@@ -31,15 +32,17 @@ function twinSource(t: Test, path: string, changes: readonly Change[]): string {
 }
 
 /** Builds it, as the Makefile does; static, to run in any virtual machine. */
-function built(source: string): string {
+function built(source: string, ...others: readonly string[]): string {
   const program = source.slice(0, -'.c'.length)
-  execFileSync('cc', ['-O2', '-static', `-I${NATIVE}`, '-o', program, source])
+  execFileSync('cc', ['-O2', '-static', `-I${NATIVE}`, '-o', program, source, ...others])
   return program
 }
 
 export const twinGuardSource = (t: Test, ...change: Change) => twinSource(t, GUARD, [change])
-export const twinGuard = (t: Test, ...change: Change) => built(twinGuardSource(t, ...change))
+export const twinGuard = (t: Test, ...change: Change) => built(twinGuardSource(t, ...change), STORE)
 /** One that differs in more than a mechanism: where what it is to stand is brought about. */
-export const changedGuard = (t: Test, ...changes: Change[]) => built(twinSource(t, GUARD, changes))
+export const changedGuard = (t: Test, ...changes: Change[]) => built(twinSource(t, GUARD, changes), STORE)
+/** Of what it keeps. */
+export const twinGuardStore = (t: Test, ...change: Change) => built(twinSource(t, STORE, [change]), GUARD)
 /** Of what udev runs. */
 export const twinLink = (t: Test, ...changes: Change[]) => built(twinSource(t, join(ROOT, 'udev/diskseqfs-link.c'), changes))

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A service manager for one daemon: starts it, keeps the descriptors that it is
+"""A service manager for one service: starts it, keeps the descriptors that it is
 given (sd_notify(3), FDSTORE=1), and starts it anew when it ends, as systemd does
-with Restart=always.
+with Restart=always and KillMode=process.
 
     manager.py COMMAND [ARGUMENT]...
 
 Commands on stdin, a line each: "kill" (SIGKILL), "term" (SIGTERM), "stop" (the
 same, and not started again; what was kept is closed). On stdout: "pid N" at
-each start, "ready" when the daemon says so, "ended" when it was stopped.
+each start, "status TEXT" when it says so, "ended" when it was stopped.
 """
 import array, os, select, signal, socket, sys, tempfile
 
@@ -61,8 +61,8 @@ def heard():
             for entry in [entry for entry in store if entry[0] == fields['FDNAME']]:
                 store.remove(entry)
                 os.close(entry[1])
-        if fields.get('READY') == '1':
-            say('ready')
+        if 'STATUS' in fields:
+            say('status ' + fields['STATUS'])
 
 
 child_read, child_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

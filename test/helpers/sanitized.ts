@@ -41,7 +41,7 @@ function built(name: string, sources: readonly string[], make: (output: string) 
 const cc = (output: string, ...args: string[]) => execFileSync('cc', ['-std=gnu17', ...FLAGS, '-o', output, ...args], { cwd: ROOT, stdio: 'inherit' })
 
 /** The guard itself. */
-export const guardPath = () => built('diskseqfs-guard', ['native'], (output) => cc(output, 'native/guard.c'))
+export const guardPath = () => built('diskseqfs-guard', ['native'], (output) => cc(output, 'native/guard.c', 'native/guard-store.c'))
 
 /** What feeds it, or the functions of `guard` (a path). */
 export function guardFuzzPath(guard = join(ROOT, 'native/guard.c')): string {

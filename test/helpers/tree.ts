@@ -2,7 +2,6 @@
 import { type ChildProcess, execFile, execFileSync, spawn, spawnSync } from 'node:child_process'
 import {
   closeSync,
-  existsSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -35,7 +34,6 @@ type Mechanism =
   | 'faults-of-all'
   | 'workers-believed'
   | 'code-alone'
-  | 'one-message'
   | 'no-recall'
   | 'whole-disk-pins'
   | 'no-loop-check'
@@ -237,97 +235,88 @@ export function onEachTransport(name: string, test: (t: Test, args: string[]) =>
 }
 
 const MANAGER = join(ROOT, 'test/helpers/manager.py')
+const GUARD = join(ROOT, 'native/diskseqfs-guard')
 
 export interface ManagedTree {
   readonly mountpoint: string
-  /** Of the manager, which starts daemons. */
+  /** Of the manager, which starts guards. */
   readonly manager: number
-  /** The daemon that runs now. */
+  /** The guard that runs now, which starts daemons. */
+  guard(): number
+  /** The daemon that serves now. */
   pid(): number
   /** How many daemons were ready. */
   ready(): number
-  /** Ends the daemon that runs now; the manager starts the next. */
+  /** Ends the daemon that serves now; the guard starts the next. */
   end(signal: 'SIGKILL' | 'SIGTERM'): void
+  /** Ends the guard; the manager starts the next. */
+  endGuard(signal: 'SIGKILL' | 'SIGTERM'): void
+  /** Daemons that are started wait until this is called with false. */
+  hold(held: boolean): void
   log(): Record<string, any>[]
+  /** What guards have said. */
+  said(): string
 }
 
+interface Managed {
+  readonly twin?: Twin
+  /** More arguments for the daemon. */
+  readonly args?: readonly string[]
+  readonly expectErrors?: boolean
+  /** More arguments for the guard. */
+  readonly guardArgs?: readonly string[]
+  /** Another one than the real guard. */
+  readonly program?: string
+}
+
+/** Waits for as long as there is the file. */
+const HELD = 'while [ -e "$0" ]; do sleep 0.02; done; exec "$@"'
+
 /**
- * A daemon that a service manager starts anew whenever it ends, and keeps
- * descriptors for. Both are stopped when the test ends, and the mount is taken away.
+ * A daemon that a guard starts anew whenever it ends, and that is started anew by a
+ * service manager. All are stopped when the test ends, and the mount is taken away.
  */
 export async function startManaged(
   t: Test,
-  { twin, args = [], expectErrors = false }: { twin?: Twin; args?: string[]; expectErrors?: boolean } = {},
+  { twin, args = [], expectErrors = false, guardArgs = [], program = GUARD }: Managed = {},
 ): Promise<ManagedTree> {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
-  const daemon = twin === undefined ? [CLI, 'mount', '-f', '--fd-store', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
-  const child = spawn('python3', [MANAGER, process.execPath, ...daemon], { stdio: 'pipe', env: ENVIRONMENT })
+  const hold = `${mountpoint}.hold`
+  const daemon = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
+  const command = [program, ...guardArgs, '/bin/sh', '-c', HELD, hold, process.execPath, ...daemon]
+  const child = spawn('python3', [MANAGER, ...command], { stdio: 'pipe', env: ENVIRONMENT })
   let said = ''
   child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
   const log = gather(child)
   const ended = new Promise((resolve) => child.on('close', resolve))
+  const last = (pattern: RegExp) => Number([...said.matchAll(pattern)].at(-1)?.[1])
+  const pid = () => last(/^status .*\(daemon (\d+)\)$/gm)
   cleanup(t, async () => {
+    rmSync(hold, { force: true })
     child.stdin.end('stop\n')
-    const code = await Promise.race([ended, sleep(15_000, 'late', { ref: false })])
-    if (code === 'late') child.kill('SIGKILL')
+    await until(() => said.includes('ended'), 15_000).catch(() => child.kill('SIGKILL'))
     spawnSync('umount', ['--lazy', '--force', '--quiet', mountpoint])
+    // Its log is closed when the daemon has ended as well.
+    const code = await Promise.race([ended, sleep(15_000, 'late', { ref: false })])
+    if (code === 'late') process.kill(pid(), 'SIGKILL')
     removeMountpoint(mountpoint)
-    if (code === 'late') throw new Error(`the manager did not stop:\n${log.text()}`)
+    if (code === 'late') throw new Error(`the daemon did not stop:\n${log.text()}`)
     if (!expectErrors) log.check()
   })
-  const ready = () => said.split('\n').filter((line) => line === 'ready').length
+  const ready = () => said.split('\n').filter((line) => /^status serving .*daemon/.test(line)).length
   await log.started(() => ready() > 0)
   return {
     mountpoint,
     manager: child.pid as number,
-    pid: () => Number([...said.matchAll(/^pid (\d+)$/gm)].at(-1)?.[1]),
+    guard: () => last(/^pid (\d+)$/gm),
+    pid,
     ready,
-    end: (signal) => child.stdin.write(signal === 'SIGKILL' ? 'kill\n' : 'term\n'),
+    end: (signal) => process.kill(pid(), signal),
+    endGuard: (signal) => child.stdin.write(signal === 'SIGKILL' ? 'kill\n' : 'term\n'),
+    hold: (held) => (held ? writeFileSync(hold, '') : rmSync(hold, { force: true })),
     log: log.lines,
+    said: () => log.text().split('\n').filter((line) => line.startsWith('diskseqfs-guard:')).join('\n'),
   }
-}
-
-const GUARD = join(ROOT, 'native/diskseqfs-guard')
-
-export interface GuardedTree {
-  readonly tree: ManagedTree
-  readonly guard: ChildProcess
-  /** Ends the guard, and starts another one in its place. */
-  restart(): Promise<void>
-  /** What the guard has said. */
-  log(): string
-}
-
-/**
- * The same, with a guard that stands in for it.
- *
- * @param manager who is not to wait, see guard.c
- * @param args more arguments for the guard
- * @param program another one than the real guard
- */
-export async function startGuarded(
-  t: Test,
-  manager: number,
-  { args = [], twin, program = GUARD }: { args?: string[]; twin?: Twin; program?: string } = {},
-): Promise<GuardedTree> {
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-guard-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
-  const socket = join(directory, 'guard')
-  let said = ''
-  const start = async () => {
-    rmSync(socket, { force: true })
-    const guard = spawn(program, ['-m', String(manager), ...args, socket], { stdio: ['ignore', 'ignore', 'pipe'] })
-    guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
-    cleanup(t, () => guard.kill('SIGKILL'))
-    await until(() => existsSync(socket))
-    return guard
-  }
-  const guard = await start()
-  const restart = async () => {
-    guard.kill('SIGKILL')
-    await start()
-  }
-  return { tree: await startManaged(t, { args: ['--guard', socket], ...(twin && { twin }) }), guard, restart, log: () => said }
 }
 
 export interface TestDisk {

@@ -22,6 +22,7 @@ import { Daemon } from '../../build/js/daemon.js'
 import { nodeName, parseId } from '../../build/js/diskseq.js'
 import { FuseNativeTransport } from '../../build/js/fuse-native.js'
 import { Gate } from '../../build/js/gate.js'
+import { Guard } from '../../build/js/guard.js'
 import { Intents, RUNNING, someCall, UNSEEN } from '../../build/js/intent.js'
 import { createLogger } from '../../build/js/log.js'
 import { parseMountOptions } from '../../build/js/mountpoint.js'
@@ -32,7 +33,6 @@ import { PinOpener } from '../../build/js/pin.js'
 import { PinLifetime } from '../../build/js/pin-lifetime.js'
 import { Registry } from '../../build/js/registry.js'
 import { FuseSession } from '../../build/js/session.js'
-import { ServiceManager } from '../../build/js/service.js'
 import { Sysfs } from '../../build/js/sysfs.js'
 import { Tree } from '../../build/js/tree.js'
 
@@ -308,14 +308,6 @@ const twins = {
       ...native,
       sendDescriptors: (socket, text, fds) =>
         /^\d+$/.test(text) ? text.length : native.sendDescriptors(socket, text, fds),
-    },
-  },
-  /** Descriptors are put into the store in one message, however many there are. */
-  'one-message': {
-    patch() {
-      ServiceManager.prototype.put = function (name, fds) {
-        this.send(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, fds)
-      }
     },
   },
   /** Of the inodes that an earlier daemon gave the kernel nothing is known. */
@@ -624,7 +616,6 @@ const { values, positionals } = parseArgs({
   options: {
     'open-timeout': { type: 'string', default: '10' },
     'hold': { type: 'string', default: '30' },
-    'guard': { type: 'string' },
     'transport': { type: 'string', default: 'session' },
     'note-answers': { type: 'boolean', default: false },
   },
@@ -645,7 +636,7 @@ const makeOpener = parts.opener ?? ((...given) => new PinOpener(...given))
 const intents = pace === 'unseen' ? withIntents({ of: () => UNSEEN }) : parts.intents
 const opener = pace === 'slow' ? (...given) => slow(makeOpener(...given)) : makeOpener
 const { logger: log } = await createLogger('info', { kind: 'stderr', format: 'json' })
-const manager = ServiceManager.ofThisProcess(native, log)
+const guard = Guard.ofThisProcess(native, log)
 const daemon = new Daemon(
   {
     mountpoint,
@@ -657,8 +648,7 @@ const daemon = new Daemon(
   },
   log,
   { ...parts, opener, ...(intents && { intents }), ...(values['note-answers'] && { native: noting(parts.native ?? native) }) },
-  manager,
-  values['guard'],
+  guard,
 )
 process.once('SIGTERM', () => (daemon.survives ? process.exit(0) : daemon.stop()))
 process.on('SIGHUP', () => {
@@ -678,7 +668,7 @@ process.on('SIGUSR2', () => {
     'remembered',
   )
 })
-await daemon.start(manager?.kept)
-manager?.ready('serving', () => true)
+await daemon.start(await guard?.kept())
+guard?.serves(`serving ${mountpoint}${daemon.inherited ? ', taken over' : ''}`, () => process.exit(0))
 await daemon.ended
 process.exit(0)

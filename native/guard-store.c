@@ -1,0 +1,200 @@
+#define _GNU_SOURCE
+#include "guard-store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define FIRST_FD 3 // SD_LISTEN_FDS_START
+#define BATCH 250  // in one message; the kernel's limit is SCM_MAX_FD, 253
+#define NAME_SIZE 16
+
+#define NAMES_MAX 16
+
+static struct stored {
+  char name[NAME_SIZE];
+  int fd;
+  bool told, sent;
+} *stored;
+static size_t count, room;
+
+static struct sockaddr_un notify_address;
+static socklen_t notify_length;
+// What the manager is to be told when it has room: names that were removed, and a text.
+static char removed[NAMES_MAX][NAME_SIZE];
+static size_t removals;
+static char waiting[700];
+
+static bool send_fds(int socket, const struct sockaddr_un *to, socklen_t to_length, const char *text, const int *fds, size_t n) {
+  union {
+    struct cmsghdr header;
+    char room[CMSG_SPACE(BATCH * sizeof(int))];
+  } control;
+  struct iovec data = {(void *)text, strlen(text)};
+  struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_name = (void *)to, .msg_namelen = to_length};
+  if (n > 0) {
+    memset(&control, 0, sizeof control);
+    message.msg_control = &control;
+    message.msg_controllen = CMSG_SPACE(n * sizeof(int));
+    control.header.cmsg_level = SOL_SOCKET;
+    control.header.cmsg_type = SCM_RIGHTS;
+    control.header.cmsg_len = CMSG_LEN(n * sizeof(int));
+    memcpy(CMSG_DATA(&control.header), fds, n * sizeof(int));
+  }
+  return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
+}
+
+bool has_manager(void) { return notify_length > 0; }
+
+// False where it has to be told later. It is never waited for, as it may wait for this process.
+static bool tell(int socket, const char *text, const int *fds, size_t n) {
+  if (send_fds(socket, &notify_address, notify_length, text, fds, n)) return true;
+  if (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM || errno == ETOOMANYREFS || errno == ECONNREFUSED) return false;
+  fprintf(stderr, "diskseqfs-guard: cannot tell the service manager: %s\n", strerror(errno));
+  return true;
+}
+
+static bool tell_all(int socket) {
+  char text[64];
+  for (; removals > 0; removals--) {
+    snprintf(text, sizeof text, "FDSTOREREMOVE=1\nFDNAME=%s", removed[removals - 1]);
+    if (!tell(socket, text, NULL, 0)) return false;
+  }
+  for (size_t i = 0; i < count; i++) {
+    int fds[BATCH];
+    size_t n = 0;
+    if (stored[i].told) continue;
+    while (i + n < count && n < BATCH && !stored[i + n].told && strcmp(stored[i + n].name, stored[i].name) == 0) {
+      fds[n] = stored[i + n].fd;
+      n++;
+    }
+    // Without FDPOLL=0 it would let go of a socket whose other end is closed.
+    snprintf(text, sizeof text, "FDSTORE=1\nFDNAME=%s\nFDPOLL=0", stored[i].name);
+    if (!tell(socket, text, fds, n)) return false;
+    while (n-- > 0) stored[i + n].told = true;
+  }
+  if (waiting[0] && !tell(socket, waiting, NULL, 0)) return false;
+  waiting[0] = 0;
+  return true;
+}
+
+bool store_tell(void) {
+  if (!has_manager()) return true;
+  int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return false;
+  bool all = tell_all(fd);
+  close(fd);
+  return all;
+}
+
+void tell_manager(const char *text) {
+  // That it is alive says less than what it has not been told yet.
+  if (!waiting[0] || strncmp(text, "WATCHDOG", 8) != 0) snprintf(waiting, sizeof waiting, "%s", text);
+  store_tell();
+}
+
+static void add(const char *name, int fd, bool told) {
+  if (count == room) {
+    size_t more = room ? 2 * room : 64;
+    struct stored *moved = realloc(stored, more * sizeof *stored);
+    if (!moved) {
+      close(fd);
+      return;
+    }
+    stored = moved;
+    room = more;
+  }
+  stored[count] = (struct stored){.fd = fd, .told = told};
+  snprintf(stored[count++].name, NAME_SIZE, "%s", name);
+}
+
+void store_open(void) {
+  const char *path = getenv("NOTIFY_SOCKET"), *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
+  const char *names = getenv("LISTEN_FDNAMES");
+  if (path && strlen(path) < sizeof notify_address.sun_path) {
+    notify_address.sun_family = AF_UNIX;
+    strcpy(notify_address.sun_path, path);
+    if (path[0] == '@') notify_address.sun_path[0] = 0;
+    notify_length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
+  }
+  if (pid && fds && names && strtol(pid, NULL, 10) == getpid()) {
+    char *words = strdup(names), *rest = words;
+    long n = strtol(fds, NULL, 10);
+    for (long i = 0; i < n && rest; i++) {
+      const char *name = strsep(&rest, ":");
+      fcntl(FIRST_FD + (int)i, F_SETFD, FD_CLOEXEC);
+      add(name, FIRST_FD + (int)i, true);
+    }
+    free(words);
+  }
+  static const char *const ours[] = {"NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"};
+  for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) unsetenv(ours[i]);
+}
+
+void store_put(const char *name, const int *fds, size_t n) {
+  for (size_t i = 0; i < n; i++) add(name, fds[i], false);
+  store_tell();
+}
+
+void store_remove(const char *name) {
+  size_t left = 0;
+  bool told = false;
+  for (size_t i = 0; i < count; i++) {
+    if (strcmp(stored[i].name, name) != 0) {
+      stored[left++] = stored[i];
+      continue;
+    }
+    told |= stored[i].told;
+    close(stored[i].fd);
+  }
+  count = left;
+  if (told && removals < NAMES_MAX) snprintf(removed[removals++], NAME_SIZE, "%s", name);
+  store_tell();
+}
+
+void store_clear(void) {
+  while (count > 0) {
+    char name[NAME_SIZE];
+    strcpy(name, stored[count - 1].name);
+    store_remove(name);
+  }
+}
+
+int store_get(const char *name) {
+  for (size_t i = count; i-- > 0;)
+    if (strcmp(stored[i].name, name) == 0) return stored[i].fd;
+  return -1;
+}
+
+size_t store_all(const char *name, int *fds, size_t max) {
+  size_t n = 0;
+  for (size_t i = 0; i < count && n < max; i++)
+    if (strcmp(stored[i].name, name) == 0) fds[n++] = stored[i].fd;
+  return n;
+}
+
+void store_send_anew(void) {
+  for (size_t i = 0; i < count; i++) stored[i].sent = false;
+}
+
+bool store_send(int socket, const char *last) {
+  for (size_t i = 0; i < count; i++) {
+    int fds[BATCH];
+    size_t n = 0;
+    if (stored[i].sent || stored[i].name[0] == '.') continue;
+    while (i + n < count && n < BATCH && !stored[i + n].sent && strcmp(stored[i + n].name, stored[i].name) == 0) {
+      fds[n] = stored[i + n].fd;
+      n++;
+    }
+    if (!send_fds(socket, NULL, 0, stored[i].name, fds, n)) return false;
+    while (n-- > 0) stored[i + n].sent = true;
+  }
+  return send_fds(socket, NULL, 0, last, NULL, 0);
+}
