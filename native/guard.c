@@ -661,20 +661,20 @@ static void take_turn(void) {
   if (served.fuse < 0) attach();
 }
 
-// How it ended: killed by somebody, or by itself.
-static bool was_killed(const struct daemon *daemon) {
+// How it ended: because somebody wanted it to, or by itself. (Told to end it exits with 0.)
+static bool was_ended(const struct daemon *daemon) {
   int status;
-  bool signalled = daemon->pid > 0 && waitpid(daemon->pid, &status, WNOHANG) == daemon->pid && WIFSIGNALED(status) &&
-                   (WTERMSIG(status) == SIGKILL || WTERMSIG(status) == SIGTERM);
-  return daemon->killed || signalled;
+  if (daemon->pid <= 0 || waitpid(daemon->pid, &status, WNOHANG) != daemon->pid) return daemon->killed;
+  if (WIFEXITED(status)) return daemon->killed || WEXITSTATUS(status) == 0;
+  return daemon->killed || WTERMSIG(status) == SIGKILL || WTERMSIG(status) == SIGTERM;
 }
 
 // The first that ends by itself is followed at once, as whoever asks waits.
-static void schedule(const struct daemon *ended, bool killed) {
+static void schedule(const struct daemon *ended, bool wanted) {
   int64_t now = now_ms();
-  if (killed || (ended->ready && now - ended->ready_ms > SERVED_MS)) failures = 0;
+  if (wanted || (ended->ready && now - ended->ready_ms > SERVED_MS)) failures = 0;
   int64_t delay = failures == 0 ? 0 : RETRY_MS << (failures < 10 ? failures : 10);
-  if (!killed) failures++;
+  if (!wanted) failures++;
   start_at_ms = now + (delay < RETRY_MAX_MS ? delay : RETRY_MAX_MS);
 }
 
@@ -691,7 +691,7 @@ static void ended(struct daemon *daemon) {
   int process = daemon->process;
   drain(daemon);
   if (serving.process == process) daemon = &serving; // it was ready
-  bool killed = was_killed(daemon);
+  bool wanted = was_ended(daemon);
   struct daemon before = *daemon;
   let_go(daemon);
   if (daemon == &serving) {
@@ -706,17 +706,17 @@ static void ended(struct daemon *daemon) {
   } else {
     // It had mounted anew.
     if (!is_there(&serving) && served.fuse >= 0) stand_in();
-    if (!told_ready && !killed) {
+    if (!told_ready && !wanted) {
       say("the daemon does not start; the system goes on without it", "");
       tell_state("the daemon does not start; names lead to the devices' own nodes");
     }
-    // Somebody kills each that is started: that is no reason to give up sooner.
-    if (killed && served.absent && served.kills < KILLS_MAX) {
+    // Somebody ends each that is started: that is no reason to give up sooner.
+    if (wanted && served.absent && served.kills < KILLS_MAX) {
       served.kills++;
       served.unready = 0;
     }
   }
-  if (!is_there(&next)) schedule(&before, killed);
+  if (!is_there(&next)) schedule(&before, wanted);
 }
 
 // The process; 0 if there is none.

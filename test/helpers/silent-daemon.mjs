@@ -15,7 +15,7 @@ const fuse = openSync('/dev/fuse', constants.O_RDWR | constants.O_NONBLOCK)
 const options = parseMountOptions('', [])
 if (native.mount('test', mountpoint, 'fuse.test', options.flags, mountData(fuse, options)) < 0) throw new Error('cannot mount')
 const stateFd = native.sharedMemory(STATE_SIZE)
-new SharedState(native.mapMemory(stateFd, STATE_SIZE)).mount = { mountpoint, device: mountsAt(mountpoint)[0].device }
+new SharedState(native.mapMemory(stateFd, STATE_SIZE)).mount = { mountpoint, device: mountsAt(mountpoint)[0].device, pidNamespace: 0 }
 native.sendDescriptors(guard, 'put fuse', [fuse])
 native.sendDescriptors(guard, 'put state', [stateFd])
 native.sendDescriptors(guard, 'ready serving', [])
