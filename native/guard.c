@@ -522,14 +522,16 @@ static void probe(int guard) {
   }
 }
 
-// Anew, in place of the one there is.
+// Anew, in place of the one there is. Where there can be none now, a later look at the tree tries again.
 static void start_prober(void) {
   int ends[2];
   if (prober >= 0) {
     kill(prober_pid, SIGKILL);
     close(prober);
   }
-  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) exit(1);
+  prober = -1;
+  probing = false;
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) return say("cannot look at the tree: ", strerror(errno));
   pid_t pid = fork();
   if (pid == 0) {
     // Nothing of what is kept may be open in it: it may outlive all else.
@@ -539,10 +541,13 @@ static void start_prober(void) {
     probe(SOCKET);
   }
   close(ends[1]);
-  if (pid < 0) exit(1);
+  if (pid < 0) {
+    say("cannot look at the tree: ", strerror(errno));
+    close(ends[0]);
+    return;
+  }
   prober = ends[0];
   prober_pid = pid;
-  probing = false;
 }
 
 static void ask(void) {
@@ -550,6 +555,7 @@ static void ask(void) {
   uint32_t device = load(STATE_DEVICE_AT);
   question.device = makedev(device >> 20, device & 0xfffff);
   memcpy(question.mountpoint, served.mountpoint, sizeof question.mountpoint);
+  if (prober < 0) start_prober();
   if (send(prober, &question, sizeof question, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return;
   probing = true;
   served.ticks = 0;
@@ -558,10 +564,8 @@ static void ask(void) {
 // The process that asks has been answered: by the daemon, or by the kernel.
 static void answered(void) {
   char finding;
-  if (recv(prober, &finding, 1, MSG_DONTWAIT) != 1) {
-    say("the process that looks at the tree has ended", "");
-    exit(1);
-  }
+  // Killed by somebody, say. That is no reason to end: this process may be the only one that answers.
+  if (recv(prober, &finding, 1, MSG_DONTWAIT) != 1) return start_prober();
   probing = false;
   served.ticks = 0;
   if (finding != FAILED) say_to(&serving, "ok");
@@ -586,13 +590,22 @@ static void tell_state(const char *state) {
 
 static void kill_daemon(struct daemon *daemon);
 
-// The process of a command that the next daemon waits for; 0 if there is none.
-static pid_t command_pid;
+// The processes of commands: one that the next daemon waits for, and one that whoever waits
+// for the service does. 0 if there is none.
+static pid_t afterwards_pid, mounted_pid;
+// What is told when that one has ended.
+static char announcement[600];
 
-static bool command_runs(void) {
-  if (command_pid > 0 && waitpid(command_pid, NULL, WNOHANG) == 0) return true;
-  command_pid = 0;
+static bool runs(pid_t *pid) {
+  if (*pid > 0 && waitpid(*pid, NULL, WNOHANG) == 0) return true;
+  *pid = 0;
   return false;
+}
+
+static void announce_if_possible(void) {
+  if (!*announcement || runs(&mounted_pid)) return;
+  tell_state(announcement);
+  *announcement = 0;
 }
 
 static void start(void) {
@@ -600,7 +613,7 @@ static void start(void) {
   char number[16];
   start_at_ms = INT64_MAX;
   if (is_there(&next)) return;
-  if (command_runs()) {
+  if (runs(&afterwards_pid)) {
     start_at_ms = now_ms() + RETRY_MS;
     return;
   }
@@ -741,7 +754,9 @@ static void reap(void) {
   for (;;) {
     child.si_pid = 0;
     if (waitid(P_ALL, 0, &child, WEXITED | WNOHANG | WNOWAIT) < 0 || child.si_pid == 0) return;
-    if (child.si_pid == serving.pid || child.si_pid == next.pid || child.si_pid == command_pid) return;
+    if (child.si_pid == serving.pid || child.si_pid == next.pid ||
+        child.si_pid == afterwards_pid || child.si_pid == mounted_pid)
+      return;
     waitpid(child.si_pid, NULL, WNOHANG);
   }
 }
@@ -762,7 +777,8 @@ static void take_away(void) {
   kill_daemon(&serving);
   kill_daemon(&next);
   tell_state("no daemon has come; names lead to the devices' own nodes");
-  command_pid = run(afterwards);
+  *announcement = 0;
+  afterwards_pid = run(afterwards);
 }
 
 // Its other threads may be held up by a disk: then it has not ended for whoever waits for that.
@@ -855,10 +871,9 @@ static void is_ready(struct daemon *daemon, const char *text) {
   served.kills = 0;
   served.unready = 0;
   attach();
-  char state[600];
-  snprintf(state, sizeof state, "%s (daemon %d)", text, (int)serving.pid);
-  tell_state(state);
-  if (!strstr(text, "taken over")) run(mounted);
+  snprintf(announcement, sizeof announcement, "%s (daemon %d)", text, (int)serving.pid);
+  if (!strstr(text, "taken over")) mounted_pid = run(mounted);
+  announce_if_possible();
 }
 
 // A message of a daemon, with the descriptors in it.
@@ -942,9 +957,9 @@ static void resume(void) {
 // The service manager wants this process to end (SIGTERM): it is the one to say whether
 // another follows, which goes on with what is kept. Before that it may have taken the tree
 // away for good (SIGUSR1), so that the daemon is to end as well.
-static void terminate(int signals) {
+static void signalled(int signals) {
   struct signalfd_siginfo signal;
-  if (read(signals, &signal, sizeof signal) != sizeof signal) return;
+  if (read(signals, &signal, sizeof signal) != sizeof signal || signal.ssi_signo == SIGCHLD) return;
   if (signal.ssi_signo == SIGUSR1) for_good = true;
   else leaves = true;
 }
@@ -974,6 +989,7 @@ int main(int count, char **arguments) {
   sigaddset(&ends, SIGTERM);
   sigaddset(&ends, SIGINT);
   sigaddset(&ends, SIGUSR1);
+  sigaddset(&ends, SIGCHLD);
   sigprocmask(SIG_BLOCK, &ends, NULL);
   int signals = signalfd(-1, &ends, SFD_CLOEXEC);
   resume();
@@ -981,6 +997,7 @@ int main(int count, char **arguments) {
   int64_t next_tick = now_ms();
   for (;;) {
     leave_if_possible();
+    announce_if_possible();
     struct pollfd fds[] = {
         {.fd = signals, .events = POLLIN},
         {.fd = next.socket, .events = POLLIN},
@@ -1010,7 +1027,7 @@ int main(int count, char **arguments) {
       if (patience < until) until = patience;
     }
     if (poll(fds, sizeof fds / sizeof *fds, (int)(until - now)) < 0) continue;
-    if (fds[0].revents) terminate(signals);
+    if (fds[0].revents) signalled(signals);
     // What it said before it ended counts.
     else if (fds[1].revents) heard(&next);
     else if (fds[3].revents) heard(&serving);

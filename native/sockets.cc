@@ -1,8 +1,9 @@
 // Unix sockets: of the system log, the service manager, the guard and other
 // daemons, and those that pins wait in. A filesystem daemon must not wait for
-// any of them, so nothing here does.
+// any of them, so nothing here does; but for awaitMessage().
 #include <errno.h>
 #include <linux/filter.h>
+#include <poll.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -166,6 +167,16 @@ Napi::Value ReceiveDescriptors(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// awaitMessage(socket): until there is one, or the other end is closed. Meanwhile nothing
+// else of this process's JavaScript runs.
+Napi::Value AwaitMessage(const Napi::CallbackInfo& info) {
+  struct pollfd message = {IntArg(info, 0), POLLIN, 0};
+  int n;
+  do n = poll(&message, 1, -1);
+  while (n < 0 && errno == EINTR);
+  return Result(info.Env(), n);
+}
+
 }  // namespace
 
 void InitSockets(Napi::Env env, Napi::Object exports) {
@@ -177,6 +188,7 @@ void InitSockets(Napi::Env env, Napi::Object exports) {
   exports.Set("selfSocket", Napi::Function::New<SelfSocket>(env));
   exports.Set("sendDescriptors", Napi::Function::New<SendDescriptors>(env));
   exports.Set("receiveDescriptors", Napi::Function::New<ReceiveDescriptors>(env));
+  exports.Set("awaitMessage", Napi::Function::New<AwaitMessage>(env));
 }
 
 }  // namespace diskseqfs

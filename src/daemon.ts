@@ -40,7 +40,7 @@ import { FuseSession } from './session.js'
 import { type Device, Sysfs } from './sysfs.js'
 import type { Descriptors } from './service.js'
 import { type PinnedCaller, type PinRecord, SharedState, STATE_SIZE } from './state.js'
-import { type Predecessor, socketOf, Succession } from './successor.js'
+import { type Incumbent, type Predecessor, socketOf, Succession } from './successor.js'
 import type { Transport, TransportName } from './transport.js'
 import { Tree } from './tree.js'
 import { UeventSocket } from './uevent.js'
@@ -79,7 +79,7 @@ const SLICE_NS = 100_000
 /** Between two looks whether callers are through, ms. */
 const OUTLIVE_MS = 10
 
-export class Daemon implements CloseListener, Inodes, RegistryListener {
+export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListener {
   private mountpoint = ''
   private mountId = -1
   private lock = -1
@@ -226,11 +226,12 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     this.survives = guard !== undefined
     if (guard !== undefined && !this.inherited) for (const [name, fds] of this.offer()) guard.put(name, fds)
     if (guard !== undefined) return
-    this.succession = new Succession(native, socketOf(device), () => this.offer(), (done) => this.yield(done), log)
+    this.succession = new Succession(native, socketOf(device), this, log)
     this.succession.start()
   }
 
-  private offer(): Descriptors {
+  /** See {@link Incumbent}; as are the three below. */
+  offer(): Descriptors {
     return new Map([...this.estate, [KEPT.pins, this.vault?.all ?? []]])
   }
 
@@ -241,14 +242,15 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
   }
 
   /** What was begun stays as it is, for the daemon that comes next: this process is to end at once. */
-  leave(): void {
+  pause(): void {
     if (this.transport instanceof FuseSession) this.transport.leave()
   }
 
-  /** Another daemon goes on from here. */
-  private yield(done: () => void): void {
-    this.leave()
-    done()
+  goOn(): void {
+    if (this.transport instanceof FuseSession) this.transport.goOn()
+  }
+
+  yield(): void {
     this.yielded?.()
   }
 
@@ -293,8 +295,8 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     if (inherited === undefined) return false
     const { fuse, mountFd, closes, lock, stateFd, state, mountpoint, mount } = inherited
     const sockets = [...inherited.pins]
-    // What fails from here on is no reason to take the tree away: the next one may go on.
-    this.survives = predecessor === undefined && this.guard !== undefined
+    // What fails from here on is no reason to take the tree away: the one before goes on, or the next one.
+    this.survives = predecessor !== undefined || this.guard !== undefined
     sockets.push(...((await (predecessor ?? this.guard)?.take())?.get(KEPT.pins) ?? []))
     this.inherited = true
     this.mountpoint = mountpoint
@@ -304,9 +306,10 @@ export class Daemon implements CloseListener, Inodes, RegistryListener {
     this.watchMount(mount)
     const transport = this.connect(fuse)
     for (const pin of pins) this.adopt(pin)
-    this.survive(mount.device, fuse, mountFd, closes)
     this.lifetime?.start(mountFd)
     this.closes = new CloseWatch(this.native, closes, this, this.log)
+    predecessor?.serves()
+    this.survive(mount.device, fuse, mountFd, closes)
     transport.resume(tree)
     this.log.info({ mountpoint, devices: this.registry.size, pins: pins.length }, 'took over the tree from an earlier daemon')
     return true

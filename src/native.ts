@@ -176,6 +176,8 @@ export interface Native {
   sendDescriptors(socket: number, text: string, fds: readonly number[]): number
   /** [bytes, descriptor, ...]; with `peek` the message stays, and the descriptors are copies. */
   receiveDescriptors(socket: number, into: Uint8Array, peek: boolean): number[] | number
+  /** Waits until there is one, or the other end is closed; nothing else is done meanwhile. */
+  awaitMessage(socket: number): number
 
   readonly syscalls: Readonly<Record<string, number>>
   readonly O_PATH: number

@@ -232,6 +232,7 @@ export class FuseSession implements Transport, Inodes {
     this.poll?.close()
     this.poll = undefined
     clearImmediate(this.turn)
+    this.turn = undefined
     clearTimeout(this.trial)
   }
 
@@ -239,6 +240,12 @@ export class FuseSession implements Transport, Inodes {
   leave(): void {
     this.pause()
     this.state.acquit()
+  }
+
+  /** After {@link pause} or {@link leave}, when nobody else has read requests. */
+  goOn(): void {
+    this.poll = new this.native.Poll(this.fd, () => this.readable())
+    this.turn = setImmediate(() => this.again())
   }
 
   close(): void {

@@ -1,12 +1,12 @@
 /**
  * `mount --replace`: a daemon takes the tree over from one that runs. That one
  * listens on a socket that is root's alone, sends its descriptors to whoever
- * connects, and goes on serving. Only
- * when the other says that it is ready does it stop, and end. So callers wait for
- * a few milliseconds, and if the new daemon fails, nothing has happened.
+ * connects, and goes on serving. When the other asks for its turn it stands still,
+ * and ends only when it hears that the other serves. So callers wait for a few
+ * milliseconds; and if the new daemon fails, whenever it does, the old one goes on.
  *
  * Messages: a name with descriptors, many times, then "end"; from the new daemon "take"; then
- * perhaps more descriptors; "taken" when no request is read any more.
+ * perhaps more descriptors; "taken" when no request is read any more; from the new daemon "serves".
  */
 import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
@@ -23,6 +23,7 @@ const PATIENCE_MS = 5000
 
 const TAKE = 'take'
 const TAKEN = 'taken'
+const SERVES = 'serves'
 const END = 'end'
 
 /** @param device of the mount, as in mountinfo */
@@ -30,8 +31,20 @@ export const socketOf = (device: string): string => join(DIRECTORY, `${device}.r
 
 type Calls = Pick<
   Native,
-  'Poll' | 'look' | 'packetListen' | 'packetAccept' | 'packetConnect' | 'sendDescriptors' | 'receiveDescriptors' | 'close'
+  'Poll' | 'look' | 'packetListen' | 'packetAccept' | 'packetConnect' | 'sendDescriptors' | 'receiveDescriptors' | 'awaitMessage' | 'close'
 >
+
+/** The daemon that serves, as the one that takes over sees it. */
+export interface Incumbent {
+  /** What that one needs. */
+  offer(): Descriptors
+  /** Reads no more requests. */
+  pause(): void
+  /** That one has failed: goes on from where it has paused. */
+  goOn(): void
+  /** That one serves: this process ends at once. */
+  yield(): void
+}
 
 /** The side of the daemon that serves. */
 export class Succession {
@@ -41,14 +54,12 @@ export class Succession {
   private readonly buffer = new Uint8Array(16)
 
   /**
-   * @param offer what to send to a daemon that wants to take over
-   * @param yielded reads no more requests, calls `done`, and ends this process
+   * @param path of the socket
    */
   constructor(
     private readonly native: Calls,
     private readonly path: string,
-    private readonly offer: () => Descriptors,
-    private readonly yielded: (done: () => void) => void,
+    private readonly incumbent: Incumbent,
     private readonly log: Logger,
   ) {}
 
@@ -78,7 +89,7 @@ export class Succession {
     if (this.heir !== undefined) return void this.native.close(fd)
     this.heir = { fd, poll: new this.native.Poll(fd, () => this.heard()) }
     this.log.info('another daemon asks for the tree')
-    for (const [name, fds] of this.offer()) this.send(name, fds)
+    for (const [name, fds] of this.incumbent.offer()) this.send(name, fds)
     this.native.sendDescriptors(fd, END, [])
   }
 
@@ -88,7 +99,15 @@ export class Succession {
     const found = this.native.receiveDescriptors(heir.fd, this.buffer, false)
     if (found === -E.EAGAIN) return
     if (typeof found === 'number' || found[0] === 0) return this.drop()
-    this.yielded(() => this.native.sendDescriptors(heir.fd, TAKEN, []))
+    this.incumbent.pause()
+    this.native.sendDescriptors(heir.fd, TAKEN, [])
+    // What the other one is looking at must not change meanwhile.
+    this.native.awaitMessage(heir.fd)
+    const last = this.native.receiveDescriptors(heir.fd, this.buffer, false)
+    if (typeof last !== 'number' && last[0] !== 0) return this.incumbent.yield()
+    this.log.warn('the daemon that was to take over has failed; this one goes on')
+    this.drop()
+    this.incumbent.goOn()
   }
 
   private drop(): void {
@@ -144,12 +163,19 @@ export class Predecessor {
     return { daemon, kept: await daemon.receive(END) }
   }
 
-  /** From here on it reads no requests, and soon is no more; what else it had meanwhile. */
-  async take(): Promise<Descriptors> {
+  /**
+   * From here on it reads no requests, and does nothing else either, until it hears {@link serves} or that
+   * this process has ended. What else it had meanwhile.
+   */
+  take(): Promise<Descriptors> {
     this.native.sendDescriptors(this.fd, TAKE, [])
-    const more = await this.receive(TAKEN)
+    return this.receive(TAKEN)
+  }
+
+  /** It is not needed any more. */
+  serves(): void {
+    this.native.sendDescriptors(this.fd, SERVES, [])
     this.native.close(this.fd)
-    return more
   }
 
   private receive(last: string): Promise<Descriptors> {

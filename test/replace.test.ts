@@ -21,8 +21,10 @@ import {
   sleep,
   startManaged,
   startTree,
+  type Twin,
   until,
 } from './helpers/tree.js'
+import { ROOT } from './helpers/root.js'
 
 const TIMES = 10
 /** On a machine that is busy with other things. */
@@ -38,8 +40,13 @@ interface Daemon {
 
 /** In the foreground; on the mount point of a tree that the test has started. */
 function start(t: Test, mountpoint: string, ...args: string[]): Daemon {
-  const child = spawn(process.execPath, [CLI, 'mount', '-f', '--log-format', 'json', ...args, mountpoint], {
+  return startWith(t, [], {}, mountpoint, ...args)
+}
+
+function startWith(t: Test, node: readonly string[], env: NodeJS.ProcessEnv, mountpoint: string, ...args: string[]): Daemon {
+  const child = spawn(process.execPath, [...node, CLI, 'mount', '-f', '--log-format', 'json', ...args, mountpoint], {
     stdio: ['ignore', 'ignore', 'pipe'],
+    env: { ...process.env, ...env },
   })
   let log = ''
   child.stderr?.on('data', (chunk: Buffer) => (log += chunk.toString()))
@@ -149,6 +156,42 @@ print(*sorted(names))`,
   const next = start(t, tree.mountpoint, '--replace')
   await tookOver(next)
   t.equal(await tree.ended, 0, 'and gives the tree to the next one that asks')
+})
+
+const FAILING = join(ROOT, 'test/helpers/fails-when-taken.cjs')
+
+/** New daemons fail again and again when they have got their turn, while disks are recycled. */
+async function failing(t: Test, twin: Twin, how: 'killed' | 'error') {
+  const loop = loopDisk(t)
+  const tree = await startTree(t, { twin, expectErrors: twin !== 'none' })
+  let ended = false
+  void tree.ended.then(() => (ended = true))
+  const failed = await underLoad(t, tree, loop, async () => {
+    if (ended) return
+    const next = startWith(t, ['--require', FAILING], { FAILS: how }, tree.mountpoint, '--replace')
+    t.equal(await next.ended, how === 'killed' ? null : 1)
+    if (how === 'error') t.match(next.log(), /cannot open \/dev/)
+  })
+  return { ...failed, ended, tree }
+}
+
+for (const how of ['killed', 'error'] as const) {
+  t.test(`a new daemon that fails when it has got its turn changes nothing either (${how})`, async (t) => {
+    const { unexpected, stays, ended, tree } = await failing(t, 'none', how)
+    t.strictSame({ unexpected, stays, ended }, { unexpected: [], stays: [], ended: false })
+    const next = start(t, tree.mountpoint, '--replace')
+    await tookOver(next)
+    t.equal(await tree.ended, 0, 'and gives the tree to the next one that asks')
+    await until(() => openDevices(next.pid).length === 0)
+    t.pass('no pin is left')
+  })
+}
+
+t.test('its turn, twin: if the old one ends when it has given it, the tree is dead', async (t) => {
+  const { stays, ended, tree } = await failing(t, 'no-comeback', 'killed')
+  t.equal(ended, true)
+  t.strictSame(stays, ['ENOTCONN'])
+  await cli('unmount', tree.mountpoint)
 })
 
 t.test('a daemon that stands still is not replaced: the reason is told, and it goes on', async (t) => {

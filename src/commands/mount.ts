@@ -111,7 +111,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   const leave = async (why: string, code = 0) => {
     if (leaving) return
     leaving = true
-    daemon.leave()
+    daemon.pause()
     log.info({ why }, 'leaving the tree to the next daemon')
     manager?.stopping('leaving the tree to the next daemon')
     await flush()

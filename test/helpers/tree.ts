@@ -72,6 +72,7 @@ type Mechanism =
   | 'one-user'
   | 'waits-always'
   | 'no-hold'
+  | 'no-comeback'
   | 'lock-on-mountpoint'
   | 'one-lock-for-all'
   | 'any-proc'

@@ -545,6 +545,8 @@ const twins = {
       return n
     }),
   },
+  /** Who has given another daemon its turn ends, whatever becomes of that one. */
+  'no-comeback': { patch: () => void (Daemon.prototype.goOn = () => process.exit(0)) },
   /** Requests are not read; all else goes on. */
   'mute': {
     native: {
@@ -649,6 +651,7 @@ const daemon = new Daemon(
   log,
   { ...parts, opener, ...(intents && { intents }), ...(values['note-answers'] && { native: noting(parts.native ?? native) }) },
   guard,
+  () => process.exit(0),
 )
 process.once('SIGTERM', () => (daemon.survives ? process.exit(0) : daemon.stop()))
 process.on('SIGHUP', () => {

@@ -47,7 +47,7 @@ async function endings(t: Test, vm: Vm): Promise<void> {
     'killed, and the next one before it answers',
     `kill -KILL $(${DAEMON})
      for ((i = 0; i < 600; i++)); do
-       next=$(pgrep -P $(systemctl show -P MainPID diskseqfs) -f diskseqfs.mount) && [ "$next" != $before ] && break
+       next=$(pgrep -P $(systemctl show -P MainPID diskseqfs) -f '^[^ ]*node') && [ "$next" != $before ] && break
        sleep 0.05
      done
      kill -KILL $next`,
