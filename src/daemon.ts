@@ -246,6 +246,11 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     if (this.transport instanceof FuseSession) this.transport.leave()
   }
 
+  /** As {@link pause}, because of an error: what was begun may be the reason, and is counted as such. */
+  halt(): void {
+    if (this.transport instanceof FuseSession) this.transport.pause()
+  }
+
   goOn(): void {
     if (this.transport instanceof FuseSession) this.transport.goOn()
   }

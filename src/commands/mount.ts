@@ -111,7 +111,8 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   const leave = async (why: string, code = 0) => {
     if (leaving) return
     leaving = true
-    daemon.pause()
+    if (code === 0) daemon.pause()
+    else daemon.halt()
     log.info({ why }, 'leaving the tree to the next daemon')
     manager?.stopping('leaving the tree to the next daemon')
     await flush()

@@ -7,7 +7,9 @@ import { dmsetup } from './cases/dmsetup.js'
 import { faults } from './cases/faults.js'
 import { hostile } from './cases/hostile.js'
 import { hotplug } from './cases/hotplug.js'
+import { kills } from './cases/kills.js'
 import { libvirt } from './cases/libvirt.js'
+import { linksCase } from './cases/links.js'
 import { locks } from './cases/locks.js'
 import { lvm } from './cases/lvm.js'
 import { names } from './cases/names.js'
@@ -36,7 +38,9 @@ export const cases: readonly Case[] = [
   faults,
   locks,
   service,
+  linksCase,
   restart,
+  kills,
   boot,
   removal,
 ]

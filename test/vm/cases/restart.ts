@@ -123,6 +123,21 @@ async function hung(t: Test, vm: Vm): Promise<void> {
   t.equal(outcome, 'status 124\nnotify\nagain\n1\n', 'a daemon that hangs blocks the service manager until the guard has it killed')
 }
 
+/** The daemon does not answer, and is to end: nobody waits for it. */
+async function stopped(t: Test, vm: Vm): Promise<void> {
+  const outcome = await vm.run(
+    `
+    kill -STOP $(${DAEMON})
+    timeout ${HUNG_S} systemctl stop diskseqfs && systemctl show -P Result diskseqfs
+    findmnt -n /dev/disk/by-diskseq || echo no mount
+    pgrep -f '^[^ ]*node.*diskseqfs mount' || echo no daemon`,
+    (HUNG_S + 60) * 1000,
+  )
+  t.equal(outcome, 'success\nno mount\nno daemon\n', 'a service whose daemon hangs can be stopped')
+  t.strictSame((await links(vm)).tree, [], 'and the names lead to the bare devices')
+  await vm.run('systemctl start diskseqfs; udevadm settle')
+}
+
 /** What can be started no more, after an upgrade that went wrong, say. */
 async function broken(t: Test, vm: Vm): Promise<void> {
   const outcome = await vm.run(
@@ -162,6 +177,7 @@ export const restart: Case = {
   async run(t, vm) {
     await inUse(t, vm)
     await hung(t, vm)
+    await stopped(t, vm)
     await broken(t, vm)
     const { tree, stock, root, wrong } = await links(vm)
     t.ok(tree.length > 5, `${tree.length} links into the tree`)

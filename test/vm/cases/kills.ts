@@ -1,0 +1,146 @@
+/**
+ * The daemon, its guard, or both are killed again and again, and the package is upgraded
+ * again and again, while disks come and go: whoever waits is answered, nobody gets an error
+ * or another disk. What is read of the machine afterwards is that nothing has added up.
+ */
+import type { Test } from 'tap'
+
+import { type Case, SHORT } from '../case.js'
+import { note } from '../suite.js'
+import type { Outcome, Vm } from '../vm.js'
+import { DAEMON } from './restart.js'
+
+const DAEMONS = SHORT ? 20 : 60
+const GUARDS = SHORT ? 6 : 20
+const UPGRADES = SHORT ? 2 : 20
+/** Disks held open through the tree, more than one message has room for (SCM_MAX_FD, 253). */
+const DISKS = 400
+/** A load that leaves the machine time for new daemons, each of which takes seconds under emulation. */
+const CHURN = '--recyclers 1 --openers 2 --devices 4 --live-us 140000'
+/** So many, of which none waits, leave everything else about a third of what there is. */
+const BUSY = 'for ((i = 0; i < 2 * $(nproc); i++)); do (while :; do :; done) & done'
+
+const GUARD = 'systemctl show -P MainPID diskseqfs'
+
+interface Way {
+  readonly what: string
+  readonly times: number
+  /** Shell: ends what is to end; {@link PAUSE} follows. */
+  readonly script: string
+  readonly busy?: boolean
+}
+
+const ways: readonly Way[] = [
+  { what: 'the daemon, once a second', times: DAEMONS, script: `pkill -KILL -P $(${GUARD}) -f '^[^ ]*node' || true; sleep 1` },
+  { what: 'the guard', times: GUARDS, script: 'kill -KILL $old; another_guard' },
+  { what: 'both at once', times: GUARDS, script: `kill -STOP $old; kill -KILL $(${DAEMON}) $old; another_guard` },
+  { what: 'the daemon, on a third of a processor', times: SHORT ? 2 : 5, script: `pkill -KILL -P $(${GUARD}) -f '^[^ ]*node'; another_daemon`, busy: true },
+]
+
+const WAITS = `
+  another_guard() {
+    for ((i = 0; i < 1200; i++)); do
+      [ "$(${GUARD})" != "$old" ] && [ -n "$(${DAEMON})" ] && break
+      sleep 0.1
+    done
+    another_daemon
+  }
+  another_daemon() {
+    for ((i = 0; i < 1200; i++)); do
+      now=$(${DAEMON})
+      [ "\${now:-$daemon}" != "$daemon" ] && return
+      sleep 0.1
+    done
+    return 1
+  }`
+
+function figures({ status, output }: Outcome): Record<string, any> {
+  if (status !== 0) throw new Error(output)
+  return JSON.parse(output)
+}
+
+/** Opens a disk that stays, and disks that come and go, until it is told to stop. */
+function load(vm: Vm) {
+  const until = 'until [ -e /run/enough ]; do sleep 0.2; done; kill -TERM $!; wait $! || true'
+  const steady = vm.start(`/share/blk openlat --path /dev/mapper/vm-srv --count 100000000 --pause-ms 20 --close-immediately & ${until}`)
+  const churn = vm.start(`/share/blk churn --mode tree --dir /dev/disk/by-diskseq --seconds 100000 ${CHURN} & ${until}`)
+  return async () => {
+    await vm.run('touch /run/enough')
+    const result = { steady: figures(await steady.ended()), recycled: figures(await churn.ended()) }
+    await vm.run('rm /run/enough')
+    return result
+  }
+}
+
+async function again(t: Test, vm: Vm, { what, times, script, busy }: Way): Promise<void> {
+  const enough = load(vm)
+  const loops = busy ? vm.start(`${BUSY}; until [ -e /run/enough ]; do sleep 0.2; done; kill $(jobs -p)`) : undefined
+  await vm.run(
+    `${WAITS}
+    for ((n = 0; n < ${times}; n++)); do
+      old=$(${GUARD}); daemon=$(${DAEMON})
+      ${script}
+    done`,
+    (120 + times * 60) * 1000,
+  )
+  const { steady, recycled } = await enough()
+  await loops?.ended()
+  const longest = Math.max(steady['max_ns'] / 1e9, recycled['max_open_us'] / 1e6)
+  note(t, `${what}, ${times} times: 0 wrong of ${recycled['opens_ok']}, longest wait ${longest.toFixed(1)} s`)
+  t.equal(recycled['wrong_diskseq'] + recycled['wrong_data'], 0, `${what}: no open reached another disk`)
+  t.strictSame(steady['errors'], {}, `${what}: no open of a disk that is there has failed`)
+  t.strictSame(
+    Object.keys(recycled['errors']).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
+    [],
+    `${what}: no errno but those for a disk that is gone`,
+  )
+  t.ok(recycled['opens_ok'] > 10, `${what}: disks were opened`)
+}
+
+/** How many disks the daemon has open. */
+const PINS = `ls -l /proc/$(${DAEMON})/fd | grep -c '/dev/loop'`
+
+/** Many disks are in use, and their pins go from guard to guard. */
+async function upgrades(t: Test, vm: Vm): Promise<void> {
+  const held = await vm.run(
+    `
+    dpkg-deb -R /share/diskseqfs.deb /run/upgrade
+    truncate -s 1M /run/disk
+    for ((i = 0; i < ${DISKS}; i++)); do losetup --find --show /run/disk; done >/run/disks
+    for d in $(cat /run/disks); do cat /sys/block/\${d#/dev/}/diskseq; done >/run/diskseqs
+    udevadm settle --timeout=300
+    setsid bash -c 'exec 9>&-; fd=10; for n in $(cat /run/diskseqs); do eval "exec $fd</dev/disk/by-diskseq/$n"; fd=$((fd + 1)); done; touch /run/held; exec sleep infinity' >/run/holder.log 2>&1 </dev/null &
+    echo $! >/run/holder
+    for ((i = 0; i < 600; i++)); do [ -e /run/held ] && break; sleep 0.1; done
+    ${PINS}`,
+    600_000,
+  )
+  const counts: string[] = []
+  for (let i = 0; i < UPGRADES; i++) {
+    counts.push(
+      (
+        await vm.run(
+          `${WAITS}
+          sed -i 's/^Version: .*/Version: 0.9.${i}/' /run/upgrade/DEBIAN/control
+          dpkg-deb -Zgzip -z1 -b /run/upgrade /run/upgrade.deb >&2
+          old=$(${GUARD}); daemon=$(${DAEMON})
+          dpkg -i /run/upgrade.deb >&2
+          another_guard
+          ${PINS}`,
+          300_000,
+        )
+      ).trim(),
+    )
+  }
+  t.strictSame(counts, counts.map(() => String(DISKS)), `${UPGRADES} upgrades: all pins are kept (${held.trim()} before)`)
+  note(t, `upgraded ${UPGRADES} times with ${DISKS} disks open`)
+  await vm.run(`kill $(cat /run/holder); for d in $(cat /run/disks); do losetup -d $d; done; rm -rf /run/held /run/upgrade* /run/disk*; udevadm settle --timeout=300`, 300_000)
+}
+
+export const kills: Case = {
+  name: 'killed and upgraded again and again',
+  async run(t, vm) {
+    for (const way of ways) await again(t, vm, way)
+    await upgrades(t, vm)
+  },
+}

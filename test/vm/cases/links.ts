@@ -1,0 +1,158 @@
+/**
+ * Devices are made, renamed, written to, and removed while udev is still busy with what
+ * happened to them before, and is slow at any place of what our rules have it run: each
+ * name leads to the device that has it, and no link stays that nobody owns.
+ */
+import { copyFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+import type { Test } from 'tap'
+
+import { twinLink } from '../../helpers/guard.js'
+import { type Case, SHORT } from '../case.js'
+import { links, ROOT_LINKS } from '../links.js'
+import { note } from '../suite.js'
+import type { Vm } from '../vm.js'
+
+const ROUNDS = SHORT ? 60 : 500
+/** At the same time, so that one's number becomes another's. */
+const LANES = 3
+const TWIN_TRIES = 5
+
+type Change = [from: string, to: string]
+
+/** Now and then it takes a while before it does anything that others may see, or sees what they do. */
+const SLOW: Change = [
+  '#define MAPPER "/dev/mapper"\n',
+  `#define MAPPER "/dev/mapper"
+static void dawdle(int one_of) {
+  static bool seeded;
+  if (!seeded) srandom((unsigned)getpid() * 7919u);
+  seeded = true;
+  if (random() % one_of == 0) usleep((useconds_t)(random() % 400000));
+}
+#define flock(fd, how) (dawdle(2), flock(fd, how))
+#define readlink(path, into, size) (dawdle(3), readlink(path, into, size))
+#define symlink(target, path) (dawdle(3), symlink(target, path))
+#define rename(from, to) (dawdle(3), rename(from, to))
+#define unlink(path) (dawdle(3), unlink(path))
+#define read(fd, into, size) (dawdle(20), read(fd, into, size))
+`,
+]
+
+const LOOKS_FIRST: readonly Change[] = [
+  ['  bool locked = lock();\n  struct device device = look(kernel);\n', '  struct device device = look(kernel);\n  bool locked = lock();\n'],
+]
+
+/** What was done wrong before: a node is pointed at, whether or not the device is still there, or has the name. */
+const ASKS_NOT: readonly Change[] = [
+  ['if (!has_word(environment("DEVLINKS"), link) || !current(&device)) result |= take_away(link);', 'if (0) ;'],
+]
+
+const INSTALLED = '/usr/lib/udev/diskseqfs-link'
+
+/** Runs with another program in place of the installed one. */
+async function withLink<T>(t: Test, vm: Vm, changes: readonly Change[], use: () => Promise<T>): Promise<T> {
+  copyFileSync(twinLink(t, SLOW, ...changes), join(vm.share, 'diskseqfs-link'))
+  await vm.run(`cp -p ${INSTALLED} ${INSTALLED}.aside; install -m 755 /share/diskseqfs-link ${INSTALLED}`)
+  try {
+    return await use()
+  } finally {
+    await vm.run(`udevadm settle --timeout=300; mv ${INSTALLED}.aside ${INSTALLED}; udevadm trigger --subsystem-match=block; udevadm settle --timeout=300`, 600_000)
+  }
+}
+
+/**
+ * Of one lane, in the shell. Whoever has made a device and waited for udev is to find it
+ * by its name, now and for as long as it has that name.
+ */
+const LANE = `
+  # NAME: a complaint where it does not lead to the device that has it
+  leads() {
+    local entry name
+    for entry in /sys/block/dm-*/dm/name; do
+      name=
+      { name=$(<$entry); } 2>/dev/null
+      [ "$name" = "$1" ] || continue
+      entry=\${entry%/dm/name}
+      [ "$(readlink /dev/mapper/$1)" = "/dev/disk/by-diskseq/$(<$entry/diskseq)" ] ||
+        echo "$1 -> $(readlink /dev/mapper/$1), and it is $entry with $(<$entry/diskseq)"
+      return
+    done
+    echo "$1 is not there"
+  }
+  # As soon as udev has let go of it.
+  take_away() {
+    local n
+    for ((n = 0; n < 30; n++)); do dmsetup remove --retry $1 2>/dev/null && return; done
+    echo "$1 stays busy"
+  }
+  lane() {
+    local a=t-$1-a b=t-$1-b n i
+    for ((n = 0; n < $2; n++)); do
+      if ((RANDOM % 2)); then
+        dmsetup create $a --table "0 4096 linear $3 0"
+        leads $a
+        mkswap -q /dev/mapper/$a
+        swapon /dev/mapper/$a && swapoff /dev/mapper/$a
+        take_away $a
+      else
+        dmsetup create $a --table '0 2048 zero'
+        leads $a
+        # udev looks at what was written, while the name becomes another device's.
+        : >>/dev/mapper/$a
+        dmsetup rename --noudevsync $a $b
+        dmsetup create $a --table '0 4096 zero'
+        leads $a
+        for ((i = 0; i < 300; i++)); do [ -n "$(leads $b)" ] || break; sleep 0.1; done
+        leads $b
+        sleep 0.$((RANDOM % 6))
+        leads $a
+        leads $b
+        take_away $a
+        take_away $b
+      fi
+    done
+  }`
+
+/** Everything that was wrong. */
+async function rounds(vm: Vm, count: number): Promise<string[]> {
+  const output = await vm.run(
+    `
+    ${LANE}
+    set +e
+    for ((i = 0; i < ${LANES}; i++)); do
+      truncate -s 4M /run/links-$i
+      (disk=$(losetup --find --show /run/links-$i); lane $i ${Math.ceil(count / LANES)} $disk; losetup -d $disk) &
+    done
+    wait
+    udevadm settle --timeout=300
+    for link in /dev/mapper/t-*; do [ ! -L $link ] || echo "left: $link -> $(readlink $link)"; done
+    rm -f /run/links-* /dev/mapper/t-*`,
+    120_000 + count * 15_000,
+  )
+  return output.split('\n').filter((line) => line !== '')
+}
+
+async function twin(t: Test, vm: Vm, what: string, changes: readonly Change[]): Promise<void> {
+  let wrong: string[] = []
+  await withLink(t, vm, changes, async () => {
+    for (let i = 0; i < TWIN_TRIES && wrong.length === 0; i++) wrong = await rounds(vm, 30)
+  })
+  t.not(wrong.length, 0, `${what} ${wrong[0]}`)
+}
+
+export const linksCase: Case = {
+  name: 'links of devices that change while udev is slow',
+  shortOn: 'trixie',
+  async run(t, vm) {
+    const wrong = await withLink(t, vm, [], () => rounds(vm, ROUNDS))
+    t.strictSame(wrong, [], `${ROUNDS} rounds`)
+    note(t, `${ROUNDS} rounds of mkswap, swapon, swapoff, rename, create: ${wrong.length} wrong`)
+    await twin(t, vm, 'twin: who looks before he has the lock leaves a name wrong:', LOOKS_FIRST)
+    await twin(t, vm, 'twin: who points at a node without a look leaves a link:', ASKS_NOT)
+    const { tree, stock, root, wrong: others } = await links(vm)
+    t.ok(tree.length > 5, 'all else is as it was')
+    t.strictSame({ stock, root, others }, { stock: [], root: ROOT_LINKS, others: [] })
+  },
+}
