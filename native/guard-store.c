@@ -101,6 +101,10 @@ void tell_manager(const char *text) {
 }
 
 static void add(const char *name, int fd, bool told) {
+  if (strlen(name) >= NAME_SIZE) {
+    close(fd);
+    return;
+  }
   if (count == room) {
     size_t more = room ? 2 * room : 64;
     struct stored *moved = realloc(stored, more * sizeof *stored);

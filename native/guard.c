@@ -674,11 +674,11 @@ static void take_turn(void) {
   if (served.fuse < 0) attach();
 }
 
-// How it ended: because somebody wanted it to, or by itself. (Told to end it exits with 0.)
+// How it ended: because somebody wanted it to, or by itself. (One that serves and is told to end exits with 0.)
 static bool was_ended(const struct daemon *daemon) {
   int status;
   if (daemon->pid <= 0 || waitpid(daemon->pid, &status, WNOHANG) != daemon->pid) return daemon->killed;
-  if (WIFEXITED(status)) return daemon->killed || WEXITSTATUS(status) == 0;
+  if (WIFEXITED(status)) return daemon->killed || (daemon->ready && WEXITSTATUS(status) == 0);
   return daemon->killed || WTERMSIG(status) == SIGKILL || WTERMSIG(status) == SIGTERM;
 }
 

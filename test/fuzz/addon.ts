@@ -198,6 +198,13 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
     }
     native.close(socket)
   },
+  awaitMessage: () => {
+    const socket = native.selfSocket()
+    // Of those that it is called with none is without a message for ever.
+    native.sendDescriptors(socket, 'x', [])
+    native.awaitMessage(c.oneIn(8) ? 1_000_000 : socket)
+    native.close(socket)
+  },
   Poll: () => {
     try {
       const poll = new native.Poll(fd(), () => {}, c.oneIn(2))

@@ -180,7 +180,7 @@ static void take_answers(int held) {
   }
 }
 
-static void fuzz(unsigned long count) {
+static void fuzz(unsigned long times) {
   stderr = fopen("/dev/null", "w"); // the sanitizers write to the descriptor
   signal(SIGPIPE, SIG_IGN); // which /dev/fuse does not send
   hung_ticks = 0xffffffff;
@@ -188,12 +188,13 @@ static void fuzz(unsigned long count) {
   int before = descriptors();
   static char buffer[80000];
   unsigned long accepted = 0, requests = 0;
-  for (unsigned long i = 0; i < count; i++) {
+  for (unsigned long i = 0; i < times; i++) {
     int ends[2], held = -1, state = -1;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) fail("no socket pair");
     struct daemon *daemon = &next;
     next = (struct daemon){.socket = ends[0], .process = -1};
-    store_send(next.socket, 0, "end");
+    store_send_anew();
+    store_send(next.socket, "end");
     for (int step = 0; step < 7 + (int)below(4) && daemon->socket >= 0;) {
       step = script(ends[1], true, step, &held, &state);
       heard(daemon);
@@ -215,13 +216,13 @@ static void fuzz(unsigned long count) {
     if (held >= 0) close(held);
     if (state >= 0) close(state);
     close(ends[1]);
-    if (below(4) == 0 || store_size() > 30) {
+    if (below(4) == 0 || count > 30) {
       forget_mount();
       if (descriptors() != before) fail("descriptors are left");
     }
   }
   forget_mount();
-  printf("{\"inputs\":%lu,\"accepted\":%lu,\"requests\":%lu}\n", count + requests, accepted, requests);
+  printf("{\"inputs\":%lu,\"accepted\":%lu,\"requests\":%lu}\n", times + requests, accepted, requests);
 }
 
 // To the guard that has started this. Nothing of it stays.
