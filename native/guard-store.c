@@ -61,6 +61,8 @@ static bool tell(int socket, const char *text, const int *fds, size_t n) {
   return true;
 }
 
+static bool is_told(const char *name) { return strcmp(name, "fuse") != 0; }
+
 static bool tell_all(int socket) {
   char text[64];
   for (; removals > 0; removals--) {
@@ -70,7 +72,7 @@ static bool tell_all(int socket) {
   for (size_t i = 0; i < count; i++) {
     int fds[BATCH];
     size_t n = 0;
-    if (stored[i].told) continue;
+    if (stored[i].told || !is_told(stored[i].name)) continue;
     while (i + n < count && n < BATCH && !stored[i + n].told && strcmp(stored[i + n].name, stored[i].name) == 0) {
       fds[n] = stored[i + n].fd;
       n++;
@@ -134,7 +136,9 @@ void store_open(void) {
     for (long i = 0; i < n && rest; i++) {
       const char *name = strsep(&rest, ":");
       fcntl(FIRST_FD + (int)i, F_SETFD, FD_CLOEXEC);
-      add(name, FIRST_FD + (int)i, true);
+      // An earlier version had it kept.
+      if (!is_told(name)) snprintf(removed[removals++], NAME_SIZE, "%s", name);
+      add(name, FIRST_FD + (int)i, is_told(name));
     }
     free(words);
   }
@@ -186,6 +190,13 @@ size_t store_all(const char *name, int *fds, size_t max) {
 
 void store_send_anew(void) {
   for (size_t i = 0; i < count; i++) stored[i].sent = false;
+}
+
+bool send_descriptors(int socket, const char *text, const int *fds, size_t n) { return send_fds(socket, NULL, 0, text, fds, n); }
+
+void store_forget(void) {
+  count = 0;
+  notify_length = 0;
 }
 
 bool store_send(int socket, const char *last) {

@@ -1,5 +1,6 @@
 // Descriptors that outlive a daemon, by name. The service manager keeps them as well
-// (sd_notify(3), FDSTORE=1), so that they outlive this process, too.
+// (sd_notify(3), FDSTORE=1), so that they outlive this process, too; but for "fuse", the
+// connection, which whoever cannot answer must not keep alive.
 #ifndef DISKSEQFS_GUARD_STORE_H
 #define DISKSEQFS_GUARD_STORE_H
 
@@ -25,6 +26,12 @@ size_t store_all(const char *name, int *fds, size_t max);
 bool store_send(int socket, const char *last);
 // Whoever is sent them next has been sent none.
 void store_send_anew(void);
+
+// A message to anybody; whether it was taken.
+bool send_descriptors(int socket, const char *text, const int *fds, size_t count);
+
+// In a process that has been forked: nothing is kept any more, and nobody is told.
+void store_forget(void);
 
 // Tells the service manager what it had no room for, to be called now and then; whether it
 // knows all.

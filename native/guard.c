@@ -22,8 +22,15 @@
 // before at work. It starts another one, which takes over from that. So the tree has
 // somebody who answers at every instant.
 //
+// Both may end at once. Then the service manager would have to start the next guard,
+// and cannot if it is waiting for an answer of the tree itself. So it is never given the
+// connection: only processes have that who can answer what comes through it. The third of
+// them is the understudy, a fork of the guard that does nothing until both have ended, and
+// then stands in for the guard until the next one comes.
+//
 // What is said on the socket between the two, a message each, with descriptors:
-//   guard:  NAME (descriptors that are kept), "end"; "taken"; "ok"; "leave"
+//   guard:  NAME (descriptors that are kept), "end"; "taken"; "ok"; "leave"; "give" (the
+//           connection, which no guard has any more)
 //   daemon: "put NAME" (descriptors to keep), "remove NAME"; "take"; "ready TEXT";
 //           "over" (the tree is to be gone with it)
 #define _GNU_SOURCE
@@ -91,6 +98,7 @@ static unsigned start_ticks;
 #define KILLS_MAX 300
 // What is kept for the next guard, and not sent to daemons.
 #define STORED_DAEMON ".daemon" // the socket, and the process
+#define STORED_UNDERSTUDY ".understudy"
 #define SCM_MAX_FD 253 // of the kernel (net/scm.h)
 
 // Requests that are read before there is a look at what else there is to do: a
@@ -136,6 +144,8 @@ static void store(size_t at, uint32_t value) {
   __atomic_store_n((uint32_t *)(served.state + at), value, __ATOMIC_RELEASE);
 }
 
+static bool is_there(const struct daemon *daemon) { return daemon->process >= 0; }
+
 static void let_go(struct daemon *daemon) {
   if (daemon->socket >= 0) close(daemon->socket);
   if (daemon->process >= 0) close(daemon->process);
@@ -144,6 +154,25 @@ static void let_go(struct daemon *daemon) {
 
 static bool say_to(const struct daemon *daemon, const char *text) {
   return daemon->socket >= 0 && send(daemon->socket, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
+}
+
+// A message, ended with a zero, and the descriptors in it, SCM_MAX_FD at most. -> as recvmsg(2)
+static ssize_t receive(int socket, char *text, size_t size, int *fds, size_t *count, int flags) {
+  union {
+    struct cmsghdr header;
+    char room[CMSG_SPACE(SCM_MAX_FD * sizeof(int))];
+  } control;
+  struct iovec data = {text, size - 1};
+  struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  ssize_t n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | flags);
+  struct cmsghdr *header = n >= 0 ? CMSG_FIRSTHDR(&message) : NULL;
+  *count = 0;
+  if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
+    *count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    memcpy(fds, CMSG_DATA(header), *count * sizeof(int));
+  }
+  text[n > 0 ? n : 0] = 0;
+  return n;
 }
 
 static bool expects_answer(uint32_t opcode) {
@@ -404,6 +433,25 @@ static void answer_all_kept(void) {
     store(landing, 0);
 }
 
+// The understudy; -1, 0 where there is none. And a pidfd of this process, for it.
+static int understudy_socket = -1;
+static pid_t understudy_pid;
+static int own_process = -1;
+
+static void start_understudy(void);
+
+// Nothing of what it guards may change before it has ended.
+static void stop_understudy(void) {
+  if (understudy_pid > 0) {
+    kill(understudy_pid, SIGKILL);
+    waitpid(understudy_pid, NULL, 0);
+  }
+  understudy_pid = 0;
+  if (understudy_socket >= 0) close(understudy_socket);
+  understudy_socket = -1;
+  store_remove(STORED_UNDERSTUDY);
+}
+
 static void stand_in(void) {
   if (served.absent) return;
   served.absent = true;
@@ -414,6 +462,7 @@ static void stand_in(void) {
 }
 
 static void detach(void) {
+  stop_understudy();
   if (served.state) munmap(served.state, STATE_SIZE);
   served.fuse = -1;
   served.state = NULL;
@@ -457,6 +506,7 @@ static void attach(void) {
   memcpy(served.mountpoint, served.state + STATE_PATH_AT, length);
   served.mountpoint[length] = 0;
   served.fuse = fuse;
+  start_understudy();
 }
 
 static void lose_patience(void) {
@@ -550,6 +600,87 @@ static void start_prober(void) {
   prober_pid = pid;
 }
 
+// What it does when the guard has ended (`guard` becomes readable). `reader` is the daemon
+// that reads requests, if there is one.
+static void understudy(int relief, int guard, int reader) {
+  bool alone = false;
+  for (;;) {
+    struct pollfd fds[] = {
+        {.fd = relief, .events = POLLIN},
+        {.fd = alone ? -1 : guard, .events = POLLIN},
+        {.fd = alone && !served.absent ? reader : -1, .events = POLLIN},
+        {.fd = served.absent ? served.fuse : -1, .events = POLLIN},
+    };
+    int64_t patience = served.died_ms + patience_ms - now_ms();
+    bool waits = served.absent && !served.impatient;
+    if (waits && patience <= 0) {
+      lose_patience();
+      continue;
+    }
+    if (poll(fds, sizeof fds / sizeof *fds, waits ? (int)patience : -1) < 0) continue;
+    if (fds[0].revents) {
+      // The next guard; or nobody has the other end any more, and none will come.
+      char word[16];
+      if (recv(relief, word, sizeof word, MSG_DONTWAIT) > 0) send_descriptors(relief, "fuse", &served.fuse, 1);
+      _exit(0);
+    } else if (fds[1].revents) {
+      alone = true;
+      if (reader < 0) stand_in();
+    } else if (fds[2].revents) {
+      stand_in();
+    } else if (fds[3].revents) {
+      read_requests();
+      if (served.fuse < 0) _exit(0);
+    }
+  }
+}
+
+static void start_understudy(void) {
+  int ends[2];
+  int reader = is_there(&serving) ? serving.process : next.process;
+  stop_understudy();
+  if (own_process < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+    return say("there is no understudy: ", strerror(errno));
+  pid_t pid = fork();
+  if (pid == 0) {
+    // Of what is kept it has the connection alone.
+    enum { RELIEF = STDERR_FILENO + 1, GUARD, READER, FUSE, END };
+    int fds[] = {ends[1], own_process, reader, served.fuse};
+    for (int i = 0; i < END - RELIEF; i++)
+      if (fds[i] >= 0) fds[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, END);
+    for (int i = 0; i < END - RELIEF; i++)
+      if (fds[i] >= 0) dup2(fds[i], RELIEF + i);
+    close_range(END, ~0U, 0);
+    served.fuse = FUSE;
+    served.absent = served.impatient = false; // until it is alone, others read requests
+    store_forget();
+    understudy_pid = 0;
+    understudy_socket = -1;
+    probing = false;
+    understudy(RELIEF, GUARD, reader < 0 ? -1 : READER);
+  }
+  close(ends[1]);
+  if (pid < 0) {
+    close(ends[0]);
+    return say("there is no understudy: ", strerror(errno));
+  }
+  understudy_pid = pid;
+  understudy_socket = ends[0];
+  int kept = fcntl(understudy_socket, F_DUPFD_CLOEXEC, 0);
+  if (kept >= 0) store_put(STORED_UNDERSTUDY, &kept, 1);
+}
+
+// The guard before this one has left it: it gives back the connection, and ends.
+static void relieve_understudy(void) {
+  int socket = store_get(STORED_UNDERSTUDY), fds[SCM_MAX_FD];
+  char text[16];
+  size_t count;
+  if (socket < 0) return;
+  send(socket, "relieve", 7, MSG_NOSIGNAL | MSG_DONTWAIT);
+  while (receive(socket, text, sizeof text, fds, &count, 0) > 0) store_put("fuse", fds, count); // until it has ended
+  store_remove(STORED_UNDERSTUDY);
+}
+
 static void ask(void) {
   struct question question;
   uint32_t device = load(STATE_DEVICE_AT);
@@ -578,8 +709,6 @@ static int64_t start_at_ms;
 static unsigned failures;
 // The service manager takes the service for started.
 static bool told_ready;
-
-static bool is_there(const struct daemon *daemon) { return daemon->process >= 0; }
 
 static void tell_state(const char *state) {
   char text[700];
@@ -613,7 +742,7 @@ static void start(void) {
   char number[16];
   start_at_ms = INT64_MAX;
   if (is_there(&next)) return;
-  if (runs(&afterwards_pid)) {
+  if (runs(&afterwards_pid) || (served.fuse < 0 && is_there(&serving) && !serving.over)) {
     start_at_ms = now_ms() + RETRY_MS;
     return;
   }
@@ -666,6 +795,7 @@ static void remember(const struct daemon *daemon) {
 static void take_turn(void) {
   serving = next;
   next = (struct daemon)NONE;
+  if (served.fuse >= 0) start_understudy();
   served.absent = served.impatient = false;
   served.ticks = 0;
   remember(&serving);
@@ -754,6 +884,7 @@ static void reap(void) {
   for (;;) {
     child.si_pid = 0;
     if (waitid(P_ALL, 0, &child, WEXITED | WNOHANG | WNOWAIT) < 0 || child.si_pid == 0) return;
+    if (child.si_pid == understudy_pid) understudy_pid = 0;
     if (child.si_pid == serving.pid || child.si_pid == next.pid ||
         child.si_pid == afterwards_pid || child.si_pid == mounted_pid)
       return;
@@ -844,7 +975,11 @@ static void tick(void) {
     say("the daemon is not ready after 20 s; the system goes on without it", "");
     tell_state("waiting for the daemon; names lead to the devices' own nodes");
   }
-  if (served.fuse < 0) return;
+  if (served.fuse < 0) {
+    // It was asked for the connection, see resume().
+    if (is_there(&serving) && !serving.over && ++serving.ticks >= hung_ticks) kill_daemon(&serving);
+    return;
+  }
   if (!serving.ready && served.unready >= absent_ticks) {
     take_away();
   } else if (!is_there(&serving)) {
@@ -880,30 +1015,18 @@ static void is_ready(struct daemon *daemon, const char *text) {
 static void heard(struct daemon *daemon) {
   char text[512];
   int fds[SCM_MAX_FD];
-  size_t count = 0;
-  union {
-    struct cmsghdr header;
-    char room[CMSG_SPACE(sizeof fds)];
-  } control;
-  struct iovec data = {text, sizeof text - 1};
-  struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-  ssize_t n = recvmsg(daemon->socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+  size_t count;
+  ssize_t n = receive(daemon->socket, text, sizeof text, fds, &count, MSG_DONTWAIT);
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  struct cmsghdr *header = n >= 0 ? CMSG_FIRSTHDR(&message) : NULL;
-  if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
-    count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    memcpy(fds, CMSG_DATA(header), count * sizeof(int));
-  }
   if (n <= 0) {
     close(daemon->socket);
     daemon->socket = -1;
     return;
   }
-  text[n] = 0;
   if (strncmp(text, "put ", 4) == 0) {
     store_put(text + 4, fds, count);
-    // Of a mount that it has made: from here on somebody may ask.
-    if (served.fuse < 0 && !is_there(&serving)) attach();
+    // Of a mount that it has made: from here on somebody may ask. Or what it was asked for.
+    if (served.fuse < 0 && (daemon == &serving || !is_there(&serving))) attach();
     return;
   }
   while (count > 0) close(fds[--count]);
@@ -933,25 +1056,29 @@ static pid_t pid_of(int process) {
 // What a guard before this one has left.
 static void resume(void) {
   int both[2], count = (int)store_all(STORED_DAEMON, both, 2);
-  attach();
+  relieve_understudy();
   for (int i = 0; i < count; i++) {
     struct stat file;
     if (fstat(both[i], &file) < 0) continue;
     *(S_ISSOCK(file.st_mode) ? &serving.socket : &serving.process) = fcntl(both[i], F_DUPFD_CLOEXEC, 0);
   }
-  if (serving.socket >= 0 && serving.process >= 0) {
-    struct pollfd end = {.fd = serving.process, .events = POLLIN};
-    serving.pid = pid_of(serving.process);
-    serving.ready = true;
-    serving.ready_ms = now_ms();
-    if (poll(&end, 1, 0) == 0) return tell_state("serving");
-    ended(&serving);
+  if (serving.socket < 0 || serving.process < 0) {
+    // Its end of the socket closes with this: it does not go on beside the next one.
+    let_go(&serving);
+    store_remove(STORED_DAEMON);
+    attach();
+    if (served.fuse >= 0) stand_in();
     return;
   }
-  // Its end of the socket closes with this: it does not go on beside the next one.
-  let_go(&serving);
-  store_remove(STORED_DAEMON);
-  if (served.fuse >= 0) stand_in();
+  attach();
+  struct pollfd end = {.fd = serving.process, .events = POLLIN};
+  serving.pid = pid_of(serving.process);
+  serving.ready = true;
+  serving.ready_ms = now_ms();
+  if (poll(&end, 1, 0) > 0) return ended(&serving);
+  // The understudy has been killed as well.
+  if (served.fuse < 0) say_to(&serving, "give");
+  tell_state("serving");
 }
 
 // The service manager wants this process to end (SIGTERM): it is the one to say whether
@@ -983,6 +1110,7 @@ int main(int count, char **arguments) {
   }
   command = arguments + optind;
   store_open();
+  own_process = (int)syscall(SYS_pidfd_open, getpid(), 0);
   start_prober();
   sigset_t ends;
   sigemptyset(&ends);

@@ -14,6 +14,9 @@ import { batches, type Descriptors } from './service.js'
 /** Where the guard says which descriptor is the socket. */
 const VARIABLE = 'DISKSEQFS_GUARD'
 
+/** As the guard knows it; nobody else keeps it. */
+const CONNECTION = 'fuse'
+
 /** Keeps descriptors open for the daemon that comes next. */
 export interface DescriptorStore {
   put(name: string, fds: readonly number[]): void
@@ -36,6 +39,8 @@ export class Guard implements DescriptorStore {
   private waiting: { readonly last: string; readonly done: (kept: Descriptors) => void; readonly failed: (error: Error) => void } | undefined
   private ends: (() => void) | undefined
   private gone = false
+  /** The connection, should the guard ask for it. */
+  private connection: readonly number[] = []
   /** What the guard had no room for, in the order in which it is to be heard. */
   private readonly unsent: { readonly text: string; readonly fds: readonly number[] }[] = []
 
@@ -60,8 +65,10 @@ export class Guard implements DescriptorStore {
    * What it has kept for this daemon.
    * @throws UserError if the guard is gone before it has said all
    */
-  kept(): Promise<Descriptors> {
-    return this.until('end')
+  async kept(): Promise<Descriptors> {
+    const kept = await this.until('end')
+    this.connection = kept.get(CONNECTION)?.slice(-1) ?? []
+    return kept
   }
 
   /**
@@ -90,6 +97,7 @@ export class Guard implements DescriptorStore {
   }
 
   put(name: string, fds: readonly number[]): void {
+    if (name === CONNECTION) this.connection = fds
     for (const batch of batches(fds)) this.send(`put ${name}`, batch)
   }
 
@@ -118,6 +126,7 @@ export class Guard implements DescriptorStore {
       const [length, ...fds] = found
       const text = Buffer.from(this.buffer.subarray(0, length)).toString()
       if (text === 'leave') this.ends?.()
+      else if (text === 'give') this.put(CONNECTION, this.connection)
       else if (text === 'end' || text === 'taken') this.finish(text)
       else if (fds.length > 0) this.received.set(text, [...(this.received.get(text) ?? []), ...fds])
     }
