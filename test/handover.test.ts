@@ -362,6 +362,83 @@ async function behindALock(t: Test, args: string[]) {
   return { answer, others: await Promise.all(others.map((other) => other.answer(2000))) }
 }
 
+/** Processes that the guard has started. */
+const childrenOf = (pid: number) => readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1').trim().split(' ').map(Number)
+
+/** How often the tree was mounted. */
+const mounts = (tree: ManagedTree) => tree.log().filter(({ msg }) => msg === 'mounted').length
+
+/** All at once; before the guard could notice that others have gone. */
+function killAtOnce(guard: number, others: readonly number[]): void {
+  process.kill(guard, 'SIGSTOP')
+  for (const pid of others) process.kill(pid, 'SIGKILL')
+  process.kill(guard, 'SIGKILL')
+}
+
+/** They end while the service manager does nothing, as it looks at the tree: what it gets, and somebody else, then and later. */
+async function allGone(t: Test, which: (tree: ManagedTree) => number[], program?: string) {
+  const loop = loopDisk(t)
+  const manager = looker(t)
+  const other = looker(t)
+  const { tree } = await startGuarded(t, manager.pid, program ? { program } : {})
+  const path = join(tree.mountpoint, loop.diskseq())
+  t.equal(await manager.look(path, 2000), 'found')
+  const ready = tree.ready()
+  process.kill(tree.manager, 'SIGSTOP')
+  cleanup(t, () => process.kill(tree.manager, 'SIGCONT'))
+  killAtOnce(tree.guard(), which(tree))
+  const answers = [await manager.look(path, 2000), await other.look(path, 500)]
+  process.kill(tree.manager, 'SIGCONT')
+  await until(() => tree.ready() > ready, 30_000)
+  const later = answers[1] === 'waits' ? await other.answer(5000) : await other.look(path, 5000)
+  return { manager: answers[0] as string, other: answers[1], later, mounts: mounts(tree) }
+}
+
+const both = (tree: ManagedTree) => [tree.pid()]
+const whole = (tree: ManagedTree) => childrenOf(tree.guard())
+
+t.test('nor when the guard has ended with the daemon', async (t) => {
+  const { manager, ...rest } = await allGone(t, both)
+  t.match(manager, REFUSED)
+  t.strictSame(rest, { other: 'waits', later: 'found', mounts: 1 })
+})
+
+t.test('twin: where the understudy does not stand in, it waits', async (t) => {
+  const idle = changedGuard(t, ['    } else if (fds[2].revents) {\n      stand_in();', '    } else if (fds[2].revents) {\n      reader = -1;'])
+  t.equal((await allGone(t, both, idle)).manager, 'waits')
+})
+
+t.test('nor when all that could answer have ended: the mount is gone with them, and there is another one', async (t) => {
+  const { manager, other, later, mounts } = await allGone(t, whole)
+  for (const answer of [manager, other]) t.match(answer, /Transport endpoint is not connected|Software caused connection abort/)
+  t.strictSame({ later, mounts }, { later: 'found', mounts: 2 })
+})
+
+t.test('twin: where it keeps the connection itself, it waits', async (t) => {
+  const kept = twinGuardStore(t, 'return strcmp(name, "fuse") != 0;', 'return name[0] != 0;')
+  t.equal((await allGone(t, whole, kept)).manager, 'waits')
+})
+
+/** The daemon alone is left. How often the tree was mounted when the next one serves, and when that one has ended. */
+async function daemonLeft(t: Test, program?: string): Promise<number[]> {
+  const { tree } = await startGuarded(t, 1, { args: ['-h', '3'], ...(program && { program }) })
+  const ready = tree.ready()
+  killAtOnce(tree.guard(), childrenOf(tree.guard()).filter((pid) => pid !== tree.pid()))
+  await until(() => tree.ready() === ready + 1, 30_000)
+  const after = mounts(tree)
+  tree.end('SIGKILL')
+  await until(() => tree.ready() === ready + 2, 30_000)
+  return [after, mounts(tree)]
+}
+
+t.test('the next guard is given the connection by the daemon, where nobody else has it', async (t) => {
+  t.strictSame(await daemonLeft(t), [1, 1])
+})
+
+t.test('twin: where it does not ask, the tree is mounted anew', async (t) => {
+  t.strictSame(await daemonLeft(t, twinGuard(t, 'if (served.fuse < 0) say_to(&serving, "give");', '')), [2, 2])
+})
+
 t.test('nor for a lock that somebody holds who waits for the next daemon', async (t) => {
   const { answer, others } = await behindALock(t, [])
   t.match(answer, REFUSED, 'it is answered')

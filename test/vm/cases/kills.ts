@@ -10,9 +10,9 @@ import { note } from '../suite.js'
 import type { Outcome, Vm } from '../vm.js'
 import { DAEMON } from './restart.js'
 
-const DAEMONS = SHORT ? 20 : 60
-const GUARDS = SHORT ? 6 : 20
-const UPGRADES = SHORT ? 2 : 20
+const DAEMONS = SHORT ? 10 : 60
+const GUARDS = SHORT ? 3 : 20
+const UPGRADES = SHORT ? 1 : 20
 /** Disks held open through the tree, more than one message has room for (SCM_MAX_FD, 253). */
 const DISKS = 400
 /** A load that leaves the machine time for new daemons, each of which takes seconds under emulation. */
@@ -34,7 +34,7 @@ const ways: readonly Way[] = [
   { what: 'the daemon, once a second', times: DAEMONS, script: `pkill -KILL -P $(${GUARD}) -f '^[^ ]*node' || true; sleep 1` },
   { what: 'the guard', times: GUARDS, script: 'kill -KILL $old; another_guard' },
   { what: 'both at once', times: GUARDS, script: `kill -STOP $old; kill -KILL $(${DAEMON}) $old; another_guard` },
-  { what: 'the daemon, on a third of a processor', times: SHORT ? 2 : 5, script: `pkill -KILL -P $(${GUARD}) -f '^[^ ]*node'; another_daemon`, busy: true },
+  { what: 'the daemon, on a third of a processor', times: SHORT ? 1 : 5, script: `pkill -KILL -P $(${GUARD}) -f '^[^ ]*node'; another_daemon`, busy: true },
 ]
 
 const WAITS = `

@@ -14,7 +14,7 @@ import { links, ROOT_LINKS } from '../links.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-const ROUNDS = SHORT ? 60 : 500
+const ROUNDS = SHORT ? 24 : 500
 /** At the same time, so that one's number becomes another's. */
 const LANES = 3
 const TWIN_TRIES = 5
@@ -137,7 +137,7 @@ async function rounds(vm: Vm, count: number): Promise<string[]> {
 async function twin(t: Test, vm: Vm, what: string, changes: readonly Change[]): Promise<void> {
   let wrong: string[] = []
   await withLink(t, vm, changes, async () => {
-    for (let i = 0; i < TWIN_TRIES && wrong.length === 0; i++) wrong = await rounds(vm, 30)
+    for (let i = 0; i < TWIN_TRIES && wrong.length === 0; i++) wrong = await rounds(vm, 24)
   })
   t.not(wrong.length, 0, `${what} ${wrong[0]}`)
 }
