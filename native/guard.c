@@ -144,6 +144,13 @@ static void store(size_t at, uint32_t value) {
   __atomic_store_n((uint32_t *)(served.state + at), value, __ATOMIC_RELEASE);
 }
 
+// In a process that has been forked: it ends when it is told to.
+static void unblock(void) {
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
 static bool is_there(const struct daemon *daemon) { return daemon->process >= 0; }
 
 static void let_go(struct daemon *daemon) {
@@ -586,6 +593,7 @@ static void start_prober(void) {
   if (pid == 0) {
     // Nothing of what is kept may be open in it: it may outlive all else.
     enum { SOCKET = STDERR_FILENO + 1 };
+    unblock();
     dup2(ends[1], SOCKET);
     close_range(SOCKET + 1, ~0U, 0);
     probe(SOCKET);
@@ -643,6 +651,7 @@ static void start_understudy(void) {
     return say("there is no understudy: ", strerror(errno));
   pid_t pid = fork();
   if (pid == 0) {
+    unblock();
     // Of what is kept it has the connection alone.
     enum { RELIEF = STDERR_FILENO + 1, GUARD, READER, FUSE, END };
     int fds[] = {ends[1], own_process, reader, served.fuse};
@@ -754,9 +763,7 @@ static void start(void) {
   snprintf(number, sizeof number, "%d", ends[1]);
   pid_t pid = fork();
   if (pid == 0) {
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    unblock();
     fcntl(ends[1], F_SETFD, 0);
     setenv("DISKSEQFS_GUARD", number, 1);
     execvp(command[0], command);
@@ -870,9 +877,7 @@ static pid_t run(const char *shell_command) {
     say("cannot run a shell: ", strerror(errno));
     return 0;
   }
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, NULL);
+  unblock();
   execl("/bin/sh", "sh", "-c", shell_command, (char *)NULL);
   say("cannot run a shell: ", strerror(errno));
   _exit(1);
@@ -980,6 +985,7 @@ static void tick(void) {
     if (is_there(&serving) && !serving.over && ++serving.ticks >= hung_ticks) kill_daemon(&serving);
     return;
   }
+  if (understudy_pid == 0 && !leaves) start_understudy(); // somebody has killed it
   if (!serving.ready && served.unready >= absent_ticks) {
     take_away();
   } else if (!is_there(&serving)) {

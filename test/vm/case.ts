@@ -6,8 +6,8 @@ import type { Release, Vm } from './vm.js'
 export interface Case {
   /** Its row in the table of results. */
   readonly name: string
-  /** The one release that has it in the short form: of what depends little on which one it is. */
-  readonly shortOn?: Release
+  /** The one release that has it in the short form: of what depends little on which one it is; or none, of what is shown in another way as well. */
+  readonly shortOn?: Release | 'none'
   /**
    * Runs before the package is installed, on a stock system; what it returns
    * is handed to {@link run}, to compare with.

@@ -139,6 +139,8 @@ async function upgrades(t: Test, vm: Vm): Promise<void> {
 
 export const kills: Case = {
   name: 'killed and upgraded again and again',
+  // Each once: restart.ts; again and again: test/handover.test.ts.
+  shortOn: 'none',
   async run(t, vm) {
     for (const way of ways) await again(t, vm, way)
     await upgrades(t, vm)

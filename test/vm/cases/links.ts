@@ -25,18 +25,18 @@ type Change = [from: string, to: string]
 const SLOW: Change = [
   '#define MAPPER "/dev/mapper"\n',
   `#define MAPPER "/dev/mapper"
-static void dawdle(int one_of) {
+static void dawdle(int one_of, long ms) {
   static bool seeded;
   if (!seeded) srandom((unsigned)getpid() * 7919u);
   seeded = true;
-  if (random() % one_of == 0) usleep((useconds_t)(random() % 400000));
+  if (random() % one_of == 0) usleep((useconds_t)(random() % ms * 1000));
 }
-#define flock(fd, how) (dawdle(2), flock(fd, how))
-#define readlink(path, into, size) (dawdle(3), readlink(path, into, size))
-#define symlink(target, path) (dawdle(3), symlink(target, path))
-#define rename(from, to) (dawdle(3), rename(from, to))
-#define unlink(path) (dawdle(3), unlink(path))
-#define read(fd, into, size) (dawdle(20), read(fd, into, size))
+#define flock(fd, how) (dawdle(4, 2500), flock(fd, how))
+#define readlink(path, into, size) (dawdle(3, 400), readlink(path, into, size))
+#define symlink(target, path) (dawdle(3, 400), symlink(target, path))
+#define rename(from, to) (dawdle(3, 400), rename(from, to))
+#define unlink(path) (dawdle(3, 400), unlink(path))
+#define read(fd, into, size) (dawdle(20, 400), read(fd, into, size))
 `,
 ]
 

@@ -53,7 +53,7 @@ async function endings(t: Test, vm: Vm): Promise<void> {
      kill -KILL $next`,
   )
   await served(t, vm, 'its guard killed', 'systemctl kill --kill-who=main -s KILL diskseqfs')
-  await served(t, vm, 'both killed', 'systemctl kill -s KILL diskseqfs')
+  await served(t, vm, 'both killed', `guard=$(systemctl show -P MainPID diskseqfs); kill -STOP $guard; kill -KILL $(${DAEMON}) $guard`)
   await served(
     t,
     vm,
@@ -123,6 +123,20 @@ async function hung(t: Test, vm: Vm): Promise<void> {
   t.equal(outcome, 'status 124\nnotify\nagain\n1\n', 'a daemon that hangs blocks the service manager until the guard has it killed')
 }
 
+/** All that could answer is killed, while the service manager has much to look at: the mount goes, and comes again. */
+async function whole(t: Test, vm: Vm): Promise<void> {
+  await served(
+    t,
+    vm,
+    'everything killed',
+    `udevadm trigger --subsystem-match=block
+     systemctl kill -s KILL diskseqfs
+     timeout ${HUNG_S} systemctl show -P Type diskseqfs`,
+  )
+  await vm.run('udevadm settle')
+  t.ok((await links(vm)).tree.length > 5, 'names lead into the tree again')
+}
+
 /** The daemon does not answer, and is to end: nobody waits for it. */
 async function stopped(t: Test, vm: Vm): Promise<void> {
   const outcome = await vm.run(
@@ -176,6 +190,7 @@ export const restart: Case = {
   shortOn: 'bookworm',
   async run(t, vm) {
     await inUse(t, vm)
+    await whole(t, vm)
     await hung(t, vm)
     await stopped(t, vm)
     await broken(t, vm)
