@@ -144,7 +144,8 @@ async function twin(t: Test, vm: Vm, what: string, changes: readonly Change[]): 
 
 export const linksCase: Case = {
   name: 'links of devices that change while udev is slow',
-  shortOn: 'trixie',
+  // Five minutes; race.ts shows some of it.
+  shortOn: 'none',
   async run(t, vm) {
     const wrong = await withLink(t, vm, [], () => rounds(vm, ROUNDS))
     t.strictSame(wrong, [], `${ROUNDS} rounds`)
