@@ -121,6 +121,13 @@ static void add(const char *name, int fd, bool told) {
   snprintf(stored[count++].name, NAME_SIZE, "%s", name);
 }
 
+// -1 for what is no number.
+static long natural(const char *text) {
+  char *end;
+  long value = *text >= '0' && *text <= '9' ? strtol(text, &end, 10) : -1;
+  return value < 0 || *end ? -1 : value;
+}
+
 void store_open(void) {
   const char *path = getenv("NOTIFY_SOCKET"), *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
   const char *names = getenv("LISTEN_FDNAMES");
@@ -130,12 +137,12 @@ void store_open(void) {
     if (path[0] == '@') notify_address.sun_path[0] = 0;
     notify_length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
   }
-  if (pid && fds && names && strtol(pid, NULL, 10) == getpid()) {
+  if (pid && fds && names && natural(pid) == getpid()) {
     char *words = strdup(names), *rest = words;
-    long n = strtol(fds, NULL, 10);
+    long n = natural(fds);
     for (long i = 0; i < n && rest; i++) {
       const char *name = strsep(&rest, ":");
-      fcntl(FIRST_FD + (int)i, F_SETFD, FD_CLOEXEC);
+      if (fcntl(FIRST_FD + (int)i, F_SETFD, FD_CLOEXEC) < 0) continue; // there is none
       // An earlier version had it kept.
       if (!is_told(name)) snprintf(removed[removals++], NAME_SIZE, "%s", name);
       add(name, FIRST_FD + (int)i, is_told(name));

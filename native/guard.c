@@ -653,20 +653,20 @@ static void start_understudy(void) {
   if (pid == 0) {
     unblock();
     // Of what is kept it has the connection alone.
-    enum { RELIEF = STDERR_FILENO + 1, GUARD, READER, FUSE, END };
+    enum { RELIEF_AT = STDERR_FILENO + 1, GUARD_AT, READER_AT, FUSE_AT, END };
     int fds[] = {ends[1], own_process, reader, served.fuse};
-    for (int i = 0; i < END - RELIEF; i++)
+    for (int i = 0; i < END - RELIEF_AT; i++)
       if (fds[i] >= 0) fds[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, END);
-    for (int i = 0; i < END - RELIEF; i++)
-      if (fds[i] >= 0) dup2(fds[i], RELIEF + i);
+    for (int i = 0; i < END - RELIEF_AT; i++)
+      if (fds[i] >= 0) dup2(fds[i], RELIEF_AT + i);
     close_range(END, ~0U, 0);
-    served.fuse = FUSE;
+    served.fuse = FUSE_AT;
     served.absent = served.impatient = false; // until it is alone, others read requests
     store_forget();
     understudy_pid = 0;
     understudy_socket = -1;
     probing = false;
-    understudy(RELIEF, GUARD, reader < 0 ? -1 : READER);
+    understudy(RELIEF_AT, GUARD_AT, reader < 0 ? -1 : READER_AT);
   }
   close(ends[1]);
   if (pid < 0) {

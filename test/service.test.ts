@@ -1,11 +1,16 @@
 /** What the service manager is told. That systemd understands it is shown in the virtual machines. */
+import { spawn } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+
 import t, { type Test } from 'tap'
 
 import { E } from '../src/errno.js'
 import type { Logger } from '../src/log.js'
 import type { Native } from '../src/native.js'
 import { ServiceManager } from '../src/service.js'
-import { sleep, until } from './helpers/tree.js'
+import { ROOT } from './helpers/root.js'
+import { cleanup, sleep, until } from './helpers/tree.js'
 
 /** A socket that answers with `results`, then takes everything. */
 function socket(results: number[] = []) {
@@ -106,4 +111,37 @@ t.test('a manager that has no room hears in the order in which it was told', asy
   t.strictSame(fake.sent, [])
   await until(() => fake.sent.length === 2)
   t.strictSame(fake.sent, ['READY=1\nSTATUS=x', 'STOPPING=1\nSTATUS=unmounting'])
+})
+
+/** A daemon that says what its guard has kept. */
+const TELLS = `
+import os, socket, time
+guard = socket.socket(fileno=int(os.environ['DISKSEQFS_GUARD']))
+said = []
+while said[-1:] != ['end']:
+  data, fds, *_ = socket.recv_fds(guard, 100, 253)
+  said.append(data.decode() + (' %d' % len(fds) if fds else ''))
+print(', '.join(said), flush=True)
+time.sleep(60)
+`
+
+/** What a guard takes for kept that was started with one descriptor and these variables. */
+async function taken(t: Test, fds: string, names: string, pid = '$$'): Promise<string> {
+  const start = `exec env LISTEN_PID=${pid} LISTEN_FDS="$1" LISTEN_FDNAMES="$2" "$0" python3 -c "$3" 3</dev/null`
+  const guard = spawn('sh', ['-c', start, join(ROOT, 'native/diskseqfs-guard'), fds, names, TELLS], { stdio: ['ignore', 'pipe', 'inherit'] })
+  let said = ''
+  guard.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
+  cleanup(t, () => {
+    const children = readFileSync(`/proc/${guard.pid}/task/${guard.pid}/children`, 'latin1').trim().split(' ').map(Number)
+    for (const child of [guard.pid as number, ...children]) process.kill(child, 'SIGKILL')
+  })
+  await until(() => said.includes('end'))
+  return said.trim()
+}
+
+t.test('the guard takes what it was given, and no descriptor of its own', async (t) => {
+  t.equal(await taken(t, '1', 'pins'), 'pins 1, end')
+  t.equal(await taken(t, '4', 'pins:pins:pins:pins'), 'pins 1, end', 'more than there are')
+  t.equal(await taken(t, '1', 'pins', '1'), 'end', 'of another process')
+  for (const number of ['', 'x', '1x', '-1', ' 1', '99999999999999999999']) t.equal(await taken(t, number, 'pins'), number.startsWith('9') ? 'pins 1, end' : 'end', number)
 })

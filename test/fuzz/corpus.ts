@@ -55,16 +55,6 @@ export const CASES: readonly Case[] = [
     pieces: ['34203078302030783020307830203078302030783020307830203078376666643161326233633438203078376631326434653561366237'],
   },
   {
-    surface: 'LISTEN_FDS',
-    about: 'a number that is none hands over descriptors that are our own',
-    pieces: ['780a667573653a70696e73'],
-  },
-  {
-    surface: 'LISTEN_FDS',
-    about: 'no number at all',
-    pieces: ['0a70696e73'],
-  },
-  {
     surface: 'shared memory',
     about: 'a pin with more callers than it has room for',
     pieces: ['184133000445000000'],
