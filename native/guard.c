@@ -283,25 +283,50 @@ static bool read_line(const char *path, char *into, size_t size) {
   return n > 0;
 }
 
+// The disks that there were when the daemon had ended. (One that came later has no name
+// that anybody uses: nobody has been told of it.)
+static struct disk {
+  uint64_t diskseq;
+  char kernel[32];
+} *disks;
+static size_t disk_count, disk_room;
+static int64_t disks_ms = -1;
+
+static void read_disks(void) {
+  DIR *block = opendir("/sys/block");
+  disk_count = 0;
+  for (struct dirent *entry; block && (entry = readdir(block));) {
+    char path[sizeof "/sys/block//diskseq" + sizeof entry->d_name], text[64];
+    snprintf(path, sizeof path, "/sys/block/%s/diskseq", entry->d_name);
+    if (entry->d_name[0] == '.' || strlen(entry->d_name) >= sizeof disks->kernel || !read_line(path, text, sizeof text)) continue;
+    if (disk_count == disk_room) {
+      size_t more = disk_room ? 2 * disk_room : 64;
+      struct disk *moved = realloc(disks, more * sizeof *disks);
+      if (!moved) break;
+      disks = moved;
+      disk_room = more;
+    }
+    disks[disk_count].diskseq = strtoull(text, NULL, 10);
+    strcpy(disks[disk_count++].kernel, entry->d_name);
+  }
+  if (block) closedir(block);
+  disks_ms = served.died_ms;
+}
+
 // Of a partition that sysfs has; -1 for any other.
 static int64_t minor_of(const struct name *name) {
-  DIR *disks = opendir("/sys/block");
-  int64_t found = -1;
-  for (struct dirent *disk; disks && found < 0 && (disk = readdir(disks));) {
-    char path[1024], text[64];
+  if (disks_ms != served.died_ms) read_disks();
+  for (size_t i = 0; i < disk_count; i++) {
+    if (disks[i].diskseq != name->diskseq) continue;
+    const char *kernel = disks[i].kernel;
+    char path[128], text[64];
     unsigned major, minor;
-    size_t length = strlen(disk->d_name);
-    snprintf(path, sizeof path, "/sys/block/%s/diskseq", disk->d_name);
-    if (disk->d_name[0] == '.' || !read_line(path, text, sizeof text)) continue;
-    if (strtoull(text, NULL, 10) != name->diskseq) continue;
-    bool digit = disk->d_name[length - 1] >= '0' && disk->d_name[length - 1] <= '9';
-    snprintf(path, sizeof path, "/sys/block/%s/%s%s%u/dev", disk->d_name, disk->d_name, digit ? "p" : "",
+    char last = kernel[strlen(kernel) - 1];
+    snprintf(path, sizeof path, "/sys/block/%s/%s%s%u/dev", kernel, kernel, last >= '0' && last <= '9' ? "p" : "",
              (unsigned)name->partition);
-    if (!read_line(path, text, sizeof text) || sscanf(text, "%u:%u", &major, &minor) != 2) break;
-    found = minor;
+    return read_line(path, text, sizeof text) && sscanf(text, "%u:%u", &major, &minor) == 2 ? (int64_t)minor : -1;
   }
-  if (disks) closedir(disks);
-  return found;
+  return -1;
 }
 
 static uint64_t link_id(const struct name *name, uint64_t kind) {
