@@ -185,6 +185,7 @@ static void fuzz(unsigned long times) {
   signal(SIGPIPE, SIG_IGN); // which /dev/fuse does not send
   hung_ticks = 0xffffffff;
   absent_ticks = 3;
+  start_prober();
   int before = descriptors();
   static char buffer[80000];
   unsigned long accepted = 0, requests = 0;
