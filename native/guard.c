@@ -1050,6 +1050,7 @@ static void heard(struct daemon *daemon) {
   ssize_t n = receive(daemon->socket, text, sizeof text, fds, &count, MSG_DONTWAIT);
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (n <= 0) {
+    while (count > 0) close(fds[--count]); // an empty message may have some
     close(daemon->socket);
     daemon->socket = -1;
     return;
