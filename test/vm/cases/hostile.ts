@@ -8,6 +8,7 @@ import type { Test } from 'tap'
 import type { Case } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
+import { DAEMON } from './restart.js'
 
 const TREE = '/dev/disk/by-diskseq'
 const ROUNDS = 15
@@ -42,7 +43,7 @@ async function answers(vm: Vm, dir: string, names: string, more = ''): Promise<{
 }
 
 const state = (vm: Vm) => vm.run(`
-  for unit in diskseqfs diskseqfs-guard; do systemctl show -P MainPID -P NRestarts -P ActiveState $unit; done
+  systemctl show -P MainPID -P StatusText -P NRestarts -P ActiveState diskseqfs
   findmnt -no FSTYPE ${TREE}`)
 
 export const hostile: Case = {
@@ -58,7 +59,7 @@ export const hostile: Case = {
       done`)).trim().split('\n')
     try {
       const before = await state(vm)
-      const rss = async () => Number(await vm.run('awk \'/VmRSS/ { print $2 }\' /proc/$(systemctl show -P MainPID diskseqfs)/status')) / 1024
+      const rss = async () => Number(await vm.run('awk \'/VmRSS/ { print $2 }\' /proc/$(' + DAEMON + ')/status')) / 1024
       const memory = await rss()
       const elsewhere = await answers(vm, '/run', 'x')
       const { ms, output } = await answers(vm, TREE, name, `

@@ -9,6 +9,7 @@ import type { Case } from '../case.js'
 import { note } from '../suite.js'
 import { TWIN_MOUNTPOINT, TWIN_PID, withTwin } from '../twin.js'
 import type { Vm } from '../vm.js'
+import { DAEMON } from './restart.js'
 
 const TREE = '/dev/disk/by-diskseq'
 const MODE = '/sys/kernel/debug/sched/preempt'
@@ -70,7 +71,7 @@ export const preemption: Case = {
     const set = (to: string) => vm.run(`echo ${to} >${MODE} && systemctl restart diskseqfs`)
     await set('full')
     try {
-      const pid = (await vm.run('systemctl show --property MainPID --value diskseqfs')).trim()
+      const pid = (await vm.run(DAEMON)).trim()
       t.equal(await waits(vm, TREE, pid), 0, 'the event loop waits for none of them')
       const twin = await withTwin(vm, 'unwary', async () => waits(vm, TWIN_MOUNTPOINT, (await vm.run(`cat ${TWIN_PID}`)).trim()))
       t.ok(twin > 0, 'twin: if what each is doing is read at once, it does')

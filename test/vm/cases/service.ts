@@ -5,6 +5,7 @@ import type { Case } from '../case.js'
 import { links, ROOT_LINKS } from '../links.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
+import { DAEMON } from './restart.js'
 
 async function inTree(t: Test, vm: Vm, when: string): Promise<void> {
   await vm.run('udevadm settle')
@@ -38,7 +39,7 @@ export const service: Case = {
     t.equal(await vm.run('systemctl show -P Type -P WatchdogUSec diskseqfs'), 'notify\n30s\n')
     const exposure = await vm.run('systemd-analyze security --no-pager diskseqfs.service | tail -n 1')
     // A unit's restrictions may forbid to ask for them.
-    const slice = await vm.run('awk \'$1 == "se.slice" { print $3 }\' /proc/$(systemctl show -P MainPID diskseqfs)/sched')
+    const slice = await vm.run('awk \'$1 == "se.slice" { print $3 }\' /proc/$(' + DAEMON + ')/sched')
     if (vm.release !== 'bookworm') t.equal(slice, '100000\n', 'it has short slices of a processor')
     note(t, exposure.replace(/^\S+\s|\S+\s*$/g, '').trim())
 
