@@ -1110,7 +1110,9 @@ static void resume(void) {
   if (poll(&end, 1, 0) > 0) return ended(&serving);
   // The understudy has been killed as well.
   if (served.fuse < 0) say_to(&serving, "give");
-  tell_state("serving");
+  char state[64];
+  snprintf(state, sizeof state, "serving (daemon %d)", (int)serving.pid);
+  tell_state(state);
 }
 
 // The service manager wants this process to end (SIGTERM): it is the one to say whether

@@ -304,7 +304,7 @@ export async function startManaged(
     if (code === 'late') throw new Error(`the daemon did not stop:\n${log.text()}`)
     if (!expectErrors) log.check()
   })
-  const ready = () => said.split('\n').filter((line) => /^status serving .*daemon/.test(line)).length
+  const ready = () => said.split('\n').filter((line) => /^status serving \/.*daemon/.test(line)).length
   await log.started(() => ready() > 0)
   return {
     mountpoint,
