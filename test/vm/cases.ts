@@ -1,5 +1,6 @@
 /** All cases, in the order in which they run. */
 import type { Case } from './case.js'
+import { absence } from './cases/absence.js'
 import { boot } from './cases/boot.js'
 import { churnCase } from './cases/churn.js'
 import { cryptsetup } from './cases/cryptsetup.js'
@@ -14,6 +15,7 @@ import { locks } from './cases/locks.js'
 import { lvm } from './cases/lvm.js'
 import { names } from './cases/names.js'
 import { preemption } from './cases/preemption.js'
+import { many } from './cases/many.js'
 import { mapperRace } from './cases/race.js'
 import { removable } from './cases/removable.js'
 import { restart } from './cases/restart.js'
@@ -40,6 +42,8 @@ export const cases: readonly Case[] = [
   service,
   linksCase,
   restart,
+  absence,
+  many,
   kills,
   boot,
   removal,

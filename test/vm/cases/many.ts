@@ -1,0 +1,87 @@
+/** The service is stopped and started where there are many device-mapper devices: no name is dead meanwhile. */
+import type { Test } from 'tap'
+
+import { type Case, SHORT } from '../case.js'
+import { links, ROOT_LINKS } from '../links.js'
+import { note } from '../suite.js'
+import type { Vm } from '../vm.js'
+
+const FEW = 50
+const MANY = SHORT ? 200 : 800
+/** What it takes for each device may grow by so much: an index that is larger, not another look at all of them. */
+const GROWTH = 2
+
+/** Devices from $1 to $2, without a name until udev has seen them. */
+const MAKE = `
+  make() {
+    local i
+    for ((i = $1; i < $2; i++)); do dmsetup create --noudevsync many-$i --table '0 2048 zero'; done
+    udevadm settle --timeout=1200
+    for ((i = $1; i < $2; i++)); do
+      [[ $(readlink /dev/mapper/many-$i) == /dev/disk/by-diskseq/* ]] || { echo "many-$i -> $(readlink /dev/mapper/many-$i)"; return 1; }
+    done
+  }`
+
+interface Stop {
+  /** Of the program that gives names back, and of the whole stop. */
+  readonly link: number
+  readonly stop: number
+}
+
+/** Stops the service, and starts it; who opens names one after another meanwhile gets the right disks. */
+async function stops(t: Test, vm: Vm, count: number): Promise<Stop> {
+  const outcome = await vm.run(
+    `
+    ms() { local began=$(date +%s%N); "$@"; echo $((($(date +%s%N) - began) / 1000000)); }
+    opens() {
+      local i failed=0 n=0
+      until [ -e /run/enough ]; do
+        for ((i = 0; i < ${count}; i += 7)); do
+          n=$((n + 1))
+          (: </dev/mapper/many-$i) || failed=$((failed + 1))
+        done
+      done
+      echo $failed >/run/failed
+    }
+    opens 2>/run/failures & opener=$!
+    stop=$(ms systemctl stop diskseqfs)
+    ! findmnt -n /dev/disk/by-diskseq
+    dead=0
+    for ((i = 0; i < ${count}; i++)); do [ -e /dev/mapper/many-$i ] || dead=$((dead + 1)); done
+    touch /run/enough; wait $opener
+    result=$(systemctl show -P Result diskseqfs)
+    systemctl start diskseqfs
+    udevadm settle --timeout=1200
+    # With names that lead into a tree that is there.
+    link=$(ms /usr/lib/udev/diskseqfs-link stock)
+    udevadm trigger --subsystem-match=block; udevadm settle --timeout=1200
+    echo $(cat /run/failed) $dead $result $link $stop
+    rm /run/enough /run/failed`,
+    1_800_000,
+  )
+  const [failed, dead, result, link, stop] = outcome.trim().split(' ')
+  t.strictSame({ failed, dead, result }, { failed: '0', dead: '0', result: 'success' }, `${count} devices: no open failed, no name is dead`)
+  return { link: Number(link), stop: Number(stop) }
+}
+
+export const many: Case = {
+  name: 'many: the service is stopped with many device-mapper devices',
+  // Minutes of udev's.
+  shortOn: 'none',
+  async run(t, vm) {
+    try {
+      await vm.run(`${MAKE}; make 0 ${FEW}`, 600_000)
+      const few = await stops(t, vm, FEW)
+      await vm.run(`${MAKE}; make ${FEW} ${MANY}`, 1_800_000)
+      const all = await stops(t, vm, MANY)
+      const growth = all.link / MANY / (few.link / FEW)
+      t.ok(growth < GROWTH, `for each device ${growth.toFixed(1)} times as long with ${MANY} as with ${FEW}`)
+      note(t, `stopped with ${MANY} devices: ${all.stop} ms, of which names ${all.link} ms; with ${FEW}: ${few.stop}, ${few.link} ms`)
+    } finally {
+      await vm.run(`for d in /dev/mapper/many-*; do dmsetup remove --noudevsync \${d##*/}; done; udevadm settle --timeout=1200`, 1_800_000)
+    }
+    const { tree, stock, root, wrong } = await links(vm)
+    t.ok(tree.length > 5)
+    t.strictSame({ stock, root, wrong }, { stock: [], root: ROOT_LINKS, wrong: [] })
+  },
+}
