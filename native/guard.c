@@ -90,10 +90,12 @@ static unsigned start_ticks;
 #define OVER_TICKS 3
 // Served for so long, it is none that ends as soon as it is ready.
 #define SERVED_MS 10000
-// Between two starts of a daemon that has ended by itself before it was ready: twice as
-// long each time, up to this.
+// Between two starts of a daemon that has ended by itself: twice as long each time, up to
+// this; or up to that where it was ready before, as each time the mount comes and goes with it.
 #define RETRY_MS 100
 #define RETRY_MAX_MS 10000
+#define RETRY_READY_MAX_MS 300000
+#define DOUBLINGS_MAX 12
 // Daemons killed before they were ready, for each of which others are waited for as long again.
 #define KILLS_MAX 300
 // What is kept for the next guard, and not sent to daemons.
@@ -121,7 +123,7 @@ static struct {
   int64_t died_ms;
   unsigned kills;
   unsigned ticks;   // since the daemon was asked, or answered; or since it died
-  unsigned unready; // ticks without a daemon that is ready
+  unsigned unready; // ticks without a daemon that is ready, since one has served for a while
 } served = {.fuse = -1};
 
 // Of a daemon: its end of the socket pair, and the process (a pidfd).
@@ -738,7 +740,7 @@ static void answered(void) {
 
 // The command that starts a daemon.
 static char **command;
-// When the next one is started, and how often one has ended by itself before it was ready.
+// When the next one is started, and how often one has ended by itself, none having served for a while.
 static int64_t start_at_ms;
 static unsigned failures;
 // The service manager takes the service for started.
@@ -846,11 +848,11 @@ static bool was_ended(const struct daemon *daemon) {
 
 // The first that ends by itself is followed at once, as whoever asks waits.
 static void schedule(const struct daemon *ended, bool wanted) {
-  int64_t now = now_ms();
-  if (wanted || (ended->ready && now - ended->ready_ms > SERVED_MS)) failures = 0;
-  int64_t delay = failures == 0 ? 0 : RETRY_MS << (failures < 10 ? failures : 10);
+  int64_t most = ended->ready ? RETRY_READY_MAX_MS : RETRY_MAX_MS;
+  if (wanted) failures = 0;
+  int64_t delay = failures == 0 ? 0 : RETRY_MS << (failures < DOUBLINGS_MAX ? failures : DOUBLINGS_MAX);
   if (!wanted) failures++;
-  start_at_ms = now + (delay < RETRY_MAX_MS ? delay : RETRY_MAX_MS);
+  start_at_ms = now_ms() + (delay < most ? delay : most);
 }
 
 static void heard(struct daemon *daemon);
@@ -876,6 +878,7 @@ static void ended(struct daemon *daemon) {
       exit(0);
     }
     if (before.over) detach(); // the next one mounts anew
+    if (wanted) served.unready = 0;
     if (next.asks) return take_turn();
     if (served.fuse >= 0) stand_in();
   } else {
@@ -998,6 +1001,7 @@ static void tick(void) {
   tell_manager("WATCHDOG=1");
   served.ticks++;
   if (!serving.ready) served.unready++;
+  else if (now_ms() - serving.ready_ms > SERVED_MS) served.unready = failures = 0;
   if (leaves) leaving_ticks++;
   tick_daemons();
   reap();
@@ -1035,7 +1039,7 @@ static void is_ready(struct daemon *daemon, const char *text) {
   serving.ready = true;
   serving.ready_ms = now_ms();
   served.kills = 0;
-  served.unready = 0;
+  if (failures == 0) served.unready = 0;
   attach();
   snprintf(announcement, sizeof announcement, "%s (daemon %d)", text, (int)serving.pid);
   if (!strstr(text, "taken over")) mounted_pid = run(mounted);

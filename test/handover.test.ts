@@ -517,6 +517,30 @@ t.test('where no daemon comes, waiting has an end', async (t) => {
   t.equal(await other.look(join(tree.mountpoint, loop.diskseq()), 2000), 'found', 'the next one mounts anew')
 })
 
+/** None of the pauses between two starts is long in itself. */
+const QUICK: Change = ['#define RETRY_READY_MAX_MS 300000', '#define RETRY_READY_MAX_MS 1000']
+
+/** Ends each daemon as soon as it serves, as if it had a fault. -> whether the mount was taken away */
+async function breaking(t: Test, ...changes: Change[]): Promise<boolean> {
+  const { tree, log } = await startGuarded(t, 1, { args: ['-a', '8'], program: changedGuard(t, QUICK, ...changes) })
+  const end = performance.now() + 20_000
+  for (let broken = 0; performance.now() < end; await sleep(20)) {
+    if (log().includes('the mount is taken away')) return true
+    if (tree.ready() === broken) continue
+    broken = tree.ready()
+    process.kill(tree.pid(), 'SIGALRM')
+  }
+  return false
+}
+
+t.test('nor is one waited for whose daemons all end as soon as they serve', { timeout: 60_000 }, async (t) => {
+  t.ok(await breaking(t))
+})
+
+t.test('twin: if each of these counts as one that serves, it is', { timeout: 60_000 }, async (t) => {
+  t.notOk(await breaking(t, ['if (failures == 0) served.unready = 0;', 'served.unready = 0;']))
+})
+
 t.test('a daemon that stands still is killed, and the next one goes on', async (t) => {
   const loop = loopDisk(t)
   const other = looker(t)
