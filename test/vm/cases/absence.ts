@@ -99,7 +99,12 @@ async function twin(t: Test, vm: Vm): Promise<void> {
   await vm.run(`
     sed 's|diskseqfs-guard |&-m 4 |' /usr/lib/systemd/system/diskseqfs.service >/run/systemd/system/diskseqfs.service
     systemctl daemon-reload
-    systemctl restart diskseqfs`)
+    systemctl restart diskseqfs
+    for ((i = 0; i < 600; i++)); do
+      [ "$(ps -o ppid= -p "$(${DAEMON})")" -eq "$(systemctl show -P MainPID diskseqfs)" ] && exit
+      sleep 0.1
+    done
+    exit 1`)
   try {
     const longest = await vm.run(
       `
@@ -107,7 +112,7 @@ async function twin(t: Test, vm: Vm): Promise<void> {
       ${NODE}
       mv $node $node.away
       trap 'mv $node.away $node' EXIT
-      kill -KILL $(pgrep -P $(systemctl show -P MainPID diskseqfs) -f '^[^ ]*node')
+      kill -KILL $(${DAEMON})
       ask 10
       leads elsewhere`,
       300_000,
