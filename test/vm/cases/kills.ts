@@ -84,8 +84,10 @@ async function again(t: Test, vm: Vm, { what, times, script, busy }: Way): Promi
     for ((n = 0; n < ${times}; n++)); do
       old=$(${GUARD}); daemon=$(${DAEMON})
       ${script}
-    done`,
-    (120 + times * 60) * 1000,
+    done
+    another_daemon
+    sleep 10`,
+    (180 + times * 60) * 1000,
   )
   const { steady, recycled } = await enough()
   await loops?.ended()
