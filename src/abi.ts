@@ -324,12 +324,11 @@ export class ReplyBuffer {
     return OPEN_OUT_SIZE
   }
 
-  /** struct fuse_kstatfs: a filesystem of names, without blocks. */
-  statfs(files: number, nameLength: number): number {
+  /** struct fuse_kstatfs: a filesystem of names, without blocks; nor inodes, of which none could be free. */
+  statfs(nameLength: number): number {
     const view = this.view
     const at = OUT_HEADER_SIZE
     this.bytes.fill(0, at, at + STATFS_OUT_SIZE)
-    view.setBigUint64(at + 24, BigInt(files), true)
     view.setUint32(at + 40, STAT_BLOCK_SIZE, true)
     view.setUint32(at + 44, nameLength, true)
     view.setUint32(at + 48, STAT_BLOCK_SIZE, true)

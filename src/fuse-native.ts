@@ -213,7 +213,7 @@ export class FuseNativeTransport implements Transport {
         }),
       statfs: (_: string, done: Done<[object?]>) =>
         operations.statfs(reply((errno) => done(-errno), {
-          statfs: (files, namemax) => done(0, { bsize: 4096, frsize: 4096, files, namemax }),
+          statfs: (namemax) => done(0, { bsize: 4096, frsize: 4096, namemax }),
         })),
       chmod: (path: string, mode: number, done: Done) => this.change(path, { mode }, done),
       chown: (path: string, uid: number, gid: number, done: Done) =>

@@ -114,8 +114,8 @@ class SessionReply implements Reply {
   xattrSize(size: number): void {
     this.send(0, this.session.out.xattrSize(size))
   }
-  statfs(files: number, nameLength: number): void {
-    this.send(0, this.session.out.statfs(files, nameLength))
+  statfs(nameLength: number): void {
+    this.send(0, this.session.out.statfs(nameLength))
   }
   init(flags: number): void {
     this.send(0, this.session.out.init(flags, MAX_WRITE))

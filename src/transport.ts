@@ -26,7 +26,7 @@ export interface Reply {
   open(handle: bigint): boolean
   data(bytes: Uint8Array): void
   xattrSize(size: number): void
-  statfs(files: number, nameLength: number): void
+  statfs(nameLength: number): void
   ok(): void
   /** A positive errno. */
   error(errno: number): void

@@ -256,7 +256,7 @@ export class Tree implements TreeOperations {
   }
 
   statfs(reply: Reply): void {
-    reply.statfs(this.parts.registry.size, STATFS_NAME_LENGTH)
+    reply.statfs(STATFS_NAME_LENGTH)
   }
 
   getxattr(caller: Caller, nodeid: bigint, name: string, size: number, reply: Reply): void {

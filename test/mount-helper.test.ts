@@ -251,7 +251,9 @@ t.test('the helper alone', async (t) => {
   const dir = directory(t)
   const helper = join(dir, 'helper')
   writeFileSync(helper, readFileSync(join(installed, 'sbin/mount.fuse.diskseqfs'), 'utf8').replace('/usr/bin/', `${dir}/`))
-  writeFileSync(join(dir, 'diskseqfs'), '#!/bin/sh\nfor word; do echo "<$word>"; done\nexit 3\n')
+  writeFileSync(join(dir, 'diskseqfs'), '#!/bin/sh\nfor word; do echo "<$word>"; done\nexit $(cat "$0.code")\n')
+  const exits = (code: number) => writeFileSync(join(dir, 'diskseqfs.code'), `${code}`)
+  exits(0)
   for (const file of [helper, join(dir, 'diskseqfs')]) chmodSync(file, 0o755)
 
   for (const [args, words] of [
@@ -263,8 +265,16 @@ t.test('the helper alone', async (t) => {
   ] as const) {
     t.test(`${args.join(' ')}`, async (t) => {
       const { code, stdout, stderr } = await run(helper, [...args])
-      t.strictSame({ code, stderr }, { code: 3, stderr: '' }, "the program's own exit code")
+      t.strictSame({ code, stderr }, { code: 0, stderr: '' })
       t.equal(stdout, words.map((word) => `<${word}>\n`).join(''))
+    })
+  }
+
+  // As mount(8) documents its own: 1 incorrect invocation, 32 mount failure.
+  for (const [own, code] of [[1, 32], [2, 1], [127, 32]] as const) {
+    t.test(`the program's exit code ${own} is mount(8)'s ${code}`, async (t) => {
+      exits(own)
+      t.equal((await run(helper, ['none', '/a'])).code, code)
     })
   }
 

@@ -410,4 +410,7 @@ onEachTransport('statfs works, and df', async (t, args) => {
   const df = await run('df', [tree.mountpoint])
   t.equal(df.code, 0)
   t.match(df.stdout, tree.mountpoint)
+  // Monitoring takes 100 % for an alarm.
+  const inodes = await run('df', ['--output=itotal,iused,ipcent', tree.mountpoint])
+  t.match(inodes.stdout, /^ *0 +0 +- *$/m, 'as of other file systems of devices, none is counted')
 })
