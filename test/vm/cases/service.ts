@@ -32,6 +32,33 @@ const MINE = `
   ln -s /dev/disk/by-diskseq/4000000000 /dev/mapper/gone
   readlink /dev/mine/*`
 
+/** Those that an administrator gives it, right and wrong. */
+async function options(t: Test, vm: Vm): Promise<void> {
+  const restart = (given: string) => `echo 'DISKSEQFS_OPTIONS="${given}"' >/etc/default/diskseqfs; systemctl restart diskseqfs`
+  const served = `
+    for ((i = 0; i < 600; i++)); do
+      daemon=$(${DAEMON})
+      [ "\${daemon:-$before}" != $before ] && break
+      sleep 0.1
+    done
+    tr '\\0' ' ' </proc/$daemon/cmdline | sed 's/.* mount //'`
+  await vm.run('cp -p /etc/default/diskseqfs /run/options')
+  t.equal(
+    await vm.run(`before=$(${DAEMON}); ${restart('--open-timeout 11  --log-level debug')}; ${served}`),
+    '-f --open-timeout 11 --log-level debug ',
+    'the daemon has the options in /etc/default/diskseqfs',
+  )
+  const wrong = await vm.run(`
+    before=$(${DAEMON}); ${restart('--open-timeout never')}
+    for ((i = 0; i < 600; i++)); do
+      journalctl -b -u diskseqfs -o cat --no-pager | grep -q "option '--open-timeout <seconds>' argument 'never' is invalid" && break
+      sleep 0.1
+    done
+    [ $(${DAEMON}) = $before ] && dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none && echo served`)
+  t.equal(wrong, 'served\n', 'with a mistake in them the one before goes on, and the journal says what is wrong')
+  await vm.run(`before=$(${DAEMON}); mv /run/options /etc/default/diskseqfs; systemctl restart diskseqfs; ${served} >/dev/null`)
+}
+
 export const service: Case = {
   name: 'service: stop, start, links switched off',
   async run(t, vm) {
@@ -42,6 +69,8 @@ export const service: Case = {
     const slice = await vm.run('awk \'$1 == "se.slice" { print $3 }\' /proc/$(' + DAEMON + ')/sched')
     if (vm.release !== 'bookworm') t.equal(slice, '100000\n', 'it has short slices of a processor')
     note(t, exposure.replace(/^\S+\s|\S+\s*$/g, '').trim())
+
+    await options(t, vm)
 
     // What is open through the tree, mounted or swapped on, stays so.
     const mine = await vm.run(MINE)
