@@ -457,6 +457,11 @@ static void answer_kept(const struct slots *slots) {
   }
 }
 
+// None of them is the reason why the daemon has ended, see TRIES_MAX in src/session.ts.
+static void acquit(const struct slots *slots) {
+  for (size_t i = 0; i < used(slots); i++) store(slots->start + i * slots->size + SLOT_TRIES_AT, 0);
+}
+
 static void answer_all_kept(void) {
   size_t landing = STATE_LANDING_AT + SLOT_HEADER_SIZE;
   uint32_t length = load(landing);
@@ -839,9 +844,10 @@ static void take_turn(void) {
 }
 
 // How it ended: because somebody wanted it to, or by itself. (One that serves and is told to end exits with 0.)
+// Of one that another guard had started that is not known; whoever has ended that guard may have ended both.
 static bool was_ended(const struct daemon *daemon) {
   int status;
-  if (daemon->pid <= 0 || waitpid(daemon->pid, &status, WNOHANG) != daemon->pid) return daemon->killed;
+  if (daemon->pid <= 0 || waitpid(daemon->pid, &status, WNOHANG) != daemon->pid) return true;
   if (WIFEXITED(status)) return daemon->killed || (daemon->ready && WEXITSTATUS(status) == 0);
   return daemon->killed || WTERMSIG(status) == SIGKILL || WTERMSIG(status) == SIGTERM;
 }
@@ -879,6 +885,10 @@ static void ended(struct daemon *daemon) {
     }
     if (before.over) detach(); // the next one mounts anew
     if (wanted) served.unready = 0;
+    if (wanted && served.fuse >= 0) {
+      acquit(&small);
+      acquit(&big);
+    }
     if (next.asks) return take_turn();
     if (served.fuse >= 0) stand_in();
   } else {

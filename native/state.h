@@ -12,7 +12,8 @@
 // - struct fuse_in_header begins a request with its length; the largest one is a
 //   change of an xattr.
 // - Header: magic (64 bits), version, device number of the mount, length of its
-//   path, how many of each kind of slot were ever used, path; last, the pid namespace.
+//   path, how many of each kind of slot were ever used, path; last, the highest number that
+//   a disk has had (64 bits), unused, and the pid namespace.
 // - A slot for a request: its length (0: free), how often it was tried, whether
 //   it was interrupted, unused; the request.
 // - The request being handled, then those that wait: names, and the rest.
@@ -30,6 +31,7 @@
   FIELD(STATE_BIG_USED_AT, 24) \
   FIELD(STATE_PINS_USED_AT, 28) \
   FIELD(STATE_PATH_AT, 32) \
+  FIELD(STATE_HIGHEST_AT, (STATE_HEADER_SIZE - 16)) \
   FIELD(STATE_PID_NAMESPACE_AT, (STATE_HEADER_SIZE - 4)) \
   FIELD(SLOT_TRIES_AT, 4) \
   FIELD(SLOT_INTERRUPTED_AT, 8) \

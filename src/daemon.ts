@@ -12,7 +12,7 @@ import { E, errnoName, errnoOf, UserError } from './errno.js'
 import { FuseNativeTransport } from './fuse-native.js'
 import { Gate } from './gate.js'
 import type { Guard } from './guard.js'
-import { discard, inherit, KEPT } from './handover.js'
+import { discard, highestOf, inherit, KEPT } from './handover.js'
 import { type Call, Intents, someCall } from './intent.js'
 import type { Logger } from './log.js'
 import {
@@ -147,7 +147,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     if (slice < 0) this.log.debug({ errno: errnoName(slice) }, 'no short slices: where processors are busy, callers wait longer')
     // Listen first: what changes during the scan is then not missed.
     this.uevents.open()
-    await this.registry.start()
+    await this.registry.start(highestOf(this.native, kept))
     if (kept.size > 0) {
       if (await this.takeOver(kept, predecessor)) return
       if (predecessor !== undefined) {
@@ -286,6 +286,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   private useState(state: SharedState, fd: number): Vault {
     this.state = state
     this.stateFd = fd
+    state.highest = this.registry.highest
     return (this.vault = new Vault(this.native, state, (sockets) => this.keepPins(sockets), this.log))
   }
 
@@ -494,7 +495,9 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   }
 
   /** See {@link RegistryListener}. */
-  appeared(): void {}
+  appeared(): void {
+    this.state.highest = this.registry.highest
+  }
 
   /** Its number, or its file (LOOP_CHANGE_FD), may be another one's from here on: nobody opens it unasked. */
   vanished(device: Device): void {

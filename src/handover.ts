@@ -47,6 +47,12 @@ function stateOf(native: Calls, kept: Descriptors): SharedState | undefined {
   return typeof memory === 'number' ? undefined : new SharedState(memory)
 }
 
+/** A number that had been given out to a disk when an earlier daemon was at work. */
+export function highestOf(native: Calls, kept: Descriptors): bigint {
+  const state = stateOf(native, kept)
+  return state?.compatible ? state.highest : 0n
+}
+
 /** The mount that a state is of, if it is still there. */
 function mountOf(state: SharedState | undefined): MountEntry | undefined {
   const identity = state?.mount

@@ -71,6 +71,7 @@ export class Registry implements UeventListener {
   private settled = 0n
   /** The same, of one scan. */
   private seen = 0n
+  private highestSeen = 0n
   /** How often uevents were lost, or what they were about; and how often before the last scan began. */
   private losses = 0
   private madeUpFor = -1
@@ -98,8 +99,13 @@ export class Registry implements UeventListener {
     private readonly log: Logger,
   ) {}
 
-  /** @returns once the first scan is in. */
-  start(): Promise<void> {
+  /**
+   * @param highest a number that had been given out when an earlier daemon was at work: for which the first scan
+   *   counts as the second
+   * @returns once the first scan is in
+   */
+  start(highest = 0n): Promise<void> {
+    this.seen = this.highestSeen = highest
     return new Promise((resolve) => this.rescan(resolve))
   }
 
@@ -112,6 +118,11 @@ export class Registry implements UeventListener {
 
   get size(): number {
     return this.byName.size
+  }
+
+  /** No device that was seen had a higher number. */
+  get highest(): bigint {
+    return this.highestSeen
   }
 
   /** In order of diskseq, then partition. */
@@ -212,6 +223,7 @@ export class Registry implements UeventListener {
       if (before.partition === 0 && before.diskseq !== device?.diskseq) this.gone.set(before.diskseq, true)
     }
     if (device === undefined) return
+    if (device.diskseq > this.highestSeen) this.highestSeen = device.diskseq
     this.byKname.set(kname, device)
     const other = this.byName.get(device.name)
     if (other !== undefined) this.unlist(other)
@@ -243,9 +255,7 @@ export class Registry implements UeventListener {
     this.touched.clear()
     const served = this.waiting
     this.waiting = []
-    const { losses } = this
-    let highest = 0n
-    for (const { diskseq } of this.byKname.values()) if (diskseq > highest) highest = diskseq
+    const { losses, highestSeen } = this
     this.sysfs.scan((error, devices, cpuMs) => {
       if (this.closed) return
       this.scanError = error
@@ -254,7 +264,7 @@ export class Registry implements UeventListener {
       } else {
         this.merge(devices)
         this.madeUpFor = losses
-        if (this.losses === losses) [this.settled, this.seen] = [this.seen, highest]
+        if (this.losses === losses) [this.settled, this.seen] = [this.seen, highestSeen]
       }
       this.scanning = false
       this.nextScan = monotonicMs() + Math.max(SCAN_INTERVAL_MS, cpuMs * SCAN_SHARE)

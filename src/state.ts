@@ -128,12 +128,14 @@ export class SharedState {
   private readonly small: Slots
   private readonly big: Slots
   private readonly pins: Slots
+  private readonly numbers: BigUint64Array
 
   /** @param memory {@link STATE_SIZE} bytes; zeros, or what an earlier daemon left */
   constructor(memory: ArrayBuffer = new ArrayBuffer(STATE_SIZE)) {
     const view = new DataView(memory)
     this.view = view
     this.bytes = new Uint8Array(memory)
+    this.numbers = new BigUint64Array(memory, layout.STATE_HIGHEST_AT, 1)
     this.landing = new Uint8Array(memory, LANDING, layout.STATE_REQUEST_MAX)
     this.small = new Slots(view, layout.STATE_SMALL_USED_AT, layout.STATE_SMALL_AT, layout.STATE_SMALL_SIZE, layout.STATE_SMALL_COUNT)
     this.big = new Slots(view, layout.STATE_BIG_USED_AT, layout.STATE_BIG_AT, layout.STATE_BIG_SIZE, layout.STATE_BIG_COUNT)
@@ -150,7 +152,7 @@ export class SharedState {
     const { view } = this
     if (view.getBigUint64(0, true) !== MAGIC) return undefined
     const length = view.getUint32(layout.STATE_PATH_LENGTH_AT, true)
-    if (length === 0 || layout.STATE_PATH_AT + length > layout.STATE_PID_NAMESPACE_AT) return undefined
+    if (length === 0 || layout.STATE_PATH_AT + length > layout.STATE_HIGHEST_AT) return undefined
     const device = view.getUint32(layout.STATE_DEVICE_AT, true)
     return {
       mountpoint: Buffer.from(this.bytes.subarray(layout.STATE_PATH_AT, layout.STATE_PATH_AT + length)).toString(),
@@ -162,7 +164,7 @@ export class SharedState {
   /** From here on somebody else may go on with it. */
   set mount({ mountpoint, device, pidNamespace }: MountIdentity) {
     const path = Buffer.from(mountpoint)
-    if (layout.STATE_PATH_AT + path.length > layout.STATE_PID_NAMESPACE_AT) throw new Error(`path too long: ${mountpoint}`)
+    if (layout.STATE_PATH_AT + path.length > layout.STATE_HIGHEST_AT) throw new Error(`path too long: ${mountpoint}`)
     const [major = 0, minor = 0] = device.split(':').map(Number)
     this.bytes.set(path, layout.STATE_PATH_AT)
     this.view.setUint32(layout.STATE_PATH_LENGTH_AT, path.length, true)
@@ -170,6 +172,15 @@ export class SharedState {
     this.view.setUint32(layout.STATE_PID_NAMESPACE_AT, pidNamespace, true)
     this.view.setUint32(layout.STATE_VERSION_AT, layout.STATE_VERSION, true)
     this.view.setBigUint64(0, MAGIC, true)
+  }
+
+  /** A number that a disk has had; none that any daemon of this mount has seen was higher. */
+  get highest(): bigint {
+    return Atomics.load(this.numbers, 0)
+  }
+
+  set highest(diskseq: bigint) {
+    Atomics.store(this.numbers, 0, diskseq)
   }
 
   /** Nothing is in {@link landing}: before a request is read (the kernel writes its length), and when it is done with. */

@@ -135,6 +135,30 @@ async function pinsAfterCrashes(t: Test, twin: Twin): Promise<number[]> {
   return counts
 }
 
+/** Somebody waits for a disk that takes a second to open, and each daemon is killed as soon as it is ready, so often. -> what he gets */
+async function waitsThrough(t: Test, kills: number, program?: string): Promise<string> {
+  const loop = loopDisk(t)
+  const tree = await startManaged(t, { twin: 'opens-late', ...(program !== undefined && { program }), expectErrors: true })
+  tree.end('SIGKILL')
+  const child = spawn('dd', [`if=${join(tree.mountpoint, loop.diskseq())}`, 'of=/dev/null', 'count=1', 'status=none'], { stdio: ['ignore', 'ignore', 'pipe'] })
+  let stderr = ''
+  child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString()))
+  const ended = new Promise<number | null>((resolve) => child.on('close', resolve))
+  for (let ready = 1; ready <= kills; ready++) {
+    for (const late = performance.now() + 20_000; tree.ready() <= ready && performance.now() < late; ) await sleep(1)
+    tree.end('SIGKILL')
+  }
+  return (await ended) === 0 ? 'opened' : stderr
+}
+
+t.test('nobody is taken for the reason why daemons end that somebody kills', async (t) => {
+  t.equal(await waitsThrough(t, 8), 'opened')
+})
+
+t.test('twin: if it does not matter how they end, whoever waits gets an error', async (t) => {
+  t.match(await waitsThrough(t, 8, twinGuard(t, 'if (wanted && served.fuse >= 0) {', 'if (false) {')), /Input\/output error/)
+})
+
 t.test('pins outlive the daemon', async (t) => {
   t.strictSame(await pinsAfterCrashes(t, 'none+unseen'), [1, 1], 'the next daemon has them open')
 })

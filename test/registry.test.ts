@@ -337,6 +337,22 @@ t.test('numbers that were given out before two scans need no other to be proven 
   t.equal(state.scans, before + 1, 'but one for a number that may be new')
 })
 
+t.test('nor do those that had been given out when an earlier daemon was at work', async (t) => {
+  for (const [highest, scans] of [[50n, 0], [0n, 1]] as const) {
+    const { registry, disk, state, slowly } = fixture(t)
+    disk('sda', 1)
+    disk('sdb', 60)
+    await registry.start(highest)
+    const before = state.scans
+    for (let number = 2; number <= 50; number++) t.equal(await slowly(`${number}`), undefined)
+    t.equal(state.scans > before, scans > 0, `known: ${highest}`)
+    const known = state.scans
+    t.equal(await slowly('59'), undefined)
+    t.equal(state.scans, known + 1 - scans, 'a higher one needs a scan')
+    t.equal(registry.highest, 60n)
+  }
+})
+
 t.test('unless events were lost since, or are lost during the scan', async (t) => {
   const { registry, disk, state, slowly, release } = fixture(t)
   disk('sda', 60)

@@ -30,6 +30,7 @@ export const TWIN_DAEMON = join(ROOT, 'test/helpers/twin-daemon.mjs')
 export type Twin = `${Mechanism}${'' | '+slow' | '+unseen'}`
 type Mechanism =
   | 'none'
+  | 'opens-late'
   | 'no-pins'
   | 'faults-of-all'
   | 'workers-believed'

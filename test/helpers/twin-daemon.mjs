@@ -232,6 +232,14 @@ const removable = {
 const twins = {
   /** Nothing is switched off. */
   'none': {},
+  /** The same, and each disk takes a second to open. */
+  'opens-late': {
+    opener: (...given) => {
+      const opener = new PinOpener(...given)
+      const open = opener.open.bind(opener)
+      return Object.assign(opener, { open: (device, done) => setTimeout(open, 1000, device, done) })
+    },
+  },
   /** Nothing held: an O_PATH descriptor of the node keeps no number from being reused. */
   'no-pins': {
     opener: (calls, directory) =>
