@@ -32,13 +32,14 @@ static char removed[NAMES_MAX][NAME_SIZE];
 static size_t removals;
 static char waiting[700];
 
-static bool send_fds(int socket, const struct sockaddr_un *to, socklen_t to_length, const char *text, const int *fds, size_t n) {
+static bool send_fds(int socket, int flags, const struct sockaddr_un *to, socklen_t to_length, const char *text, const int *fds, size_t n) {
   union {
     struct cmsghdr header;
     char room[CMSG_SPACE(BATCH * sizeof(int))];
   } control;
   struct iovec data = {(void *)text, strlen(text)};
   struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_name = (void *)to, .msg_namelen = to_length};
+  if (n > BATCH) return errno = EMSGSIZE, false;
   if (n > 0) {
     memset(&control, 0, sizeof control);
     message.msg_control = &control;
@@ -48,14 +49,14 @@ static bool send_fds(int socket, const struct sockaddr_un *to, socklen_t to_leng
     control.header.cmsg_len = CMSG_LEN(n * sizeof(int));
     memcpy(CMSG_DATA(&control.header), fds, n * sizeof(int));
   }
-  return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
+  return sendmsg(socket, &message, MSG_NOSIGNAL | flags) >= 0;
 }
 
 bool has_manager(void) { return notify_length > 0; }
 
 // False where it has to be told later. It is never waited for, as it may wait for this process.
 static bool tell(int socket, const char *text, const int *fds, size_t n) {
-  if (send_fds(socket, &notify_address, notify_length, text, fds, n)) return true;
+  if (send_fds(socket, MSG_DONTWAIT, &notify_address, notify_length, text, fds, n)) return true;
   if (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM || errno == ETOOMANYREFS || errno == ECONNREFUSED) return false;
   fprintf(stderr, "diskseqfs-guard: cannot tell the service manager: %s\n", strerror(errno));
   return true;
@@ -153,7 +154,24 @@ void store_open(void) {
   for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) unsetenv(ours[i]);
 }
 
+static int follower = -1;
+static bool follows;
+
+void store_follow(int socket) {
+  follower = socket;
+  follows = socket >= 0;
+}
+
+bool store_is_followed(void) { return follows; }
+
+static void tell_follower(const char *verb, const char *name, const int *fds, size_t n) {
+  char text[64];
+  snprintf(text, sizeof text, "%s %s", verb, name);
+  if (follows) follows = send_fds(follower, MSG_DONTWAIT, NULL, 0, text, fds, n);
+}
+
 void store_put(const char *name, const int *fds, size_t n) {
+  tell_follower("put", name, fds, n);
   for (size_t i = 0; i < n; i++) add(name, fds[i], false);
   store_tell();
 }
@@ -169,16 +187,30 @@ void store_remove(const char *name) {
     told |= stored[i].told;
     close(stored[i].fd);
   }
+  if (count == left) return;
   count = left;
+  tell_follower("remove", name, NULL, 0);
   if (told && removals < NAMES_MAX) snprintf(removed[removals++], NAME_SIZE, "%s", name);
   store_tell();
 }
 
-void store_clear(void) {
-  while (count > 0) {
+bool store_hear(const char *text, const int *fds, size_t n) {
+  if (strncmp(text, "put ", 4) == 0) store_put(text + 4, fds, n);
+  else if (strncmp(text, "remove ", 7) == 0) store_remove(text + 7);
+  else return false;
+  return true;
+}
+
+void store_clear(const char *but) {
+  for (size_t i = 0; i < count;) {
     char name[NAME_SIZE];
-    strcpy(name, stored[count - 1].name);
-    store_remove(name);
+    strcpy(name, stored[i].name);
+    if (but && strcmp(name, but) == 0) {
+      i++;
+    } else {
+      store_remove(name);
+      i = 0;
+    }
   }
 }
 
@@ -199,24 +231,32 @@ void store_send_anew(void) {
   for (size_t i = 0; i < count; i++) stored[i].sent = false;
 }
 
-bool send_descriptors(int socket, const char *text, const int *fds, size_t n) { return send_fds(socket, NULL, 0, text, fds, n); }
+void store_be_silent(void) { notify_length = 0; }
 
-void store_forget(void) {
-  count = 0;
-  notify_length = 0;
-}
-
-bool store_send(int socket, const char *last) {
+// What has not been sent, of those whose names are `wanted`.
+static bool send_unsent(int socket, int flags, bool (*wanted)(const char *name)) {
   for (size_t i = 0; i < count; i++) {
     int fds[BATCH];
     size_t n = 0;
-    if (stored[i].sent || stored[i].name[0] == '.') continue;
+    if (stored[i].sent || !wanted(stored[i].name)) continue;
     while (i + n < count && n < BATCH && !stored[i + n].sent && strcmp(stored[i + n].name, stored[i].name) == 0) {
       fds[n] = stored[i + n].fd;
       n++;
     }
-    if (!send_fds(socket, NULL, 0, stored[i].name, fds, n)) return false;
+    if (!send_fds(socket, flags, NULL, 0, stored[i].name, fds, n)) return false;
     while (n-- > 0) stored[i + n].sent = true;
   }
-  return send_fds(socket, NULL, 0, last, NULL, 0);
+  return true;
+}
+
+static bool is_daemons(const char *name) { return name[0] != '.'; }
+static bool is_any(const char *name) { return name[0] != 0; }
+
+bool store_send(int socket, const char *last) {
+  return send_unsent(socket, MSG_DONTWAIT, is_daemons) && send_fds(socket, MSG_DONTWAIT, NULL, 0, last, NULL, 0);
+}
+
+void store_send_all(int socket) {
+  store_send_anew();
+  send_unsent(socket, 0, is_any);
 }

@@ -14,7 +14,15 @@ void store_open(void);
 // Descriptors are the store's from then on. A name may stand for many.
 void store_put(const char *name, const int *fds, size_t count);
 void store_remove(const char *name);
-void store_clear(void);
+// All, or all but that.
+void store_clear(const char *but);
+
+// All that is put and removed from here on is sent to that socket as well; -1: to none.
+void store_follow(int socket);
+// Whether it has taken all so far.
+bool store_is_followed(void);
+// Takes what another process has sent there. False where there is nothing of that in the message.
+bool store_hear(const char *text, const int *fds, size_t count);
 
 // The one that was put last; -1 where there is none.
 int store_get(const char *name);
@@ -27,11 +35,11 @@ bool store_send(int socket, const char *last);
 // Whoever is sent them next has been sent none.
 void store_send_anew(void);
 
-// A message to anybody; whether it was taken.
-bool send_descriptors(int socket, const char *text, const int *fds, size_t count);
+// Sends everything, and waits for the other end to take it.
+void store_send_all(int socket);
 
-// In a process that has been forked: nothing is kept any more, and nobody is told.
-void store_forget(void);
+// In a process that has been forked: the service manager is not told any more.
+void store_be_silent(void);
 
 // Tells the service manager what it had no room for, to be called now and then; whether it
 // knows all.

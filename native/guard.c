@@ -23,10 +23,11 @@
 // somebody who answers at every instant.
 //
 // Both may end at once. Then the service manager would have to start the next guard,
-// and cannot if it is waiting for an answer of the tree itself. So it is never given the
+// and cannot if it is waiting for an answer of the tree itself; or does not for minutes, as it
+// starts nothing while there are events to be handled, of disks, say. So it is never given the
 // connection: only processes have that who can answer what comes through it. The third of
-// them is the understudy, a fork of the guard that does nothing until both have ended, and
-// then stands in for the guard until the next one comes.
+// them is the understudy, a fork of the guard that is told what the guard keeps and does nothing
+// until both have ended. Then it is the guard until the next one comes, to which it gives everything.
 //
 // What is said on the socket between the two, a message each, with descriptors:
 //   guard:  NAME (descriptors that are kept), "end"; "taken"; "ok"; "leave"; "give" (the
@@ -95,6 +96,8 @@ static unsigned start_ticks;
 #define RETRY_MS 100
 #define RETRY_MAX_MS 10000
 #define RETRY_READY_MAX_MS 300000
+// For the service manager to start the next guard, before the understudy starts a daemon.
+#define UNDERSTUDY_MS 1000
 #define DOUBLINGS_MAX 12
 // Daemons killed before they were ready, for each of which others are waited for as long again.
 #define KILLS_MAX 300
@@ -476,8 +479,19 @@ static void answer_all_kept(void) {
 static int understudy_socket = -1;
 static pid_t understudy_pid;
 static int own_process = -1;
+// In the understudy: its end of the socket at the other end of which is the guard, or will be the next one.
+static int relief = -1;
 
 static void start_understudy(void);
+static void kill_daemon(struct daemon *daemon);
+
+// When the next daemon is started.
+static int64_t start_at_ms;
+// The service manager takes the service for started.
+static bool told_ready;
+// The guard was told to end; and whether the tree is taken away for good.
+static bool leaves, for_good;
+static int signals = -1;
 
 // Nothing of what it guards may change before it has ended.
 static void stop_understudy(void) {
@@ -486,6 +500,7 @@ static void stop_understudy(void) {
     waitpid(understudy_pid, NULL, 0);
   }
   understudy_pid = 0;
+  store_follow(-1);
   if (understudy_socket >= 0) close(understudy_socket);
   understudy_socket = -1;
   store_remove(STORED_UNDERSTUDY);
@@ -516,7 +531,7 @@ static void forget_mount(void) {
   int lock = store_get("lock");
   if (lock >= 0) flock(lock, LOCK_UN);
   detach();
-  store_clear();
+  store_clear(NULL);
   // It may wait for an answer of that mount.
   if (probing) start_prober();
 }
@@ -640,65 +655,80 @@ static void start_prober(void) {
   prober_pid = pid;
 }
 
-// What it does when the guard has ended (`guard` becomes readable). `reader` is the daemon
-// that reads requests, if there is one.
-static void understudy(int relief, int guard, int reader) {
+static void resume(void);
+static void loop(void);
+
+// A message of the guard, or of the next one.
+static void hear_guard(void) {
+  char text[64];
+  int fds[SCM_MAX_FD];
+  size_t count;
+  ssize_t n = receive(relief, text, sizeof text, fds, &count, MSG_DONTWAIT);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (n > 0 && store_hear(text, fds, count)) return;
+  if (n > 0) {
+    // The next one, to which all of this belongs.
+    stop_understudy();
+    kill_daemon(&next);
+    store_send_all(relief);
+  }
+  // Or nobody has the other end any more, and none will come.
+  _exit(0);
+}
+
+// What it does until the guard has ended (`guard` becomes readable), and with it the daemon that reads requests
+// (`reader`), if there is one.
+static void understudy(int guard, int reader) {
   bool alone = false;
   for (;;) {
     struct pollfd fds[] = {
         {.fd = relief, .events = POLLIN},
         {.fd = alone ? -1 : guard, .events = POLLIN},
-        {.fd = alone && !served.absent ? reader : -1, .events = POLLIN},
-        {.fd = served.absent ? served.fuse : -1, .events = POLLIN},
+        {.fd = alone ? reader : -1, .events = POLLIN},
     };
-    int64_t patience = served.died_ms + patience_ms - now_ms();
-    bool waits = served.absent && !served.impatient;
-    if (waits && patience <= 0) {
-      lose_patience();
-      continue;
-    }
-    if (poll(fds, sizeof fds / sizeof *fds, waits ? (int)patience : -1) < 0) continue;
-    if (fds[0].revents) {
-      // The next guard; or nobody has the other end any more, and none will come.
-      char word[16];
-      if (recv(relief, word, sizeof word, MSG_DONTWAIT) > 0) send_descriptors(relief, "fuse", &served.fuse, 1);
-      _exit(0);
-    } else if (fds[1].revents) {
-      alone = true;
-      if (reader < 0) stand_in();
-    } else if (fds[2].revents) {
-      stand_in();
-    } else if (fds[3].revents) {
-      read_requests();
-      if (served.fuse < 0) _exit(0);
-    }
+    if (poll(fds, sizeof fds / sizeof *fds, -1) < 0) continue;
+    if (fds[0].revents) hear_guard();
+    else if (fds[1].revents) alone = true;
+    if (alone && (reader < 0 || fds[2].revents)) return;
   }
+}
+
+// The guard and its daemon are gone.
+static void be_the_guard(void) {
+  own_process = (int)syscall(SYS_pidfd_open, getpid(), 0);
+  start_prober();
+  resume();
+  start_at_ms = now_ms() + UNDERSTUDY_MS;
+  loop();
+}
+
+static void close_and_forget(int *fd) {
+  if (*fd >= 0) close(*fd);
+  *fd = -1;
 }
 
 static void start_understudy(void) {
   int ends[2];
-  int reader = is_there(&serving) ? serving.process : next.process;
+  const struct daemon *reader = is_there(&serving) ? &serving : &next;
   stop_understudy();
   if (own_process < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
     return say("there is no understudy: ", strerror(errno));
   pid_t pid = fork();
   if (pid == 0) {
     unblock();
-    // Of what is kept it has the connection alone.
-    enum { RELIEF_AT = STDERR_FILENO + 1, GUARD_AT, READER_AT, FUSE_AT, END };
-    int fds[] = {ends[1], own_process, reader, served.fuse};
-    for (int i = 0; i < END - RELIEF_AT; i++)
-      if (fds[i] >= 0) fds[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, END);
-    for (int i = 0; i < END - RELIEF_AT; i++)
-      if (fds[i] >= 0) dup2(fds[i], RELIEF_AT + i);
-    close_range(END, ~0U, 0);
-    served.fuse = FUSE_AT;
+    int guard = own_process, process = reader->process;
+    int *others[] = {&ends[0], &relief, &prober, &signals, &serving.socket, &next.socket, reader == &serving ? &next.process : &serving.process};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) close_and_forget(others[i]);
+    serving = next = (struct daemon)NONE;
+    relief = ends[1];
+    probing = leaves = for_good = false;
     served.absent = served.impatient = false; // until it is alone, others read requests
-    store_forget();
-    understudy_pid = 0;
-    understudy_socket = -1;
-    probing = false;
-    understudy(RELIEF_AT, GUARD_AT, reader < 0 ? -1 : READER_AT);
+    told_ready = true;
+    store_be_silent();
+    understudy(guard, process);
+    close(guard);
+    close_and_forget(&process);
+    be_the_guard();
   }
   close(ends[1]);
   if (pid < 0) {
@@ -709,16 +739,23 @@ static void start_understudy(void) {
   understudy_socket = ends[0];
   int kept = fcntl(understudy_socket, F_DUPFD_CLOEXEC, 0);
   if (kept >= 0) store_put(STORED_UNDERSTUDY, &kept, 1);
+  store_follow(understudy_socket);
 }
 
-// The guard before this one has left it: it gives back the connection, and ends.
+// The guard before this one has left it: it gives back all that was kept, and ends.
 static void relieve_understudy(void) {
   int socket = store_get(STORED_UNDERSTUDY), fds[SCM_MAX_FD];
-  char text[16];
+  char text[64];
   size_t count;
+  bool heard = false;
   if (socket < 0) return;
   send(socket, "relieve", 7, MSG_NOSIGNAL | MSG_DONTWAIT);
-  while (receive(socket, text, sizeof text, fds, &count, 0) > 0) store_put("fuse", fds, count); // until it has ended
+  while (receive(socket, text, sizeof text, fds, &count, 0) > 0) { // until it has ended
+    // It knows better than the service manager.
+    if (!heard) store_clear(STORED_UNDERSTUDY);
+    heard = true;
+    store_put(text, fds, count);
+  }
   store_remove(STORED_UNDERSTUDY);
 }
 
@@ -745,11 +782,7 @@ static void answered(void) {
 
 // The command that starts a daemon.
 static char **command;
-// When the next one is started, and how often one has ended by itself, none having served for a while.
-static int64_t start_at_ms;
-static unsigned failures;
-// The service manager takes the service for started.
-static bool told_ready;
+static unsigned failures; // daemons that have ended by themselves, none having served for a while
 
 static void tell_state(const char *state) {
   char text[700];
@@ -757,8 +790,6 @@ static void tell_state(const char *state) {
   tell_manager(text);
   told_ready = true;
 }
-
-static void kill_daemon(struct daemon *daemon);
 
 // The processes of commands: one that the next daemon waits for, and one that whoever waits
 // for the service does. 0 if there is none.
@@ -964,9 +995,7 @@ static bool has_exited(const struct daemon *daemon) {
   return name_end && name_end[1] == ' ' && (name_end[2] == 'Z' || name_end[2] == 'X');
 }
 
-// Ticks since the guard was told to end; and whether the tree is taken away for good.
-static bool leaves, for_good;
-static unsigned leaving_ticks;
+static unsigned leaving_ticks; // since the guard was told to end
 #define LEAVING_TICKS 7
 
 // While this process is the only one that answers, or one daemon follows another, it stays:
@@ -1024,7 +1053,7 @@ static void tick(void) {
     if (is_there(&serving) && !serving.over && ++serving.ticks >= hung_ticks) kill_daemon(&serving);
     return;
   }
-  if (understudy_pid == 0 && !leaves) start_understudy(); // somebody has killed it
+  if ((understudy_pid == 0 || !store_is_followed()) && !leaves) start_understudy(); // somebody has killed it
   if (!serving.ready && served.unready >= absent_ticks) {
     take_away();
   } else if (!is_there(&serving)) {
@@ -1102,7 +1131,6 @@ static pid_t pid_of(int process) {
 // What a guard before this one has left.
 static void resume(void) {
   int both[2], count = (int)store_all(STORED_DAEMON, both, 2);
-  relieve_understudy();
   for (int i = 0; i < count; i++) {
     struct stat file;
     if (fstat(both[i], &file) < 0) continue;
@@ -1132,11 +1160,69 @@ static void resume(void) {
 // The service manager wants this process to end (SIGTERM): it is the one to say whether
 // another follows, which goes on with what is kept. Before that it may have taken the tree
 // away for good (SIGUSR1), so that the daemon is to end as well.
-static void signalled(int signals) {
+static void signalled(void) {
   struct signalfd_siginfo signal;
   if (read(signals, &signal, sizeof signal) != sizeof signal || signal.ssi_signo == SIGCHLD) return;
   if (signal.ssi_signo == SIGUSR1) for_good = true;
   else leaves = true;
+}
+
+static void hear_signals(void) {
+  sigset_t ends;
+  sigemptyset(&ends);
+  sigaddset(&ends, SIGTERM);
+  sigaddset(&ends, SIGINT);
+  sigaddset(&ends, SIGUSR1);
+  sigaddset(&ends, SIGCHLD);
+  sigprocmask(SIG_BLOCK, &ends, NULL);
+  signals = signalfd(-1, &ends, SFD_CLOEXEC);
+}
+
+static void loop(void) {
+  int64_t next_tick = now_ms();
+  for (;;) {
+    leave_if_possible();
+    announce_if_possible();
+    struct pollfd fds[] = {
+        {.fd = signals, .events = POLLIN},
+        {.fd = next.socket, .events = POLLIN},
+        {.fd = next.process, .events = POLLIN},
+        {.fd = serving.socket, .events = POLLIN},
+        {.fd = serving.process, .events = POLLIN},
+        {.fd = prober, .events = POLLIN},
+        {.fd = served.absent ? served.fuse : -1, .events = POLLIN},
+        {.fd = relief, .events = POLLIN},
+    };
+    int64_t now = now_ms();
+    if (now >= next_tick) {
+      next_tick = now + TICK_MS;
+      tick();
+      continue;
+    }
+    if (now >= start_at_ms) {
+      start();
+      continue;
+    }
+    int64_t until = next_tick < start_at_ms ? next_tick : start_at_ms;
+    if (served.absent && !served.impatient) {
+      int64_t patience = served.died_ms + patience_ms;
+      if (now >= patience) {
+        lose_patience();
+        continue;
+      }
+      if (patience < until) until = patience;
+    }
+    if (poll(fds, sizeof fds / sizeof *fds, (int)(until - now)) < 0) continue;
+    if (fds[0].revents) signalled();
+    else if (fds[7].revents) hear_guard();
+    // What it said before it ended counts.
+    else if (fds[1].revents) heard(&next);
+    else if (fds[3].revents) heard(&serving);
+    else if (fds[2].revents) ended(&next);
+    else if (fds[4].revents) ended(&serving);
+    else if (fds[5].revents) answered();
+    else if (fds[6].revents) read_requests();
+  }
 }
 
 int main(int count, char **arguments) {
@@ -1160,56 +1246,9 @@ int main(int count, char **arguments) {
   store_open();
   own_process = (int)syscall(SYS_pidfd_open, getpid(), 0);
   start_prober();
-  sigset_t ends;
-  sigemptyset(&ends);
-  sigaddset(&ends, SIGTERM);
-  sigaddset(&ends, SIGINT);
-  sigaddset(&ends, SIGUSR1);
-  sigaddset(&ends, SIGCHLD);
-  sigprocmask(SIG_BLOCK, &ends, NULL);
-  int signals = signalfd(-1, &ends, SFD_CLOEXEC);
+  hear_signals();
+  relieve_understudy();
   resume();
   start();
-  int64_t next_tick = now_ms();
-  for (;;) {
-    leave_if_possible();
-    announce_if_possible();
-    struct pollfd fds[] = {
-        {.fd = signals, .events = POLLIN},
-        {.fd = next.socket, .events = POLLIN},
-        {.fd = next.process, .events = POLLIN},
-        {.fd = serving.socket, .events = POLLIN},
-        {.fd = serving.process, .events = POLLIN},
-        {.fd = prober, .events = POLLIN},
-        {.fd = served.absent ? served.fuse : -1, .events = POLLIN},
-    };
-    int64_t now = now_ms();
-    if (now >= next_tick) {
-      next_tick = now + TICK_MS;
-      tick();
-      continue;
-    }
-    if (now >= start_at_ms) {
-      start();
-      continue;
-    }
-    int64_t until = next_tick < start_at_ms ? next_tick : start_at_ms;
-    if (served.absent && !served.impatient) {
-      int64_t patience = served.died_ms + patience_ms;
-      if (now >= patience) {
-        lose_patience();
-        continue;
-      }
-      if (patience < until) until = patience;
-    }
-    if (poll(fds, sizeof fds / sizeof *fds, (int)(until - now)) < 0) continue;
-    if (fds[0].revents) signalled(signals);
-    // What it said before it ended counts.
-    else if (fds[1].revents) heard(&next);
-    else if (fds[3].revents) heard(&serving);
-    else if (fds[2].revents) ended(&next);
-    else if (fds[4].revents) ended(&serving);
-    else if (fds[5].revents) answered();
-    else if (fds[6].revents) read_requests();
-  }
+  loop();
 }

@@ -171,19 +171,29 @@ t.test('twin: if pins are not kept, they end with it', async (t) => {
 const PINS = 300
 
 /** How many pins the next daemon has, where the guard was started anew while there were many. */
-async function pinsAfterNewGuard(t: Test, twin: Twin, program?: string): Promise<'all' | number> {
+async function pinsAfterNewGuard(t: Test, twin: Twin, program?: string, end = endGuard): Promise<'all' | number> {
   const { file } = loopDisk(t)
   const disks = await manyDisks(t, PINS, file)
   const tree = await startManaged(t, { twin, ...(program && { program }) })
   const open = disks.map((disk) => openSync(join(tree.mountpoint, diskseqOf(disk)), 'r'))
   cleanup(t, () => open.forEach((fd) => closeSync(fd)))
   const before = tree.guard()
-  tree.endGuard('SIGKILL')
-  await until(() => tree.guard() !== before && tree.ready() === 2)
+  await end(tree)
+  await until(() => tree.guard() !== before && tree.ready() === 2, 20_000)
   tree.end('SIGKILL')
   await until(() => tree.ready() === 3)
   const pins = openDevices(tree.pid()).length
   return pins === disks.length ? 'all' : pins
+}
+
+const endGuard = async (tree: ManagedTree) => tree.endGuard('SIGKILL')
+
+/** Both, and for a while nobody starts the next guard. */
+async function endBoth(tree: ManagedTree): Promise<void> {
+  process.kill(tree.manager, 'SIGSTOP')
+  killAtOnce(tree.guard(), [tree.pid()])
+  await sleep(3000)
+  process.kill(tree.manager, 'SIGCONT')
 }
 
 t.test('many pins outlive the guard, and then the daemon', async (t) => {
@@ -193,6 +203,15 @@ t.test('many pins outlive the guard, and then the daemon', async (t) => {
 t.test('twin: in one message there is no room for them, and the next daemon waits for them for ever', async (t) => {
   const program = twinGuardStore(t, '#define BATCH 250', '#define BATCH 4096')
   await t.rejects(pinsAfterNewGuard(t, 'none+unseen', program))
+})
+
+t.test('and both at once', async (t) => {
+  t.equal(await pinsAfterNewGuard(t, 'none+unseen', undefined, endBoth), 'all')
+})
+
+t.test('twin: where the understudy is not told of them, they do not', async (t) => {
+  const program = twinGuardStore(t, 'if (follows) follows = send_fds(', 'if (false) follows = send_fds(')
+  t.equal(await pinsAfterNewGuard(t, 'none+unseen', program, endBoth), 0)
 })
 
 t.test('a disk that goes while there is no daemon is let go of by the next one', async (t) => {
@@ -428,8 +447,37 @@ t.test('nor when the guard has ended with the daemon', async (t) => {
 })
 
 t.test('twin: where the understudy does not stand in, it waits', async (t) => {
-  const idle = changedGuard(t, ['    } else if (fds[2].revents) {\n      stand_in();', '    } else if (fds[2].revents) {\n      reader = -1;'])
+  const idle = changedGuard(t, ['if (alone && (reader < 0 || fds[2].revents)) return;', 'if (fds[2].revents) reader = -1;'])
   t.equal((await allGone(t, both, idle)).manager, 'waits')
+})
+
+/** They end, and the service manager starts nothing. What somebody gets who looks then; and how often the tree was mounted in the end. */
+async function noManager(t: Test, program?: string) {
+  const loop = loopDisk(t)
+  const other = looker(t)
+  const { tree } = await startGuarded(t, 1, program ? { program } : {})
+  const path = join(tree.mountpoint, loop.diskseq())
+  const ready = tree.ready()
+  process.kill(tree.manager, 'SIGSTOP')
+  cleanup(t, () => process.kill(tree.manager, 'SIGCONT'))
+  killAtOnce(tree.guard(), both(tree))
+  const answer = await other.look(path, 15_000)
+  process.kill(tree.manager, 'SIGCONT')
+  await until(() => tree.ready() > ready, 30_000)
+  t.equal(answer === 'waits' ? await other.answer(5000) : await other.look(path, 5000), 'found')
+  tree.end('SIGKILL')
+  await until(() => tree.ready() > ready + 1, 30_000)
+  t.equal(await other.look(path, 5000), 'found')
+  return { answer, mounts: mounts(tree) }
+}
+
+t.test('nor does anybody wait for a service manager that starts nothing', { timeout: 90_000 }, async (t) => {
+  t.strictSame(await noManager(t), { answer: 'found', mounts: 1 })
+})
+
+t.test('twin: where the understudy starts no daemon, he does', { timeout: 90_000 }, async (t) => {
+  const idle = twinGuard(t, '#define UNDERSTUDY_MS 1000', '#define UNDERSTUDY_MS 60000')
+  t.strictSame(await noManager(t, idle), { answer: 'waits', mounts: 1 })
 })
 
 t.test('nor when all that could answer have ended: the mount is gone with them, and there is another one', async (t) => {
