@@ -120,7 +120,8 @@ async function upgrades(t: Test, vm: Vm): Promise<void> {
     truncate -s 1M /run/disk
     for ((i = 0; i < ${DISKS}; i++)); do losetup --find --show /run/disk; done >/run/disks
     for d in $(cat /run/disks); do cat /sys/block/\${d#/dev/}/diskseq; done >/run/diskseqs
-    udevadm settle --timeout=300
+    # Where there is much to do, it does not answer for so long.
+    for ((i = 0; i < 10; i++)); do udevadm settle --timeout=120 && break; done
     setsid bash -c 'fd=20; for n in $(cat /run/diskseqs); do eval "exec $fd</dev/disk/by-diskseq/$n"; fd=$((fd + 1)); done; touch /run/held; exec sleep infinity' >/run/holder.log 2>&1 </dev/null &
     echo $! >/run/holder
     for ((i = 0; i < 600; i++)); do [ -e /run/held ] && break; sleep 0.1; done`,
