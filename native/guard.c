@@ -656,7 +656,7 @@ static void start_prober(void) {
 }
 
 static void resume(void);
-static void loop(void);
+static _Noreturn void loop(void);
 
 // A message of the guard, or of the next one.
 static void hear_guard(void) {
@@ -1178,7 +1178,7 @@ static void hear_signals(void) {
   signals = signalfd(-1, &ends, SFD_CLOEXEC);
 }
 
-static void loop(void) {
+static _Noreturn void loop(void) {
   int64_t next_tick = now_ms();
   for (;;) {
     leave_if_possible();

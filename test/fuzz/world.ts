@@ -231,8 +231,8 @@ export class World {
 
   /** What of the daemon itself is of interest here. */
   private daemon(): RegistryListener & { adopt(pin: KeptPin): void } {
-    const { opener, vault, lifetime, nodes, registry, intents, sysfs, dead } = this
-    const parts = { opener, vault, lifetime, nodes, registry, intents, sysfs, dead, native: this.native(), options: { holdSeconds: 0.02 } }
+    const { opener, vault, lifetime, nodes, registry, intents, sysfs, dead, state } = this
+    const parts = { opener, vault, lifetime, nodes, registry, intents, sysfs, dead, state, native: this.native(), options: { holdSeconds: 0.02 } }
     return Object.assign(Object.create(Daemon.prototype) as Daemon & { adopt(pin: KeptPin): void }, parts)
   }
 
