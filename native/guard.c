@@ -481,6 +481,7 @@ static pid_t understudy_pid;
 static int own_process = -1;
 // In the understudy: its end of the socket at the other end of which is the guard, or will be the next one.
 static int relief = -1;
+static bool is_the_guard;
 
 static void start_understudy(void);
 static void kill_daemon(struct daemon *daemon);
@@ -655,6 +656,7 @@ static void start_prober(void) {
   prober_pid = pid;
 }
 
+static void take_away(const char *why);
 static void resume(void);
 static _Noreturn void loop(void);
 
@@ -671,8 +673,10 @@ static void hear_guard(void) {
     stop_understudy();
     kill_daemon(&next);
     store_send_all(relief);
+  } else if (is_the_guard && served.fuse >= 0) {
+    // Nobody has the other end any more, and none will come.
+    take_away("the service has ended; the mount is taken away: ");
   }
-  // Or nobody has the other end any more, and none will come.
   _exit(0);
 }
 
@@ -695,6 +699,7 @@ static void understudy(int guard, int reader) {
 
 // The guard and its daemon are gone.
 static void be_the_guard(void) {
+  is_the_guard = true;
   own_process = (int)syscall(SYS_pidfd_open, getpid(), 0);
   start_prober();
   resume();
@@ -974,8 +979,8 @@ static bool is_visible(void) {
          makedev(root.stx_dev_major, root.stx_dev_minor) == makedev(device >> 20, device & 0xfffff);
 }
 
-static void take_away(void) {
-  say("no daemon has come; the mount is taken away: ", served.mountpoint);
+static void take_away(const char *why) {
+  say(why, served.mountpoint);
   if (is_visible() && umount2(served.mountpoint, MNT_FORCE | MNT_DETACH) < 0) say("cannot unmount: ", strerror(errno));
   forget_mount();
   // What they were given is of no use.
@@ -1055,7 +1060,7 @@ static void tick(void) {
   }
   if ((understudy_pid == 0 || !store_is_followed()) && !leaves) start_understudy(); // somebody has killed it
   if (!serving.ready && served.unready >= absent_ticks) {
-    take_away();
+    take_away("no daemon has come; the mount is taken away: ");
   } else if (!is_there(&serving)) {
     return;
   } else if (next.asks) {

@@ -4,7 +4,7 @@
  * the guard's descriptors; that systemd does the same is shown in the virtual machines.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { closeSync, existsSync, fstatSync, openSync, opendirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, fstatSync, openSync, opendirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
@@ -470,6 +470,29 @@ async function noManager(t: Test, program?: string) {
   t.equal(await other.look(path, 5000), 'found')
   return { answer, mounts: mounts(tree) }
 }
+
+/** They end, and with the service manager what it keeps: whether the mount is gone, and the command for that has run. */
+async function noService(t: Test, program?: string): Promise<boolean[]> {
+  const { file } = loopDisk(t)
+  const mark = `${file}.mark`
+  cleanup(t, () => rmSync(mark, { force: true }))
+  const { tree } = await startGuarded(t, 1, { args: ['-x', `: >'${mark}'`], ...(program && { program }) })
+  process.kill(tree.manager, 'SIGSTOP')
+  killAtOnce(tree.guard(), both(tree))
+  await sleep(300)
+  process.kill(tree.manager, 'SIGKILL')
+  const gone = () => !readFileSync('/proc/self/mounts', 'utf8').includes(` ${tree.mountpoint} `)
+  await until(() => gone() && existsSync(mark)).catch(() => {})
+  return [gone(), existsSync(mark)]
+}
+
+t.test('where the service is stopped meanwhile, the mount is taken away', async (t) => {
+  t.strictSame(await noService(t), [true, true])
+})
+
+t.test('twin: where the understudy only ends, it is dead, and names lead to it', async (t) => {
+  t.strictSame(await noService(t, twinGuard(t, '} else if (is_the_guard && served.fuse >= 0) {', '} else if (false) {')), [false, false])
+})
 
 t.test('nor does anybody wait for a service manager that starts nothing', { timeout: 90_000 }, async (t) => {
   t.strictSame(await noManager(t), { answer: 'found', mounts: 1 })
