@@ -51,6 +51,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -105,6 +106,10 @@ static unsigned start_ticks;
 #define STORED_DAEMON ".daemon" // the socket, and the process
 #define STORED_UNDERSTUDY ".understudy"
 #define SCM_MAX_FD 253 // of the kernel (net/scm.h)
+
+// Who waits for a daemon that starts, waits for a processor for it: so much lower is its nice value, until it is ready.
+// (Not any longer, as what it does then others may ask of it.)
+#define HURRY 10
 
 // Requests that are read before there is a look at what else there is to do: a
 // daemon that comes must be heard, whoever asks how often meanwhile.
@@ -814,6 +819,24 @@ static void announce_if_possible(void) {
   *announcement = 0;
 }
 
+static int nice_value(void) {
+  errno = 0;
+  int value = getpriority(PRIO_PROCESS, 0);
+  return errno ? 0 : value;
+}
+
+// Each thread has its own.
+static void take_time(const struct daemon *daemon) {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/%d/task", (int)daemon->pid);
+  DIR *threads = daemon->pid > 0 ? opendir(path) : NULL;
+  for (struct dirent *entry; threads && (entry = readdir(threads));) {
+    int thread = atoi(entry->d_name);
+    if (thread > 0) setpriority(PRIO_PROCESS, (id_t)thread, nice_value());
+  }
+  if (threads) closedir(threads);
+}
+
 static void start(void) {
   int ends[2];
   char number[16];
@@ -834,6 +857,7 @@ static void start(void) {
     unblock();
     fcntl(ends[1], F_SETFD, 0);
     setenv("DISKSEQFS_GUARD", number, 1);
+    setpriority(PRIO_PROCESS, 0, nice_value() - HURRY);
     execvp(command[0], command);
     say("cannot run the daemon: ", strerror(errno));
     _exit(127);
@@ -1082,6 +1106,7 @@ static void is_ready(struct daemon *daemon, const char *text) {
   }
   serving.ready = true;
   serving.ready_ms = now_ms();
+  take_time(&serving);
   served.kills = 0;
   if (failures == 0) served.unready = 0;
   attach();

@@ -636,6 +636,24 @@ t.test('twin: if each of these counts as one that serves, it is', { timeout: 60_
   t.notOk(await breaking(t, ['if (failures == 0) served.unready = 0;', 'served.unready = 0;']))
 })
 
+/** Of its threads, but for those that have ended meanwhile. */
+const niceOf = (pid: number) =>
+  spawnSync('sh', ['-c', `cat /proc/${pid}/task/*/stat`], { encoding: 'utf8' })
+    .stdout.split('\n')
+    .filter((line) => line !== '')
+    .map((stat) => Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[16]))
+
+t.test('a daemon that starts goes before others, until it is ready', async (t) => {
+  const { tree } = await startGuarded(t, 1)
+  const usual = niceOf(process.pid)[0] as number
+  await until(() => niceOf(tree.pid()).every((nice) => nice === usual))
+  await withoutDaemon(tree, async () => {
+    await until(() => childrenOf(tree.guard()).some((pid) => niceOf(pid)[0] === usual - 10))
+  })
+  await until(() => niceOf(tree.pid()).every((nice) => nice === usual))
+  t.ok(niceOf(tree.pid()).length > 4)
+})
+
 t.test('a daemon that stands still is killed, and the next one goes on', async (t) => {
   const loop = loopDisk(t)
   const other = looker(t)
