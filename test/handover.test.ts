@@ -200,9 +200,9 @@ t.test('many pins outlive the guard, and then the daemon', async (t) => {
   t.equal(await pinsAfterNewGuard(t, 'none+unseen'), 'all')
 })
 
-t.test('twin: in one message there is no room for them, and the next daemon waits for them for ever', async (t) => {
+t.test('twin: in one message there is no room for them, and they are lost', async (t) => {
   const program = twinGuardStore(t, '#define BATCH 250', '#define BATCH 4096')
-  await t.rejects(pinsAfterNewGuard(t, 'none+unseen', program))
+  t.not(await pinsAfterNewGuard(t, 'none+unseen', program).catch(() => 'nobody has them'), 'all')
 })
 
 t.test('and both at once', async (t) => {
