@@ -452,7 +452,7 @@ t.test('twin: where the understudy does not stand in, it waits', async (t) => {
 })
 
 /** They end, and the service manager starts nothing. What somebody gets who looks then; and how often the tree was mounted in the end. */
-async function noManager(t: Test, program?: string) {
+async function noManager(t: Test, seconds: number, program?: string) {
   const loop = loopDisk(t)
   const other = looker(t)
   const { tree } = await startGuarded(t, 1, program ? { program } : {})
@@ -461,7 +461,7 @@ async function noManager(t: Test, program?: string) {
   process.kill(tree.manager, 'SIGSTOP')
   cleanup(t, () => process.kill(tree.manager, 'SIGCONT'))
   killAtOnce(tree.guard(), both(tree))
-  const answer = await other.look(path, 15_000)
+  const answer = await other.look(path, seconds * 1000)
   process.kill(tree.manager, 'SIGCONT')
   await until(() => tree.ready() > ready, 30_000)
   t.equal(answer === 'waits' ? await other.answer(5000) : await other.look(path, 5000), 'found')
@@ -495,12 +495,12 @@ t.test('twin: where the understudy only ends, it is dead, and names lead to it',
 })
 
 t.test('nor does anybody wait for a service manager that starts nothing', { timeout: 90_000 }, async (t) => {
-  t.strictSame(await noManager(t), { answer: 'found', mounts: 1 })
+  t.strictSame(await noManager(t, 30), { answer: 'found', mounts: 1 })
 })
 
 t.test('twin: where the understudy starts no daemon, he does', { timeout: 90_000 }, async (t) => {
   const idle = twinGuard(t, '#define UNDERSTUDY_MS 1000', '#define UNDERSTUDY_MS 60000')
-  t.strictSame(await noManager(t, idle), { answer: 'waits', mounts: 1 })
+  t.strictSame(await noManager(t, 5, idle), { answer: 'waits', mounts: 1 })
 })
 
 t.test('nor when all that could answer have ended: the mount is gone with them, and there is another one', async (t) => {
@@ -616,9 +616,9 @@ t.test('where no daemon comes, waiting has an end', async (t) => {
 const QUICK: Change = ['#define RETRY_READY_MAX_MS 300000', '#define RETRY_READY_MAX_MS 1000']
 
 /** Ends each daemon as soon as it serves, as if it had a fault. -> whether the mount was taken away */
-async function breaking(t: Test, ...changes: Change[]): Promise<boolean> {
-  const { tree, log } = await startGuarded(t, 1, { args: ['-a', '8'], program: changedGuard(t, QUICK, ...changes) })
-  const end = performance.now() + 20_000
+async function breaking(t: Test, seconds: number, ...changes: Change[]): Promise<boolean> {
+  const { tree, log } = await startGuarded(t, 1, { args: ['-a', '4'], program: changedGuard(t, QUICK, ...changes) })
+  const end = performance.now() + seconds * 1000
   for (let broken = 0; performance.now() < end; await sleep(20)) {
     if (log().includes('the mount is taken away')) return true
     if (tree.ready() === broken) continue
@@ -629,11 +629,11 @@ async function breaking(t: Test, ...changes: Change[]): Promise<boolean> {
 }
 
 t.test('nor is one waited for whose daemons all end as soon as they serve', { timeout: 60_000 }, async (t) => {
-  t.ok(await breaking(t))
+  t.ok(await breaking(t, 40))
 })
 
 t.test('twin: if each of these counts as one that serves, it is', { timeout: 60_000 }, async (t) => {
-  t.notOk(await breaking(t, ['if (failures == 0) served.unready = 0;', 'served.unready = 0;']))
+  t.notOk(await breaking(t, 12, ['if (failures == 0) served.unready = 0;', 'served.unready = 0;']))
 })
 
 /** Of its threads, but for those that have ended meanwhile. */

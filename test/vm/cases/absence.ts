@@ -13,7 +13,7 @@ import type { Vm } from '../vm.js'
 import { DAEMON } from './restart.js'
 
 /** For how long; a minute is what a guard waits for a daemon before it takes the mount away. */
-const AWAY_S = SHORT ? 80 : 120
+const AWAY_S = SHORT ? 70 : 120
 /** Of a service manager that is said not to answer. */
 const BLOCKED_S = 20
 /** What it may need, beside what it needs of itself. */
@@ -55,7 +55,7 @@ const NODE = 'node=$(readlink -f "$(command -v node)")'
 
 async function away(t: Test, vm: Vm): Promise<void> {
   // What udev does when the names become stock again costs the service manager time as well.
-  const usual = Number(await vm.run(`${ASK}; udevadm trigger --subsystem-match=block; ask 20; udevadm settle`))
+  const usual = Number(await vm.run(`${ASK}; udevadm trigger --subsystem-match=block; ask ${SHORT ? 10 : 20}; udevadm settle`))
   const slowest = vm.start(`${ASK}; until [ -e /run/absent ]; do sleep 0.1; done; ask ${AWAY_S}; touch /run/asked`)
   const outcome = await vm.run(
     `
