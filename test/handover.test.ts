@@ -15,7 +15,7 @@ import { type Change, changedGuard, twinGuard, twinGuardStore } from './helpers/
 import { cleanup, descriptors, diskseqOf, loopDisk, manyDisks, type ManagedTree, openDevices, sleep, startBlk, startManaged, type Twin, until } from './helpers/tree.js'
 
 /** KILLS=200 for the long form. */
-const KILLS = Number(process.env['KILLS'] ?? 20)
+const KILLS = Number(process.env['KILLS'] ?? 12)
 const ROUND_SECONDS = 10
 /** How long a daemon serves before the next kill. */
 const SERVES_MS = 250
