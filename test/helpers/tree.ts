@@ -296,7 +296,7 @@ export async function startManaged(
   cleanup(t, async () => {
     rmSync(hold, { force: true })
     child.stdin.end('stop\n')
-    await until(() => said.includes('ended'), 15_000).catch(() => child.kill('SIGKILL'))
+    await until(() => said.includes('ended') || child.signalCode !== null, 15_000).catch(() => child.kill('SIGKILL'))
     spawnSync('umount', ['--lazy', '--force', '--quiet', mountpoint])
     // Its log is closed when the daemon has ended as well.
     const code = await Promise.race([ended, sleep(15_000, 'late', { ref: false })])
