@@ -52,7 +52,7 @@ static bool send_fds(int socket, int flags, const struct sockaddr_un *to, sockle
   return sendmsg(socket, &message, MSG_NOSIGNAL | flags) >= 0;
 }
 
-bool has_manager(void) { return notify_length > 0; }
+static bool has_manager(void) { return notify_length > 0; }
 
 // False where it has to be told later. It is never waited for, as it may wait for this process.
 static bool tell(int socket, const char *text, const int *fds, size_t n) {
@@ -64,6 +64,21 @@ static bool tell(int socket, const char *text, const int *fds, size_t n) {
 
 static bool is_told(const char *name) { return strcmp(name, "fuse") != 0; }
 
+static bool untold(const struct stored *each) { return !each->told && is_told(each->name); }
+static bool unsent(const struct stored *each) { return !each->sent; }
+static bool unsent_to_daemon(const struct stored *each) { return !each->sent && each->name[0] != '.'; }
+
+// The descriptors from one on that are `wanted` and have the same name, as many as fit into a message; none where that one is not.
+static size_t batch(size_t from, bool (*wanted)(const struct stored *), int fds[BATCH]) {
+  size_t n = 0;
+  for (; from + n < count && n < BATCH; n++) {
+    const struct stored *each = &stored[from + n];
+    if (!wanted(each) || strcmp(each->name, stored[from].name) != 0) break;
+    fds[n] = each->fd;
+  }
+  return n;
+}
+
 static bool tell_all(int socket) {
   char text[64];
   for (; removals > 0; removals--) {
@@ -72,12 +87,8 @@ static bool tell_all(int socket) {
   }
   for (size_t i = 0; i < count; i++) {
     int fds[BATCH];
-    size_t n = 0;
-    if (stored[i].told || !is_told(stored[i].name)) continue;
-    while (i + n < count && n < BATCH && !stored[i + n].told && strcmp(stored[i + n].name, stored[i].name) == 0) {
-      fds[n] = stored[i + n].fd;
-      n++;
-    }
+    size_t n = batch(i, untold, fds);
+    if (n == 0) continue;
     // Without FDPOLL=0 it would let go of a socket whose other end is closed.
     snprintf(text, sizeof text, "FDSTORE=1\nFDNAME=%s\nFDPOLL=0", stored[i].name);
     if (!tell(socket, text, fds, n)) return false;
@@ -195,9 +206,13 @@ void store_remove(const char *name) {
 }
 
 bool store_hear(const char *text, const int *fds, size_t n) {
-  if (strncmp(text, "put ", 4) == 0) store_put(text + 4, fds, n);
-  else if (strncmp(text, "remove ", 7) == 0) store_remove(text + 7);
-  else return false;
+  if (strncmp(text, "put ", 4) == 0) {
+    store_put(text + 4, fds, n);
+    return true;
+  }
+  while (n > 0) close(fds[--n]);
+  if (strncmp(text, "remove ", 7) != 0) return false;
+  store_remove(text + 7);
   return true;
 }
 
@@ -233,30 +248,22 @@ void store_send_anew(void) {
 
 void store_be_silent(void) { notify_length = 0; }
 
-// What has not been sent, of those whose names are `wanted`.
-static bool send_unsent(int socket, int flags, bool (*wanted)(const char *name)) {
+static bool send_all(int socket, int flags, bool (*wanted)(const struct stored *)) {
   for (size_t i = 0; i < count; i++) {
     int fds[BATCH];
-    size_t n = 0;
-    if (stored[i].sent || !wanted(stored[i].name)) continue;
-    while (i + n < count && n < BATCH && !stored[i + n].sent && strcmp(stored[i + n].name, stored[i].name) == 0) {
-      fds[n] = stored[i + n].fd;
-      n++;
-    }
+    size_t n = batch(i, wanted, fds);
+    if (n == 0) continue;
     if (!send_fds(socket, flags, NULL, 0, stored[i].name, fds, n)) return false;
     while (n-- > 0) stored[i + n].sent = true;
   }
   return true;
 }
 
-static bool is_daemons(const char *name) { return name[0] != '.'; }
-static bool is_any(const char *name) { return name[0] != 0; }
-
 bool store_send(int socket, const char *last) {
-  return send_unsent(socket, MSG_DONTWAIT, is_daemons) && send_fds(socket, MSG_DONTWAIT, NULL, 0, last, NULL, 0);
+  return send_all(socket, MSG_DONTWAIT, unsent_to_daemon) && send_fds(socket, MSG_DONTWAIT, NULL, 0, last, NULL, 0);
 }
 
 void store_send_all(int socket) {
   store_send_anew();
-  send_unsent(socket, 0, is_any);
+  send_all(socket, 0, unsent);
 }

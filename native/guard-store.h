@@ -21,7 +21,8 @@ void store_clear(const char *but);
 void store_follow(int socket);
 // Whether it has taken all so far.
 bool store_is_followed(void);
-// Takes what another process has sent there. False where there is nothing of that in the message.
+// Does what another process says: "put NAME", "remove NAME"; false where it says anything else. The
+// descriptors are the store's in any case.
 bool store_hear(const char *text, const int *fds, size_t count);
 
 // The one that was put last; -1 where there is none.
@@ -46,7 +47,6 @@ void store_be_silent(void);
 bool store_tell(void);
 
 // Under a service manager, tells it that; see sd_notify(3).
-bool has_manager(void);
 void tell_manager(const char *text);
 
 #endif

@@ -97,9 +97,9 @@ static unsigned start_ticks;
 #define RETRY_MS 100
 #define RETRY_MAX_MS 10000
 #define RETRY_READY_MAX_MS 300000
+#define DOUBLINGS_MAX 12
 // For the service manager to start the next guard, before the understudy starts a daemon.
 #define UNDERSTUDY_MS 1000
-#define DOUBLINGS_MAX 12
 // Daemons killed before they were ready, for each of which others are waited for as long again.
 #define KILLS_MAX 300
 // What is kept for the next guard, and not sent to daemons.
@@ -163,9 +163,14 @@ static void unblock(void) {
 
 static bool is_there(const struct daemon *daemon) { return daemon->process >= 0; }
 
+static void close_and_forget(int *fd) {
+  if (*fd >= 0) close(*fd);
+  *fd = -1;
+}
+
 static void let_go(struct daemon *daemon) {
-  if (daemon->socket >= 0) close(daemon->socket);
-  if (daemon->process >= 0) close(daemon->process);
+  close_and_forget(&daemon->socket);
+  close_and_forget(&daemon->process);
   *daemon = (struct daemon)NONE;
 }
 
@@ -507,8 +512,7 @@ static void stop_understudy(void) {
   }
   understudy_pid = 0;
   store_follow(-1);
-  if (understudy_socket >= 0) close(understudy_socket);
-  understudy_socket = -1;
+  close_and_forget(&understudy_socket);
   store_remove(STORED_UNDERSTUDY);
 }
 
@@ -635,11 +639,8 @@ static void probe(int guard) {
 // Anew, in place of the one there is. Where there can be none now, a later look at the tree tries again.
 static void start_prober(void) {
   int ends[2];
-  if (prober >= 0) {
-    kill(prober_pid, SIGKILL);
-    close(prober);
-  }
-  prober = -1;
+  if (prober >= 0) kill(prober_pid, SIGKILL);
+  close_and_forget(&prober);
   probing = false;
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) return say("cannot look at the tree: ", strerror(errno));
   pid_t pid = fork();
@@ -712,14 +713,9 @@ static void be_the_guard(void) {
   loop();
 }
 
-static void close_and_forget(int *fd) {
-  if (*fd >= 0) close(*fd);
-  *fd = -1;
-}
-
 static void start_understudy(void) {
   int ends[2];
-  const struct daemon *reader = is_there(&serving) ? &serving : &next;
+  struct daemon *reader = is_there(&serving) ? &serving : &next;
   stop_understudy();
   if (own_process < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
     return say("there is no understudy: ", strerror(errno));
@@ -727,9 +723,11 @@ static void start_understudy(void) {
   if (pid == 0) {
     unblock();
     int guard = own_process, process = reader->process;
-    int *others[] = {&ends[0], &relief, &prober, &signals, &serving.socket, &next.socket, reader == &serving ? &next.process : &serving.process};
+    int *others[] = {&ends[0], &relief, &prober, &signals};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) close_and_forget(others[i]);
-    serving = next = (struct daemon)NONE;
+    reader->process = -1;
+    let_go(&serving);
+    let_go(&next);
     relief = ends[1];
     probing = leaves = for_good = false;
     served.absent = served.impatient = false; // until it is alone, others read requests
@@ -830,9 +828,10 @@ static void take_time(const struct daemon *daemon) {
   char path[64];
   snprintf(path, sizeof path, "/proc/%d/task", (int)daemon->pid);
   DIR *threads = daemon->pid > 0 ? opendir(path) : NULL;
+  int value = nice_value();
   for (struct dirent *entry; threads && (entry = readdir(threads));) {
     int thread = atoi(entry->d_name);
-    if (thread > 0) setpriority(PRIO_PROCESS, (id_t)thread, nice_value());
+    if (thread > 0) setpriority(PRIO_PROCESS, (id_t)thread, value);
   }
   if (threads) closedir(threads);
 }
@@ -1109,7 +1108,7 @@ static void is_ready(struct daemon *daemon, const char *text) {
   take_time(&serving);
   served.kills = 0;
   if (failures == 0) served.unready = 0;
-  attach();
+  if (served.fuse < 0) attach();
   snprintf(announcement, sizeof announcement, "%s (daemon %d)", text, (int)serving.pid);
   if (!strstr(text, "taken over")) mounted_pid = run(mounted);
   announce_if_possible();
@@ -1128,16 +1127,10 @@ static void heard(struct daemon *daemon) {
     daemon->socket = -1;
     return;
   }
-  if (strncmp(text, "put ", 4) == 0) {
-    store_put(text + 4, fds, count);
+  if (strcmp(text, "remove fuse") == 0) detach();
+  if (store_hear(text, fds, count)) {
     // Of a mount that it has made: from here on somebody may ask. Or what it was asked for.
-    if (served.fuse < 0 && (daemon == &serving || !is_there(&serving))) attach();
-    return;
-  }
-  while (count > 0) close(fds[--count]);
-  if (strncmp(text, "remove ", 7) == 0) {
-    if (strcmp(text + 7, "fuse") == 0) detach();
-    store_remove(text + 7);
+    if (strncmp(text, "put ", 4) == 0 && served.fuse < 0 && (daemon == &serving || !is_there(&serving))) attach();
   } else if (strncmp(text, "ready ", 6) == 0) {
     is_ready(daemon, text + 6);
   } else if (strcmp(text, "over") == 0) {

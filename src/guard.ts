@@ -17,20 +17,13 @@ const VARIABLE = 'DISKSEQFS_GUARD'
 /** As the guard knows it; nobody else keeps it. */
 const CONNECTION = 'fuse'
 
-/** Keeps descriptors open for the daemon that comes next. */
-export interface DescriptorStore {
-  put(name: string, fds: readonly number[]): void
-  /** Everything that was put there under these names. */
-  remove(names: readonly string[]): void
-}
-
 /** How long to wait before a message is tried again that the guard had no room for, ms. */
 const RETRY_MS = 10
 const GONE = new UserError('the guard that has started this daemon is gone')
 
 type Calls = Pick<Native, 'Poll' | 'sendDescriptors' | 'receiveDescriptors' | 'close'>
 
-export class Guard implements DescriptorStore {
+export class Guard {
   private readonly buffer = new Uint8Array(64)
   private readonly poll: Poll
   private received = new Map<string, number[]>()
@@ -96,11 +89,13 @@ export class Guard implements DescriptorStore {
     this.send('over')
   }
 
+  /** Keeps descriptors open for the daemon that comes next. */
   put(name: string, fds: readonly number[]): void {
     if (name === CONNECTION) this.connection = fds
     for (const batch of batches(fds)) this.send(`put ${name}`, batch)
   }
 
+  /** Everything that was put there under these names. */
   remove(names: readonly string[]): void {
     for (const name of names) this.send(`remove ${name}`)
   }
