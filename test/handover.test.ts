@@ -62,11 +62,7 @@ const ENDS: Readonly<Record<string, (tree: ManagedTree) => void>> = {
   'SIGTERM of the daemon': (tree) => tree.end('SIGTERM'),
   'SIGKILL of the guard': (tree) => tree.endGuard('SIGKILL'),
   'SIGTERM of the guard': (tree) => tree.endGuard('SIGTERM'),
-  'SIGKILL of both': (tree) => {
-    process.kill(tree.guard(), 'SIGSTOP')
-    tree.end('SIGKILL')
-    tree.endGuard('SIGKILL')
-  },
+  'SIGKILL of both': (tree) => killAtOnce(tree.guard(), [tree.pid()]),
 }
 
 for (const [what, end] of Object.entries(ENDS)) {
@@ -86,21 +82,25 @@ for (const [what, end] of Object.entries(ENDS)) {
   })
 }
 
+/** Reads from a path in the background. */
+function reader(path: string) {
+  const child = spawn('dd', [`if=${path}`, 'of=/dev/null', 'count=1', 'status=none'], { stdio: ['ignore', 'ignore', 'pipe'] })
+  let stderr = ''
+  child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString()))
+  const outcome = new Promise<string>((resolve) => child.on('close', (code) => resolve(code === 0 ? 'opened' : stderr)))
+  return { outcome, over: () => child.exitCode !== null }
+}
+
 /** Opens a disk whose answers are late, and has the daemon killed meanwhile. */
 async function openedWhileKilled(t: Test, twin: Twin): Promise<'opened' | 'still waiting' | string> {
   const loop = loopDisk(t)
   const tree = await startManaged(t, { twin })
-  const child = spawn('dd', [`if=${join(tree.mountpoint, loop.diskseq())}`, 'of=/dev/null', 'count=1', 'status=none'], { stdio: ['ignore', 'ignore', 'pipe'] })
-  let stderr = ''
-  child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString()))
-  const ended = new Promise<number | null>((resolve) => child.on('close', resolve))
+  const { outcome, over } = reader(join(tree.mountpoint, loop.diskseq()))
   // The request has been read, and is answered 30 ms later.
-  await until(() => openDevices(tree.pid()).length > 0 || child.exitCode !== null)
+  await until(() => openDevices(tree.pid()).length > 0 || over())
   tree.end('SIGKILL')
   await until(() => tree.ready() === 2)
-  const code = await Promise.race([ended, sleep(2000, 'late')])
-  if (code === 'late') return 'still waiting'
-  return code === 0 ? 'opened' : stderr
+  return Promise.race([outcome, sleep(2000, 'still waiting')])
 }
 
 t.test('a request that the dead daemon had read is answered by the next one', async (t) => {
@@ -140,15 +140,12 @@ async function waitsThrough(t: Test, kills: number, program?: string): Promise<s
   const loop = loopDisk(t)
   const tree = await startManaged(t, { twin: 'opens-late', ...(program !== undefined && { program }), expectErrors: true })
   tree.end('SIGKILL')
-  const child = spawn('dd', [`if=${join(tree.mountpoint, loop.diskseq())}`, 'of=/dev/null', 'count=1', 'status=none'], { stdio: ['ignore', 'ignore', 'pipe'] })
-  let stderr = ''
-  child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString()))
-  const ended = new Promise<number | null>((resolve) => child.on('close', resolve))
+  const { outcome } = reader(join(tree.mountpoint, loop.diskseq()))
   for (let ready = 1; ready <= kills; ready++) {
     for (const late = performance.now() + 20_000; tree.ready() <= ready && performance.now() < late; ) await sleep(1)
     tree.end('SIGKILL')
   }
-  return (await ended) === 0 ? 'opened' : stderr
+  return outcome
 }
 
 t.test('nobody is taken for the reason why daemons end that somebody kills', async (t) => {
@@ -643,15 +640,27 @@ const niceOf = (pid: number) =>
     .filter((line) => line !== '')
     .map((stat) => Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[16]))
 
-t.test('a daemon that starts goes before others, until it is ready', async (t) => {
-  const { tree } = await startGuarded(t, 1)
+/** Whether a daemon that starts goes before others; and whether one that is ready does not, with any of its threads. */
+async function hurries(t: Test, program?: string): Promise<boolean[]> {
+  const { tree } = await startGuarded(t, 1, program ? { program } : {})
   const usual = niceOf(process.pid)[0] as number
-  await until(() => niceOf(tree.pid()).every((nice) => nice === usual))
-  await withoutDaemon(tree, async () => {
-    await until(() => childrenOf(tree.guard()).some((pid) => niceOf(pid)[0] === usual - 10))
-  })
-  await until(() => niceOf(tree.pid()).every((nice) => nice === usual))
+  const seen = (condition: () => boolean) => until(condition, 3000).then(() => true, () => false)
+  const before = () => childrenOf(tree.guard()).some((pid) => niceOf(pid)[0] === usual - 10)
+  const starting = await withoutDaemon(tree, () => seen(before))
   t.ok(niceOf(tree.pid()).length > 4)
+  return [starting, await seen(() => niceOf(tree.pid()).every((nice) => nice === usual))]
+}
+
+t.test('a daemon that starts goes before others, until it is ready', async (t) => {
+  t.strictSame(await hurries(t), [true, true])
+})
+
+t.test('twin: without that it does not', async (t) => {
+  t.strictSame(await hurries(t, twinGuard(t, 'setpriority(PRIO_PROCESS, 0, nice_value() - HURRY);', '')), [false, true])
+})
+
+t.test('twin: if that is not taken back, it always does', async (t) => {
+  t.strictSame(await hurries(t, twinGuard(t, 'take_time(&serving);', '')), [true, false])
 })
 
 t.test('a daemon that stands still is killed, and the next one goes on', async (t) => {

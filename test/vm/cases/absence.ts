@@ -51,7 +51,12 @@ const ASK = `
     return 1
   }`
 
-const NODE = 'node=$(readlink -f "$(command -v node)")'
+/** Until the script ends there is no daemon, nor can there be one. */
+const AWAY = `
+    node=$(readlink -f "$(command -v node)")
+    mv $node $node.away
+    trap 'mv $node.away $node' EXIT
+    kill -KILL $(${DAEMON})`
 
 async function away(t: Test, vm: Vm): Promise<void> {
   // What udev does when the names become stock again costs the service manager time as well.
@@ -60,10 +65,7 @@ async function away(t: Test, vm: Vm): Promise<void> {
   const outcome = await vm.run(
     `
     ${ASK}
-    ${NODE}
-    mv $node $node.away
-    trap 'mv $node.away $node' EXIT
-    kill -KILL $(${DAEMON})
+    ${AWAY}
     touch /run/absent
     { dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none 2>&1 || true; } | sed 's/.*: //' >/run/waiter & waiter=$!
     sleep 10
@@ -109,10 +111,7 @@ async function twin(t: Test, vm: Vm): Promise<void> {
     const longest = await vm.run(
       `
       ${ASK}
-      ${NODE}
-      mv $node $node.away
-      trap 'mv $node.away $node' EXIT
-      kill -KILL $(${DAEMON})
+      ${AWAY}
       ask 10
       leads elsewhere`,
       300_000,
