@@ -13,6 +13,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitDescriptor(env, exports);
   InitMemory(env, exports);
   InitInotify(env, exports);
+  InitLinks(env, exports);
   InitMount(env, exports);
   InitPoll(env, exports);
   InitSockets(env, exports);

@@ -8,6 +8,7 @@
         "constants.cc",
         "descriptor.cc",
         "inotify.cc",
+        "links.cc",
         "memory.cc",
         "mount.cc",
         "poll.cc",

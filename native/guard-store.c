@@ -62,7 +62,8 @@ static bool tell(int socket, const char *text, const int *fds, size_t n) {
   return true;
 }
 
-static bool is_told(const char *name) { return strcmp(name, "fuse") != 0; }
+// Of "root", which is in the tree itself, it would ask for the attributes.
+static bool is_told(const char *name) { return strcmp(name, "fuse") != 0 && strcmp(name, "root") != 0; }
 
 static bool untold(const struct stored *each) { return !each->told && is_told(each->name); }
 static bool unsent(const struct stored *each) { return !each->sent; }

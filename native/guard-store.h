@@ -1,6 +1,6 @@
 // Descriptors that outlive a daemon, by name. The service manager keeps them as well
 // (sd_notify(3), FDSTORE=1), so that they outlive this process, too; but for "fuse", the
-// connection, which whoever cannot answer must not keep alive.
+// connection, and "root", a directory behind it, which whoever cannot answer must not have.
 #ifndef DISKSEQFS_GUARD_STORE_H
 #define DISKSEQFS_GUARD_STORE_H
 

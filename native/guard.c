@@ -262,15 +262,19 @@ static uint64_t decimal(const char **text, unsigned digits_max) {
   return value;
 }
 
-// As src/diskseq.ts has it: ids of symlinks and of disks, and ids of partitions.
-enum { SYMLINK = 1, PARTITION_SHIFT = 1, PARTITION_MAX = 0x3ff, WAITING = 1 << 11, DISKSEQ_SHIFT = 12 };
+// As src/diskseq.ts has it: ids of symlinks, directories and disks, and ids of partitions.
+enum { SYMLINK = 1, PARTITION_SHIFT = 1, PARTITION_MAX = 0xff, BY_KERNEL_NAME = 1 << 9, DIRECTORY = 1 << 10, WAITING = 1 << 11 };
+enum { DISKSEQ_SHIFT = 12 };
 enum { DISKSEQ_BITS = 51, NUMBER_BITS = 8, MINOR_BITS = 20, PARTITION_DISKSEQ_BITS = 35 };
 static const uint64_t PARTITION_INODE = (uint64_t)1 << 63;
 
+static const char DIRECTORIES[] = ".dm";
+
 // A name in the tree.
 struct name {
-  uint64_t diskseq, partition; // diskseq 0: it is none
-  bool symlink;
+  uint64_t diskseq, partition; // diskseq 0: it is none, or .dm
+  // Of what it is: a symlink N-partM; .dm or .dm/N; or a device by the kernel's name.
+  bool symlink, directory, by_kernel_name;
 };
 
 static struct name parse_name(const char *text) {
@@ -328,6 +332,36 @@ static void read_disks(void) {
   disks_ms = served.died_ms;
 }
 
+// The number in the value of a line of a uevent file; 0 where there is none.
+static uint64_t number_of(const char *uevent, const char *key) {
+  const char *at = strstr(uevent, key);
+  return at ? strtoull(at + strlen(key), NULL, 10) : 0;
+}
+
+// What the kernel calls `text` now, if it is that disk or a partition of it.
+static struct name parse_kernel_name(uint64_t diskseq, const char *text) {
+  struct name name = {.by_kernel_name = true};
+  char path[512], uevent[1024];
+  if (snprintf(path, sizeof path, "/sys/class/block/%s/uevent", text) >= (int)sizeof path || text[0] == '.') return name;
+  if (!read_line(path, uevent, sizeof uevent) || number_of(uevent, "\nDISKSEQ=") != diskseq) return name;
+  name.partition = number_of(uevent, "\nPARTN=");
+  if (name.partition <= PARTITION_MAX) name.diskseq = diskseq;
+  return name;
+}
+
+// What is asked for in a directory of the tree.
+static struct name parse_in(uint64_t directory, const char *text) {
+  if (directory == FUSE_ROOT_ID) {
+    if (strcmp(text, DIRECTORIES) == 0) return (struct name){.directory = true};
+    return parse_name(text);
+  }
+  if (directory != DIRECTORY) return parse_kernel_name(directory >> DISKSEQ_SHIFT, text);
+  struct name name = parse_name(text);
+  if (name.partition) name.diskseq = 0;
+  name.directory = name.diskseq != 0;
+  return name;
+}
+
 // Of a partition that sysfs has; -1 for any other.
 static int64_t minor_of(const struct name *name) {
   if (disks_ms != served.died_ms) read_disks();
@@ -350,6 +384,8 @@ static uint64_t link_id(const struct name *name, uint64_t kind) {
 
 // Of what has that name now; 0 for what has none.
 static uint64_t id_of(const struct name *name) {
+  if (name->directory) return link_id(name, DIRECTORY);
+  if (name->diskseq == 0) return 0;
   if (name->symlink) return link_id(name, SYMLINK);
   if (name->partition == 0) return name->diskseq << DISKSEQ_SHIFT;
   int64_t minor = minor_of(name);
@@ -371,18 +407,19 @@ static bool has_inode(uint64_t id) {
 }
 
 // A link that stands for `name` until the next daemon says where it leads: to
-// that very name, see linkId() in src/diskseq.ts.
+// that very name, see linkId() in src/diskseq.ts. But .dm is there, whoever serves.
 static void put_off(const struct fuse_in_header *request, const char *text, const struct name *name) {
-  uint64_t id = link_id(name, name->symlink ? SYMLINK : WAITING);
+  bool all = name->directory && name->diskseq == 0;
+  uint64_t id = link_id(name, all ? DIRECTORY : name->symlink ? SYMLINK : name->by_kernel_name ? WAITING | BY_KERNEL_NAME : WAITING);
   struct {
     struct fuse_out_header header;
     struct fuse_entry_out entry; // valid for no time at all
   } answer = {.header = {.len = sizeof answer, .unique = request->unique}};
   answer.entry.nodeid = id;
   answer.entry.attr.ino = id;
-  answer.entry.attr.mode = S_IFLNK | 0777;
-  answer.entry.attr.nlink = 1;
-  answer.entry.attr.size = strlen(text);
+  answer.entry.attr.mode = all ? S_IFDIR | S_ISVTX | 0711 : S_IFLNK | 0777;
+  answer.entry.attr.nlink = all ? 2 : 1;
+  answer.entry.attr.size = all ? 0 : strlen(text);
   respond(&answer, sizeof answer);
 }
 
@@ -394,8 +431,9 @@ static bool answer(const char *request, size_t length) {
   bool lookup = header.opcode == FUSE_LOOKUP;
   if (lookup && header.pid != manager && !served.impatient) return false;
   const char *text = lookup && memchr(request + sizeof header, 0, length - sizeof header) ? request + sizeof header : "";
-  struct name name = parse_name(text);
-  uint64_t id = name.diskseq == 0 ? 0 : id_of(&name);
+  struct name name = {0};
+  if (*text) name = parse_in(header.nodeid, text);
+  uint64_t id = id_of(&name);
   // A name that is in use must not be answered in a way that has the kernel drop
   // it: /proc/swaps and the like would call the device deleted. Nor need it be:
   // whoever asks for one that the kernel has holds no lock.
@@ -424,7 +462,7 @@ static bool answer(const char *request, size_t length) {
   case FUSE_LOOKUP:
     if (in_use) return false;
     // Whoever reads the link waits for the next daemon, with no lock held.
-    if (name.diskseq == 0) refuse(&header, ENOENT);
+    if (name.diskseq == 0 && !name.directory) refuse(&header, ENOENT);
     else put_off(&header, text, &name);
     return true;
   case FUSE_READDIR:

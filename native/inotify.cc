@@ -2,6 +2,8 @@
 // permission, which for this daemon's own mount means asking itself: so it is
 // never done on the event loop's thread.
 #include <errno.h>
+#include <fcntl.h>
+#include <string.h>
 #include <sys/inotify.h>
 
 #include "addon.h"
@@ -28,7 +30,51 @@ static Napi::Value InotifyWatch(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// The handle of a directory in a FUSE filesystem: fuse_encode_fh(), FILEID_INO64_GEN.
+struct FuseHandle {
+  struct file_handle header;
+  uint32_t words[3];
+};
+constexpr int kFuseHandleType = 0x81;
+
+// inotifyAdd(fd, root, node id, mask, callback(error, watch descriptor)): of a directory
+// that the kernel has, with attributes that are valid. So it asks the filesystem nothing:
+// a thread of this process that waits for its own answer could not end with it.
+// root: a directory of the filesystem.
+static Napi::Value InotifyAdd(const Napi::CallbackInfo& info) {
+  int fd = IntArg(info, 0);
+  int root = IntArg(info, 1);
+  bool lossless;
+  uint64_t id = info[2].As<Napi::BigInt>().Uint64Value(&lossless);
+  uint32_t mask = info[3].As<Napi::Number>().Uint32Value();
+  Tasks(info.Env()).Submit(info[4].As<Napi::Function>(), [fd, root, id, mask]() -> Outcome {
+    union {
+      FuseHandle handle;
+      struct file_handle header;
+    } name = {};
+    name.header.handle_bytes = sizeof name.handle.words;
+    name.header.handle_type = kFuseHandleType;
+    uint32_t words[3] = {static_cast<uint32_t>(id >> 32), static_cast<uint32_t>(id), 0};
+    memcpy(name.header.f_handle, words, sizeof words);
+    UniqueFd directory(open_by_handle_at(root, &name.header, O_PATH | O_CLOEXEC));
+    std::string path = "/proc/self/fd/" + std::to_string(directory.Get());
+    int wd = directory.Get() < 0 ? -1 : inotify_add_watch(fd, path.c_str(), mask);
+    int error = wd < 0 ? errno : 0;
+    return [wd, error](Napi::Env env) -> std::vector<napi_value> {
+      return {Napi::Number::New(env, error), Napi::Number::New(env, wd)};
+    };
+  });
+  return info.Env().Undefined();
+}
+
+// inotifyRemove(fd, watch descriptor)
+static Napi::Value InotifyRemove(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), inotify_rm_watch(IntArg(info, 0), IntArg(info, 1)));
+}
+
 void InitInotify(Napi::Env env, Napi::Object exports) {
+  exports.Set("inotifyAdd", Napi::Function::New<InotifyAdd>(env));
+  exports.Set("inotifyRemove", Napi::Function::New<InotifyRemove>(env));
   exports.Set("inotifyWatch", Napi::Function::New<InotifyWatch>(env));
 }
 

@@ -1,4 +1,4 @@
-// mount(2), umount2(2), and fspick(2) with fsconfig(2).
+// mount(2), umount2(2), open_tree(2), and fspick(2) with fsconfig(2).
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mount.h>
@@ -18,6 +18,7 @@ namespace {
 constexpr unsigned kFspickCloexec = 0x00000001;
 constexpr unsigned kFspickNoAutomount = 0x00000004;
 constexpr unsigned kFsconfigCmdReconfigure = 7;
+constexpr unsigned kOpenTreeClone = 1;
 
 // mount(source, target, type, flags, data): 0 or -errno.
 Napi::Value Mount(const Napi::CallbackInfo& info) {
@@ -64,6 +65,22 @@ Napi::Value PickMount(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// cloneMount(target, callback(error, fd)): the root directory of the filesystem mounted
+// there, in a mount of its own that is nowhere: who has it does not keep the other one busy.
+Napi::Value CloneMount(const Napi::CallbackInfo& info) {
+  std::string target = StringArg(info, 0);
+  Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [target]() -> Outcome {
+    UniqueFd tree(static_cast<int>(syscall(SYS_open_tree, AT_FDCWD, target.c_str(), kOpenTreeClone | O_CLOEXEC)));
+    auto fd = std::make_shared<UniqueFd>(
+        tree.Get() < 0 ? -1 : openat(tree.Get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    int error = fd->Get() < 0 ? errno : 0;
+    return [fd, error](Napi::Env env) -> std::vector<napi_value> {
+      return {Napi::Number::New(env, error), Napi::Number::New(env, fd->Release())};
+    };
+  });
+  return info.Env().Undefined();
+}
+
 // prune(fd, callback(error)): drops the dentries of that filesystem which
 // nobody uses (reconfigure_super -> shrink_dcache_sb). On a pool thread: it
 // takes s_umount for writing, which ustat(2) holds while it waits for our
@@ -85,6 +102,7 @@ void InitMount(Napi::Env env, Napi::Object exports) {
   exports.Set("unmount", Napi::Function::New<Unmount>(env));
   exports.Set("look", Napi::Function::New<Look>(env));
   exports.Set("pickMount", Napi::Function::New<PickMount>(env));
+  exports.Set("cloneMount", Napi::Function::New<CloneMount>(env));
   exports.Set("prune", Napi::Function::New<Prune>(env));
 }
 

@@ -197,12 +197,14 @@ export interface Attr extends Times {
   readonly size: number
 }
 
-/** struct fuse_entry_out. Names are never cached: entry_valid is always 0. */
+/** struct fuse_entry_out. */
 export interface Entry {
   readonly nodeid: bigint
   readonly generation: bigint
   readonly attr: Attr
   readonly attrValid: Validity
+  /** How long the name may be used without asking, s; of a device 0. */
+  readonly nameValid?: number
 }
 
 /** How long the kernel may use attributes without asking, in seconds and nanoseconds. */
@@ -259,7 +261,7 @@ export class ReplyBuffer {
     const at = OUT_HEADER_SIZE
     view.setBigUint64(at, entry.nodeid, true)
     view.setBigUint64(at + 8, entry.generation, true)
-    this.i64(at + 16, 0)
+    this.i64(at + 16, entry.nameValid ?? 0)
     view.setUint32(at + 24, entry.attrValid.seconds, true)
     view.setUint32(at + 28, 0, true)
     view.setUint32(at + 32, 0, true)

@@ -5,13 +5,13 @@
  * does not know stands behind all of them.
  *
  * What is answered cannot be held back, so the askers are, before they come to the lock:
- * every walk into the tree needs the attributes of its root, which the kernel otherwise
- * has for long. While there is a crowd it must ask for them each time, and users are
+ * every walk into a directory needs its attributes, which the kernel otherwise
+ * has for long. While there is a crowd in it the kernel must ask for them each time, and users are
  * answered in turns, so many in a second. Root is answered at once; and so is who has the
  * lock already, and is asked once more whether it may (may_create()).
  */
-import { FUSE_ROOT_ID } from './abi.js'
 import { monotonicMs } from './clock.js'
+import type { NodeId } from './diskseq.js'
 import { FairQueue } from './fair.js'
 import type { Intents } from './intent.js'
 import type { Inodes } from './pin-lifetime.js'
@@ -32,39 +32,40 @@ export class Crowd {
   private timer: NodeJS.Timeout | undefined
   /** Each tells whether it was still there to be let in. */
   private readonly waiting = new FairQueue<() => boolean>()
-  private gathered = false
+  /** The directories that have had one, until it is over. */
+  private readonly gathered = new Set<NodeId>()
 
   constructor(
     private readonly inodes: Pick<Inodes, 'invalidate'>,
     private readonly intents: Pick<Intents, 'arrives'>,
   ) {}
 
-  /** Whether there is one: then the attributes of the root are valid for no time. */
-  get there(): boolean {
-    return this.gathered
+  /** Whether there is one: then the attributes of that directory are valid for no time. */
+  isIn(directory: NodeId): boolean {
+    return this.gathered.has(directory)
   }
 
   /** Somebody's call has the directory's lock for itself. */
-  locks({ uid }: Caller): void {
+  locks({ uid }: Caller, directory: NodeId): void {
     if (uid === 0) return
     const now = monotonicMs()
     this.calls = Math.min(CALLS_AT_ONCE, this.calls + ((now - this.counted) * CALLS_PER_S) / 1000) - 1
     this.counted = this.last = now
     if (this.calls >= 0) return
     this.calls = 0
-    if (this.gathered) return
-    this.gathered = true
-    this.inodes.invalidate(FUSE_ROOT_ID)
-    this.timer = setInterval(() => this.tick(), PACE_MS)
+    if (this.gathered.has(directory)) return
+    this.gathered.add(directory)
+    this.inodes.invalidate(directory)
+    this.timer ??= setInterval(() => this.tick(), PACE_MS)
   }
 
   /**
-   * Lets somebody in who asks for the attributes of the root.
+   * Lets somebody in who asks for the attributes of a directory.
    *
    * @param enter false where nobody is there any more
    */
-  admit({ uid, tid }: Caller, enter: () => boolean): void {
-    if (uid !== 0 && this.gathered && this.intents.arrives(tid)) this.waiting.add(uid, enter)
+  admit({ uid, tid }: Caller, directory: NodeId, enter: () => boolean): void {
+    if (uid !== 0 && this.isIn(directory) && this.intents.arrives(tid)) this.waiting.add(uid, enter)
     else enter()
   }
 
@@ -74,8 +75,9 @@ export class Crowd {
   }
 
   private disperse(): void {
-    this.gathered = false
+    this.gathered.clear()
     clearInterval(this.timer)
+    this.timer = undefined
   }
 
   close(): void {

@@ -3,11 +3,13 @@ import { constants, openSync, readdirSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { Access } from './access.js'
+import { Beneath, openBeneath } from './beneath.js'
 import { monotonicMs } from './clock.js'
 import { type CloseListener, CloseWatch, WATCH_MASK } from './closes.js'
 import { Crowd } from './crowd.js'
 import { DeadNames } from './dead-names.js'
 import { DeviceNodes } from './devnode.js'
+import { directoryId, type DiskSeq } from './diskseq.js'
 import { E, errnoName, errnoOf, UserError } from './errno.js'
 import { FuseNativeTransport } from './fuse-native.js'
 import { Gate } from './gate.js'
@@ -100,8 +102,10 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   private vault: Vault | undefined
   private succession: Succession | undefined
   /** What somebody else needs to go on with the tree; see {@link KEPT}. */
-  private estate: Descriptors = new Map()
+  private estate = new Map<string, readonly number[]>()
   private closes: CloseWatch | undefined
+  private root = -1
+  private beneath: Beneath | undefined
   private readonly native: Native
   private readonly nodes = new NodeTable()
   private readonly registry: Registry
@@ -177,6 +181,8 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   private async serve(): Promise<void> {
     this.shareState()
     const tree = this.assemble(false)
+    const beneath = openBeneath(this.mountpoint)
+    this.keepLinks(beneath)
     const fuse = openFuse()
     const transport = this.connect(fuse)
     const rc = this.native.mount(
@@ -199,30 +205,34 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.watchMount(mount)
     await transport.start(tree)
     // Both walk a path into this mount: only now, and on another thread.
-    const [mountFd, watchFd] = await Promise.all([
+    const [mountFd, watchFd, root] = await Promise.all([
       this.descriptor('fspick', (done) => this.native.pickMount(this.mountpoint, done)),
       this.descriptor('inotify', (done) =>
         this.native.inotifyWatch(this.mountpoint, WATCH_MASK, done),
       ),
+      this.descriptor('open_tree', (done) => this.native.cloneMount(this.mountpoint, done)),
     ])
+    this.root = root
     this.lifetime?.start(mountFd)
-    this.closes = new CloseWatch(this.native, watchFd, this, this.log)
+    this.closes = new CloseWatch(this.native, watchFd, root, this, this.log)
     if (mount !== undefined) {
       this.state.mount = { mountpoint: this.mountpoint, device: mount.device, pidNamespace: ownPidNamespace() }
-      this.survive(mount.device, fuse, mountFd, watchFd)
+      this.survive(mount.device, { mount: mountFd, closes: watchFd, root, beneath, fuse })
     }
   }
 
+  /** @param fd from {@link openBeneath} */
+  private keepLinks(fd: number): void {
+    if (fd < 0) return
+    this.beneath = new Beneath(this.native, fd, this.mountpoint, this.log)
+    this.beneath.start(this.registry.devices())
+  }
+
   /** From now on another daemon can go on: one that asks, or one that the guard starts after this. */
-  private survive(device: string, fuse: number, mountFd: number, closes: number): void {
+  private survive(device: string, own: Readonly<Record<string, number>>): void {
     const { native, guard, stateFd, lock, log } = this
-    this.estate = new Map([
-      [KEPT.lock, [lock]],
-      [KEPT.mount, [mountFd]],
-      [KEPT.closes, [closes]],
-      [KEPT.fuse, [fuse]],
-      [KEPT.state, [stateFd]],
-    ])
+    const all = { lock, ...own, state: stateFd }
+    this.estate = new Map(Object.entries(all).filter(([, fd]) => fd >= 0).map(([name, fd]) => [name, [fd]]))
     this.survives = guard !== undefined
     if (guard !== undefined && !this.inherited) for (const [name, fds] of this.offer()) guard.put(name, fds)
     if (guard !== undefined) return
@@ -299,7 +309,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   private async takeOver(kept: Descriptors, predecessor: Predecessor | undefined): Promise<boolean> {
     const inherited = inherit(this.native, kept, withoutSymlinks(this.options.mountpoint))
     if (inherited === undefined) return false
-    const { fuse, mountFd, closes, lock, stateFd, state, mountpoint, mount } = inherited
+    const { fuse, mountFd, closes, root = -1, beneath = -1, lock, stateFd, state, mountpoint, mount } = inherited
     const sockets = [...inherited.pins]
     // What fails from here on is no reason to take the tree away: the one before goes on, or the next one.
     this.survives = predecessor !== undefined || this.guard !== undefined
@@ -313,12 +323,26 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     const transport = this.connect(fuse)
     for (const pin of pins) this.adopt(pin)
     this.lifetime?.start(mountFd)
-    this.closes = new CloseWatch(this.native, closes, this, this.log)
+    this.root = root
+    this.closes = new CloseWatch(this.native, closes, root, this, this.log)
+    this.keepLinks(beneath)
     predecessor?.serves()
-    this.survive(mount.device, fuse, mountFd, closes)
+    this.survive(mount.device, { mount: mountFd, closes, root, beneath, fuse })
     transport.resume(tree)
+    if (root < 0) this.findRoot()
     this.log.info({ mountpoint, devices: this.registry.size, pins: pins.length }, 'took over the tree from an earlier daemon')
     return true
+  }
+
+  /** A daemon of an earlier version has not left it. */
+  private findRoot(): void {
+    this.native.cloneMount(this.mountpoint, (error, fd) => {
+      if (error !== 0) return this.log.warn({ errno: errnoName(error) }, 'no descriptor of the root; udev may not be told of a writer')
+      this.root = fd
+      this.closes?.useRoot(fd)
+      this.estate.set(KEPT.root, [fd])
+      this.guard?.put(KEPT.root, [fd])
+    })
   }
 
   /** A pin of an earlier daemon: its callers may still be about to open what they were answered. */
@@ -381,6 +405,8 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
       const late = sleep(this.options.holdSeconds * 1000, undefined, { ref: false })
       await Promise.race([new Promise<void>((resolve) => lifetime.whenDrained(resolve)), late])
     }
+    // Under a guard, udev is asked to look after these names again.
+    await this.beneath?.leave(this.guard !== undefined)
     this.release()
   }
 
@@ -407,6 +433,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.mountWatch = undefined
     this.guard?.close()
     this.closes?.close()
+    this.beneath?.close()
     this.lifetime?.close()
     this.crowd?.close()
     this.dead.close()
@@ -416,8 +443,8 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.registry.close()
     this.sysfs.close()
     this.uevents.close()
-    for (const fd of [this.devDirectory, this.lock, this.stateFd]) if (fd >= 0) this.native.close(fd)
-    this.devDirectory = this.lock = this.stateFd = -1
+    for (const fd of [this.devDirectory, this.lock, this.stateFd, this.root]) if (fd >= 0) this.native.close(fd)
+    this.devDirectory = this.lock = this.stateFd = this.root = -1
     this.over()
   }
 
@@ -426,6 +453,11 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     if (wrote) this.touch(name)
     const node = this.nodes.named(name)
     if (node !== undefined) this.lifetime?.closedByUser(node)
+  }
+
+  closedByKernelName(diskseq: DiskSeq, kname: string, wrote: boolean): void {
+    const device = this.registry.called(kname, diskseq)
+    if (device !== undefined) this.closed(device.name, wrote)
   }
 
   lost(): void {
@@ -464,6 +496,11 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     const access = parts.access?.(native) ?? new Access(native)
     const lifetime = new PinLifetime(native, nodes, opener, intents, options, log, state, this)
     const crowd = new Crowd(this, intents)
+    const whenReady = (diskseq: DiskSeq, ready: () => void) => {
+      const made = () => (this.beneath === undefined ? ready() : this.beneath.whenMade(diskseq, ready))
+      if (this.closes === undefined) made()
+      else this.closes.watch(diskseq, made)
+    }
     const gate = new Gate({
       registry,
       sysfs,
@@ -482,7 +519,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.lifetime = lifetime
     this.crowd = crowd
     registry.listener = this
-    return new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, inherits })
+    return new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, whenReady, inherits })
   }
 
   /** See {@link Inodes}: of the library, which says nothing of its inodes, the kernel has them all. */
@@ -495,12 +532,20 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   }
 
   /** See {@link RegistryListener}. */
-  appeared(): void {
+  appeared(device: Device): void {
     this.state.highest = this.registry.highest
+    this.beneath?.add(device)
   }
 
   /** Its number, or its file (LOOP_CHANGE_FD), may be another one's from here on: nobody opens it unasked. */
   vanished(device: Device): void {
+    this.beneath?.remove(device)
+    const directory = device.partition === 0 ? directoryId(device.diskseq) : undefined
+    if (directory !== undefined) {
+      this.closes?.unwatch(device.diskseq)
+      const has = () => this.invalidate(directory)
+      this.dead.add({ id: directory, get known() { return has() } })
+    }
     const node = this.nodes.known(device)
     if (node === undefined) return
     if (node.trusted) this.lifetime?.distrust(node)

@@ -3,7 +3,7 @@
  * which is what is wanted of those that exist: who asks for one takes no lock. The others
  * it is told to forget, as each of them takes memory, there and here.
  */
-import type { Node } from './node.js'
+import type { NodeId } from './diskseq.js'
 
 /** From one attempt to the next, ms: who uses a device lets go of its name a moment after it has gone. */
 const RETRY_MS = 500
@@ -12,8 +12,14 @@ const AT_ONCE = 256
 /** So many are worth having the kernel drop every name that nobody uses, where it cannot be told which. */
 const MANY = 256
 
+/** What the kernel may have an inode of. */
+export interface DeadName {
+  readonly id: NodeId
+  readonly known: boolean
+}
+
 export class DeadNames {
-  private readonly nodes = new Set<Node>()
+  private readonly nodes = new Set<DeadName>()
   private timer: NodeJS.Timeout | undefined
 
   /**
@@ -29,7 +35,7 @@ export class DeadNames {
     return this.nodes.size
   }
 
-  add(node: Node): void {
+  add(node: DeadName): void {
     this.nodes.add(node)
     this.timer ??= setInterval(() => this.tick(), RETRY_MS)
   }

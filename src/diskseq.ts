@@ -1,11 +1,16 @@
 /**
  * Disk sequence numbers, and the names and inode numbers made of them.
  *
- * | name        | is                                             |
- * | ----------- | ---------------------------------------------- |
- * | `N`         | the disk with diskseq N                        |
- * | `NpM`       | its partition M                                |
- * | `N-partM`   | symlink to `NpM`, the name systemd's rules use |
+ * | name          | is                                                     |
+ * | ------------- | ------------------------------------------------------ |
+ * | `N`           | the disk with diskseq N                                |
+ * | `NpM`         | its partition M                                        |
+ * | `N-partM`     | symlink to `NpM`, the name systemd's rules use         |
+ * | `.dm/N/dm-K`  | the disk N once more, where the kernel calls it `dm-K` |
+ *
+ * A path that ends in `dm-K` is what programs take for a device-mapper device's own
+ * node: they look up what it is called, and show and remember that name
+ * (libmount's canonicalize_path(), and others after it).
  *
  * Everything else is no name. Numbers are decimal, without sign or leading
  * zero, so that there is one name for one thing.
@@ -61,10 +66,12 @@ export function linkName(diskseq: DiskSeq, partition: number): string {
 }
 
 // Ids of two forms, told apart by the highest bit.
-// Of a disk's inode and of symlinks: 0, diskseq: 51 bits, waiting: 1, partition: 10, symlink: 1
+// Of a disk's inode, of symlinks and directories: 0, diskseq: 51 bits, waiting: 1,
+// directory: 1, by the kernel's name: 1, partition: 8, symlink: 1
 const SYMLINK_BIT = 1n
 const PARTITION_SHIFT = 1n
-const PARTITION_MASK = 0x3ffn
+const KERNEL_BIT = 1n << 9n
+const DIRECTORY_BIT = 1n << 10n
 const WAITING_BIT = 1n << 11n
 const DISKSEQ_SHIFT = 12n
 const DISKSEQ_BITS = 51n
@@ -106,14 +113,33 @@ export type LinkKind =
   | 'part'
   /** Stands for a device until it is known, or open; who follows it waits there. */
   | 'waiting'
+  /** The same by the kernel's name, in `.dm/N`. */
+  | 'kernel'
   /** The same for who does not follow symlinks: looks like a device, and nobody gets to open it. */
   | 'unknown'
 
+const LINK_BITS: Readonly<Record<LinkKind, bigint>> = {
+  part: SYMLINK_BIT,
+  waiting: WAITING_BIT,
+  kernel: WAITING_BIT | KERNEL_BIT,
+  unknown: WAITING_BIT | SYMLINK_BIT,
+}
+const LINK_KINDS = new Map(Object.entries(LINK_BITS).map(([kind, bits]) => [bits, kind as LinkKind]))
+const KIND_MASK = SYMLINK_BIT | KERNEL_BIT | DIRECTORY_BIT | WAITING_BIT
+
 /** Of {@link linkId}'s answers no table is needed either: see {@link parseId}. */
 export function linkId(diskseq: DiskSeq, partition: number, kind: LinkKind): NodeId | undefined {
-  if (BigInt(partition) > PARTITION_MASK || diskseq >> DISKSEQ_BITS !== 0n) return undefined
-  const bits = kind === 'part' ? SYMLINK_BIT : kind === 'waiting' ? WAITING_BIT : WAITING_BIT | SYMLINK_BIT
-  return entryCookie(diskseq, partition) | bits
+  if (partition > PARTITION_MAX || diskseq >> DISKSEQ_BITS !== 0n) return undefined
+  return entryCookie(diskseq, partition) | LINK_BITS[kind]
+}
+
+/** The directory `.dm`. */
+export const DM_NAME = '.dm'
+export const DM_ID: NodeId = DIRECTORY_BIT
+
+/** Of the directory `.dm/N`; undefined where the number does not fit. */
+export function directoryId(diskseq: DiskSeq): NodeId | undefined {
+  return diskseq >> DISKSEQ_BITS === 0n ? (diskseq << DISKSEQ_SHIFT) | DIRECTORY_BIT : undefined
 }
 
 /** Where an entry stands in the directory: ascending by disk, then partition; a partition's symlink comes after it. */
@@ -124,7 +150,7 @@ export function entryCookie(diskseq: DiskSeq, partition: number): bigint {
 /** What an id was made of. */
 export type ParsedId =
   | { readonly diskseq: DiskSeq; readonly partition: number; readonly kind: 'inode'; readonly minor: number | undefined }
-  | { readonly diskseq: DiskSeq; readonly partition: number; readonly kind: LinkKind }
+  | { readonly diskseq: DiskSeq; readonly partition: number; readonly kind: LinkKind | 'directory' }
 
 /** Undefined for an id that nothing here makes. */
 export function parseId(id: NodeId): ParsedId | undefined {
@@ -135,11 +161,11 @@ export function parseId(id: NodeId): ParsedId | undefined {
     return diskseq === 0n || partition === 0 ? undefined : { diskseq, partition, kind: 'inode', minor }
   }
   const diskseq = (id >> DISKSEQ_SHIFT) as DiskSeq
-  const partition = Number((id >> PARTITION_SHIFT) & PARTITION_MASK)
-  const waits = (id & WAITING_BIT) !== 0n
-  const symlink = (id & SYMLINK_BIT) !== 0n
+  const partition = Number((id >> PARTITION_SHIFT) & BigInt(PARTITION_MAX))
+  const bits = id & KIND_MASK
   if (diskseq === 0n) return undefined
-  if (waits) return { diskseq, partition, kind: symlink ? 'unknown' : 'waiting' }
-  if (symlink) return partition === 0 ? undefined : { diskseq, partition, kind: 'part' }
-  return partition === 0 ? { diskseq, partition, kind: 'inode', minor: undefined } : undefined
+  if (bits === 0n) return partition === 0 ? { diskseq, partition, kind: 'inode', minor: undefined } : undefined
+  if (bits === DIRECTORY_BIT) return partition === 0 ? { diskseq, partition, kind: 'directory' } : undefined
+  const kind = LINK_KINDS.get(bits)
+  return kind === undefined || (kind === 'part' && partition === 0) ? undefined : { diskseq, partition, kind }
 }

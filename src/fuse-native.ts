@@ -33,6 +33,7 @@ const SOMEBODY = { tid: 0, uid: 0, gid: 0 }
 /** chown(2): leave it alone. */
 const KEEP_ID = 0xffffffff
 const S_IFMT = 0o170000
+const S_IFDIR = 0o040000
 const S_IFBLK = 0o060000
 
 type Done<T extends unknown[] = []> = (error: number, ...results: T) => void
@@ -131,19 +132,28 @@ export class FuseNativeTransport implements Transport {
     this.end()
   }
 
-  /** Finds the node of a path, and has it held. */
+  /** Finds the node of a path, and has it held. Directories are found without attributes. */
   private find(path: string, failed: Done, found: (id: bigint, attr: Attr | undefined) => void): void {
-    if (path === '/') return found(FUSE_ROOT_ID, undefined)
+    const names = Buffer.from(path).toString('latin1').split('/').filter((name) => name !== '')
     const fail = (errno: number) => failed(-errno)
-    this.operations.lookup(SOMEBODY, FUSE_ROOT_ID, Buffer.from(path.slice(1)).toString('latin1'), reply(fail, {
-      entry: ({ nodeid, attr }) => {
-        this.hold(nodeid)
-        const errno = this.objection(path, attr)
-        if (errno === 0) found(nodeid, attr)
-        else fail(errno)
-        return true
-      },
-    }))
+    const step = (directory: bigint): void => {
+      const name = names.shift()
+      if (name === undefined) return found(directory, undefined)
+      this.operations.lookup(SOMEBODY, directory, name, reply(fail, {
+        entry: ({ nodeid, attr }) => {
+          if ((attr.mode & S_IFMT) === S_IFDIR) {
+            step(nodeid)
+            return true
+          }
+          this.hold(nodeid)
+          const errno = names.length > 0 ? E.ENOTDIR : this.objection(path, attr)
+          if (errno === 0) found(nodeid, attr)
+          else fail(errno)
+          return true
+        },
+      }))
+    }
+    step(FUSE_ROOT_ID)
   }
 
   /** What is wrong with an answer that the library cannot hand on; an errno, or 0. */
@@ -199,7 +209,7 @@ export class FuseNativeTransport implements Transport {
             open: () => {
               const names: string[] = []
               const more = (cookie: bigint) =>
-                operations.readdir(cookie, LISTING_MAX, reply(fail, {
+                operations.readdir(id, cookie, LISTING_MAX, reply(fail, {
                   data: (bytes) => {
                     const last = decodeNames(bytes, names)
                     if (last !== undefined) return more(last)

@@ -22,9 +22,9 @@ import { Access, type Permissions, type Purpose } from './access.js'
 import { monotonicMs } from './clock.js'
 import type { Crowd } from './crowd.js'
 import type { DeviceNodes, NodeStat } from './devnode.js'
-import type { DiskSeq } from './diskseq.js'
+import type { DiskSeq, NodeId } from './diskseq.js'
 import { E, errnoName, Exhausted } from './errno.js'
-import { type Call, type Intents, RUNNING, someCall } from './intent.js'
+import { type Call, GOING_ON, type Intents, RUNNING, someCall } from './intent.js'
 import { type Logger, LogLimit } from './log.js'
 import { type Node, NodeTable, type Opening } from './node.js'
 import type { Pin, PinOpener, PinResult } from './pin.js'
@@ -65,6 +65,10 @@ export interface Request {
 }
 
 export interface LookupRequest extends Request, Name {
+  /** Where the name is asked for. */
+  readonly directory: NodeId
+  /** It is the kernel's name of the device. */
+  readonly byKernelName: boolean
   /** @returns false where nobody was left to take a device */
   readonly done: (verdict: Verdict) => boolean
 }
@@ -75,6 +79,7 @@ export interface NodeRequest extends Request {
 }
 
 export interface WaitRequest extends Request, Name {
+  readonly byKernelName: boolean
   /** Gets an errno, or 0: look again. */
   readonly done: (errno: number) => void
 }
@@ -162,14 +167,19 @@ export class Gate {
 
   /** The kernel asks for a name. Answered at once, but for a caller that has no processor to take the answer. */
   lookup(request: LookupRequest): void {
-    this.whenAsleep(request.caller, (call) => this.tryLookup(request, call))
+    this.whenAsleep(request.caller, (call) => this.tryLookup(request, this.asGoingOn(request, call)))
+  }
+
+  /** A program that goes on by another name of what it looks at is not done with it when it has looked. */
+  private asGoingOn({ byKernelName, caller }: LookupRequest | WaitRequest, call: Call): Call {
+    return byKernelName && this.parts.intents.goesOn(caller.tid, call) ? GOING_ON : call
   }
 
   /** The same for what is no name of a device. */
-  lookupNothing(caller: Caller): void {
+  lookupNothing(caller: Caller, directory: NodeId): void {
     if (caller.uid === 0) return
     const call = this.callOf(caller)
-    if (call.locks && this.locks(caller, call)) this.parts.crowd.locks(caller)
+    if (call.locks && this.locks(caller, call)) this.parts.crowd.locks(caller, directory)
   }
 
   /** Of a call that may have the directory's lock for itself: a 64-bit call that is not known to have it, has not. */
@@ -211,7 +221,7 @@ export class Gate {
 
   /** A caller that was sent on to wait does so. */
   wait(request: WaitRequest): void {
-    this.whenAsleep(request.caller, (call) => this.waitFor(request, call))
+    this.whenAsleep(request.caller, (call) => this.waitFor(request, this.asGoingOn(request, call)))
   }
 
   private waitFor(request: WaitRequest, call: Call): void {
@@ -259,7 +269,7 @@ export class Gate {
 
   private decideLookup(request: LookupRequest, call: Call, tries: number): void {
     const { registry, nodes, crowd } = this.parts
-    if (call.locks && this.locks(request.caller, call)) crowd.locks(request.caller)
+    if (call.locks && this.locks(request.caller, call)) crowd.locks(request.caller, request.directory)
     const device = registry.find(request.name)
     if (device === undefined) {
       if (call.shape || registry.lacks(request.name, request.diskseq)) return this.noSuchName(request, call, GONE)

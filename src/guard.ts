@@ -14,8 +14,8 @@ import { batches, type Descriptors } from './service.js'
 /** Where the guard says which descriptor is the socket. */
 const VARIABLE = 'DISKSEQFS_GUARD'
 
-/** As the guard knows it; nobody else keeps it. */
-const CONNECTION = 'fuse'
+/** The connection, and a directory behind it, as the guard knows them; nobody else keeps these. */
+const GIVEN: readonly string[] = ['fuse', 'root']
 
 /** How long to wait before a message is tried again that the guard had no room for, ms. */
 const RETRY_MS = 10
@@ -32,8 +32,8 @@ export class Guard {
   private waiting: { readonly last: string; readonly done: (kept: Descriptors) => void; readonly failed: (error: Error) => void } | undefined
   private ends: (() => void) | undefined
   private gone = false
-  /** The connection, should the guard ask for it. */
-  private connection: readonly number[] = []
+  /** What is {@link GIVEN} should the guard ask for it. */
+  private readonly given = new Map<string, readonly number[]>()
   /** What the guard had no room for, in the order in which it is to be heard. */
   private readonly unsent: { readonly text: string; readonly fds: readonly number[] }[] = []
 
@@ -60,7 +60,7 @@ export class Guard {
    */
   async kept(): Promise<Descriptors> {
     const kept = await this.until('end')
-    this.connection = kept.get(CONNECTION)?.slice(-1) ?? []
+    for (const name of GIVEN) this.given.set(name, kept.get(name)?.slice(-1) ?? [])
     return kept
   }
 
@@ -91,7 +91,7 @@ export class Guard {
 
   /** Keeps descriptors open for the daemon that comes next. */
   put(name: string, fds: readonly number[]): void {
-    if (name === CONNECTION) this.connection = fds
+    if (GIVEN.includes(name)) this.given.set(name, fds)
     for (const batch of batches(fds)) this.send(`put ${name}`, batch)
   }
 
@@ -121,7 +121,7 @@ export class Guard {
       const [length, ...fds] = found
       const text = Buffer.from(this.buffer.subarray(0, length)).toString()
       if (text === 'leave') this.ends?.()
-      else if (text === 'give') this.put(CONNECTION, this.connection)
+      else if (text === 'give') for (const [name, fds] of this.given) this.put(name, fds)
       else if (text === 'end' || text === 'taken') this.finish(text)
       else if (fds.length > 0) this.received.set(text, [...(this.received.get(text) ?? []), ...fds])
     }

@@ -17,8 +17,12 @@ export const KEPT = {
   fuse: 'fuse',
   /** Of the mount, from fspick(2). */
   mount: 'mount',
-  /** The inotify watch on its root. */
+  /** The inotify watches on its directories. */
   closes: 'closes',
+  /** Its root directory, see {@link Native.cloneMount}. (Earlier daemons had none; nor what is below.) */
+  root: 'root',
+  /** The directory beneath the mount. */
+  beneath: 'beneath',
   /** The mount point's, see lockMountpoint(). */
   lock: 'lock',
   /** The memory of {@link SharedState}. */
@@ -33,6 +37,8 @@ export interface Inherited {
   readonly fuse: number
   readonly mountFd: number
   readonly closes: number
+  readonly root: number | undefined
+  readonly beneath: number | undefined
   readonly lock: number
   readonly stateFd: number
   readonly pins: readonly number[]
@@ -77,7 +83,8 @@ export function inherit(native: Calls, kept: Descriptors, mountpoint: string): I
   // Callers are named as in the namespace that it was mounted in. (Earlier daemons did not write down which.)
   const { pidNamespace } = state.mount as MountIdentity
   if (pidNamespace !== 0 && pidNamespace !== ownPidNamespace()) return undefined
-  return { fuse, mountFd, closes, lock, stateFd, pins: kept.get(KEPT.pins) ?? [], state, mountpoint, mount }
+  const [root, beneath] = [KEPT.root, KEPT.beneath].map((name) => kept.get(name)?.at(-1))
+  return { fuse, mountFd, closes, root, beneath, lock, stateFd, pins: kept.get(KEPT.pins) ?? [], state, mountpoint, mount }
 }
 
 /** What was kept is of no use: whoever waits for an answer through it must not wait for ever. */

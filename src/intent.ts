@@ -61,6 +61,19 @@ export function someCall(intent: Intent, number = -1): Call {
   return { intent, number, print: 0, keeps: unknown, follows: true, shape: false, locks: unknown, blind: false, asks: false, userUs: -1, faults: -1 }
 }
 
+/** In place of the number of a call: until its process ends. */
+const UNTIL_IT_ENDS = -3
+
+/** Of a program that has looked at a path, and goes on by another: see {@link Intents.goesOn}. */
+export const GOING_ON: Call = { ...someCall('unknown', UNTIL_IT_ENDS), print: 2, keeps: false, locks: false }
+
+/**
+ * Programs that look at a path which ends in the kernel's name, look up in sysfs what that
+ * device is called, and go on by /dev/mapper/NAME: libmount's, and systemd's helpers. As in
+ * /proc/TID/comm, which has 15 characters.
+ */
+const GOES_ON_BY_NAME = /^(?:u?mount|mount\.[\w.-]+|swapo(?:n|ff)|fsck|systemd-(?:fsck|makefs|growfs|mount|cryptse))\n$/
+
 /** Nothing is known of the caller: it may do anything, and when it is done is not seen. */
 export const UNSEEN = someCall('unknown')
 
@@ -517,6 +530,7 @@ export class Intents {
     const [syscall, stack, state, memory] = seen
     // An execve(2) that has got so far, or an exit: all other threads of the process have ended.
     if (syscall === '') return memory !== 0
+    if (call.number === UNTIL_IT_ENDS) return true
     const ring = this.isIoUring(call)
     const bytes = Buffer.from(syscall, 'latin1')
     if (isRunning(bytes)) return ring || !leftCall(call, seen)
@@ -537,8 +551,25 @@ export class Intents {
 
   /** Whether a thread calls itself a worker of systemd-udevd. */
   isUdevWorker(tid: number): boolean {
+    return /^(\(udev-worker\)|systemd-udevd)\n$/.test(this.commOf(tid))
+  }
+
+  /**
+   * Whether a thread that looks at a path is of a program that then goes on by another one: what it has seen
+   * must stay what it is until then.
+   */
+  goesOn(tid: number, call: Call): boolean {
+    return call.intent === 'inspect' && call.follows && !call.shape && GOES_ON_BY_NAME.test(this.commOf(tid))
+  }
+
+  private commOf(tid: number): string {
     const n = this.native.readFile(`${this.proc}/${tid}/comm`, this.buffer)
-    return /^(\(udev-worker\)|systemd-udevd)\n$/.test(this.buffer.toString('latin1', 0, Math.max(0, n)))
+    return this.buffer.toString('latin1', 0, Math.max(0, n))
+  }
+
+  /** Whether a caller is waited for until its process ends, which is soon: to be looked at often. */
+  endsSoon(call: Call): boolean {
+    return call.number === UNTIL_IT_ENDS
   }
 }
 

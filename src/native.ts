@@ -125,6 +125,17 @@ export interface Native {
   ): void
 
   inotifyWatch(path: string, mask: number, done: (error: number, fd: number) => void): void
+  /** Watches a directory of the FUSE filesystem that `root` is a descriptor of, as well. */
+  inotifyAdd(fd: number, root: number, id: bigint, mask: number, done: (error: number, wd: number) => void): void
+  inotifyRemove(fd: number, wd: number): number
+
+  /**
+   * Symlinks in a directory: path, target, path, target, and so on, "" for one that is to be removed. Directories on the
+   * way to a link are made, and removed when they are empty.
+   */
+  changeLinks(directory: number, changes: readonly string[], done: (error: number) => void): void
+  /** Paths of the symlinks in a directory, and in those so many levels below it. */
+  listLinks(directory: number, depth: number, done: (paths: string[]) => void): void
 
   mount(source: string, target: string, type: string, flags: number, data: string): number
   unmount(target: string, flags: number, done: (error: number) => void): void
@@ -132,6 +143,8 @@ export interface Native {
   look(path: string, done: (error: number) => void): void
   /** fspick(2): a descriptor for {@link Native.prune}. */
   pickMount(target: string, done: (error: number, fd: number) => void): void
+  /** A descriptor of the root directory, which does not keep the mount busy. */
+  cloneMount(target: string, done: (error: number, fd: number) => void): void
   /** FSCONFIG_CMD_RECONFIGURE: the kernel forgets the dentries that nobody uses. */
   prune(fd: number, done: (error: number) => void): void
 

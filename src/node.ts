@@ -35,6 +35,8 @@ export class Node {
 
   /** Who was answered since it was pinned and may be in its call still, by thread. */
   callers: Map<number, Call> | undefined
+  /** One of them goes on by another name, until its process ends. */
+  goesOn = false
   /** So was somebody who cannot be seen. */
   unseen = false
   /** An earlier daemon answered others, of whom nothing is known. */

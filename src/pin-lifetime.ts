@@ -60,6 +60,8 @@ const LOOKS_IN_A_ROW = 5
 const CALLERS_IN_A_ROW = 2
 /** A look comes twice as late each time, up to this, ms. */
 const LOOK_DELAY_MAX_MS = 32
+/** But not where a caller ends soon, and whoever has waited for that wants the disk for himself. */
+const GOING_ON_LOOK_MS = 2
 /** A caller takes some 10 us to look at: where there are many, looks take a tenth of a processor at most. */
 const LOOK_DELAY_MS_PER_CALLER = 0.1
 /** Of nodes that are looked at at a time. */
@@ -223,6 +225,7 @@ export class PinLifetime {
     else this.openers.delete(tid)
     node.callers ??= new Map()
     node.callers.set(tid, call)
+    if (this.intents.endsSoon(call)) node.goesOn = true
   }
 
   /**
@@ -378,7 +381,7 @@ export class PinLifetime {
       node.looksInARow--
       return this.look([node])
     }
-    const limit = left === 0 && node.unseen ? PRUNE_DELAY_MAX_MS : LOOK_DELAY_MAX_MS
+    const limit = left === 0 && node.unseen ? PRUNE_DELAY_MAX_MS : node.goesOn ? GOING_ON_LOOK_MS : LOOK_DELAY_MAX_MS
     node.lookAt = Math.max(now + node.lookDelay, now + left * LOOK_DELAY_MS_PER_CALLER)
     if (left === 0 && !node.unseen) node.lookAt = Math.max(now + 1, node.lingerUntil)
     node.lookDelay = Math.min(node.lookDelay * 2, limit)
@@ -439,7 +442,7 @@ export class PinLifetime {
     node.pin = undefined
     for (const tid of node.callers?.keys() ?? []) this.gone(node, tid)
     node.callers = undefined
-    node.unseen = node.moreCallers = false
+    node.unseen = node.moreCallers = node.goesOn = false
     this.active.delete(node)
     if (this.active.size === 0) {
       clearInterval(this.tick)

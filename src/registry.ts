@@ -142,6 +142,20 @@ export class Registry implements UeventListener {
   }
 
   /**
+   * The device of that disk that the kernel calls so. Where no event has told of it, sysfs is asked,
+   * which is one file: who has both names needs no search.
+   * @throws Exhausted
+   */
+  called(kname: string, diskseq: DiskSeq): Device | undefined {
+    this.drain()
+    const known = this.byKname.get(kname)
+    if (known?.diskseq === diskseq) return known
+    this.look(kname)
+    const device = this.byKname.get(kname)
+    return device?.diskseq === diskseq ? device : undefined
+  }
+
+  /**
    * For a name that {@link find} does not know: looks through sysfs, since a
    * disk may get a new diskseq without an event. Callers share one scan.
    *

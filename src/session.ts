@@ -448,7 +448,7 @@ export class FuseSession implements Transport, Inodes {
       case Opcode.OPENDIR:
         return operations.opendir(nodeid, reply)
       case Opcode.READDIR:
-        return operations.readdir(message.u64(8), Math.min(message.u32(16), PAYLOAD_MAX), reply)
+        return operations.readdir(nodeid, message.u64(8), Math.min(message.u32(16), PAYLOAD_MAX), reply)
       case Opcode.RELEASEDIR:
       case Opcode.FSYNCDIR:
         return reply.ok()

@@ -57,7 +57,7 @@ export interface TreeOperations {
   setattr(caller: Caller, nodeid: bigint, change: AttrChange, reply: Reply): void
   readlink(caller: Caller, nodeid: bigint, reply: Reply): void
   opendir(nodeid: bigint, reply: Reply): void
-  readdir(cookie: bigint, size: number, reply: Reply): void
+  readdir(nodeid: bigint, cookie: bigint, size: number, reply: Reply): void
   statfs(reply: Reply): void
   getxattr(caller: Caller, nodeid: bigint, name: string, size: number, reply: Reply): void
   listxattr(caller: Caller, nodeid: bigint, size: number, reply: Reply): void

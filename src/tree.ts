@@ -12,7 +12,22 @@ import {
 } from './abi.js'
 import type { Crowd } from './crowd.js'
 import type { DeviceNodes } from './devnode.js'
-import { entryCookie, inodeId, linkId, type LinkKind, linkName, nodeName, parseId, parseName } from './diskseq.js'
+import {
+  directoryId,
+  type DiskSeq,
+  DM_ID,
+  DM_NAME,
+  entryCookie,
+  inodeId,
+  linkId,
+  type LinkKind,
+  linkName,
+  type NodeId,
+  nodeName,
+  parseDiskSeq,
+  parseId,
+  parseName,
+} from './diskseq.js'
 import { E, EOPNOTSUPP, Exhausted } from './errno.js'
 import type { Gate, Name, Shown } from './gate.js'
 import type { Intents } from './intent.js'
@@ -35,7 +50,7 @@ const STALE: Validity = { seconds: 0, nanoseconds: 0 }
  * need not ask a second time. Only on answers that a pin stands behind.
  */
 const ONE_JIFFY: Validity = { seconds: 0, nanoseconds: 1 }
-/** Nothing about the root changes; without this each path walk would ask for it. */
+/** Nothing about directories changes; without this each path walk would ask for them. */
 const LONG: Validity = { seconds: 3600, nanoseconds: 0 }
 
 /** NAME_MAX; longer names are never asked for. */
@@ -44,8 +59,8 @@ const STATFS_NAME_LENGTH = 255
 const NOTHING = new Uint8Array(0)
 
 /** Behind these two come the nodes, by {@link entryCookie}. */
-const DOT: Dirent = { ino: FUSE_ROOT_ID, cookie: 1n, mode: S_IFDIR, name: '.' }
-const DOT_DOT: Dirent = { ...DOT, cookie: 2n, name: '..' }
+const dots = (ino: NodeId): Dirent[] =>
+  ['.', '..'].map((name, i) => ({ ino, cookie: BigInt(i + 1), mode: S_IFDIR, name }))
 
 /** Bytes of the shortest entry, which bounds how many fit into an answer. */
 const DIRENT_MIN = 32
@@ -53,6 +68,12 @@ const DIRENT_MIN = 32
 /** A symlink; what it is can be told from its id, so that nothing has to be remembered of it. */
 interface Link extends Name {
   readonly kind: LinkKind
+}
+
+/** A name that is asked for: by diskseq in the root, or by the kernel's name in `.dm/N`. */
+interface Asked extends Name {
+  readonly directory: NodeId
+  readonly kname?: string
 }
 
 export interface TreeParts {
@@ -64,6 +85,8 @@ export interface TreeParts {
   readonly crowd: Crowd
   readonly lifetime: PinLifetime
   readonly intents: Intents
+  /** Calls back when a device may be answered for in `.dm/N`: at once, but for the first time. */
+  readonly whenReady: (diskseq: DiskSeq, ready: () => void) => void
   /** The kernel may know nodes that another daemon gave it. */
   readonly inherits: boolean
 }
@@ -80,37 +103,87 @@ export class Tree implements TreeOperations {
 
   private link(id: bigint): Link | undefined {
     const parsed = parseId(id)
-    if (parsed === undefined || parsed.kind === 'inode') return undefined
+    if (parsed === undefined || parsed.kind === 'inode' || parsed.kind === 'directory') return undefined
     const { diskseq, partition, kind } = parsed
     return { name: nodeName(diskseq, partition), diskseq, partition, kind }
   }
 
+  private isDirectory(id: bigint): boolean {
+    return id === FUSE_ROOT_ID || id === DM_ID || parseId(id)?.kind === 'directory'
+  }
+
   lookup(caller: Caller, parent: bigint, name: string, reply: Reply): void {
-    if (parent !== FUSE_ROOT_ID) return reply.error(E.ENOENT)
-    const { nodes, gate } = this.parts
-    const known = nodes.named(name)
-    if (known !== undefined) return this.lookupDevice(caller, known, reply)
+    if (parent === FUSE_ROOT_ID) return this.lookupInRoot(caller, name, reply)
+    if (parent === DM_ID) return this.lookupDirectory(caller, name, reply)
+    const parsed = parseId(parent)
+    if (parsed?.kind !== 'directory') return reply.error(E.ENOENT)
+    this.lookupByKernelName(caller, parent, parsed.diskseq, name, reply)
+  }
+
+  private lookupInRoot(caller: Caller, name: string, reply: Reply): void {
+    const directory = FUSE_ROOT_ID
+    const known = this.parts.nodes.named(name)
+    if (known !== undefined) return this.lookupDevice(caller, asked(known, directory), reply)
+    if (name === DM_NAME) return this.replyDirectory(DM_ID, reply)
     const parsed = parseName(name)
-    if (parsed === undefined) {
-      gate.lookupNothing(caller)
-      return reply.error(E.ENOENT)
-    }
+    if (parsed === undefined) return this.lookupNothing(caller, directory, reply)
     const { diskseq, partition, symlink } = parsed
     const named = { name: nodeName(diskseq, partition), diskseq, partition }
     if (symlink) this.lookupLink(named, reply)
-    else this.lookupDevice(caller, named, reply)
+    else this.lookupDevice(caller, asked(named, directory), reply)
   }
 
-  private lookupDevice(caller: Caller, { name, diskseq, partition }: Name, reply: Reply): void {
+  private lookupNothing(caller: Caller, directory: NodeId, reply: Reply): void {
+    this.parts.gate.lookupNothing(caller, directory)
+    reply.error(E.ENOENT)
+  }
+
+  /** `.dm/N` is there if the disk is. Where that is not known, who follows a link to this very name waits for it. */
+  private lookupDirectory(caller: Caller, name: string, reply: Reply): void {
+    const { registry } = this.parts
+    const diskseq = parseDiskSeq(name)
+    const id = diskseq === undefined ? undefined : directoryId(diskseq)
+    if (diskseq === undefined || id === undefined) return this.lookupNothing(caller, DM_ID, reply)
+    if (registry.find(name) !== undefined) return this.replyDirectory(id, reply)
+    if (registry.lacks(name, diskseq)) return this.lookupNothing(caller, DM_ID, reply)
+    this.replyLink({ name, diskseq, partition: 0, kind: 'waiting' }, reply)
+  }
+
+  private replyDirectory(nodeid: NodeId, reply: Reply): void {
+    const attrValid = this.parts.crowd.isIn(nodeid) ? STALE : LONG
+    reply.entry({ nodeid, generation: 0n, attr: this.directoryAttr(nodeid), attrValid, nameValid: LONG.seconds })
+  }
+
+  private lookupByKernelName(caller: Caller, directory: NodeId, diskseq: DiskSeq, kname: string, reply: Reply): void {
+    try {
+      const { registry, whenReady } = this.parts
+      const device = registry.called(kname, diskseq)
+      // Nobody needs anything in it.
+      if (device === undefined && registry.find(nodeName(diskseq, 0)) === undefined) return reply.error(E.ENOENT)
+      whenReady(diskseq, () => {
+        if (device === undefined) return this.lookupNothing(caller, directory, reply)
+        const { name, partition } = device
+        this.lookupDevice(caller, { name, diskseq, partition, directory, kname }, reply)
+      })
+    } catch (error) {
+      if (!(error instanceof Exhausted)) throw error
+      reply.error(E.EIO)
+    }
+  }
+
+  private lookupDevice(caller: Caller, { name, diskseq, partition, directory, kname }: Asked, reply: Reply): void {
+    const waiting: LinkKind = kname === undefined ? 'waiting' : 'kernel'
     this.parts.gate.lookup({
       caller,
       name,
       diskseq,
       partition,
+      directory,
+      byKernelName: kname !== undefined,
       onInterrupt: (listener) => reply.onInterrupt(listener),
       done: (verdict) => {
         if ('errno' in verdict) reply.error(verdict.errno)
-        else if ('later' in verdict) this.replyLink({ name, diskseq, partition, kind: verdict.follows ? 'waiting' : 'unknown' }, reply)
+        else if ('later' in verdict) this.replyLink({ name, diskseq, partition, kind: verdict.follows ? waiting : 'unknown' }, reply)
         else return this.replyNode(verdict, reply)
         return true
       },
@@ -154,12 +227,12 @@ export class Tree implements TreeOperations {
   }
 
   getattr(caller: Caller, nodeid: bigint, reply: Reply): void {
-    if (nodeid === FUSE_ROOT_ID) {
+    if (this.isDirectory(nodeid)) {
       const { crowd } = this.parts
       let waits = true
       const leaves = () => waits && !(waits = false)
       reply.onInterrupt(() => leaves() && reply.error(E.EINTR))
-      return crowd.admit(caller, () => leaves() && reply.attr(this.rootAttr(), crowd.there ? STALE : LONG))
+      return crowd.admit(caller, nodeid, () => leaves() && reply.attr(this.directoryAttr(nodeid), crowd.isIn(nodeid) ? STALE : LONG))
     }
     const link = this.link(nodeid)
     if (link?.kind === 'part') return void reply.attr(this.linkAttr(nodeid, link), STALE)
@@ -188,6 +261,7 @@ export class Tree implements TreeOperations {
     this.parts.gate.wait({
       caller,
       ...link,
+      byKernelName: link.kind === 'kernel',
       onInterrupt: (listener) => reply.onInterrupt(listener),
       done: (errno) => (errno === 0 ? over() : reply.error(errno)),
     })
@@ -230,24 +304,39 @@ export class Tree implements TreeOperations {
   readlink(caller: Caller, nodeid: bigint, reply: Reply): void {
     const link = this.link(nodeid)
     if (link === undefined || link.kind === 'unknown') return reply.error(E.EINVAL)
-    const answer = () => reply.data(Buffer.from(link.name))
+    const answer = () => {
+      const target = this.target(link)
+      if (target === undefined) reply.error(E.ENOENT)
+      else reply.data(Buffer.from(target))
+    }
     if (link.kind === 'part') answer()
     else this.wait(caller, link, reply, answer)
   }
 
+  /** Where a link leads: to a name beside it. */
+  private target({ kind, name }: Link): string | undefined {
+    return kind === 'kernel' ? this.parts.registry.find(name)?.kname : name
+  }
+
   opendir(nodeid: bigint, reply: Reply): void {
-    if (nodeid !== FUSE_ROOT_ID) return reply.error(E.ENOTDIR)
+    if (!this.isDirectory(nodeid)) return reply.error(E.ENOTDIR)
     // Nothing is kept for a directory that is open: anybody may have any number of them.
     reply.open(0n)
   }
 
   /** @param cookie of the last entry that was read; 0 before the first */
-  readdir(cookie: bigint, size: number, reply: Reply): void {
+  readdir(nodeid: bigint, cookie: bigint, size: number, reply: Reply): void {
     const devices = this.parts.registry.devices()
-    const entries: Dirent[] = [DOT, DOT_DOT].filter((dot) => dot.cookie > cookie)
+    const entries: Dirent[] = dots(nodeid).filter((dot) => dot.cookie > cookie)
     const most = Math.ceil(size / DIRENT_MIN)
-    for (let i = firstAfter(devices, cookie); i < devices.length && entries.length < most; i++) {
-      addEntries(entries, devices[i] as Device, cookie)
+    const disk = parseId(nodeid)?.diskseq
+    const from = disk === undefined || cookie > 2n ? cookie : entryCookie(disk, 0) - 1n
+    for (let i = firstAfter(devices, from); i < devices.length && entries.length < most; i++) {
+      const device = devices[i] as Device
+      if (nodeid === FUSE_ROOT_ID) addEntries(entries, device, cookie)
+      else if (nodeid === DM_ID) addDirectory(entries, device, cookie)
+      else if (device.diskseq === disk) addByKernelName(entries, device, cookie)
+      else break
     }
     const { bytes, offsets } = encodeDirents(entries)
     let end = entries.length
@@ -352,18 +441,18 @@ export class Tree implements TreeOperations {
    * to be written to, which may be for ever (getdents(2) into a file of a filesystem
    * of his own), and one mkdir behind him has everybody wait whose name is not cached.
    */
-  private rootAttr(): Attr {
+  private directoryAttr(id: NodeId): Attr {
     return {
-      ...this.ownAttr(FUSE_ROOT_ID),
+      ...this.ownAttr(id),
       mode: S_IFDIR | S_ISVTX | 0o711,
       nlink: 2,
       size: 0,
     }
   }
 
-  private linkAttr(ino: bigint, { name, kind }: Link): Attr {
-    if (kind === 'unknown') return { ...this.ownAttr(ino), mode: S_IFBLK, nlink: 1, size: 0 }
-    return { ...this.ownAttr(ino), mode: S_IFLNK | 0o777, nlink: 1, size: name.length }
+  private linkAttr(ino: bigint, link: Link): Attr {
+    if (link.kind === 'unknown') return { ...this.ownAttr(ino), mode: S_IFBLK, nlink: 1, size: 0 }
+    return { ...this.ownAttr(ino), mode: S_IFLNK | 0o777, nlink: 1, size: this.target(link)?.length ?? 0 }
   }
 
   /** What is no device belongs to root, and is as old as the mount. */
@@ -392,6 +481,20 @@ function addEntries(entries: Dirent[], { diskseq, partition, minor, name }: Devi
   if (cookie > after) entries.push({ ino, cookie, mode: S_IFBLK, name })
   if (partition !== 0) entries.push({ ino: linkIno, cookie: cookie + 1n, mode: S_IFLNK, name: linkName(diskseq, partition) })
 }
+
+function addDirectory(entries: Dirent[], { diskseq, partition, name }: Device, after: bigint): void {
+  const ino = directoryId(diskseq)
+  const cookie = entryCookie(diskseq, 0)
+  if (partition === 0 && ino !== undefined && cookie > after) entries.push({ ino, cookie, mode: S_IFDIR, name })
+}
+
+function addByKernelName(entries: Dirent[], { diskseq, partition, minor, kname }: Device, after: bigint): void {
+  const ino = inodeId(diskseq, partition, minor)
+  const cookie = entryCookie(diskseq, partition)
+  if (ino !== undefined && cookie > after) entries.push({ ino, cookie, mode: S_IFBLK, name: kname })
+}
+
+const asked = ({ name, diskseq, partition }: Name, directory: NodeId): Asked => ({ name, diskseq, partition, directory })
 
 /** Index of the first device of which an entry may come after that cookie. */
 function firstAfter(devices: readonly Device[], cookie: bigint): number {

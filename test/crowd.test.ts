@@ -29,17 +29,17 @@ function fixture(t: Test) {
     inside,
     entered,
     locks(count: number, uid = 60001) {
-      for (let i = 0; i < count; i++) crowd.locks(user(uid))
+      for (let i = 0; i < count; i++) crowd.locks(user(uid), FUSE_ROOT_ID)
     },
-    admit: (uid: number, name: string, tid?: number) => crowd.admit(user(uid, tid), () => entered.push(name) > 0),
+    admit: (uid: number, name: string, tid?: number) => crowd.admit(user(uid, tid), FUSE_ROOT_ID, () => entered.push(name) > 0),
   }
 }
 
 t.test('some calls at once are no crowd, and everybody walks in', async (t) => {
   const { crowd, invalidated, entered, locks, admit } = fixture(t)
-  t.equal(crowd.there, false)
+  t.equal(crowd.isIn(FUSE_ROOT_ID), false)
   locks(50)
-  t.equal(crowd.there, false, 'fifty at once')
+  t.equal(crowd.isIn(FUSE_ROOT_ID), false, 'fifty at once')
   admit(60001, 'a')
   admit(60002, 'b')
   admit(0, 'root')
@@ -50,7 +50,7 @@ t.test('some calls at once are no crowd, and everybody walks in', async (t) => {
 t.test('more of them are, and the kernel is told to ask for the root from then on', async (t) => {
   const { crowd, invalidated, locks } = fixture(t)
   locks(60)
-  t.equal(crowd.there, true)
+  t.equal(crowd.isIn(FUSE_ROOT_ID), true)
   t.strictSame(invalidated, [FUSE_ROOT_ID])
   locks(1000)
   t.strictSame(invalidated, [FUSE_ROOT_ID], 'which is said once')
@@ -59,13 +59,13 @@ t.test('more of them are, and the kernel is told to ask for the root from then o
 t.test('it counts what all users do together', async (t) => {
   const { crowd, locks } = fixture(t)
   for (let uid = 60001; uid < 60061; uid++) locks(1, uid)
-  t.equal(crowd.there, true)
+  t.equal(crowd.isIn(FUSE_ROOT_ID), true)
 })
 
 t.test('what root does makes no crowd', async (t) => {
   const { crowd, locks } = fixture(t)
   locks(10_000, 0)
-  t.equal(crowd.there, false)
+  t.equal(crowd.isIn(FUSE_ROOT_ID), false)
 })
 
 t.test('nor do calls that are far between', async (t) => {
@@ -76,7 +76,7 @@ t.test('nor do calls that are far between', async (t) => {
     await sleep(50)
     locks(5)
   }
-  t.equal(crowd.there, false)
+  t.equal(crowd.isIn(FUSE_ROOT_ID), false)
 })
 
 t.test('in a crowd users are let in one by one, in turns', async (t) => {
@@ -91,7 +91,7 @@ t.test('in a crowd users are let in one by one, in turns', async (t) => {
   t.ok(performance.now() - began >= 12, `four of them in ${(performance.now() - began).toFixed(1)} ms`)
   await until(() => entered.length === 8)
   t.strictSame(entered, ['a0', 'b0', 'a1', 'b1', 'a2', 'a3', 'a4', 'a5'])
-  t.equal(crowd.there, true)
+  t.equal(crowd.isIn(FUSE_ROOT_ID), true)
 })
 
 t.test('root is let in at once, and so is who has the lock already', async (t) => {
@@ -111,12 +111,12 @@ t.test('a crowd that goes on stays one, and with the last of it the kernel may r
   await sleep(1000)
   locks(1)
   await sleep(1500)
-  t.equal(crowd.there, true, 'somebody has called since')
-  await until(() => !crowd.there, 5000)
+  t.equal(crowd.isIn(FUSE_ROOT_ID), true, 'somebody has called since')
+  await until(() => !crowd.isIn(FUSE_ROOT_ID), 5000)
   admit(60001, 'a')
   t.strictSame(entered, ['a'])
   locks(60)
-  t.equal(crowd.there, true, 'it may come again')
+  t.equal(crowd.isIn(FUSE_ROOT_ID), true, 'it may come again')
   t.strictSame(invalidated, [FUSE_ROOT_ID, FUSE_ROOT_ID])
 })
 
@@ -126,7 +126,7 @@ t.test('nobody is left behind when it is over', async (t) => {
   await sleep(1990)
   for (let i = 0; i < 40; i++) admit(60001, `a${i}`)
   await until(() => entered.length === 40)
-  await until(() => !crowd.there)
+  await until(() => !crowd.isIn(FUSE_ROOT_ID))
   t.strictSame(entered, Array.from({ length: 40 }, (_, i) => `a${i}`))
 })
 

@@ -2,6 +2,7 @@
 import t from 'tap'
 
 import {
+  directoryId,
   type DiskSeq,
   entryCookie,
   inodeId,
@@ -186,7 +187,12 @@ t.test('what an id tells makes the same id again, whatever the kernel asks for',
     }
     made++
     const { diskseq, partition, kind } = parsed
-    const again = kind === 'inode' ? inodeId(diskseq, partition, parsed.minor ?? 0) : linkId(diskseq, partition, kind)
+    const again =
+      kind === 'inode'
+        ? inodeId(diskseq, partition, parsed.minor ?? 0)
+        : kind === 'directory'
+          ? directoryId(diskseq)
+          : linkId(diskseq, partition, kind)
     if (again !== asked) wrong.push(asked)
   }
   t.strictSame(wrong, [])

@@ -507,7 +507,7 @@ t.test('nor when all that could answer have ended: the mount is gone with them, 
 })
 
 t.test('twin: where it keeps the connection itself, it waits', async (t) => {
-  const kept = twinGuardStore(t, 'return strcmp(name, "fuse") != 0;', 'return name[0] != 0;')
+  const kept = twinGuardStore(t, 'strcmp(name, "fuse") != 0', 'name[0] != 0')
   t.equal((await allGone(t, whole, kept)).manager, 'waits')
 })
 

@@ -861,10 +861,12 @@ function treeFixture(devices: Device[]) {
     devnodes: {} as DeviceNodes,
     gate: { lookupNothing() {} } as unknown as Gate,
     crowd: Object.assign(crowd, {
-      admit: (_: unknown, enter: () => void) => (crowd.there ? crowd.waiting.push(enter) : enter()),
+      isIn: () => crowd.there,
+      admit: (_: unknown, __: bigint, enter: () => void) => (crowd.there ? crowd.waiting.push(enter) : enter()),
     }) as unknown as Crowd,
     lifetime: {} as PinLifetime,
     intents: {} as Intents,
+    whenReady: (_, ready) => ready(),
     inherits: false,
   })
   return { ...fixture(bound(tree)), crowd }

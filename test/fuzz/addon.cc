@@ -12,6 +12,7 @@
 #include "../../native/constants.cc"
 #include "../../native/descriptor.cc"
 #include "../../native/inotify.cc"
+#include "../../native/links.cc"
 #include "../../native/memory.cc"
 #include "../../native/mount.cc"
 #include "../../native/poll.cc"

@@ -5,7 +5,7 @@
  */
 import { Access, granted } from '../../src/access.js'
 import { CloseWatch } from '../../src/closes.js'
-import { inodeId, linkId, type LinkKind, linkName, nodeName, parseDiskSeq, parseId, parseName } from '../../src/diskseq.js'
+import { directoryId, inodeId, linkId, type LinkKind, linkName, nodeName, parseDiskSeq, parseId, parseName } from '../../src/diskseq.js'
 import { E } from '../../src/errno.js'
 import { type Call, Intents, someCall } from '../../src/intent.js'
 import type { Logger } from '../../src/log.js'
@@ -248,7 +248,11 @@ export const names = (parse = parseName): Surface =>
 
 /** The id that is made of what an id was made of. */
 const remade = (parsed: NonNullable<ReturnType<typeof parseId>>) =>
-  parsed.kind === 'inode' ? inodeId(parsed.diskseq, parsed.partition, parsed.minor ?? 0) : linkId(parsed.diskseq, parsed.partition, parsed.kind)
+  parsed.kind === 'inode'
+    ? inodeId(parsed.diskseq, parsed.partition, parsed.minor ?? 0)
+    : parsed.kind === 'directory'
+      ? directoryId(parsed.diskseq)
+      : linkId(parsed.diskseq, parsed.partition, parsed.kind)
 
 export const nodeIds: Surface = single('node ids', (c) => {
   const bytes = Buffer.alloc(8)
@@ -508,10 +512,14 @@ export const closes: Surface = single('inotify', make.inotifyEvents, (bytes) => 
       },
       read: (_, into) => bytes.copy(into),
       close: () => 0,
+      inotifyAdd() {},
+      inotifyRemove: () => 0,
     },
     5,
-    { closed: (name) => void told.push(name), lost() {} },
+    -1,
+    { closed: (name) => void told.push(name), closedByKernelName: (_, name) => void told.push(name), lost() {} },
     quiet,
+    () => 'inotify wd:2 ino:d400 sdev:38 mask:8\n',
   )
   readable()
   watch.close()

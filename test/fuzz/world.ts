@@ -226,13 +226,13 @@ export class World {
     this.dead = new DeadNames((id) => session.prune(id), () => lifetime.pruneAll())
     const access = new Access(native)
     const gate = new Gate({ registry, sysfs, nodes, devnodes, opener, lifetime, intents, access, crowd, options: settings, log })
-    this.tree = new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, inherits: from !== undefined })
+    this.tree = new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, whenReady: (_, ready) => ready(), inherits: from !== undefined })
   }
 
   /** What of the daemon itself is of interest here. */
   private daemon(): RegistryListener & { adopt(pin: KeptPin): void } {
     const { opener, vault, lifetime, nodes, registry, intents, sysfs, dead, state } = this
-    const parts = { opener, vault, lifetime, nodes, registry, intents, sysfs, dead, state, native: this.native(), options: { holdSeconds: 0.02 } }
+    const parts = { opener, vault, lifetime, nodes, registry, intents, sysfs, dead, state, transport: this.session, native: this.native(), options: { holdSeconds: 0.02 } }
     return Object.assign(Object.create(Daemon.prototype) as Daemon & { adopt(pin: KeptPin): void }, parts)
   }
 
