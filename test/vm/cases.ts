@@ -19,6 +19,7 @@ import { many } from './cases/many.js'
 import { mapperRace } from './cases/race.js'
 import { removable } from './cases/removable.js'
 import { restart } from './cases/restart.js'
+import { same } from './cases/same.js'
 import { removal, service } from './cases/service.js'
 import { tables } from './cases/tables.js'
 import { tools } from './cases/tools.js'
@@ -29,6 +30,7 @@ export const cases: readonly Case[] = [
   cryptsetup,
   lvm,
   tools,
+  same,
   libvirt,
   mapperRace,
   churnCase,
