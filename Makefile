@@ -176,7 +176,7 @@ install:
 	install -d "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(SBINDIR)"
 	cp -R --parents package.json dist $(ADDON) "$(DESTDIR)$(LIBDIR)"
 	cp $(GUARD) "$(DESTDIR)$(LIBDIR)"
-	sed 's|@UDEVDIR@|$(UDEVDIR)|g' systemd/diskseqfs-stock >"$(DESTDIR)$(LIBDIR)/diskseqfs-stock"
+	cp systemd/diskseqfs-stock "$(DESTDIR)$(LIBDIR)"
 	chmod +x "$(DESTDIR)$(LIBDIR)/diskseqfs-stock"
 	$(if $(BUNDLED_NODE),install -D "$(BUNDLED_NODE)" "$(DESTDIR)$(LIBDIR)/bin/node")
 	chmod -R u=rwX,go=rX "$(DESTDIR)$(LIBDIR)"
@@ -200,6 +200,7 @@ uninstall:
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || \
 		[ "$$(systemctl show -P FragmentPath diskseqfs.service)" != "$(UNITDIR)/diskseqfs.service" ] || \
 		systemctl disable --quiet --now diskseqfs.service
+	@[ -n "$(DESTDIR)" ] || [ ! -x "$(UDEVDIR)/diskseqfs-link" ] || "$(UDEVDIR)/diskseqfs-link" stock
 	rm -rf "$(DESTDIR)$(LIBDIR)"
 	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs" \
 		"$(DESTDIR)$(UDEVDIR)/diskseqfs-link" \

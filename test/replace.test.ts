@@ -150,7 +150,7 @@ while names[-1:] != ['end']:
   names.append(data.decode())
 print(*sorted(names))`,
   ])
-  t.equal(stdout, 'closes end fuse lock mount state\n', 'it had been given everything')
+  t.equal(stdout, 'closes end fuse lock mount root state\n', 'it had been given everything')
   closeSync(openSync(path, 'r'))
   t.pass('the old one serves')
   const next = start(t, tree.mountpoint, '--replace')

@@ -3,7 +3,7 @@
 // udev can make a symlink to a device's own node only, and would make it anew at
 // each event (systemd 252) or at some (257).  So the rules take these names away
 // from udev, and run this program to make /dev/mapper/NAME (and LVM's /dev/VG/LV)
-// lead to /dev/disk/by-diskseq/N.  It is a program of its own, in C, because udev
+// lead to /dev/disk/by-diskseq/.dm/N/dm-K.  It is a program of its own, in C, because udev
 // runs it twice for each event of such a device.
 //
 //   claim LINK...   of the links udev is about to make, say which are ours, and
@@ -11,10 +11,13 @@
 //   settle          after udev has made its links: make ours; take those away, or
 //                   give those back to udev, that are ours no longer.
 //   removed         the device goes: take its links away.
-//   stock           give every link of ours back to udev: the daemon has stopped.
+//   stock           give every link of ours back to udev: the package goes.
 //
 // One rule for all of them: a name may lead to a disk that is gone (ENOENT), or
 // for a moment to nothing, but not to a number that another disk may take.
+//
+// Where the tree is not mounted, the same paths lead to the devices' own nodes: the daemon
+// keeps links in the directory beneath.  They go when nothing leads to them any more.
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -33,6 +36,9 @@
 #include <unistd.h>
 
 #define TREE "/dev/disk/by-diskseq"
+// A path that ends in the kernel's name is taken for the device's own node by libmount and others: they
+// show and remember the name that is in sysfs.
+#define DIRECTORIES TREE "/.dm"
 #define MAPPER "/dev/mapper"
 #define BLOCK "/sys/class/block"
 // Of the instances of this program that run at the same time.
@@ -114,8 +120,8 @@ static const char *kernel_name(const char *node) {
   return name[3 + strspn(name + 3, "0123456789")] == 0 ? name : NULL;
 }
 
-static void path_in_tree(unsigned long long diskseq, char *path, size_t size) {
-  snprintf(path, size, TREE "/%llu", diskseq);
+static void path_in_tree(unsigned long long diskseq, const char *kernel, char *path, size_t size) {
+  snprintf(path, size, DIRECTORIES "/%llu/%s", diskseq, kernel);
 }
 
 // The diskseq a link leads to; 0 for a link that leads elsewhere or to nothing.
@@ -124,8 +130,10 @@ static unsigned long long linked_diskseq(const char *link) {
   ssize_t length = readlink(link, text, sizeof text - 1);
   if (length <= 0) return 0;
   text[length] = 0;
-  if (strncmp(text, TREE "/", sizeof TREE) != 0) return 0;
-  return strtoull(text + sizeof TREE, NULL, 10);
+  if (strncmp(text, DIRECTORIES "/", sizeof DIRECTORIES) == 0) return strtoull(text + sizeof DIRECTORIES, NULL, 10);
+  // Made by an earlier version.
+  if (strncmp(text, TREE "/", sizeof TREE) == 0) return strtoull(text + sizeof TREE, NULL, 10);
+  return 0;
 }
 
 static bool tree_mounted(void) {
@@ -134,11 +142,11 @@ static bool tree_mounted(void) {
 }
 
 // An errno where it does not lead to the device.
-static int ask_tree(const struct device *device) {
-  char path[64];
+static int ask_tree(const struct device *device, const char *kernel) {
+  char path[128];
   struct stat node;
   if (!tree_mounted()) return ENOTCONN;
-  path_in_tree(device->diskseq, path, sizeof path);
+  path_in_tree(device->diskseq, kernel, path, sizeof path);
   // stat, as for a disk that is slow the tree may answer with a link to itself.
   if (stat(path, &node) < 0) return errno;
   return S_ISBLK(node.st_mode) && node.st_rdev == device->number ? 0 : ENODEV;
@@ -213,9 +221,9 @@ static int point(const char *link, const char *target) {
   return 0;
 }
 
-static int point_into_tree(const char *link, unsigned long long diskseq) {
-  char target[64];
-  path_in_tree(diskseq, target, sizeof target);
+static int point_into_tree(const char *link, unsigned long long diskseq, const char *kernel) {
+  char target[128];
+  path_in_tree(diskseq, kernel, target, sizeof target);
   return point(link, target);
 }
 
@@ -280,6 +288,39 @@ static bool has_root(const struct device *device) {
   return found;
 }
 
+// Whether the file of that kind says that one of these links, all of which are the device's, is for swap:
+// fstab by its third field, crypttab by an option in its fourth.
+static bool says_swap(const char *file, bool (*says)(char *const *fields, char *path, size_t size), char *const *links) {
+  FILE *lines = fopen(file, "re");
+  char line[4096], path[PATH_SIZE];
+  bool found = false;
+  while (lines && !found && fgets(line, sizeof line, lines)) {
+    char *fields[4] = {"", "", "", ""}, *rest = line, *field;
+    for (int i = 0; i < 4 && (field = strtok_r(i ? NULL : line, " \t\n", &rest));) fields[i++] = field;
+    if (fields[0][0] == '#' || !says(fields, path, sizeof path) || strncmp(path, "/dev/", 5) != 0) continue;
+    for (int i = 0; links[i] && !found; i++) found = strcmp(links[i], path + 5) == 0;
+  }
+  if (lines) fclose(lines);
+  return found;
+}
+
+static bool fstab_says(char *const *fields, char *path, size_t size) {
+  return strcmp(fields[2], "swap") == 0 && snprintf(path, size, "%s", fields[0]) < (int)size;
+}
+
+static bool crypttab_says(char *const *fields, char *path, size_t size) {
+  bool swap = false;
+  for (char *rest = fields[3], *option; (option = strsep(&rest, ","));) swap |= strcmp(option, "swap") == 0;
+  return swap && snprintf(path, size, MAPPER "/%s", fields[0]) < (int)size;
+}
+
+// Whether the system is configured to swap to it, by one of its names.  systemd knows a swap's units by
+// the links that udev has made, so those of such a device stay udev's.  (What is on the
+// disk says nothing: a guest may have written that.)
+static bool is_for_swap(char *const *links) {
+  return says_swap("/etc/fstab", fstab_says, links) || says_swap("/etc/crypttab", crypttab_says, links);
+}
+
 // Looks at the device and asks the tree for it; an errno where the tree does not
 // lead to it.  The kernel takes a device's node away before its entry in sysfs,
 // which is how a device on its way out may look like one that the tree lacks; it
@@ -289,7 +330,7 @@ static int look_and_ask(const char *kernel, struct device *device) {
   for (int waits = 0; waits < WAITS_MAX; waits++) {
     if (waits) usleep(WAIT_US);
     *device = look(kernel);
-    error = current(device) ? ask_tree(device) : ESTALE;
+    error = current(device) ? ask_tree(device, kernel) : ESTALE;
     if (error != ENOENT && error != ENXIO && error != ENODEV) break;
   }
   if (error) *device = look(kernel); // as it may have gone meanwhile
@@ -315,7 +356,7 @@ static int claim(char **links, const char *kernel) {
               strerror(error), device.name);
     return 0;
   }
-  if (strcmp(wanted, "0") == 0 || (has_root(&device) && strcmp(wanted, "1") != 0)) return 0;
+  if (strcmp(wanted, "0") == 0 || ((has_root(&device) || is_for_swap(links)) && strcmp(wanted, "1") != 0)) return 0;
   for (; *links; links++) {
     if (ours(*links, path, sizeof path)) {
       used += snprintf(claimed + used, sizeof claimed - used, "%s%s", used ? " " : "", path);
@@ -328,6 +369,17 @@ static int claim(char **links, const char *kernel) {
   }
   if (used) printf("DISKSEQFS_LINKS=%s\n%s", claimed, others);
   return 0;
+}
+
+// Nothing leads to a device's link beneath the tree any more.  Where the tree is, it is the daemon's.
+static void leave_beneath(unsigned long long diskseq, const char *kernel) {
+  char path[128];
+  if (tree_mounted()) return;
+  path_in_tree(diskseq, kernel, path, sizeof path);
+  unlink(path);
+  *strrchr(path, '/') = 0;
+  rmdir(path);
+  rmdir(DIRECTORIES);
 }
 
 // LVM's directory of a volume group goes with its last link, as with udev's own.
@@ -348,10 +400,11 @@ static int settle(const char *kernel) {
   unsigned long long diskseq = strtoull(environment("DISKSEQ"), NULL, 10);
   const char *claimed = environment("DISKSEQFS_LINKS");
   int result = 0;
+  bool left = false;
   char *words = strdup(claimed), *rest = words;
   // A device that is gone, or has another name, leaves them to what has them now.
   for (char *link; current(&device) && (link = strsep(&rest, " "));)
-    if (*link) result |= point_into_tree(link, diskseq);
+    if (*link) result |= point_into_tree(link, diskseq, kernel);
   free(words);
   words = strdup(environment("DISKSEQFS_BEFORE")), rest = words;
   for (char *link; (link = strsep(&rest, " "));) {
@@ -359,20 +412,24 @@ static int settle(const char *kernel) {
     if (!has_word(environment("DEVLINKS"), link) || !current(&device)) result |= take_away(link);
     // Else it stays ours until the next event.
     else if (locked) result |= point_at_node(link, kernel);
+    if (linked_diskseq(link) == diskseq) left = true;
   }
   free(words);
+  if (!*claimed && *environment("DISKSEQFS_BEFORE") && !left) leave_beneath(diskseq, kernel);
   return result;
 }
 
-static int removed(void) {
+static int removed(const char *kernel) {
+  unsigned long long diskseq = strtoull(environment("DISKSEQ"), NULL, 10);
   int result = 0;
   lock();
   char *words = strdup(environment("DISKSEQFS_LINKS")), *rest = words;
   for (char *link; (link = strsep(&rest, " "));) {
     // The name may be another device's by now.
-    if (*link && linked_diskseq(link) == strtoull(environment("DISKSEQ"), NULL, 10)) result |= take_away(link);
+    if (*link && linked_diskseq(link) == diskseq) result |= take_away(link);
   }
   free(words);
+  leave_beneath(diskseq, kernel);
   return result;
 }
 
@@ -454,6 +511,22 @@ static int take_away_dangling(const char *link) {
   return result;
 }
 
+// What no link leads to any more, of all devices.
+static void sweep_beneath(void) {
+  DIR *directories = tree_mounted() ? NULL : opendir(DIRECTORIES);
+  for (struct dirent *disk; directories && (disk = readdir(directories));) {
+    char path[sizeof DIRECTORIES + sizeof disk->d_name];
+    snprintf(path, sizeof path, DIRECTORIES "/%s", disk->d_name);
+    DIR *directory = disk->d_name[0] == '.' ? NULL : opendir(path);
+    for (struct dirent *entry; directory && (entry = readdir(directory));)
+      if (entry->d_type == DT_LNK) unlinkat(dirfd(directory), entry->d_name, 0);
+    if (directory) closedir(directory);
+    rmdir(path);
+  }
+  if (directories) closedir(directories);
+  rmdir(DIRECTORIES);
+}
+
 static int stock(void) {
   int result = 0;
   DIR *block = opendir(BLOCK);
@@ -471,6 +544,7 @@ static int stock(void) {
     result |= each_link(path, strcmp(path, MAPPER) == 0 ? take_away_dangling : NULL);
   }
   closedir(dev);
+  sweep_beneath();
   return result;
 }
 
@@ -480,7 +554,7 @@ int main(int count, char **arguments) {
   const char *kernel = kernel_name(environment("DEVNAME"));
   if (kernel && strcmp(command, "claim") == 0) return claim(arguments + 2, kernel);
   if (kernel && strcmp(command, "settle") == 0 && count == 2) return settle(kernel);
-  if (kernel && strcmp(command, "removed") == 0 && count == 2) return removed();
+  if (kernel && strcmp(command, "removed") == 0 && count == 2) return removed(kernel);
   fprintf(stderr,
           "usage: diskseqfs-link stock\n"
           "       diskseqfs-link claim LINK... | settle | removed    (run by udev for a dm-N)\n");

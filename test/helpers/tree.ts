@@ -1,6 +1,7 @@
 /** A daemon of the test's own, on a mount point of its own, and real devices to serve. */
 import { type ChildProcess, execFile, execFileSync, spawn, spawnSync } from 'node:child_process'
 import {
+  chmodSync,
   closeSync,
   mkdtempSync,
   readdirSync,
@@ -90,6 +91,9 @@ type Mechanism =
   | 'one-inode-per-name'
   | 'on-loop-looks'
   | 'no-crowd'
+  | 'unwatched'
+  | 'done-when-seen'
+  | 'no-links-beneath'
   | 'readable-root'
   | 'scan-in-lookup'
   | 'callers-by-forget'
@@ -188,6 +192,7 @@ export function cleanup(t: Test, undo: () => unknown): void {
  * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold, --guard and --note-answers are known
  * @param limits arguments of prlimit(1) for the daemon
  * @param apart runs it in a pid namespace of its own, in which /proc is of that, or of the outer one; `pid` is its parent's
+ * @param parent where the mount point is made
  * @param before what is done at the mount point before there is a daemon
  */
 export async function startTree(
@@ -199,9 +204,11 @@ export async function startTree(
     limits = [],
     apart,
     before = async () => {},
-  }: { twin?: Twin; args?: string[]; expectErrors?: boolean; limits?: string[]; apart?: 'own proc' | 'outer proc' | undefined; before?: (mountpoint: string) => Promise<void> } = {},
+    parent = tmpdir(),
+  }: { parent?: string; twin?: Twin; args?: string[]; expectErrors?: boolean; limits?: string[]; apart?: 'own proc' | 'outer proc' | undefined; before?: (mountpoint: string) => Promise<void> } = {},
 ): Promise<RunningTree> {
-  const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
+  const mountpoint = mkdtempSync(join(parent, 'diskseqfs-test-'))
+  chmodSync(mountpoint, 0o755)
   await before(mountpoint)
   const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
   const [file, ...given] = [...(limits.length > 0 ? ['prlimit', ...limits] : []), ...(apart ? [blkPath(), 'pid-namespace', ...(apart === 'own proc' ? ['--own-proc'] : [])] : []), process.execPath, ...command]
@@ -269,6 +276,8 @@ interface Managed {
   readonly guardArgs?: readonly string[]
   /** Another one than the real guard. */
   readonly program?: string
+  /** Where the mount point is made. */
+  readonly parent?: string
 }
 
 /** Waits for as long as there is the file. */
@@ -280,9 +289,9 @@ const HELD = 'while [ -e "$0" ]; do sleep 0.02; done; exec "$@"'
  */
 export async function startManaged(
   t: Test,
-  { twin, args = [], expectErrors = false, guardArgs = [], program = GUARD }: Managed = {},
+  { twin, args = [], expectErrors = false, guardArgs = [], program = GUARD, parent = tmpdir() }: Managed = {},
 ): Promise<ManagedTree> {
-  const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
+  const mountpoint = mkdtempSync(join(parent, 'diskseqfs-test-'))
   const hold = `${mountpoint}.hold`
   const daemon = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
   const command = [program, ...guardArgs, '/bin/sh', '-c', HELD, hold, process.execPath, ...daemon]

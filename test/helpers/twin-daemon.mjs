@@ -17,6 +17,8 @@ import { existsSync, readFileSync, write } from 'node:fs'
 import { parseArgs, promisify } from 'node:util'
 
 import { Access } from '../../build/js/access.js'
+import { Beneath } from '../../build/js/beneath.js'
+import { CloseWatch } from '../../build/js/closes.js'
 import { Crowd } from '../../build/js/crowd.js'
 import { Daemon } from '../../build/js/daemon.js'
 import { nodeName, parseId } from '../../build/js/diskseq.js'
@@ -438,9 +440,9 @@ const twins = {
   /** Anybody may list the tree. */
   'readable-root': {
     patch() {
-      const { rootAttr } = Tree.prototype
-      Tree.prototype.rootAttr = function () {
-        const attr = rootAttr.call(this)
+      const { directoryAttr } = Tree.prototype
+      Tree.prototype.directoryAttr = function (id) {
+        const attr = directoryAttr.call(this, id)
         return { ...attr, mode: attr.mode | 0o755 }
       }
     },
@@ -617,6 +619,12 @@ const twins = {
   },
   /** What was found out while a caller waited does not count when it asks again. */
   'no-walk-memory': { patch: () => void (Gate.prototype.walkedBy = () => undefined) },
+  /** Directories but the root are not watched for closes. */
+  'unwatched': { patch: () => void (CloseWatch.prototype.watch = (_, ready) => ready()) },
+  /** Who has looked at a device by the kernel's name is done with it. */
+  'done-when-seen': { patch: () => void (Intents.prototype.goesOn = () => false) },
+  /** Of devices that come and go, links beneath the tree are told nothing. */
+  'no-links-beneath': { patch: () => void (Beneath.prototype.add = Beneath.prototype.remove = () => {}) },
   /** No uevent ever arrives. */
   'deaf': { native: { ...native, ueventReceive: () => EAGAIN } },
 }

@@ -19,26 +19,28 @@ const LIST = `
     [ -e $link ] || echo "$link $(readlink $link) dangling -"
   done`
 
-export const ROOT_LINKS: readonly string[] = ['/dev/mapper/vm-root', '/dev/vm/root']
+/** Of the root file system's device, and of the swap device in fstab: these stay udev's. */
+export const LEFT_ALONE: readonly string[] = ['/dev/mapper/vm-root', '/dev/vm/root', '/dev/mapper/vm-swap', '/dev/vm/swap']
 
 interface Links {
   /** Those that lead into the tree, to the right disk. */
   readonly tree: string[]
   /** Those that lead to the right device's own node. */
   readonly stock: string[]
-  /** The same, of the root file system's device, which is left alone. */
-  readonly root: string[]
+  /** The same, of devices that are left alone. */
+  readonly left: string[]
   /** All others, with where they lead. */
   readonly wrong: string[]
 }
 
 export async function links(vm: Vm): Promise<Links> {
-  const found: Links = { tree: [], stock: [], root: [], wrong: [] }
+  const found: Links = { tree: [], stock: [], left: [], wrong: [] }
   for (const line of (await vm.run(LIST)).trimEnd().split('\n')) {
     const [link, target, diskseq, kernel] = line.split(' ') as [string, string, string, string]
-    if (target === `/dev/disk/by-diskseq/${diskseq}`) found.tree.push(link)
-    else if (target === `../${kernel}`) found[ROOT_LINKS.includes(link) ? 'root' : 'stock'].push(link)
+    if (target === `/dev/disk/by-diskseq/.dm/${diskseq}/${kernel}`) found.tree.push(link)
+    else if (target === `../${kernel}`) found[LEFT_ALONE.includes(link) ? 'left' : 'stock'].push(link)
     else found.wrong.push(line)
   }
+  found.left.sort((a, b) => LEFT_ALONE.indexOf(a) - LEFT_ALONE.indexOf(b))
   return found
 }

@@ -195,7 +195,7 @@ int cmd_churn(int argc, char **argv)
 	const char *way = "open";
 	int live_us = 2000, stale_ms = 5, stale_pct = 20;
 	double seconds = 0;
-	bool parts = false;
+	bool parts = false, kernel_names = false;
 	pid_t pids[MAX_RECYCLERS + MAX_OPENERS] = { 0 };
 	int n = 0, killed = 0;
 
@@ -207,6 +207,7 @@ int cmd_churn(int argc, char **argv)
 		{ "dir", OPT_STR, &dir, true },
 		{ "seconds", OPT_DBL, &seconds, true },
 		{ "parts", OPT_FLAG, &parts, false },
+		{ "kernel-names", OPT_FLAG, &kernel_names, false },
 		{ "recyclers", OPT_INT, &recyclers, false },
 		{ "openers", OPT_INT, &openers, false },
 		{ "slots", OPT_INT, &slots, false },
@@ -238,6 +239,7 @@ int cmd_churn(int argc, char **argv)
 	c->links = !strcmp(mode, "links");
 	c->udev = !strcmp(mode, "udev");
 	c->parts = parts;
+	c->kernel_names = kernel_names;
 	c->dir = dir;
 	c->workdir = workdir;
 	c->recyclers = recyclers;

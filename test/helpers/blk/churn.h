@@ -95,6 +95,8 @@ struct churn {
 	/* a process whose children are in another pid namespace than its own */
 	int namespace_of;
 	/* links: made by the recyclers; udev: made by udev, used once they are right */
+	/* paths are DIR/.dm/DISKSEQ/loopN */
+	bool kernel_names;
 	bool links, udev, parts;
 	const char *dir, *workdir;
 	int recyclers, openers, slots, devices;

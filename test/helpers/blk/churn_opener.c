@@ -136,8 +136,11 @@ _Noreturn void churn_opener(struct churn *c, int id)
 			continue;
 		}
 		bool part = c->parts && rnd_below(&rnd, 3) > 0;
-		snprintf(path, sizeof path, "%s/%llu%s", c->dir, (unsigned long long)e.diskseq,
-			 !part ? "" : c->udev ? "-part1" : "p1");
+		if (c->kernel_names)
+			snprintf(path, sizeof path, "%s/.dm/%llu/loop%d%s", c->dir, (unsigned long long)e.diskseq, e.nr, part ? "p1" : "");
+		else
+			snprintf(path, sizeof path, "%s/%llu%s", c->dir, (unsigned long long)e.diskseq,
+				 !part ? "" : c->udev ? "-part1" : "p1");
 
 		int flags = pick_flags(&rnd);
 		uint64_t t = now_ns();

@@ -7,7 +7,7 @@
 import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
-import { links, ROOT_LINKS } from '../links.js'
+import { links, LEFT_ALONE } from '../links.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 import { DAEMON } from './restart.js'
@@ -128,8 +128,8 @@ export const absence: Case = {
   async run(t, vm) {
     await away(t, vm)
     if (!SHORT) await twin(t, vm)
-    const { tree, stock, root, wrong } = await links(vm)
+    const { tree, stock, left, wrong } = await links(vm)
     t.ok(tree.length > 5, `${tree.length} links into the tree, by themselves`)
-    t.strictSame({ stock, root, wrong }, { stock: [], root: ROOT_LINKS, wrong: [] }, 'and no others')
+    t.strictSame({ stock, left, wrong }, { stock: [], left: LEFT_ALONE, wrong: [] }, 'and no others')
   },
 }

@@ -42,7 +42,7 @@ function machine(by: 'name' | 'diskseq', withTree: boolean, script: string): str
     head -c 32 /dev/urandom >key
     leads_right() {
       local dm=dm-$(dmsetup info -c --noheadings -o minor $1) wanted
-      if ${withTree}; then wanted=/dev/disk/by-diskseq/$(cat /sys/class/block/$dm/diskseq); else wanted=../$dm; fi
+      if ${withTree}; then wanted=/dev/disk/by-diskseq/.dm/$(cat /sys/class/block/$dm/diskseq)/$dm; else wanted=../$dm; fi
       [ "$(readlink /dev/mapper/$1)" = $wanted ] || { echo "$1 leads to $(readlink /dev/mapper/$1), not $wanted"; return 1; }
     }
     ${script}

@@ -205,7 +205,7 @@ fi
 echo "denied to QEMU: $(dmesg | grep 'apparmor="DENIED"' | grep -F "profile=\\"\${profile% (*}\\"" |
   sed -n 's,.* name="\\(/dev/[^"]*\\)".*,\\1,p' | sort -u | tr '\\n' ' ')"
 echo "denied to its helper: $(dmesg | grep 'apparmor="DENIED"' | grep 'profile="virt-aa-helper"' |
-  grep -cE 'name="/dev/disk/by-diskseq/('$(IFS="|"; echo "\${seq[*]}")')"' || true)"
+  grep -cE 'name="/dev/disk/by-diskseq/(\\.dm/)?('$(IFS="|"; echo "\${seq[*]}")')["/]' || true)"
 `
 
 interface Facts {

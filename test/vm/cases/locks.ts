@@ -30,7 +30,8 @@ const create = (patience: number) => `
     timeout ${patience} dmsetup create locked --table '0 2048 zero' || echo late
     echo $((($(date +%s%N) - before) / 1000000))
     readlink /dev/mapper/locked || echo no link
-    cat /sys/block/$(basename $(dmsetup info -c --noheadings -o blkdevname locked))/diskseq`
+    dm=dm-$(dmsetup info -c --noheadings -o minor locked)
+    echo $(cat /sys/block/$dm/diskseq)/$dm`
 
 /** As soon as udev has let go of it. */
 const REMOVE = `
@@ -39,8 +40,8 @@ const REMOVE = `
     udevadm settle`
 
 async function mapper(t: Test, vm: Vm): Promise<void> {
-  const [ms, link, diskseq] = (await whileHeld(vm, '/dev/mapper', create(PATIENCE_S))).trim().split('\n')
-  t.equal(link, `/dev/disk/by-diskseq/${diskseq}`, `its name leads into the tree, after ${ms} ms`)
+  const [ms, link, path] = (await whileHeld(vm, '/dev/mapper', create(PATIENCE_S))).trim().split('\n')
+  t.equal(link, `/dev/disk/by-diskseq/.dm/${path}`, `its name leads into the tree, after ${ms} ms`)
   note(t, `dmsetup create while nobody has locked /dev/mapper: ${ms} ms`)
   await vm.run(REMOVE)
 }

@@ -59,7 +59,7 @@ function machine(withTree: boolean, script: string): string {
         for link in /dev/mapper/$name /dev/t-1/\${name#t--1-}; do
           case $link in /dev/t-1/*_* | /dev/t-1/*-* | /dev/t-1/pool) continue ;; esac
           links+=($link) numbers+=($number)
-          if ${withTree}; then targets+=(/dev/disk/by-diskseq/$diskseq); else targets+=(../\${device##*/}); fi
+          if ${withTree}; then targets+=(/dev/disk/by-diskseq/.dm/$diskseq/\${device##*/}); else targets+=(../\${device##*/}); fi
         done
       done
       [ $found = $1 ] || { echo "$found devices, not $1"; return 1; }

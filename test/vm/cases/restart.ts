@@ -2,7 +2,7 @@
 import type { Test } from 'tap'
 
 import type { Case } from '../case.js'
-import { links, ROOT_LINKS } from '../links.js'
+import { links, LEFT_ALONE } from '../links.js'
 import { note } from '../suite.js'
 import type { Outcome, Vm } from '../vm.js'
 
@@ -159,8 +159,8 @@ export const restart: Case = {
     await whole(t, vm)
     await hung(t, vm)
     await stopped(t, vm)
-    const { tree, stock, root, wrong } = await links(vm)
+    const { tree, stock, left, wrong } = await links(vm)
     t.ok(tree.length > 5, `${tree.length} links into the tree`)
-    t.strictSame({ stock, root, wrong }, { stock: [], root: ROOT_LINKS, wrong: [] }, 'and no others')
+    t.strictSame({ stock, left, wrong }, { stock: [], left: LEFT_ALONE, wrong: [] }, 'and no others')
   },
 }
