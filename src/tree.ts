@@ -326,6 +326,7 @@ export class Tree implements TreeOperations {
 
   /** @param cookie of the last entry that was read; 0 before the first */
   readdir(nodeid: bigint, cookie: bigint, size: number, reply: Reply): void {
+    if (!this.isDirectory(nodeid)) return reply.error(E.ENOTDIR)
     const devices = this.parts.registry.devices()
     const entries: Dirent[] = dots(nodeid).filter((dot) => dot.cookie > cookie)
     const most = Math.ceil(size / DIRENT_MIN)

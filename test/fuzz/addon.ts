@@ -35,6 +35,8 @@ const standing = [
   openSync('/dev/zero', 'r+'), openSync('/proc/self/status', 'r'), native.openDirectory('/dev'), native.openNode(native.openDirectory('/dev'), 'null'),
   native.selfSocket(), native.selfSocket(), native.sharedMemory(8192), native.ueventOpen(4096),
 ]
+/** A directory for links. */
+const own = openSync(mkdtempSync(join(directory, 'links-')), 'r')
 const opened: number[] = []
 const fd = () => (opened.length > 0 && c.oneIn(3) ? c.pick(opened) : c.pick(standing))
 /** Only of what was opened here: others are Node's. */
@@ -157,6 +159,16 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   diskseq: () => native.diskseq(fd()),
   scanBlock: () => (c.oneIn(10) ? native.scanBlock(c.oneIn(2) ? '/sys/class/block' : c.pick([directory, '', 'a\0b']), later(drained)) : 0),
   inotifyWatch: () => native.inotifyWatch(text(), c.below(2 ** 32), fdLater(1)),
+  inotifyAdd: () => native.inotifyAdd(c.pick(standing), c.pick(standing), c.u64(), c.below(2 ** 32), later()),
+  inotifyRemove: () => native.inotifyRemove(c.pick(standing), number()),
+  // In no directory but its own.
+  changeLinks: () => {
+    const path = () => c.pick(['a', 'a/b', 'a/b/c', '', 'x'.repeat(300), 'a//b', '/nowhere/x'])
+    const changes = Array.from({ length: c.below(6) }, () => [path(), c.pick(['', 'to', '../to', 'x'.repeat(5000)])]).flat()
+    native.changeLinks(c.pick([-1, own]), c.oneIn(8) ? changes.slice(1) : changes, later())
+  },
+  listLinks: () => native.listLinks(c.pick([-1, own]), c.below(4), later()),
+  cloneMount: () => native.cloneMount(c.pick([nowhere(), '', '\0']), fdLater(1)),
   mount: () => native.mount(text(), nowhere(), c.pick(['no-such-fs', '', '\0']), number(), text()),
   unmount: () => native.unmount(nowhere(), number(), later()),
   look: () => native.look(c.pick(['', '\0', '/', file, 'x'.repeat(5000)]), later()),

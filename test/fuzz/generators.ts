@@ -2,7 +2,7 @@
 import { constants } from 'node:os'
 
 import { Opcode } from '../../src/abi.js'
-import { type DiskSeq, inodeId, linkId, linkName, nodeName } from '../../src/diskseq.js'
+import { directoryId, DM_ID, DM_NAME, type DiskSeq, inodeId, linkId, linkName, nodeName } from '../../src/diskseq.js'
 import { native } from '../../src/native.js'
 import type { Choices } from './choices.js'
 
@@ -73,17 +73,28 @@ function realName(c: Choices): Buffer {
   return Buffer.from(c.pick([nodeName(n, 0), nodeName(n, 0), nodeName(n, partition), linkName(n, partition)]))
 }
 
+/** What the kernel may call a device of the world. */
+function kernelName(c: Choices): Buffer {
+  const index = c.below(DISKS)
+  const partition = c.below(PARTITIONS + 1)
+  const loop = c.oneIn(2)
+  return Buffer.from(`${loop ? `loop${index}` : `sd${String.fromCharCode(97 + index)}`}${partition === 0 ? '' : `${loop ? 'p' : ''}${partition}`}`)
+}
+
 /** Node ids of the world's nodes, and any others. */
 export function anId(c: Choices): bigint {
   if (c.oneIn(8)) return c.u64()
   if (c.oneIn(8)) return 1n
+  if (c.oneIn(12)) return c.oneIn(4) ? DM_ID : (directoryId(diskseq(c)) ?? DM_ID)
   const partition = c.below(PARTITIONS + 1)
   const n = diskseq(c)
   const minor = partition === 0 ? 0 : 16 * (c.oneIn(4) ? c.below(DISKS) : Number((n - DISKSEQ_FIRST) & 7n)) + partition
-  const link = c.oneIn(3) ? linkId(n, partition, c.pick(['part', 'waiting', 'unknown'])) : undefined
+  const link = c.oneIn(3) ? linkId(n, partition, c.pick(['part', 'waiting', 'kernel', 'unknown'])) : undefined
   const id = link ?? inodeId(n, partition, minor) ?? 2n
   return c.oneIn(32) ? id ^ (1n << BigInt(c.below(64))) : id
 }
+
+const aDirectory = (c: Choices) => (c.oneIn(4) ? DM_ID : (directoryId(diskseq(c)) ?? DM_ID))
 
 /** Of a directory; there are none. */
 const handle = (c: Choices) => (c.oneIn(4) ? c.u64() : 0n)
@@ -119,7 +130,7 @@ const cat = (...parts: Buffer[]) => Buffer.concat(parts)
 function body(c: Choices, opcode: number, recent: bigint): Buffer {
   switch (opcode) {
     case Opcode.LOOKUP:
-      return cat(c.oneIn(4) ? name(c) : realName(c), Buffer.alloc(1))
+      return cat(c.oneIn(4) ? name(c) : c.oneIn(24) ? Buffer.from(DM_NAME) : c.oneIn(4) ? kernelName(c) : realName(c), Buffer.alloc(1))
     case Opcode.UNLINK:
     case Opcode.MKDIR:
       return cat(name(c), Buffer.alloc(1))
@@ -165,7 +176,7 @@ function body(c: Choices, opcode: number, recent: bigint): Buffer {
 /** One request, mostly of the length its header tells. */
 export function request(c: Choices, unique: bigint): Buffer {
   const opcode = c.oneIn(20) ? c.below(256) : c.pick(OPCODES)
-  const nodeid = opcode === Opcode.LOOKUP || opcode === Opcode.OPENDIR ? (c.oneIn(16) ? anId(c) : 1n) : anId(c)
+  const nodeid = opcode === Opcode.LOOKUP || opcode === Opcode.OPENDIR ? (c.oneIn(16) ? anId(c) : c.oneIn(3) ? aDirectory(c) : 1n) : anId(c)
   let content = body(c, opcode, unique)
   if (c.oneIn(6)) content = mutate(c, content)
   const header = Buffer.alloc(40)

@@ -11,7 +11,7 @@ import { Crowd } from '../../src/crowd.js'
 import { Daemon } from '../../src/daemon.js'
 import { DeadNames } from '../../src/dead-names.js'
 import { DeviceNodes } from '../../src/devnode.js'
-import { parseId, parseName } from '../../src/diskseq.js'
+import { DM_ID, DM_NAME, parseDiskSeq, parseId, parseName } from '../../src/diskseq.js'
 import { E } from '../../src/errno.js'
 import { Gate } from '../../src/gate.js'
 import { Intents } from '../../src/intent.js'
@@ -31,6 +31,7 @@ import { DISKS, DISKSEQ_FIRST, EVENT, NODE_GROUP, PARTITIONS, TID_FIRST, TIDS } 
 const FUSE_FD = 3
 const S_IFBLK = 0o060000
 const S_IFMT = 0o170000
+const S_IFDIR = 0o040000
 const S_IFLNK = 0o120000
 const FUSE_ROOT_ID = 1n
 const FUSE_NOTIFY_INVAL_INODE = 2
@@ -112,6 +113,25 @@ const isStranger = (request: Buffer) => request.readUInt32LE(24) === STRANGER &&
 /** Threads' kernel stacks. */
 const STACKS = ['[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e\n', '', '[<0>] link_path_walk+0x1/0x2\n', '[<0>] io_issue_sqe+0x1/0x2\n']
 
+/** What the kernel may call a device. */
+const KERNEL_NAME = /^(?:loop\d+(?:p\d+)?|sd[a-z]\d*)$/
+
+const isDirectory = (id: bigint) => id === FUSE_ROOT_ID || id === DM_ID || parseId(id)?.kind === 'directory'
+
+/** Whether that id may be what a name in a directory was answered with. */
+function fits(directory: bigint, name: string, id: bigint): boolean {
+  const found = parseId(id)
+  if (directory === FUSE_ROOT_ID) {
+    if (name === DM_NAME) return id === DM_ID
+    const wanted = parseName(name)
+    const same = found !== undefined && found.diskseq === wanted?.diskseq && found.partition === wanted.partition
+    return same && found.kind !== 'directory' && found.kind !== 'kernel' && wanted.symlink === (found.kind === 'part')
+  }
+  if (directory === DM_ID) return found?.diskseq === parseDiskSeq(name) && (found?.kind === 'directory' || found?.kind === 'waiting') && found.partition === 0
+  const parent = parseId(directory)
+  return parent?.kind === 'directory' && found?.diskseq === parent.diskseq && ['inode', 'kernel', 'unknown'].includes(found.kind) && KERNEL_NAME.test(name)
+}
+
 /** A request that the kernel waits for the answer of. */
 interface Waiting {
   readonly opcode: number
@@ -127,7 +147,7 @@ interface Waiting {
   /** Who sent it, as in its header. */
   readonly caller: Buffer
   /** What the caller wants is behind a name, that it has asked for so often. */
-  readonly walk: { readonly name: string; readonly times: number } | undefined
+  readonly walk: { readonly name: string; readonly directory: bigint; readonly times: number } | undefined
 }
 
 export interface WorldOptions {
@@ -291,7 +311,7 @@ export class World {
       opens: does === OPENS && this.nodeErrno === 0 && !isStranger(bytes) ? this.turns : -1,
       atOnce: root && opcode === Opcode.LOOKUP && does !== RUNNING,
       caller: Buffer.from(bytes.subarray(24, IN_HEADER_SIZE)),
-      walk: opcode === Opcode.LOOKUP ? { name: body.toString('latin1', 0, Math.max(0, end)), times: 0, ...walk } : walk,
+      walk: opcode === Opcode.LOOKUP ? { name: body.toString('latin1', 0, Math.max(0, end)), directory: nodeid, times: 0, ...walk } : walk,
       nodeid,
       name: body.toString('latin1', 0, Math.max(0, end)),
       room: opcode === Opcode.READDIR ? Math.min(room, PAYLOAD_MAX) : PAYLOAD_MAX,
@@ -347,16 +367,17 @@ export class World {
     if (body.length !== 24) return this.wrong(`a notification of ${body.length} bytes`, bytes)
     if (code === FUSE_NOTIFY_INVAL_INODE) {
       const id = body.readBigUInt64LE(0)
-      if (id !== FUSE_ROOT_ID && parseId(id)?.kind !== 'inode') return this.wrong('attributes of nothing were taken back', bytes)
+      if (!isDirectory(id) && parseId(id)?.kind !== 'inode') return this.wrong('attributes of nothing were taken back', bytes)
       // Of the content nothing: it may wait for somebody.
       if (body.readBigInt64LE(8) >= 0n) return this.wrong('content was taken back', bytes)
-      return id === FUSE_ROOT_ID || this.counts.has(id) ? bytes.length : -E.ENOENT
+      return id === FUSE_ROOT_ID || id === DM_ID || this.counts.has(id) ? bytes.length : -E.ENOENT
     }
     if (code !== FUSE_NOTIFY_PRUNE) return this.wrong(`notification ${code}`, bytes)
     if (this.old) return -E.EINVAL
     const id = body.readBigUInt64LE(16)
     if (body.readUInt32LE(0) !== 1 || body.readUInt32LE(4) !== 0 || body.readBigUInt64LE(8) !== 0n) return this.wrong('a prune of what?', bytes)
-    if (parseId(id)?.kind !== 'inode') return this.wrong('the kernel was told to forget what is no device', bytes)
+    const kind = parseId(id)?.kind
+    if (kind !== 'inode' && kind !== 'directory') return this.wrong('the kernel was told to forget what is no device', bytes)
     if (this.forgetful && !this.calm) setImmediate(() => this.drop(id))
     return bytes.length
   }
@@ -401,10 +422,9 @@ export class World {
       case Opcode.LOOKUP: {
         const id = payload.readBigUInt64LE(0)
         const parsed = parseId(id)
-        const wanted = parseName(name)
-        if (nodeid !== 1n || parsed === undefined || wanted === undefined) return void this.wrong('a name that is none was found', bytes)
-        const fits = parsed.diskseq === wanted.diskseq && parsed.partition === wanted.partition
-        if (!fits || wanted.symlink !== (parsed.kind === 'part')) return void this.wrong('a name was found under another id', bytes)
+        if (!fits(nodeid, name, id)) return void this.wrong('a name that is none was found, or under another id', bytes)
+        if (isDirectory(id)) return this.checkAttr(id, payload.subarray(40), false, bytes)
+        if (parsed === undefined) return
         if (payload.readBigUInt64LE(16) !== 0n || payload.readUInt32LE(32) !== 0) return void this.wrong('a name may be cached', bytes)
         if (payload.readBigUInt64LE(24) !== 0n) return void this.wrong('attributes are valid for long', bytes)
         this.counts.set(id, (this.counts.get(id) ?? 0n) + 1n)
@@ -415,7 +435,7 @@ export class World {
         return this.checkAttr(id, payload.subarray(40), trusted, bytes)
       }
       case Opcode.GETATTR: {
-        if (nodeid !== FUSE_ROOT_ID && (payload.readBigUInt64LE(0) !== 0n || payload.readUInt32LE(8) !== 0)) {
+        if (!isDirectory(nodeid) && (payload.readBigUInt64LE(0) !== 0n || payload.readUInt32LE(8) !== 0)) {
           return void this.wrong('attributes that were asked for are valid', bytes)
         }
         return this.checkAttr(nodeid, payload.subarray(16), waiting.opens === this.turns, bytes)
@@ -423,21 +443,26 @@ export class World {
       case Opcode.READDIR:
         return this.checkDirents(waiting, payload, bytes)
       case Opcode.READLINK: {
-        const target = parseName(payload.toString('latin1'))
-        if (target === undefined || target.symlink) return void this.wrong('a link leads to no name', bytes)
-        this.goOn(waiting, Opcode.LOOKUP, FUSE_ROOT_ID, Buffer.from(`${payload.toString('latin1')}\0`, 'latin1'))
+        const text = payload.toString('latin1')
+        const target = parseName(text)
+        const leads = parseId(nodeid)?.kind === 'kernel' ? KERNEL_NAME.test(text) : target !== undefined && !target.symlink
+        if (!leads) return void this.wrong('a link leads to no name', bytes)
+        this.goOn(waiting, Opcode.LOOKUP, waiting.walk?.directory ?? FUSE_ROOT_ID, Buffer.from(`${payload.toString('latin1')}\0`, 'latin1'))
       }
     }
   }
 
   /** @param opens whether the device may be opened by what is answered: then its pin must stand behind it */
   private checkAttr(id: bigint, attr: Buffer, opens: boolean, bytes: Buffer): void {
-    if (id === FUSE_ROOT_ID) return
+    if (isDirectory(id)) {
+      const directory = (attr.readUInt32LE(60) & S_IFMT) === S_IFDIR && attr.readBigUInt64LE(0) === id
+      return directory ? undefined : void this.wrong('a directory is something else', bytes)
+    }
     if (attr.readBigUInt64LE(0) !== id) return void this.wrong('attributes of another inode', bytes)
     const node = parseId(id)
     const rdev = attr.readUInt32LE(76)
     const type = attr.readUInt32LE(60) & S_IFMT
-    const symlink = node?.kind === 'part' || node?.kind === 'waiting'
+    const symlink = node?.kind === 'part' || node?.kind === 'waiting' || node?.kind === 'kernel'
     if (type !== (symlink ? S_IFLNK : S_IFBLK)) return void this.wrong(`an inode of type ${type}`, bytes)
     if (node?.kind !== 'inode') {
       if (rdev !== 0 || (opens && node?.kind === 'unknown')) this.wrong('what is no device may be opened', bytes)
@@ -455,7 +480,7 @@ export class World {
     this.wrong('a caller may open what is not pinned', bytes)
   }
 
-  private checkDirents({ room, cookie }: Waiting, payload: Buffer, bytes: Buffer): void {
+  private checkDirents({ room, cookie, nodeid }: Waiting, payload: Buffer, bytes: Buffer): void {
     if (payload.length > room) return void this.wrong('more directory entries than there is room for', bytes)
     let last = cookie
     for (let at = 0; at < payload.length; ) {
@@ -463,7 +488,8 @@ export class World {
       const name = payload.toString('latin1', at + 24, at + 24 + length)
       const next = payload.readBigUInt64LE(at + 8)
       if (next <= last) return void this.wrong('directory entries out of order', bytes)
-      if (name !== '.' && name !== '..' && parseName(name) === undefined) return void this.wrong('a directory entry that is no name', bytes)
+      const known = nodeid === FUSE_ROOT_ID || nodeid === DM_ID ? parseName(name) !== undefined : KERNEL_NAME.test(name)
+      if (name !== '.' && name !== '..' && !known) return void this.wrong('a directory entry that is no name', bytes)
       last = next
       at += (24 + length + 7) & ~7
     }
