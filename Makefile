@@ -23,6 +23,8 @@ SBINDIR = /sbin
 # where udev looks for its rules and what they run, whatever the prefix
 UDEVDIR = /usr/lib/udev
 UNITDIR = $(PREFIX)/lib/systemd/system
+# Where systemd-sleep looks for what to run; in no other directory.
+SLEEPDIR = /usr/lib/systemd/system-sleep
 
 # A node in .node is installed too, as the system then has no other to run with.
 BUNDLED_NODE = $(wildcard .node/bin/node)
@@ -49,8 +51,11 @@ build: $(ADDON) $(LINK) $(GUARD) dist/cli.js
 $(GUARD): native/guard.c native/guard-store.c native/guard-store.h native/state.h
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.c,$^)
 
+# Static, where there is a static libc: udev starts it twice for each event of such a device, and
+# most of what that takes is the dynamic linker's.
 $(LINK): $(LINK).c
-	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $<
+	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -static-pie -fPIE -o $@ $< 2>/dev/null || \
+		$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $<
 
 setup:
 	@scripts/setup $(filter check,$(MAKECMDGOALS))
@@ -176,8 +181,8 @@ install:
 	install -d "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(SBINDIR)"
 	cp -R --parents package.json dist $(ADDON) "$(DESTDIR)$(LIBDIR)"
 	cp $(GUARD) "$(DESTDIR)$(LIBDIR)"
-	cp systemd/diskseqfs-stock "$(DESTDIR)$(LIBDIR)"
-	chmod +x "$(DESTDIR)$(LIBDIR)/diskseqfs-stock"
+	install -m 755 systemd/diskseqfs-stock "$(DESTDIR)$(LIBDIR)"
+	install -D -m 755 systemd/diskseqfs-sleep "$(DESTDIR)$(SLEEPDIR)/diskseqfs"
 	$(if $(BUNDLED_NODE),install -D "$(BUNDLED_NODE)" "$(DESTDIR)$(LIBDIR)/bin/node")
 	chmod -R u=rwX,go=rX "$(DESTDIR)$(LIBDIR)"
 	printf '%s\n' '#!/bin/sh' \
@@ -204,7 +209,7 @@ uninstall:
 	rm -rf "$(DESTDIR)$(LIBDIR)"
 	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs" \
 		"$(DESTDIR)$(UDEVDIR)/diskseqfs-link" \
-		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" \
+		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" "$(DESTDIR)$(SLEEPDIR)/diskseqfs" \
 		$(patsubst udev/%,"$(DESTDIR)$(UDEVDIR)/rules.d/%",$(wildcard udev/*.rules))
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/udev ] || udevadm control --reload

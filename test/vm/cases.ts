@@ -21,6 +21,7 @@ import { removable } from './cases/removable.js'
 import { restart } from './cases/restart.js'
 import { same } from './cases/same.js'
 import { removal, service } from './cases/service.js'
+import { suspend } from './cases/suspend.js'
 import { tables } from './cases/tables.js'
 import { tools } from './cases/tools.js'
 
@@ -45,6 +46,7 @@ export const cases: readonly Case[] = [
   linksCase,
   restart,
   absence,
+  suspend,
   many,
   kills,
   boot,

@@ -18,8 +18,9 @@ interface Entry {
   readonly type: string
   /** Where the link leads. */
   readonly target: string
-  /** The diskseq of the device that is reached. */
+  /** The diskseq of the device that is reached, and what the kernel calls it. */
   readonly diskseq: string
+  readonly kname: string
 }
 
 /** What is in /dev/mapper that was not there before. */
@@ -30,7 +31,8 @@ async function made(vm: Vm): Promise<Entry[]> {
       [ -L "$entry" ] || [ -e "$entry" ] || continue
       type=$(stat -c %F "$entry")
       number=$((0x$(stat -Lc %t "$entry"))):$((0x$(stat -Lc %T "$entry")))
-      printf '%s\\t%s\\t%s\\t%s\\n' "$entry" "\${type:0:1}" "$(readlink "$entry")" "$(cat /sys/dev/block/$number/diskseq)"
+      kname=$(basename "$(readlink /sys/dev/block/$number)")
+      printf '%s\\t%s\\t%s\\t%s\\t%s\\n' "$entry" "\${type:0:1}" "$(readlink "$entry")" "$(cat /sys/block/$kname/diskseq)" "$kname"
     done 2>/dev/null | sort -u`
   const before = new Set((await vm.run(list)).trimEnd().split('\n'))
   try {
@@ -40,8 +42,8 @@ async function made(vm: Vm): Promise<Entry[]> {
       .split('\n')
       .filter((line) => !before.has(line))
       .map((line) => {
-        const [name = '', type = '', target = '', diskseq = ''] = line.split('\t')
-        return { name, type, target, diskseq }
+        const [name = '', type = '', target = '', diskseq = '', kname = ''] = line.split('\t')
+        return { name, type, target, diskseq, kname }
       })
   } finally {
     await vm.run(REMOVE)
@@ -63,7 +65,7 @@ export const names: Case = {
     t.ok(links.length >= 2, `${links.length} of them are links`)
     t.strictSame(
       links.map(({ target }) => target),
-      links.map(({ diskseq }) => `/dev/disk/by-diskseq/${diskseq}`),
+      links.map(({ diskseq, kname }) => `/dev/disk/by-diskseq/.dm/${diskseq}/${kname}`),
       'which lead into the tree, each to its own device',
     )
     t.strictSame(kinds(await made(vm)), stock, 'and once more')

@@ -1,0 +1,66 @@
+/**
+ * The system goes to sleep while others open and look at disks through the tree: it does, each time.
+ * Of the sleep only the freezing of all processes takes place (pm_test).
+ */
+import type { Test } from 'tap'
+
+import { type Case, SHORT } from '../case.js'
+import { note } from '../suite.js'
+import type { Vm } from '../vm.js'
+
+const TIMES = SHORT ? 5 : 20
+const TWIN_TIMES = 3
+
+/** Four that open, and four that look; until a file is there. */
+const USERS = `
+  echo freezer >/sys/power/pm_test
+  user() { until [ -e /run/rested ]; do "$@" || echo "$*" >>/run/failed; sleep 0.05; done; }
+  reads() { : </dev/mapper/vm-srv; }
+  looks() { stat -L /dev/mapper/vm-home >/dev/null && df /srv >/dev/null; }
+  for ((i = 0; i < 4; i++)); do user reads & user looks & done
+  trap 'touch /run/rested; wait; rm -f /run/rested /run/failed; echo none >/sys/power/pm_test' EXIT`
+
+interface Sleeps {
+  readonly failed: number
+  readonly longest: number
+}
+
+/** @param by what sends the system to sleep, and fails if it does not */
+async function sleeps(vm: Vm, by: string, times: number): Promise<Sleeps> {
+  const output = await vm.run(
+    `${USERS}
+    failed=0 longest=0
+    for ((i = 0; i < ${times}; i++)); do
+      began=$(date +%s%N)
+      { ${by}; } 2>/dev/null || failed=$((failed + 1))
+      took=$((($(date +%s%N) - began) / 1000000))
+      [ $took -gt $longest ] && longest=$took
+      sleep 0.5
+    done
+    [ ! -e /run/failed ] || sort /run/failed | uniq -c >&2
+    echo "failed $failed longest $longest"`,
+    1_200_000,
+  )
+  const [, failed, longest] = /failed (\d+) longest (\d+)/.exec(output) ?? []
+  return { failed: Number(failed), longest: Number(longest) }
+}
+
+const SLEEP = 'systemctl start systemd-suspend.service'
+
+export const suspend: Case = {
+  name: 'suspend while disks are opened and looked at',
+  shortOn: 'trixie',
+  before: (vm) => sleeps(vm, SLEEP, TIMES),
+  async run(t: Test, vm: Vm, before: unknown) {
+    const stock = before as Sleeps
+    const ours = await sleeps(vm, SLEEP, TIMES)
+    note(t, `${TIMES} times asleep: ${ours.failed} failed, longest ${ours.longest} ms; stock: ${stock.failed} and ${stock.longest} ms`)
+    t.equal(ours.failed, 0, 'it goes to sleep each time')
+    t.ok(ours.longest < stock.longest + 1000 * (SHORT ? 3 : 2), `${ours.longest} ms at most, ${stock.longest} on a stock system`)
+    t.equal(await vm.run('findmnt -n -o FSTYPE /dev/disk/by-diskseq'), 'fuse.diskseqfs\n', 'the tree is there, once')
+    await vm.run('udevadm settle')
+    t.match(await vm.run('readlink /dev/mapper/vm-srv'), /by-diskseq/)
+    const twin = await sleeps(vm, 'echo freeze >/sys/power/state', TWIN_TIMES)
+    t.ok(twin.failed > 0, `twin: of ${TWIN_TIMES} times that nobody announces, ${twin.failed} fail`)
+  },
+}
