@@ -66,11 +66,14 @@ const FIGURE = {
   io32: 'random reads of 4 KiB, queue depth 32',
   appear: 'new disk to open (virtual machine)',
   uevent: 'processor time for a uevent (virtual machine)',
+  create: 'dmsetup create (virtual machine)',
+  remove: 'dmsetup remove (virtual machine)',
 }
 const PINGPONG = 'pipe ping-pong'
 const NODE = 'node -e 0'
 const LINK = "udev's link"
 const UDEVD = 'systemd-udevd'
+const STOPPED = 'service stopped'
 
 const GOALS: readonly Goal[] = [
   most(FIGURE.open, PINGPONG, 1.3),
@@ -89,6 +92,8 @@ const GOALS: readonly Goal[] = [
   most(FIGURE.memoryMany, 'a MiB', 1),
   most(FIGURE.appear, LINK, 1 / 20),
   most(FIGURE.uevent, UDEVD, 1),
+  most(FIGURE.create, STOPPED, 1.15),
+  most(FIGURE.remove, STOPPED, 1.15),
 ]
 
 const rows: Row[] = []
@@ -307,7 +312,7 @@ async function io(peers: readonly Peer[]): Promise<void> {
 
 /** What there is to compare with in a virtual machine only. */
 async function machineWithUdev(): Promise<string> {
-  const { machine, tree, peer, link, settled, daemonUs, udevUs } = await besideUdev()
+  const { machine, tree, peer, link, settled, daemonUs, udevUs, named, unnamed } = await besideUdev()
   add(FIGURE.appear, 'us', [
     [OURS, tree.p50, tree.p99],
     ['c', peer.p50, peer.p99],
@@ -318,6 +323,12 @@ async function machineWithUdev(): Promise<string> {
     [OURS, daemonUs],
     [UDEVD, udevUs],
   ])
+  for (const [figure, what] of [[FIGURE.create, 'create'], [FIGURE.remove, 'remove']] as const) {
+    add(figure, 'us', [
+      [OURS, named[what]],
+      [STOPPED, unnamed[what]],
+    ])
+  }
   return machine
 }
 

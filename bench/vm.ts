@@ -25,6 +25,12 @@ export interface Times {
   readonly p99: number
 }
 
+/** Medians of how long dmsetup takes, us. */
+export interface NameCost {
+  readonly create: number
+  readonly remove: number
+}
+
 export interface BesideUdev {
   readonly machine: string
   readonly tree: Times
@@ -38,6 +44,37 @@ export interface BesideUdev {
   /** Processor time for each event of the storm, us. */
   readonly daemonUs: number
   readonly udevUs: number
+  /** What a name costs with the package, and with the package's service stopped. */
+  readonly named: NameCost
+  readonly unnamed: NameCost
+}
+
+const NAMES = 30
+const NAME_ROUNDS = 4
+
+/** Each of `create` and `remove` waits until udev is done with the device. */
+const DMSETUP = `
+  ms() { local began=$(date +%s%N); "\${@:2}"; echo $1 $((($(date +%s%N) - began) / 1000)); }
+  udevadm settle
+  for ((i = 0; i < ${NAMES}; i++)); do
+    ms create dmsetup create cost --table '0 2048 zero'
+    ms remove dmsetup remove --retry cost
+  done`
+
+/** With the service, and without, in turns. */
+async function nameCosts(vm: Vm): Promise<{ named: NameCost; unnamed: NameCost }> {
+  const found = { named: '', unnamed: '' }
+  for (let round = 0; round < NAME_ROUNDS; round++) {
+    found.named += await vm.run(`systemctl start diskseqfs; ${DMSETUP}`, 600_000)
+    found.unnamed += await vm.run(`systemctl stop diskseqfs; ${DMSETUP}`, 600_000)
+  }
+  await vm.run('systemctl start diskseqfs; udevadm settle')
+  const medianOf = (text: string, what: string) => {
+    const values = [...text.matchAll(new RegExp(`^${what} (\\d+)$`, 'gm'))].map((match) => Number(match[1]))
+    return values.sort((a, b) => a - b)[values.length >> 1] ?? NaN
+  }
+  const cost = (text: string): NameCost => ({ create: medianOf(text, 'create'), remove: medianOf(text, 'remove') })
+  return { named: cost(found.named), unnamed: cost(found.unnamed) }
 }
 
 async function appear(vm: Vm, directory: string, first = ''): Promise<Times> {
@@ -76,6 +113,7 @@ export async function besideUdev(): Promise<BesideUdev> {
   const peer = await appear(vm, PEER_DIRECTORY)
   await vm.run(`umount ${PEER_DIRECTORY}`)
   await vm.run('dpkg -i /share/diskseqfs.deb && udevadm settle')
+  const names = await nameCosts(vm)
   const tree = await appear(vm, DIRECTORY)
   const before = await spent(vm)
   await vm.run(
@@ -87,6 +125,6 @@ export async function besideUdev(): Promise<BesideUdev> {
   const kernel = (await vm.run('uname -r')).trim()
   return {
     machine: `QEMU, two emulated processors, Debian trixie, Linux ${kernel}`,
-    tree, peer, link, settled, events, daemonUs: daemonUs / events, udevUs: udevUs / events,
+    tree, peer, link, settled, events, daemonUs: daemonUs / events, udevUs: udevUs / events, ...names,
   }
 }

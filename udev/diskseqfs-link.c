@@ -4,12 +4,13 @@
 // each event (systemd 252) or at some (257).  So the rules take these names away
 // from udev, and run this program to make /dev/mapper/NAME (and LVM's /dev/VG/LV)
 // lead to /dev/disk/by-diskseq/.dm/N/dm-K.  It is a program of its own, in C, because udev
-// runs it twice for each event of such a device.
+// runs it for each event of such a device.
 //
 //   claim LINK...   of the links udev is about to make, say which are ours, and
-//                   which are not.
-//   settle          after udev has made its links: make ours; take those away, or
-//                   give those back to udev, that are ours no longer.
+//                   which are not; make ours; take those away, or give those back
+//                   to udev, that are ours no longer.
+//   settle          the same with those that were claimed, after udev has made its own
+//                   links: where those were among them, it has just taken them away.
 //   removed         the device goes: take its links away.
 //   stock           give every link of ours back to udev: the package goes.
 //
@@ -337,40 +338,6 @@ static int look_and_ask(const char *kernel, struct device *device) {
   return error;
 }
 
-// Prints properties for the rules.  Where there are more other links than the
-// rules have lines for, udev keeps them all.
-static int claim(char **links, const char *kernel) {
-  struct device device;
-  char path[PATH_SIZE], claimed[4 * PATH_SIZE] = "", others[OTHERS_MAX * PATH_SIZE] = "";
-  size_t used = 0, length = 0;
-  int count = 0;
-  int error = look_and_ask(kernel, &device);
-  if (!current(&device)) {
-    if (tree_mounted()) printf("DISKSEQFS_LATE=1\n");
-    return 0;
-  }
-  const char *wanted = environment("DISKSEQFS_LINK");
-  if (error) {
-    if (error != ENOTCONN)
-      fprintf(stderr, "diskseqfs-link: " TREE "/%llu: %s; the links of %s stay udev's\n", device.diskseq,
-              strerror(error), device.name);
-    return 0;
-  }
-  if (strcmp(wanted, "0") == 0 || ((has_root(&device) || is_for_swap(links)) && strcmp(wanted, "1") != 0)) return 0;
-  for (; *links; links++) {
-    if (ours(*links, path, sizeof path)) {
-      used += snprintf(claimed + used, sizeof claimed - used, "%s%s", used ? " " : "", path);
-      if (used >= sizeof claimed) return 0;
-    } else {
-      if (++count > OTHERS_MAX) return fputs("diskseqfs-link: too many links\n", stderr), 1;
-      length += snprintf(others + length, sizeof others - length, ".DISKSEQFS_%d=%s\n", count, *links);
-      if (length >= sizeof others) return 0;
-    }
-  }
-  if (used) printf("DISKSEQFS_LINKS=%s\n%s", claimed, others);
-  return 0;
-}
-
 // Nothing leads to a device's link beneath the tree any more.  Where the tree is, it is the daemon's.
 static void leave_beneath(unsigned long long diskseq, const char *kernel) {
   char path[128];
@@ -392,13 +359,14 @@ static int take_away(const char *link) {
   return 0;
 }
 
-static int settle(const char *kernel) {
+// Makes the links that are claimed, and takes those away that were and are not any more; but leaves those to
+// udev that it has made, or will make when it has read the rules.
+static int change(const char *kernel, const char *claimed, bool (*is_udevs)(const char *link)) {
   // Looked at only with the lock: who has waited for it may find his name another
   // device's, which has made its link and does not come again.
   bool locked = lock();
   struct device device = look(kernel);
   unsigned long long diskseq = strtoull(environment("DISKSEQ"), NULL, 10);
-  const char *claimed = environment("DISKSEQFS_LINKS");
   int result = 0;
   bool left = false;
   char *words = strdup(claimed), *rest = words;
@@ -409,14 +377,71 @@ static int settle(const char *kernel) {
   words = strdup(environment("DISKSEQFS_BEFORE")), rest = words;
   for (char *link; (link = strsep(&rest, " "));) {
     if (*link == 0 || has_word(claimed, link) || linked_diskseq(link) != diskseq) continue;
-    if (!has_word(environment("DEVLINKS"), link) || !current(&device)) result |= take_away(link);
+    if (!is_udevs(link) || !current(&device)) result |= take_away(link);
     // Else it stays ours until the next event.
     else if (locked) result |= point_at_node(link, kernel);
     if (linked_diskseq(link) == diskseq) left = true;
   }
   free(words);
   if (!*claimed && *environment("DISKSEQFS_BEFORE") && !left) leave_beneath(diskseq, kernel);
+  unlock();
   return result;
+}
+
+static bool is_devlink(const char *link) { return has_word(environment("DEVLINKS"), link); }
+
+static int settle(const char *kernel) { return change(kernel, environment("DISKSEQFS_LINKS"), is_devlink); }
+
+// The links that udev is about to make.
+static char *const *coming;
+
+static bool is_coming(const char *link) {
+  for (char *const *each = coming; *each; each++)
+    if (strncmp(link, "/dev/", 5) == 0 && strcmp(link + 5, *each) == 0) return true;
+  return false;
+}
+
+// The links that are ours, as absolute paths, and properties for the rules of all others; false where
+// all of them stay udev's, also as there are more others than the rules have lines for.
+static bool divide(char *const *links, const char *kernel, char *claimed, size_t claimed_size, char *others, size_t others_size) {
+  struct device device;
+  char path[PATH_SIZE];
+  size_t used = 0, length = 0;
+  int count = 0;
+  int error = look_and_ask(kernel, &device);
+  if (!current(&device)) {
+    if (tree_mounted()) printf("DISKSEQFS_LATE=1\n");
+    return false;
+  }
+  const char *wanted = environment("DISKSEQFS_LINK");
+  if (error) {
+    if (error != ENOTCONN)
+      fprintf(stderr, "diskseqfs-link: " TREE "/%llu: %s; the links of %s stay udev's\n", device.diskseq,
+              strerror(error), device.name);
+    return false;
+  }
+  if (strcmp(wanted, "0") == 0 || ((has_root(&device) || is_for_swap(links)) && strcmp(wanted, "1") != 0)) return false;
+  for (; *links; links++) {
+    if (ours(*links, path, sizeof path)) {
+      used += snprintf(claimed + used, claimed_size - used, "%s%s", used ? " " : "", path);
+      if (used >= claimed_size) return false;
+    } else {
+      if (++count > OTHERS_MAX) return fputs("diskseqfs-link: too many links\n", stderr), false;
+      length += snprintf(others + length, others_size - length, ".DISKSEQFS_%d=%s\n", count, *links);
+      if (length >= others_size) return false;
+    }
+  }
+  return used > 0;
+}
+
+// Prints properties for the rules, and makes the links: udev need not have made its own before, as long as it
+// takes none of ours away for one that it made at an earlier event (see the rules).
+static int claim(char *const *links, const char *kernel) {
+  char claimed[4 * PATH_SIZE] = "", others[OTHERS_MAX * PATH_SIZE] = "";
+  coming = links;
+  if (divide(links, kernel, claimed, sizeof claimed, others, sizeof others)) printf("DISKSEQFS_LINKS=%s\n%s", claimed, others);
+  else *claimed = 0;
+  return change(kernel, claimed, is_coming);
 }
 
 static int removed(const char *kernel) {

@@ -125,7 +125,7 @@ async function upgrades(t: Test, vm: Vm): Promise<void> {
     setsid bash -c 'fd=20; for n in $(cat /run/diskseqs); do eval "exec $fd</dev/disk/by-diskseq/$n"; fd=$((fd + 1)); done; touch /run/held; exec sleep infinity' >/run/holder.log 2>&1 </dev/null &
     echo $! >/run/holder
     for ((i = 0; i < 600; i++)); do [ -e /run/held ] && break; sleep 0.1; done`,
-    600_000,
+    1_800_000,
   )
   const outcomes: string[] = []
   for (let i = 0; i < UPGRADES; i++) {
