@@ -5,7 +5,7 @@
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { closeSync, existsSync, fstatSync, openSync, opendirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
@@ -540,6 +540,26 @@ t.test('nor for a lock that somebody holds who waits for the next daemon', async
 t.test('twin: if the guard only keeps requests, it does', async (t) => {
   const { answer } = await behindALock(t, ['-p', '100000'])
   t.equal(answer, 'waits')
+})
+
+t.test('by the second path as well, whether anybody has looked there before or not', async (t) => {
+  for (const known of [true, false]) {
+    const [loop, another] = [loopDisk(t), loopDisk(t)]
+    const manager = looker(t)
+    const [patient, late, wrong] = [looker(t), looker(t), looker(t)]
+    const { tree } = await startGuarded(t, manager.pid)
+    const directory = join(tree.mountpoint, '.dm', loop.diskseq())
+    const path = join(directory, basename(loop.path))
+    if (known) t.equal(await late.look(path, 2000), 'found')
+    await withoutDaemon(tree, async () => {
+      t.equal(await patient.look(path, 500), 'waits')
+      t.match(await manager.look(path, 2000), REFUSED, 'the manager is answered')
+      // When nobody has come for a moment, they wait where they hold no lock.
+      t.equal(await late.look(path, 500), 'waits')
+      t.match(await wrong.look(join(directory, basename(another.path)), 500), /^waits$|^No such file/, "another disk's name is not there")
+    })
+    for (const one of [patient, late]) t.equal(await one.answer(5000), 'found', 'and found by the next daemon')
+  }
 })
 
 /** A path that somebody has open, and what he sees it called. */
