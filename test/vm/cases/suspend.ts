@@ -60,6 +60,8 @@ export const suspend: Case = {
     const ours = await sleeps(vm, SLEEP, TIMES)
     note(t, `${TIMES} times asleep: ${ours.failed} failed, median ${ours.median} ms; stock: ${stock.failed} and ${stock.median} ms`)
     t.equal(ours.failed, 0, 'it goes to sleep each time')
+    // Of a machine that is emulated and busy; who cannot be frozen is waited for for 20 s.
+    t.ok(ours.median < stock.median + 10_000, `${ours.median} ms, ${stock.median} on a stock system`)
     t.equal(await vm.run('findmnt -n -o FSTYPE /dev/disk/by-diskseq'), 'fuse.diskseqfs\n', 'the tree is there, once')
     await vm.run('udevadm settle')
     t.match(await vm.run('readlink /dev/mapper/vm-srv'), /by-diskseq/)
