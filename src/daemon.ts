@@ -10,7 +10,7 @@ import { Crowd } from './crowd.js'
 import { DeadNames } from './dead-names.js'
 import { DeviceNodes } from './devnode.js'
 import { directoryId, type DiskSeq } from './diskseq.js'
-import { E, errnoName, errnoOf, UserError } from './errno.js'
+import { E, errnoName, errnoOf, Exhausted, UserError } from './errno.js'
 import { FuseNativeTransport } from './fuse-native.js'
 import { Gate } from './gate.js'
 import type { Guard } from './guard.js'
@@ -397,16 +397,16 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   }
 
   private async settle(): Promise<void> {
-    // Somebody else may mount there meanwhile.
     this.guard?.over()
+    // Under a guard, udev is asked to look after these names again.
+    await this.beneath?.leave(this.guard !== undefined)
+    // Somebody else may mount there from here on.
     this.unlock()
     const { lifetime } = this
     if (lifetime !== undefined) {
       const late = sleep(this.options.holdSeconds * 1000, undefined, { ref: false })
       await Promise.race([new Promise<void>((resolve) => lifetime.whenDrained(resolve)), late])
     }
-    // Under a guard, udev is asked to look after these names again.
-    await this.beneath?.leave(this.guard !== undefined)
     this.release()
   }
 
@@ -456,8 +456,13 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   }
 
   closedByKernelName(diskseq: DiskSeq, kname: string, wrote: boolean): void {
-    const device = this.registry.called(kname, diskseq)
-    if (device !== undefined) this.closed(device.name, wrote)
+    try {
+      const device = this.registry.called(kname, diskseq)
+      if (device !== undefined) this.closed(device.name, wrote)
+    } catch (error) {
+      if (!(error instanceof Exhausted)) throw error
+      this.lost()
+    }
   }
 
   lost(): void {

@@ -70,7 +70,8 @@ t.test('a hundred threads of nobody have no disk opened', async (t) => {
   await nobody.ask()
   for (let i = 0; i < SECONDS * 10; i++) {
     await sleep(100)
-    if (openDevices(tree.pid).length > 0) t.fail(`open: ${openDevices(tree.pid)}`)
+    const open = openDevices(tree.pid)
+    if (open.length > 0) t.fail(`open: ${open}`)
   }
   const outcome = JSON.parse(await nobody.end()) as Outcome
   t.equal(await opens(), 0, 'nobody has seen any of them opened')

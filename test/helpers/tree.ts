@@ -582,16 +582,23 @@ export const diskseqOf = (path: string) => sysfsDiskseq(path.slice('/dev/'.lengt
 export function openDevices(pid: number): string[] {
   const found: string[] = []
   for (const fd of descriptors(pid)) {
-    try {
-      if (!statSync(`/proc/${pid}/fd/${fd}`).isBlockDevice()) continue
-      // An O_PATH descriptor of a node is none of the device.
-      const flags = /^flags:\s*(\d+)$/m.exec(readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
-      if ((Number.parseInt(flags, 8) & O_PATH) === 0) found.push(readlinkSync(`/proc/${pid}/fd/${fd}`))
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error // closed meanwhile
-    }
+    const path = openDevice(pid, fd)
+    // What is read of a descriptor may be of two files that had its number one after the other.
+    if (path !== undefined && path === openDevice(pid, fd)) found.push(path)
   }
   return found
+}
+
+function openDevice(pid: number, fd: string): string | undefined {
+  try {
+    if (!statSync(`/proc/${pid}/fd/${fd}`).isBlockDevice()) return undefined
+    // An O_PATH descriptor of a node is none of the device.
+    const flags = /^flags:\s*(\d+)$/m.exec(readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
+    return (Number.parseInt(flags, 8) & O_PATH) === 0 ? readlinkSync(`/proc/${pid}/fd/${fd}`) : undefined
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error // closed meanwhile
+    return undefined
+  }
 }
 
 /** asm-generic/fcntl.h; the same on all 64-bit architectures this builds for */
