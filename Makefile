@@ -181,7 +181,8 @@ install:
 	install -d "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(SBINDIR)"
 	cp -R --parents package.json dist $(ADDON) "$(DESTDIR)$(LIBDIR)"
 	cp $(GUARD) "$(DESTDIR)$(LIBDIR)"
-	install -m 755 systemd/diskseqfs-stock "$(DESTDIR)$(LIBDIR)"
+	sed 's|@UDEVDIR@|$(UDEVDIR)|g' systemd/diskseqfs-stock >"$(DESTDIR)$(LIBDIR)/diskseqfs-stock"
+	chmod +x "$(DESTDIR)$(LIBDIR)/diskseqfs-stock"
 	install -D -m 755 systemd/diskseqfs-sleep "$(DESTDIR)$(SLEEPDIR)/diskseqfs"
 	$(if $(BUNDLED_NODE),install -D "$(BUNDLED_NODE)" "$(DESTDIR)$(LIBDIR)/bin/node")
 	chmod -R u=rwX,go=rX "$(DESTDIR)$(LIBDIR)"

@@ -73,17 +73,18 @@ void Collect(int dir, const std::string& path, int depth, std::vector<std::strin
   closedir(directory);
 }
 
-// changeLinks(dir, [path, target, path, target, ...], callback(error)): makes each link, with the
-// directories above it, or removes it where the target is "", with those that are empty then.
+// changeLinks(dir, mode, [path, target, path, target, ...], callback(error)): gives the directory that mode;
+// makes each link, with the directories above it, or removes it where the target is "", with those that are empty then.
 Napi::Value ChangeLinks(const Napi::CallbackInfo& info) {
   int dir = IntArg(info, 0);
-  Napi::Array list = info[1].As<Napi::Array>();
+  mode_t mode = info[1].As<Napi::Number>().Uint32Value();
+  Napi::Array list = info[2].As<Napi::Array>();
   std::vector<std::pair<std::string, std::string>> changes;
   for (uint32_t i = 0; i + 1 < list.Length(); i += 2) {
     changes.emplace_back(list.Get(i).ToString().Utf8Value(), list.Get(i + 1).ToString().Utf8Value());
   }
-  Tasks(info.Env()).Submit(info[2].As<Napi::Function>(), [dir, changes]() -> Outcome {
-    int error = 0;
+  Tasks(info.Env()).Submit(info[3].As<Napi::Function>(), [dir, mode, changes]() -> Outcome {
+    int error = fchmod(dir, mode) < 0 ? errno : 0;
     for (const auto& [path, target] : changes) {
       int failed = target.empty() ? RemoveLink(dir, path) : MakeLink(dir, path, target);
       if (failed != 0) error = failed;

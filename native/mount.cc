@@ -65,14 +65,15 @@ Napi::Value PickMount(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// cloneMount(target, callback(error, fd)): the root directory of the filesystem mounted
-// there, in a mount of its own that is nowhere: who has it does not keep the other one busy.
+// cloneMount(target, directory, callback(error, fd)): a directory of what is mounted there, without what is
+// mounted below, in a mount of its own that is nowhere: who has it does not keep the other one busy.
 Napi::Value CloneMount(const Napi::CallbackInfo& info) {
   std::string target = StringArg(info, 0);
-  Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [target]() -> Outcome {
+  std::string directory = StringArg(info, 1);
+  Tasks(info.Env()).Submit(info[2].As<Napi::Function>(), [target, directory]() -> Outcome {
     UniqueFd tree(static_cast<int>(syscall(SYS_open_tree, AT_FDCWD, target.c_str(), kOpenTreeClone | O_CLOEXEC)));
     auto fd = std::make_shared<UniqueFd>(
-        tree.Get() < 0 ? -1 : openat(tree.Get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        tree.Get() < 0 ? -1 : openat(tree.Get(), directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     int error = fd->Get() < 0 ? errno : 0;
     return [fd, error](Napi::Env env) -> std::vector<napi_value> {
       return {Napi::Number::New(env, error), Napi::Number::New(env, fd->Release())};

@@ -6,8 +6,9 @@
  * system's names.
  *
  * They are there before the tree answers for a device by the kernel's name, which is what
- * links elsewhere lead to, and go with it. Nobody but root reads the directory meanwhile, as nobody
- * but root reads the tree: who reads it may keep it locked.
+ * links elsewhere lead to, and go with it. From here on nobody but root can open the directory: who reads
+ * it may keep it locked. Somebody may have it open from before: so nothing that others wait for
+ * waits for this.
  */
 import { constants, existsSync, openSync, statfsSync } from 'node:fs'
 import { relative } from 'node:path'
@@ -24,10 +25,12 @@ const TMPFS = 0x0102_1994
 const DEPTH = 2
 const MODE_SERVED = 0o711
 const MODE_STOCK = 0o755
+/** Removed, so that there is a change to give the directory its mode with. */
+const NO_LINK = `${DM_NAME}/none`
 /** Where udev notes which links it has made. */
 const UDEV_LINKS = '/run/udev/links'
 
-type Calls = Pick<Native, 'changeLinks' | 'listLinks' | 'fchmod' | 'close'>
+type Calls = Pick<Native, 'changeLinks' | 'listLinks' | 'close'>
 
 /**
  * @param mountpoint where nothing is mounted yet
@@ -57,6 +60,7 @@ export class Beneath {
   /** Those that are being made. */
   private making = new Map<DiskSeq, (() => void)[]>()
   private changing = false
+  private mode = MODE_SERVED
   private readonly made = new Set<string>()
   private readonly idle: (() => void)[] = []
   private readonly failures: LogLimit
@@ -71,11 +75,11 @@ export class Beneath {
   ) {
     this.failures = new LogLimit((suppressed) => log.warn({ suppressed }, 'more links beneath the tree failed than are logged'))
     this.toDev = relative(mountpoint, '/dev')
-    this.native.fchmod(fd, MODE_SERVED)
   }
 
   /** Has exactly these devices' links there, and none of others. */
   start(devices: readonly Device[]): void {
+    this.changes.set(NO_LINK, '')
     for (const device of devices) this.add(device)
     this.native.listLinks(this.fd, DEPTH, (paths) => {
       for (const path of paths) if (isOurs(path) && !this.made.has(path)) this.changes.set(path, '')
@@ -125,7 +129,7 @@ export class Beneath {
     this.making = this.unmade
     this.unmade = new Map()
     this.changing = true
-    this.native.changeLinks(this.fd, changes, (error) => {
+    this.native.changeLinks(this.fd, this.mode, changes, (error) => {
       this.changing = false
       if (error !== 0 && this.failures.take()) {
         this.log.warn({ errno: errnoName(error), mountpoint: this.mountpoint }, 'links beneath the tree cannot be changed')
@@ -141,11 +145,11 @@ export class Beneath {
    * @param isHanded whether somebody looks after the links from here on; else those that udev does not know of go
    */
   async leave(isHanded: boolean): Promise<void> {
-    if (this.fd < 0) return
-    this.native.fchmod(this.fd, MODE_STOCK)
-    if (isHanded) return
+    if (this.fd < 0 || isHanded) return
+    this.mode = MODE_STOCK
     const paths = await new Promise<string[]>((done) => this.native.listLinks(this.fd, DEPTH, done))
     for (const path of paths) if (isOurs(path) && !this.isUdevs(path)) this.changes.set(path, '')
+    this.changes.set(NO_LINK, '')
     await new Promise<void>((done) => {
       this.idle.push(done)
       this.flush()

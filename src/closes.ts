@@ -10,7 +10,7 @@
 import { readFileSync } from 'node:fs'
 
 import { directoryId, type DiskSeq, parseId } from './diskseq.js'
-import { E, errnoName } from './errno.js'
+import { E, errnoName, errnoOf } from './errno.js'
 import { type Logger, LogLimit } from './log.js'
 import type { Native, Poll } from './native.js'
 
@@ -48,6 +48,15 @@ export function watchesOf(fdinfo: string): Map<number, DiskSeq> {
   return found
 }
 
+function infoOf(fd: number): string {
+  try {
+    return readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1')
+  } catch (error) {
+    errnoOf(error)
+    return ''
+  }
+}
+
 export class CloseWatch {
   private readonly buffer = Buffer.alloc(16384)
   private readonly poll: Poll
@@ -68,7 +77,7 @@ export class CloseWatch {
     private root: number,
     private readonly listener: CloseListener,
     private readonly log: Logger,
-    fdinfo = () => readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'),
+    fdinfo = () => infoOf(fd),
   ) {
     this.failures = new LogLimit((suppressed) => log.warn({ suppressed }, 'more directories cannot be watched than are logged'))
     this.directories = watchesOf(fdinfo())
@@ -98,6 +107,11 @@ export class CloseWatch {
   /** The root could not be had before. */
   useRoot(root: number): void {
     this.root = root
+  }
+
+  /** Takes away the watches of disks that have gone while there was no daemon. */
+  forgetOthers(isThere: (diskseq: DiskSeq) => boolean): void {
+    for (const diskseq of [...this.watched.keys()]) if (!isThere(diskseq)) this.unwatch(diskseq)
   }
 
   /** The disk is gone. */

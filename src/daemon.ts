@@ -1,5 +1,6 @@
 /** The daemon: its parts, put together, and the order in which they start and stop. */
 import { constants, openSync, readdirSync } from 'node:fs'
+import { basename, dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { Access } from './access.js'
@@ -9,7 +10,7 @@ import { type CloseListener, CloseWatch, WATCH_MASK } from './closes.js'
 import { Crowd } from './crowd.js'
 import { DeadNames } from './dead-names.js'
 import { DeviceNodes } from './devnode.js'
-import { directoryId, type DiskSeq } from './diskseq.js'
+import { directoryId, type DiskSeq, nodeName } from './diskseq.js'
 import { E, errnoName, errnoOf, Exhausted, UserError } from './errno.js'
 import { FuseNativeTransport } from './fuse-native.js'
 import { Gate } from './gate.js'
@@ -77,6 +78,15 @@ export interface Parts {
  * kernel takes. Whoever wants it for so short a time has it soon (kernel/sched/fair.c), and callers wait for us.
  */
 const SLICE_NS = 100_000
+
+/**
+ * So long, ms, a LOOKUP waits for its directory to be watched and for links beneath; they are there in a fraction of one.
+ * Then the disk is answered for without.
+ */
+const READY_MS = 50
+
+/** So long, ms, a daemon that ends waits for links beneath to be taken away: somebody may have the directory locked. */
+const LEAVE_MS = 1000
 
 /** Between two looks whether callers are through, ms. */
 const OUTLIVE_MS = 10
@@ -182,7 +192,6 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.shareState()
     const tree = this.assemble(false)
     const beneath = openBeneath(this.mountpoint)
-    this.keepLinks(beneath)
     const fuse = openFuse()
     const transport = this.connect(fuse)
     const rc = this.native.mount(
@@ -203,6 +212,8 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     }
     const mount = mountsAt(this.mountpoint).at(-1)
     this.watchMount(mount)
+    // Whoever takes such links away by their path does not get at them any more.
+    this.keepLinks(beneath)
     await transport.start(tree)
     // Both walk a path into this mount: only now, and on another thread.
     const [mountFd, watchFd, root] = await Promise.all([
@@ -210,7 +221,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
       this.descriptor('inotify', (done) =>
         this.native.inotifyWatch(this.mountpoint, WATCH_MASK, done),
       ),
-      this.descriptor('open_tree', (done) => this.native.cloneMount(this.mountpoint, done)),
+      this.descriptor('open_tree', (done) => this.native.cloneMount(this.mountpoint, '.', done)),
     ])
     this.root = root
     this.lifetime?.start(mountFd)
@@ -329,19 +340,22 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     predecessor?.serves()
     this.survive(mount.device, { mount: mountFd, closes, root, beneath, fuse })
     transport.resume(tree)
-    if (root < 0) this.findRoot()
+    if (root < 0) this.find(KEPT.root, this.mountpoint, '.', (fd) => this.closes?.useRoot((this.root = fd)))
+    if (beneath < 0 && mountpoint.startsWith('/dev/')) {
+      this.find(KEPT.beneath, dirname(mountpoint), basename(mountpoint), (fd) => this.keepLinks(fd))
+    }
+    this.closes.forgetOthers((diskseq) => this.registry.find(nodeName(diskseq, 0)) !== undefined)
     this.log.info({ mountpoint, devices: this.registry.size, pins: pins.length }, 'took over the tree from an earlier daemon')
     return true
   }
 
-  /** A daemon of an earlier version has not left it. */
-  private findRoot(): void {
-    this.native.cloneMount(this.mountpoint, (error, fd) => {
-      if (error !== 0) return this.log.warn({ errno: errnoName(error) }, 'no descriptor of the root; udev may not be told of a writer')
-      this.root = fd
-      this.closes?.useRoot(fd)
-      this.estate.set(KEPT.root, [fd])
-      this.guard?.put(KEPT.root, [fd])
+  /** A daemon of an earlier version has not left that directory. */
+  private find(name: string, target: string, directory: string, use: (fd: number) => void): void {
+    this.native.cloneMount(target, directory, (error, fd) => {
+      if (error !== 0) return this.log.warn({ errno: errnoName(error), name }, 'a directory that earlier versions did not leave cannot be had')
+      use(fd)
+      this.estate.set(name, [fd])
+      this.guard?.put(name, [fd])
     })
   }
 
@@ -399,7 +413,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   private async settle(): Promise<void> {
     this.guard?.over()
     // Under a guard, udev is asked to look after these names again.
-    await this.beneath?.leave(this.guard !== undefined)
+    await Promise.race([this.beneath?.leave(this.guard !== undefined), sleep(LEAVE_MS, undefined, { ref: false })])
     // Somebody else may mount there from here on.
     this.unlock()
     const { lifetime } = this
@@ -502,9 +516,18 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     const lifetime = new PinLifetime(native, nodes, opener, intents, options, log, state, this)
     const crowd = new Crowd(this, intents)
     const whenReady = (diskseq: DiskSeq, ready: () => void) => {
-      const made = () => (this.beneath === undefined ? ready() : this.beneath.whenMade(diskseq, ready))
+      let timer: NodeJS.Timeout | undefined
+      let waits = true
+      const go = () => {
+        if (!waits) return
+        waits = false
+        clearTimeout(timer)
+        ready()
+      }
+      const made = () => (this.beneath === undefined ? go() : this.beneath.whenMade(diskseq, go))
       if (this.closes === undefined) made()
       else this.closes.watch(diskseq, made)
+      if (waits) timer = setTimeout(go, READY_MS)
     }
     const gate = new Gate({
       registry,

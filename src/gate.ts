@@ -171,12 +171,26 @@ export class Gate {
   }
 
   /** A program that goes on by another name of what it looks at is not done with it when it has looked. */
-  private asGoingOn({ byKernelName, caller }: LookupRequest | WaitRequest, call: Call): Call {
-    return byKernelName && this.parts.intents.goesOn(caller.tid, call) ? GOING_ON : call
+  private asGoingOn(request: LookupRequest | WaitRequest, call: Call): Call {
+    if (!request.byKernelName || !this.parts.intents.goesOn(request.caller.tid, call)) return call
+    if (call.follows) return GOING_ON
+    // Who follows no symlinks (realpath(3)) cannot be sent to wait: it is pinned as soon as it can be.
+    if (request.caller.uid === 0) this.begin(request)
+    return call
   }
 
-  /** The same for what is no name of a device. */
-  lookupNothing(caller: Caller, directory: NodeId): void {
+  /** Has a device opened for somebody who goes on by another name. */
+  private begin({ name, caller }: Name & Request): void {
+    const { registry, nodes, lifetime } = this.parts
+    const device = registry.find(name)
+    const node = device === undefined ? undefined : nodes.of(device)
+    if (device === undefined || node === undefined) return
+    if (this.currentPin(node) === undefined) this.opening(node, device)
+    lifetime.answered(node, caller, GOING_ON)
+  }
+
+  /** It asks for what is no name of a device: for nothing, a directory, a symlink. */
+  lookupOther(caller: Caller, directory: NodeId): void {
     if (caller.uid === 0) return
     const call = this.callOf(caller)
     if (call.locks && this.locks(caller, call)) this.parts.crowd.locks(caller, directory)

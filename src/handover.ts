@@ -63,8 +63,8 @@ export function highestOf(native: Calls, kept: Descriptors): bigint {
 function mountOf(state: SharedState | undefined): MountEntry | undefined {
   const identity = state?.mount
   if (identity === undefined) return undefined
-  const mount = mountsAt(identity.mountpoint).at(-1)
-  return mount?.device === identity.device ? mount : undefined
+  // Something else may be mounted over it.
+  return mountsAt(identity.mountpoint).findLast(({ device }) => device === identity.device)
 }
 
 /**

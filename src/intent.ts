@@ -69,10 +69,11 @@ export const GOING_ON: Call = { ...someCall('unknown', UNTIL_IT_ENDS), print: 2,
 
 /**
  * Programs that look at a path which ends in the kernel's name, look up in sysfs what that
- * device is called, and go on by /dev/mapper/NAME: libmount's, and systemd's helpers. As in
- * /proc/TID/comm, which has 15 characters.
+ * device is called, and go on by /dev/mapper/NAME: libmount's, systemd's helpers, and others that do the same. As in
+ * /proc/TID/comm, which has 15 characters. None of them runs for ever.
  */
-const GOES_ON_BY_NAME = /^(?:u?mount|mount\.[\w.-]+|swapo(?:n|ff)|fsck|systemd-(?:fsck|makefs|growfs|mount|cryptse))\n$/
+const GOES_ON_BY_NAME =
+  /^(?:u?mount|mount\.[\w.-]+|swapo(?:n|ff)|fsck|systemd-(?:fsck|makefs|growfs|mount|cryptse)|(?:mkfs\.)?btrfs|btrfs-convert|(?:low)?ntfs-3g)\n$/
 
 /** Nothing is known of the caller: it may do anything, and when it is done is not seen. */
 export const UNSEEN = someCall('unknown')
@@ -559,7 +560,7 @@ export class Intents {
    * must stay what it is until then.
    */
   goesOn(tid: number, call: Call): boolean {
-    return call.intent === 'inspect' && call.follows && !call.shape && GOES_ON_BY_NAME.test(this.commOf(tid))
+    return call.intent === 'inspect' && !call.shape && GOES_ON_BY_NAME.test(this.commOf(tid))
   }
 
   private commOf(tid: number): string {

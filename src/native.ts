@@ -130,10 +130,10 @@ export interface Native {
   inotifyRemove(fd: number, wd: number): number
 
   /**
-   * Symlinks in a directory: path, target, path, target, and so on, "" for one that is to be removed. Directories on the
-   * way to a link are made, and removed when they are empty.
+   * The mode of a directory, and symlinks in it: path, target, path, target, and so on, "" for one that is to be removed.
+   * Directories on the way to a link are made, and removed when they are empty.
    */
-  changeLinks(directory: number, changes: readonly string[], done: (error: number) => void): void
+  changeLinks(directory: number, mode: number, changes: readonly string[], done: (error: number) => void): void
   /** Paths of the symlinks in a directory, and in those so many levels below it. */
   listLinks(directory: number, depth: number, done: (paths: string[]) => void): void
 
@@ -143,8 +143,8 @@ export interface Native {
   look(path: string, done: (error: number) => void): void
   /** fspick(2): a descriptor for {@link Native.prune}. */
   pickMount(target: string, done: (error: number, fd: number) => void): void
-  /** A descriptor of the root directory, which does not keep the mount busy. */
-  cloneMount(target: string, done: (error: number, fd: number) => void): void
+  /** A descriptor of a directory in what is mounted there, beneath any other mount; it keeps none of them busy. */
+  cloneMount(target: string, directory: string, done: (error: number, fd: number) => void): void
   /** FSCONFIG_CMD_RECONFIGURE: the kernel forgets the dentries that nobody uses. */
   prune(fd: number, done: (error: number) => void): void
 

@@ -60,8 +60,9 @@ const LOOKS_IN_A_ROW = 5
 const CALLERS_IN_A_ROW = 2
 /** A look comes twice as late each time, up to this, ms. */
 const LOOK_DELAY_MAX_MS = 32
-/** But not where a caller ends soon, and whoever has waited for that wants the disk for himself. */
+/** But not where a caller ends soon, and whoever has waited for that wants the disk for himself; for so long, ms. */
 const GOING_ON_LOOK_MS = 2
+const SOON_MS = 1000
 /** A caller takes some 10 us to look at: where there are many, looks take a tenth of a processor at most. */
 const LOOK_DELAY_MS_PER_CALLER = 0.1
 /** Of nodes that are looked at at a time. */
@@ -188,7 +189,10 @@ export class PinLifetime {
     if (node !== this.lastAnswered) this.othersAnsweredAt = this.answeredAt
     this.lastAnswered = node
     this.answeredAt = monotonicMs()
-    if (node.pin === undefined) return
+    if (node.pin === undefined) {
+      node.usedAt = this.answeredAt
+      return
+    }
     this.used(node, this.answeredAt)
     const due = node.lookAt
     this.watch(node, this.isBusy(node) ? QUIET_MS : FIRST_LOOK_MS)
@@ -333,7 +337,9 @@ export class PinLifetime {
       const found = new Map([...threads.keys()].map((tid, i) => [tid, seen[i]]))
       for (const { node, tid, call } of asked) {
         // Not if it has been answered again since.
-        if (node.callers?.get(tid) === call && !this.intents.mayStillBeIn(call, found.get(tid))) this.gone(node, tid)
+        if (node.callers?.get(tid) !== call) continue
+        const late = this.intents.endsSoon(call) && monotonicMs() - node.usedAt > this.options.holdSeconds * 1000
+        if (late || !this.intents.mayStillBeIn(call, found.get(tid))) this.gone(node, tid)
       }
       for (const node of nodes) {
         // Those of a look that was given up have been looked at since, one by one.
@@ -381,7 +387,7 @@ export class PinLifetime {
       node.looksInARow--
       return this.look([node])
     }
-    const limit = left === 0 && node.unseen ? PRUNE_DELAY_MAX_MS : node.goesOn ? GOING_ON_LOOK_MS : LOOK_DELAY_MAX_MS
+    const limit = left === 0 && node.unseen ? PRUNE_DELAY_MAX_MS : node.goesOn && now - node.usedAt < SOON_MS ? GOING_ON_LOOK_MS : LOOK_DELAY_MAX_MS
     node.lookAt = Math.max(now + node.lookDelay, now + left * LOOK_DELAY_MS_PER_CALLER)
     if (left === 0 && !node.unseen) node.lookAt = Math.max(now + 1, node.lingerUntil)
     node.lookDelay = Math.min(node.lookDelay * 2, limit)

@@ -124,28 +124,32 @@ export class Tree implements TreeOperations {
     const directory = FUSE_ROOT_ID
     const known = this.parts.nodes.named(name)
     if (known !== undefined) return this.lookupDevice(caller, asked(known, directory), reply)
-    if (name === DM_NAME) return this.replyDirectory(DM_ID, reply)
+    if (name === DM_NAME) {
+      this.parts.gate.lookupOther(caller, directory)
+      return this.replyDirectory(DM_ID, reply)
+    }
     const parsed = parseName(name)
     if (parsed === undefined) return this.lookupNothing(caller, directory, reply)
     const { diskseq, partition, symlink } = parsed
     const named = { name: nodeName(diskseq, partition), diskseq, partition }
-    if (symlink) this.lookupLink(named, reply)
+    if (symlink) this.lookupLink(caller, named, reply)
     else this.lookupDevice(caller, asked(named, directory), reply)
   }
 
   private lookupNothing(caller: Caller, directory: NodeId, reply: Reply): void {
-    this.parts.gate.lookupNothing(caller, directory)
+    this.parts.gate.lookupOther(caller, directory)
     reply.error(E.ENOENT)
   }
 
   /** `.dm/N` is there if the disk is. Where that is not known, who follows a link to this very name waits for it. */
   private lookupDirectory(caller: Caller, name: string, reply: Reply): void {
-    const { registry } = this.parts
+    const { registry, gate } = this.parts
     const diskseq = parseDiskSeq(name)
     const id = diskseq === undefined ? undefined : directoryId(diskseq)
-    if (diskseq === undefined || id === undefined) return this.lookupNothing(caller, DM_ID, reply)
+    gate.lookupOther(caller, DM_ID)
+    if (diskseq === undefined || id === undefined) return reply.error(E.ENOENT)
     if (registry.find(name) !== undefined) return this.replyDirectory(id, reply)
-    if (registry.lacks(name, diskseq)) return this.lookupNothing(caller, DM_ID, reply)
+    if (registry.lacks(name, diskseq)) return reply.error(E.ENOENT)
     this.replyLink({ name, diskseq, partition: 0, kind: 'waiting' }, reply)
   }
 
@@ -205,8 +209,9 @@ export class Tree implements TreeOperations {
   }
 
   /** `N-partM` is there if the partition is, as far as is known: whoever follows it waits for the rest. */
-  private lookupLink(name: Name, reply: Reply): void {
-    const { registry } = this.parts
+  private lookupLink(caller: Caller, name: Name, reply: Reply): void {
+    const { registry, gate } = this.parts
+    gate.lookupOther(caller, FUSE_ROOT_ID)
     if (registry.find(name.name) === undefined && registry.lacks(name.name, name.diskseq)) return reply.error(E.ENOENT)
     this.replyLink({ ...name, kind: 'part' }, reply)
   }

@@ -2,13 +2,13 @@
  * Links beneath the mount: the same names, for whoever does not see it, and for all as soon as
  * it is gone. They are right through arrivals, removals, and the end of every part.
  */
-import { chmodSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, readlinkSync, rmdirSync, rmSync, statSync, symlinkSync } from 'node:fs'
+import { chmodSync, closeSync, lstatSync, mkdirSync, mkdtempSync, openSync, readdirSync, readlinkSync, rmdirSync, rmSync, statSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { cleanup, errorOf, loopDisk, type LoopDisk, run, startManaged, startTree, until } from './helpers/tree.js'
+import { cleanup, errorOf, loopDisk, type LoopDisk, run, sleep, startBlk, startManaged, startTree, until } from './helpers/tree.js'
 
 /** Below /dev, where such links are kept. */
 function parentOf(t: Test): string {
@@ -95,6 +95,29 @@ t.test('a name by the kernel\'s name is there beneath before the tree answers fo
   t.pass('fifty times')
 })
 
+t.test('who keeps the directory locked holds up nobody', async (t) => {
+  const parent = parentOf(t)
+  const view = await otherView(t)
+  const { mountpoint, stop } = await startTree(t, { parent })
+  const holder = await startBlk(t, 'directory', '--dir', join(view, mountpoint.slice('/dev'.length)), '--mode', 'lock', '--uid', '0', '--threads', '1')
+  for (let i = 0; i < 3; i++) {
+    const disk = loopDisk(t)
+    const began = performance.now()
+    closeSync(openSync(join(mountpoint, `.dm/${disk.diskseq()}/${basename(disk.path)}`), 'r'))
+    const ms = performance.now() - began
+    t.ok(ms < 1000, `${ms.toFixed(0)} ms`)
+  }
+  const began = performance.now()
+  // The kernel needs the lock to unmount, so it goes on afterwards.
+  const stopped = stop()
+  await sleep(500)
+  await holder.end()
+  await stopped
+  t.ok(performance.now() - began < 5000, 'and it ends')
+  rmSync(parent, { recursive: true })
+  mkdirSync(mountpoint, { recursive: true })
+})
+
 t.test('twin: where nothing keeps them, nothing is there', async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
@@ -143,7 +166,8 @@ t.test('they are right again after a restart, and nothing dangles when the mount
   tree.hold(false)
   await until(() => tree.ready() > ready, 20_000)
   await until(() => linksIn(covered).includes(comes.diskseq()))
-  t.notOk(linksIn(covered).some((name) => old.includes(name)), 'what went while there was no daemon')
+  await until(() => !linksIn(covered).some((name) => old.includes(name)))
+  t.pass('what went while there was no daemon is gone')
   const names = [stays.diskseq(), `.dm/${stays.diskseq()}/${basename(stays.path)}`]
   t.strictSame(leads(tree.mountpoint, names), [own(stays, false), own(stays, false)])
   await run('umount', ['--lazy', tree.mountpoint])

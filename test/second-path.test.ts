@@ -5,7 +5,7 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, closeSync, mkdirSync, mkdtempSync, openSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chmodSync, closeSync, copyFileSync, mkdirSync, mkdtempSync, openSync, readdirSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 
@@ -214,6 +214,25 @@ t.test('what a program has looked at that goes on by name is kept until it ends'
     t.strictSame(await looked(t, name), { held: true, after: false }, name)
   }
   for (const name of ['df', 'mounter', 'systemd']) t.strictSame(await looked(t, name), { held: false, after: false }, name)
+})
+
+t.test('so is what one has resolved with realpath(3), which follows no symlink', async (t) => {
+  const disk = loopDisk(t)
+  const { mountpoint, pid } = await startTree(t)
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-looker-'))
+  cleanup(t, () => rmSync(directory, { recursive: true }))
+  copyFileSync(realpathSync('/usr/bin/perl'), join(directory, 'btrfs'))
+  const child = spawn(join(directory, 'btrfs'), ['-e', 'readlink($ARGV[0]); $| = 1; print "seen\n"; <STDIN>', pathOf(mountpoint, disk)], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  })
+  cleanup(t, () => void child.kill())
+  await once(child.stdout, 'data')
+  await until(() => openDevices(pid).includes(disk.path))
+  await sleep(200)
+  t.ok(openDevices(pid).includes(disk.path), 'it is held')
+  child.stdin.end()
+  await once(child, 'close')
+  await until(() => openDevices(pid).length === 0)
 })
 
 t.test('but not by its first path, which no name is looked up for', async (t) => {

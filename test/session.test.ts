@@ -859,7 +859,7 @@ function treeFixture(devices: Device[]) {
     sysfs: {} as Sysfs,
     nodes: new NodeTable(),
     devnodes: {} as DeviceNodes,
-    gate: { lookupNothing() {} } as unknown as Gate,
+    gate: { lookupOther() {} } as unknown as Gate,
     crowd: Object.assign(crowd, {
       isIn: () => crowd.there,
       admit: (_: unknown, __: bigint, enter: () => void) => (crowd.there ? crowd.waiting.push(enter) : enter()),

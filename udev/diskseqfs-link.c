@@ -12,6 +12,7 @@
 //   settle          the same with those that were claimed, after udev has made its own
 //                   links: where those were among them, it has just taken them away.
 //   removed         the device goes: take its links away.
+//   alone           the tree is gone: of the links beneath it keep those that ours lead to.
 //   stock           give every link of ours back to udev: the package goes.
 //
 // One rule for all of them: a name may lead to a disk that is gone (ENOENT), or
@@ -137,6 +138,18 @@ static unsigned long long linked_diskseq(const char *link) {
   return 0;
 }
 
+// Whether the tree is mounted there, also beneath something else: then there is a daemon that keeps the links
+// beneath it.
+static bool has_daemon(void) {
+  FILE *mounts = fopen("/proc/self/mountinfo", "re");
+  char line[4096];
+  bool found = mounts == NULL;
+  while (mounts && !found && fgets(line, sizeof line, mounts))
+    found = strstr(line, " " TREE " ") && strstr(line, " - fuse.diskseqfs ");
+  if (mounts) fclose(mounts);
+  return found;
+}
+
 static bool tree_mounted(void) {
   struct statfs fs;
   return statfs(TREE, &fs) == 0 && fs.f_type == FUSE_SUPER_MAGIC;
@@ -213,13 +226,16 @@ static int point(const char *link, const char *target) {
   }
   snprintf(directory, sizeof directory, "%s", link);
   *strrchr(directory, '/') = 0;
-  if (mkdir(directory, 0755) < 0 && errno != EEXIST) return fail("cannot make", directory);
   // Of this process alone, as it may have no lock: another's would be renamed to this link.
   snprintf(temporary, sizeof temporary, "%s/" TEMPORARY ".%d", directory, getpid());
-  if (unlink(temporary) < 0 && errno != ENOENT) return fail("cannot remove", temporary);
-  if (symlink(target, temporary) < 0) return fail("cannot make", temporary);
-  if (rename(temporary, link) < 0) return fail("cannot replace", link);
-  return 0;
+  for (int attempt = 0; attempt < 10; attempt++) {
+    if (mkdir(directory, 0755) < 0 && errno != EEXIST) return fail("cannot make", directory);
+    if (unlink(temporary) < 0 && errno != ENOENT) return fail("cannot remove", temporary);
+    if (symlink(target, temporary) == 0 && rename(temporary, link) == 0) return 0;
+    // udev takes a directory away with its last link, without a look at our lock.
+    if (errno != ENOENT) break;
+  }
+  return fail("cannot replace", link);
 }
 
 static int point_into_tree(const char *link, unsigned long long diskseq, const char *kernel) {
@@ -338,10 +354,10 @@ static int look_and_ask(const char *kernel, struct device *device) {
   return error;
 }
 
-// Nothing leads to a device's link beneath the tree any more.  Where the tree is, it is the daemon's.
+// Nothing leads to a device's link beneath the tree any more.  Where there is a daemon, it is that one's.
 static void leave_beneath(unsigned long long diskseq, const char *kernel) {
   char path[128];
-  if (tree_mounted()) return;
+  if (has_daemon()) return;
   path_in_tree(diskseq, kernel, path, sizeof path);
   unlink(path);
   *strrchr(path, '/') = 0;
@@ -499,18 +515,25 @@ static int each_link(const char *path, int (*use)(const char *link)) {
 // The links that are ours are those that the last event has claimed, which is
 // what udev remembers of it (DISKSEQFS_LINKS).  Whatever else leads into the tree
 // somebody else has made, and it is his.
+#define CLAIMED "E:DISKSEQFS_LINKS="
+
+static FILE *remembered_of(const char *kernel) {
+  char number[32], path[64];
+  if (!attribute(kernel, "dev", number, sizeof number)) return NULL;
+  snprintf(path, sizeof path, "/run/udev/data/b%s", number);
+  return fopen(path, "re");
+}
+
 static int restore_all_of(const char *kernel) {
-  static const char property[] = "E:DISKSEQFS_LINKS=";
-  char number[32], path[64], line[4 * PATH_SIZE + sizeof property];
+  char line[4 * PATH_SIZE + sizeof CLAIMED];
   unsigned long long diskseq = diskseq_of(kernel);
   int result = 0;
-  if (diskseq == 0 || !attribute(kernel, "dev", number, sizeof number)) return 0;
-  snprintf(path, sizeof path, "/run/udev/data/b%s", number);
-  FILE *remembered = fopen(path, "re");
+  if (diskseq == 0) return 0;
+  FILE *remembered = remembered_of(kernel);
   while (remembered && fgets(line, sizeof line, remembered)) {
-    if (strncmp(line, property, sizeof property - 1) != 0) continue;
+    if (strncmp(line, CLAIMED, sizeof CLAIMED - 1) != 0) continue;
     line[strcspn(line, "\n")] = 0;
-    char *rest = line + sizeof property - 1;
+    char *rest = line + sizeof CLAIMED - 1;
     for (char *link; (link = strsep(&rest, " "));)
       if (link[0] == '/') result |= restore(link, kernel, diskseq);
   }
@@ -536,20 +559,53 @@ static int take_away_dangling(const char *link) {
   return result;
 }
 
-// What no link leads to any more, of all devices.
-static void sweep_beneath(void) {
-  DIR *directories = tree_mounted() ? NULL : opendir(DIRECTORIES);
-  for (struct dirent *disk; directories && (disk = readdir(directories));) {
-    char path[sizeof DIRECTORIES + sizeof disk->d_name];
-    snprintf(path, sizeof path, DIRECTORIES "/%s", disk->d_name);
-    DIR *directory = disk->d_name[0] == '.' ? NULL : opendir(path);
-    for (struct dirent *entry; directory && (entry = readdir(directory));)
-      if (entry->d_type == DT_LNK) unlinkat(dirfd(directory), entry->d_name, 0);
-    if (directory) closedir(directory);
-    rmdir(path);
+// Whether the last event of the device has claimed links, which lead to its link beneath the tree.
+static bool has_claimed(const char *kernel) {
+  char line[4 * PATH_SIZE + sizeof CLAIMED];
+  FILE *remembered = remembered_of(kernel);
+  bool found = false;
+  while (remembered && !found && fgets(line, sizeof line, remembered))
+    found = strncmp(line, CLAIMED "/", sizeof CLAIMED) == 0;
+  if (remembered) fclose(remembered);
+  return found;
+}
+
+static void sweep_disk(const char *disk, bool all) {
+  char path[2 * PATH_SIZE];
+  snprintf(path, sizeof path, DIRECTORIES "/%s", disk);
+  size_t length = strlen(path);
+  DIR *directory = opendir(path);
+  for (struct dirent *entry; directory && (entry = readdir(directory));) {
+    if (entry->d_type != DT_LNK || (!all && kernel_name(entry->d_name) && has_claimed(entry->d_name))) continue;
+    snprintf(path + length, sizeof path - length, "/%s", entry->d_name);
+    unlink(path);
+    path[length] = 0;
   }
-  if (directories) closedir(directories);
+  if (directory) closedir(directory);
+  rmdir(path);
+}
+
+// The daemon has gone for good, and nobody keeps the links beneath the tree from here on: udev makes its own
+// when it looks at a device again, and takes only these away.  Left are those that links of ours lead to, until udev
+// makes these its own; or none.
+//
+// By path each time: where there is a tree again, that refuses.
+static int leave_all_beneath(bool all) {
+  if (has_daemon()) return 0;
+  DIR *tree = opendir(TREE), *disks = opendir(DIRECTORIES);
+  for (struct dirent *entry; tree && (entry = readdir(tree));) {
+    char path[sizeof TREE + sizeof entry->d_name];
+    snprintf(path, sizeof path, TREE "/%s", entry->d_name);
+    if (entry->d_type == DT_LNK && isdigit((unsigned char)entry->d_name[0])) unlink(path);
+  }
+  for (struct dirent *entry; disks && (entry = readdir(disks));)
+    if (entry->d_name[0] != '.') sweep_disk(entry->d_name, all);
+  if (tree) closedir(tree);
+  if (disks) closedir(disks);
   rmdir(DIRECTORIES);
+  // As it was before there was a daemon.
+  if (all && !has_daemon()) chmod(TREE, 0755);
+  return 0;
 }
 
 static int stock(void) {
@@ -569,19 +625,19 @@ static int stock(void) {
     result |= each_link(path, strcmp(path, MAPPER) == 0 ? take_away_dangling : NULL);
   }
   closedir(dev);
-  sweep_beneath();
-  return result;
+  return result | leave_all_beneath(true);
 }
 
 int main(int count, char **arguments) {
   const char *command = count > 1 ? arguments[1] : "";
   if (strcmp(command, "stock") == 0 && count == 2) return stock();
+  if (strcmp(command, "alone") == 0 && count == 2) return leave_all_beneath(false);
   const char *kernel = kernel_name(environment("DEVNAME"));
   if (kernel && strcmp(command, "claim") == 0) return claim(arguments + 2, kernel);
   if (kernel && strcmp(command, "settle") == 0 && count == 2) return settle(kernel);
   if (kernel && strcmp(command, "removed") == 0 && count == 2) return removed(kernel);
   fprintf(stderr,
-          "usage: diskseqfs-link stock\n"
+          "usage: diskseqfs-link stock | alone\n"
           "       diskseqfs-link claim LINK... | settle | removed    (run by udev for a dm-N)\n");
   return 2;
 }

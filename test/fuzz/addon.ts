@@ -165,10 +165,10 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   changeLinks: () => {
     const path = () => c.pick(['a', 'a/b', 'a/b/c', '', 'x'.repeat(300), 'a//b', '/nowhere/x'])
     const changes = Array.from({ length: c.below(6) }, () => [path(), c.pick(['', 'to', '../to', 'x'.repeat(5000)])]).flat()
-    native.changeLinks(c.pick([-1, own]), c.oneIn(8) ? changes.slice(1) : changes, later())
+    native.changeLinks(c.pick([-1, own]), c.pick([0o700, 0o755, -1]), c.oneIn(8) ? changes.slice(1) : changes, later())
   },
   listLinks: () => native.listLinks(c.pick([-1, own]), c.below(4), later()),
-  cloneMount: () => native.cloneMount(c.pick([nowhere(), '', '\0']), fdLater(1)),
+  cloneMount: () => native.cloneMount(c.pick([nowhere(), '', '\0']), text(), fdLater(1)),
   mount: () => native.mount(text(), nowhere(), c.pick(['no-such-fs', '', '\0']), number(), text()),
   unmount: () => native.unmount(nowhere(), number(), later()),
   look: () => native.look(c.pick(['', '\0', '/', file, 'x'.repeat(5000)]), later()),
