@@ -423,6 +423,29 @@ static void put_off(const struct fuse_in_header *request, const char *text, cons
   respond(&answer, sizeof answer);
 }
 
+// A device by the kernel's name, whose inode the kernel has from its other name, say: with that inode, and
+// attributes that are not valid. So whoever uses it asks for them, and waits for the next daemon there, with no lock
+// held; and where it had this name, too, it keeps it.
+static bool give_inode(const struct fuse_in_header *request, const char *text, uint64_t id) {
+  char path[512], number[64];
+  unsigned major, minor;
+  snprintf(path, sizeof path, "/sys/class/block/%s/dev", text);
+  if (!read_line(path, number, sizeof number) || sscanf(number, "%u:%u", &major, &minor) != 2) return false;
+  struct {
+    struct fuse_out_header header;
+    struct fuse_entry_out entry;
+  } answer = {.header = {.len = sizeof answer, .unique = request->unique}};
+  // new_encode_dev(), include/linux/kdev_t.h
+  uint32_t device = (minor & 0xff) | major << 8 | (minor & ~0xffU) << 12;
+  answer.entry.nodeid = answer.entry.attr.ino = id;
+  answer.entry.generation = device;
+  answer.entry.attr.rdev = device;
+  answer.entry.attr.mode = S_IFBLK;
+  answer.entry.attr.nlink = 1;
+  respond(&answer, sizeof answer);
+  return true;
+}
+
 // Answers what must not wait for the next daemon.
 static bool answer(const char *request, size_t length) {
   struct fuse_in_header header;
@@ -460,6 +483,7 @@ static bool answer(const char *request, size_t length) {
     refuse(&header, EPERM);
     return true;
   case FUSE_LOOKUP:
+    if (in_use && name.by_kernel_name) return give_inode(&header, text, id);
     if (in_use) return false;
     // Whoever reads the link waits for the next daemon, with no lock held.
     if (name.diskseq == 0 && !name.directory) refuse(&header, ENOENT);

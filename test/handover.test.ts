@@ -562,6 +562,35 @@ t.test('by the second path as well, whether anybody has looked there before or n
   }
 })
 
+/**
+ * The kernel has the inode by the first path. Without a daemon somebody would make a directory where the second one is, and has
+ * that directory locked. Then the manager looks there.
+ */
+async function behindASecondPath(t: Test, program?: string) {
+  const loop = loopDisk(t)
+  const manager = looker(t)
+  const [one, other] = [looker(t), looker(t)]
+  const { tree } = await startGuarded(t, manager.pid, program ? { program } : {})
+  const fd = openSync(join(tree.mountpoint, loop.diskseq()), 'r')
+  const path = join(tree.mountpoint, '.dm', loop.diskseq(), basename(loop.path))
+  t.equal(await one.look(join(tree.mountpoint, '.dm', loop.diskseq(), 'none'), 2000), 'No such file or directory')
+  const answer = await withoutDaemon(tree, async () => {
+    await other.look(path, 300, 'mkdir')
+    return manager.look(path, 2000)
+  })
+  closeSync(fd)
+  return answer
+}
+
+t.test('nor where somebody has the directory of a second path locked', async (t) => {
+  t.match(await behindASecondPath(t), REFUSED)
+})
+
+t.test('twin: where a device in use is left to the next daemon there, it waits', async (t) => {
+  const leaves = twinGuard(t, 'if (in_use && name.by_kernel_name) return give_inode(&header, text, id);', '')
+  t.equal(await behindASecondPath(t, leaves), 'waits')
+})
+
 /** A path that somebody has open, and what he sees it called. */
 async function inUse(t: Test, manager: number, program?: string) {
   const loop = loopDisk(t)

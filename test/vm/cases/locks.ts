@@ -74,8 +74,11 @@ async function service(t: Test, vm: Vm): Promise<void> {
     findmnt -n /dev/disk/by-diskseq || echo no mount`,
   )
   t.equal(said, 'success\nno mount\n', 'the service stops')
+  await vm.run('udevadm settle')
   t.strictSame((await links(vm)).tree, [], "names lead to the devices' own nodes")
-  t.equal(await whileHeld(vm, '/dev/disk/by-diskseq', 'systemctl start diskseqfs; systemctl is-active diskseqfs'), 'active\n', 'and starts')
+  const opens = await vm.attempt("setpriv --reuid=65534 --regid=65534 --clear-groups sh -c 'exec 9</dev/disk/by-diskseq'")
+  t.match(opens.output, /Permission denied/, 'he cannot have the directory open that the tree is mounted at')
+  t.equal(await vm.run('systemctl start diskseqfs; systemctl is-active diskseqfs'), 'active\n', 'and it starts')
   await vm.run('udevadm settle')
   const { tree, stock, wrong } = await links(vm)
   t.ok(tree.length > 5, 'names lead into the tree')
