@@ -20,8 +20,8 @@ interface Probe {
 
 /** Of the probe that takes longest, with what emulation adds. */
 const PROBE_S = 120
-/** When the service is started a name may lead nowhere for so long, ms, on an emulated machine; when it stops or is restarted it never does. */
-const START_GAP_MS = 500
+/** When the service is started a name may lead nowhere for so long, ms, on an emulated machine that is busy; when it stops or is restarted it never does. */
+const START_GAP_MS = 3000
 /** How often all names have to be looked at, at least, while the service stops or starts. */
 const SAMPLES_MIN = 5
 

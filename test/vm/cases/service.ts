@@ -23,7 +23,7 @@ async function stockLinks(t: Test, vm: Vm, when: string): Promise<void> {
 
 /** What udev warned of in this boot; what LVM says and modules that come and go (libkmod) aside. */
 export const UDEV_WARNINGS =
-  "journalctl -b -q --no-pager -p warning -u systemd-udevd -o cat | grep -v '^PV\\|^VG\\|/sys/module/' || true"
+  "journalctl -b -q --no-pager -p warning -u systemd-udevd -o cat | grep -v '^PV\\|^VG\\|/sys/module/\\|filter' || true"
 
 /** Links into the tree that no event made. */
 const MINE = `
