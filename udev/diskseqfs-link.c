@@ -375,14 +375,36 @@ static int take_away(const char *link) {
   return 0;
 }
 
+static bool leads_to(const char *link, const char *target) {
+  char now[PATH_SIZE];
+  ssize_t length = readlink(link, now, sizeof now - 1);
+  return length == (ssize_t)strlen(target) && memcmp(now, target, strlen(target)) == 0;
+}
+
+// Whether there is nothing to be changed, as at most events: then nobody's lock is waited for.
+static bool is_done(const char *kernel, unsigned long long diskseq, const char *claimed) {
+  char target[128];
+  bool done = *claimed != 0;
+  path_in_tree(diskseq, kernel, target, sizeof target);
+  char *words = strdup(claimed), *rest = words;
+  for (char *link; done && (link = strsep(&rest, " "));) done = *link == 0 || leads_to(link, target);
+  free(words);
+  words = strdup(environment("DISKSEQFS_BEFORE")), rest = words;
+  for (char *link; done && (link = strsep(&rest, " "));)
+    done = *link == 0 || has_word(claimed, link) || linked_diskseq(link) != diskseq;
+  free(words);
+  return done;
+}
+
 // Makes the links that are claimed, and takes those away that were and are not any more; but leaves those to
 // udev that it has made, or will make when it has read the rules.
 static int change(const char *kernel, const char *claimed, bool (*is_udevs)(const char *link)) {
+  unsigned long long diskseq = strtoull(environment("DISKSEQ"), NULL, 10);
+  if (is_done(kernel, diskseq, claimed)) return 0;
   // Looked at only with the lock: who has waited for it may find his name another
   // device's, which has made its link and does not come again.
   bool locked = lock();
   struct device device = look(kernel);
-  unsigned long long diskseq = strtoull(environment("DISKSEQ"), NULL, 10);
   int result = 0;
   bool left = false;
   char *words = strdup(claimed), *rest = words;

@@ -46,7 +46,7 @@ const LOOKS_FIRST: readonly Change[] = [
 
 /** What was done wrong before: a node is pointed at, whether or not the device is still there, or has the name. */
 const ASKS_NOT: readonly Change[] = [
-  ['if (!has_word(environment("DEVLINKS"), link) || !current(&device)) result |= take_away(link);', 'if (0) ;'],
+  ['if (!is_udevs(link) || !current(&device)) result |= take_away(link);', 'if (0) ;'],
 ]
 
 const INSTALLED = '/usr/lib/udev/diskseqfs-link'
