@@ -102,8 +102,8 @@ t.test('a disk of which no event has told is found, without a search', async (t)
 
 async function churn(t: Test, mountpoint: string, parts: boolean) {
   const sum = { right: 0, wrong: 0, errors: {} as Record<string, number> }
-  for (let round = 0; round < 3 && sum.right < 5000 && sum.wrong === 0; round++) {
-    const found = await blk('churn', '--mode', 'tree', '--dir', mountpoint, '--seconds', '10', '--kernel-names', ...(parts ? ['--parts'] : []))
+  for (let round = 0; round < 4 && sum.right < 5000 && sum.wrong === 0; round++) {
+    const found = await blk('churn', '--mode', 'tree', '--dir', mountpoint, '--seconds', '5', '--kernel-names', ...(parts ? ['--parts'] : []))
     sum.right += found.opens_ok
     sum.wrong += found.wrong_diskseq + found.wrong_data
     addCounts(sum.errors, found['errors'])

@@ -8,7 +8,7 @@ import { type Case, SHORT } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
 
-const TIMES = SHORT ? 5 : 20
+const TIMES = SHORT ? 3 : 20
 const TWIN_TIMES = 3
 
 /** Two that open and two that look, and four that open as fast as they can; until a file is there. */
