@@ -515,20 +515,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     const access = parts.access?.(native) ?? new Access(native)
     const lifetime = new PinLifetime(native, nodes, opener, intents, options, log, state, this)
     const crowd = new Crowd(this, intents)
-    const whenReady = (diskseq: DiskSeq, ready: () => void) => {
-      let timer: NodeJS.Timeout | undefined
-      let waits = true
-      const go = () => {
-        if (!waits) return
-        waits = false
-        clearTimeout(timer)
-        ready()
-      }
-      const made = () => (this.beneath === undefined ? go() : this.beneath.whenMade(diskseq, go))
-      if (this.closes === undefined) made()
-      else this.closes.watch(diskseq, made)
-      if (waits) timer = setTimeout(go, READY_MS)
-    }
+    const whenReady = (diskseq: DiskSeq, ready: () => void) => this.whenReady(diskseq, ready)
     const gate = new Gate({
       registry,
       sysfs,
@@ -548,6 +535,27 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.crowd = crowd
     registry.listener = this
     return new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, whenReady, inherits })
+  }
+
+  /** See {@link TreeParts}. */
+  private whenReady(diskseq: DiskSeq, ready: () => void): void {
+    let timer: NodeJS.Timeout | undefined
+    let waits = true
+    const go = () => {
+      if (!waits) return
+      waits = false
+      clearTimeout(timer)
+      ready()
+    }
+    this.whenPrepared(diskseq, go)
+    if (waits) timer = setTimeout(go, READY_MS)
+  }
+
+  /** The same, however long it takes. */
+  private whenPrepared(diskseq: DiskSeq, ready: () => void): void {
+    const made = () => (this.beneath === undefined ? ready() : this.beneath.whenMade(diskseq, ready))
+    if (this.closes === undefined) made()
+    else this.closes.watch(diskseq, made)
   }
 
   /** See {@link Inodes}: of the library, which says nothing of its inodes, the kernel has them all. */

@@ -118,6 +118,20 @@ t.test('who keeps the directory locked holds up nobody', async (t) => {
   mkdirSync(mountpoint, { recursive: true })
 })
 
+t.test('twin: where a LOOKUP waits for the links, it waits for that lock', async (t) => {
+  const parent = parentOf(t)
+  const view = await otherView(t)
+  const { mountpoint } = await startTree(t, { parent, twin: 'waits-for-links' })
+  const covered = join(view, mountpoint.slice('/dev'.length))
+  const holder = await startBlk(t, 'directory', '--dir', covered, '--mode', 'lock', '--uid', '0', '--threads', '1')
+  const disk = loopDisk(t)
+  const opener = run('dd', [`if=${join(mountpoint, `.dm/${disk.diskseq()}/${basename(disk.path)}`)}`, 'of=/dev/null', 'count=1'])
+  t.equal(await Promise.race([opener, sleep(1000, 'waits')]), 'waits')
+  await holder.end()
+  t.equal((await opener).code, 0)
+  rmSync(join(covered, 'x'), { recursive: true, force: true })
+})
+
 t.test('twin: where nothing keeps them, nothing is there', async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)

@@ -23,14 +23,12 @@ import {
   sleep,
   startManaged,
   startTree,
+  TOLD_MS,
   type Twin,
   until,
   watchNode,
   zramDisk,
 } from './helpers/tree.js'
-
-/** By then a watcher has been told; there is no event that says that none will come. */
-const TOLD_MS = 500
 
 const directoryOf = (mountpoint: string, disk: { diskseq(): string }) => join(mountpoint, DM_NAME, disk.diskseq())
 const pathOf = (mountpoint: string, disk: { path: string; diskseq(): string }, part = '') =>
@@ -176,14 +174,20 @@ t.test('directories of disks that are gone are not kept', async (t) => {
   t.pass('the root alone is watched')
 })
 
-/** A program of that name that looks at a path, says so, and ends when its stdin does. */
-async function looker(t: Test, name: string, path: string): Promise<ChildProcess> {
+/** Where there may be a program of that name; gone when the test ends. */
+function programPath(t: Test, name: string): string {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-looker-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
-  const program = join(directory, name)
+  chmodSync(directory, 0o755)
+  return join(directory, name)
+}
+
+/** A program of that name that looks at a path, says so, and ends when its stdin does. */
+async function looker(t: Test, name: string, path: string, user: { uid?: number; gid?: number } = {}): Promise<ChildProcess> {
+  const program = programPath(t, name)
   writeFileSync(program, '#!/bin/sh\n[ -b "$1" ] && echo seen\nread -r _\n')
   chmodSync(program, 0o755)
-  const child = spawn(program, [path], { stdio: ['pipe', 'pipe', 'inherit'] })
+  const child = spawn(program, [path], { ...user, stdio: ['pipe', 'pipe', 'inherit'] })
   cleanup(t, () => void child.kill())
   await once(child.stdout!, 'data')
   return child
@@ -219,10 +223,9 @@ t.test('what a program has looked at that goes on by name is kept until it ends'
 t.test('so is what one has resolved with realpath(3), which follows no symlink', async (t) => {
   const disk = loopDisk(t)
   const { mountpoint, pid } = await startTree(t)
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-looker-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
-  copyFileSync(realpathSync('/usr/bin/perl'), join(directory, 'btrfs'))
-  const child = spawn(join(directory, 'btrfs'), ['-e', 'readlink($ARGV[0]); $| = 1; print "seen\n"; <STDIN>', pathOf(mountpoint, disk)], {
+  const program = programPath(t, 'btrfs')
+  copyFileSync(realpathSync('/usr/bin/perl'), program)
+  const child = spawn(program, ['-e', 'readlink($ARGV[0]); $| = 1; print "seen\n"; <STDIN>', pathOf(mountpoint, disk)], {
     stdio: ['pipe', 'pipe', 'inherit'],
   })
   cleanup(t, () => void child.kill())
@@ -257,15 +260,8 @@ t.test('a number that somebody goes on with is no other disk\'s meanwhile', asyn
 t.test('nobody keeps what he may not open, whatever he calls himself', async (t) => {
   const disk = loopDisk(t)
   const { mountpoint, pid } = await startTree(t)
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-looker-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
-  chmodSync(directory, 0o755)
-  writeFileSync(join(directory, 'mount'), '#!/bin/sh\n[ -b "$1" ] && echo seen\nsleep 1\n')
-  chmodSync(join(directory, 'mount'), 0o755)
-  const child = spawn(join(directory, 'mount'), [pathOf(mountpoint, disk)], { uid: 65534, gid: 65534, stdio: ['ignore', 'pipe', 'inherit'] })
-  await once(child.stdout!, 'data')
+  await looker(t, 'mount', pathOf(mountpoint, disk), { uid: 65534, gid: 65534 })
   t.strictSame(openDevices(pid), [])
-  await once(child, 'close')
 })
 
 t.test('the library in between has the second path as well', async (t) => {

@@ -14,14 +14,12 @@ import {
   type Seen,
   sleep,
   startTree,
+  TOLD_MS,
   type Twin,
   until,
   watchNode,
   zramDisk,
 } from './helpers/tree.js'
-
-/** By then the watcher has been told; there is no event that says that none will come. */
-const TOLD_MS = 500
 
 async function setup(t: Test, twin?: Twin) {
   const disk = loopDisk(t)

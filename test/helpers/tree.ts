@@ -94,6 +94,7 @@ type Mechanism =
   | 'unwatched'
   | 'done-when-seen'
   | 'no-links-beneath'
+  | 'waits-for-links'
   | 'readable-root'
   | 'scan-in-lookup'
   | 'callers-by-forget'
@@ -530,6 +531,9 @@ export interface Seen {
   readonly close_write: number
   readonly close_nowrite: number
 }
+
+/** By then whoever watches has been told, ms; there is no event that says that none will come. */
+export const TOLD_MS = 500
 
 /** Watches a node with inotify: returns what was seen since the call before. */
 export async function watchNode(t: Test, path: string): Promise<() => Promise<Seen>> {

@@ -625,6 +625,12 @@ const twins = {
   'done-when-seen': { patch: () => void (Intents.prototype.goesOn = () => false) },
   /** Of devices that come and go, links beneath the tree are told nothing. */
   'no-links-beneath': { patch: () => void (Beneath.prototype.add = Beneath.prototype.remove = () => {}) },
+  /** A LOOKUP waits for links beneath the tree for as long as it takes. */
+  'waits-for-links': {
+    patch() {
+      Daemon.prototype.whenReady = Daemon.prototype.whenPrepared
+    },
+  },
   /** No uevent ever arrives. */
   'deaf': { native: { ...native, ueventReceive: () => EAGAIN } },
 }
