@@ -51,7 +51,7 @@ build: $(ADDON) $(LINK) $(GUARD) dist/cli.js
 $(GUARD): native/guard.c native/guard-store.c native/guard-store.h native/state.h
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.c,$^)
 
-# Static, where there is a static libc: udev starts it twice for each event of such a device, and
+# Static, where there is a static libc: udev starts it for each event of such a device, and
 # most of what that takes is the dynamic linker's.
 $(LINK): $(LINK).c
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -static-pie -fPIE -o $@ $< 2>/dev/null || \
