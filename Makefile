@@ -213,7 +213,7 @@ uninstall:
 		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" "$(DESTDIR)$(SLEEPDIR)/diskseqfs" \
 		$(patsubst udev/%,"$(DESTDIR)$(UDEVDIR)/rules.d/%",$(wildcard udev/*.rules))
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
-	@[ -n "$(DESTDIR)" ] || [ ! -d /run/udev ] || udevadm control --reload
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/udev ] || { udevadm control --reload; udevadm trigger --subsystem-match=block; }
 
 # Rules-Requires-Root: no, so that dpkg-buildpackage's fakeroot is not needed.
 deb: build
