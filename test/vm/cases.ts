@@ -48,7 +48,7 @@ export const cases: readonly Case[] = [
   absence,
   suspend,
   many,
-  kills,
+  ...kills,
   boot,
   removal,
 ]

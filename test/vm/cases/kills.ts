@@ -147,12 +147,10 @@ async function upgrades(t: Test, vm: Vm): Promise<void> {
   await vm.run(`kill $(cat /run/holder); for d in $(cat /run/disks); do losetup -d $d; done; rm -rf /run/held /run/upgrade* /run/disk*; udevadm settle --timeout=300`, 300_000)
 }
 
-export const kills: Case = {
-  name: 'killed and upgraded again and again',
-  // Each once: restart.ts; again and again: test/handover.test.ts.
-  shortOn: 'none',
-  async run(t, vm) {
-    for (const way of ways) await again(t, vm, way)
-    await upgrades(t, vm)
-  },
-}
+// Each once: restart.ts; again and again: test/handover.test.ts.
+const shortOn = 'none'
+
+export const kills: readonly Case[] = [
+  ...ways.map((way) => ({ name: `killed again and again: ${way.what}`, shortOn, run: (t: Test, vm: Vm) => again(t, vm, way) }) as const),
+  { name: 'upgraded again and again', shortOn, run: upgrades },
+]
