@@ -47,13 +47,44 @@ std::string ReadUevent(const std::string& path) {
 
 bool Exhausted(int error) { return error == EMFILE || error == ENFILE || error == ENOMEM; }
 
+// Opens a device by a node that only this process has (makeNodes in mount.cc), and that goes at once. -1 and errno,
+// ENOENT where none can be made.
+int OpenByOwnNode(int nodes, dev_t number, int flags) {
+  std::string name = std::to_string(major(number)) + ":" + std::to_string(minor(number));
+  while (mknodat(nodes, name.c_str(), S_IFBLK | S_IRUSR | S_IWUSR, number) == 0 || errno == EEXIST) {
+    int fd = OpenBeneath(nodes, name.c_str(), flags);
+    int error = errno;
+    unlinkat(nodes, name.c_str(), 0);
+    errno = error;
+    // Another thread had made it, and has taken it away again.
+    if (fd < 0 && error == ENOENT) continue;
+    return fd;
+  }
+  errno = ENOENT;
+  return -1;
+}
+
+// By its node in /dev; or, where there is a place for them, by one of our own, so that fuser(1) and lsof(8), who
+// compare nodes, do not take this process for somebody who uses that one. That there is one in /dev is asked all the
+// same: for a number that no device has, open(2) would have a module make one.
+int OpenNode(int dir, const std::string& name, int flags, int nodes) {
+  if (nodes >= 0) {
+    UniqueFd node(OpenBeneath(dir, name.c_str(), O_PATH | O_CLOEXEC));
+    struct stat st;
+    if (node.Get() < 0 || fstat(node.Get(), &st) < 0) return -1;
+    int fd = S_ISBLK(st.st_mode) ? OpenByOwnNode(nodes, st.st_rdev, flags) : -1;
+    if (fd >= 0 || (S_ISBLK(st.st_mode) && errno != ENOENT)) return fd;
+  }
+  return OpenBeneath(dir, name.c_str(), flags);
+}
+
 // The order is the point. An open descriptor keeps the number from being
 // given away; for loop devices only once the device is also seen bound, since
 // until then a LOOP_CLR_FD under way may tear it down beneath us, and a
 // LOOP_CONFIGURE changes its diskseq. What is read after that, stays.
-DeviceFacts Identify(int dir, const std::string& name, int flags, bool loop) {
+DeviceFacts Identify(int dir, const std::string& name, int flags, bool loop, int nodes) {
   DeviceFacts facts;
-  facts.fd = UniqueFd(OpenBeneath(dir, name.c_str(), flags | O_NONBLOCK | O_CLOEXEC | O_NOCTTY));
+  facts.fd = UniqueFd(OpenNode(dir, name, flags | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, nodes));
   auto failed = [&](int error) {
     facts.error = error;
     facts.fd.Reset();
@@ -75,15 +106,16 @@ DeviceFacts Identify(int dir, const std::string& name, int flags, bool loop) {
   return facts;
 }
 
-// openDevice(dirfd, name, flags, loop, callback(error, fd, major, minor,
+// openDevice(dirfd, name, flags, loop, nodes, callback(error, fd, major, minor,
 // diskseq, uevent)): on a pool thread; error is an errno or 0.
 Napi::Value OpenDevice(const Napi::CallbackInfo& info) {
   int dir = IntArg(info, 0);
   std::string name = StringArg(info, 1);
   int flags = IntArg(info, 2);
   bool loop = info[3].As<Napi::Boolean>().Value();
-  Tasks(info.Env()).Submit(info[4].As<Napi::Function>(), [=]() -> Outcome {
-    auto facts = std::make_shared<DeviceFacts>(Identify(dir, name, flags, loop));
+  int nodes = IntArg(info, 4);
+  Tasks(info.Env()).Submit(info[5].As<Napi::Function>(), [=]() -> Outcome {
+    auto facts = std::make_shared<DeviceFacts>(Identify(dir, name, flags, loop, nodes));
     return [facts](Napi::Env env) -> std::vector<napi_value> {
       return {Napi::Number::New(env, facts->error),
               Napi::Number::New(env, facts->fd.Release()),

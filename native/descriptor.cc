@@ -133,14 +133,17 @@ static Napi::Value StatNode(const Napi::CallbackInfo& info) {
   return StatResult(info.Env(), rc, st, info[2].As<Napi::Float64Array>());
 }
 
+// An O_PATH descriptor takes none of the calls that change or read more than struct stat; its /proc link takes them all.
+static std::string ProcLink(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
+
 static Napi::Value Fchmod(const Napi::CallbackInfo& info) {
-  return Result(info.Env(), fchmod(IntArg(info, 0), info[1].As<Napi::Number>().Uint32Value()));
+  return Result(info.Env(), chmod(ProcLink(IntArg(info, 0)).c_str(), info[1].As<Napi::Number>().Uint32Value()));
 }
 
 // fchown(fd, uid, gid): 0xffffffff leaves one alone.
 static Napi::Value Fchown(const Napi::CallbackInfo& info) {
-  return Result(info.Env(), fchown(IntArg(info, 0), info[1].As<Napi::Number>().Uint32Value(),
-                                   info[2].As<Napi::Number>().Uint32Value()));
+  return Result(info.Env(), chown(ProcLink(IntArg(info, 0)).c_str(), info[1].As<Napi::Number>().Uint32Value(),
+                                  info[2].As<Napi::Number>().Uint32Value()));
 }
 
 // futimens(fd, atime s, ns, mtime s, ns): ns may be UTIME_NOW or UTIME_OMIT.
@@ -151,11 +154,8 @@ static Napi::Value Futimens(const Napi::CallbackInfo& info) {
   times[0].tv_nsec = number(2);
   times[1].tv_sec = number(3);
   times[1].tv_nsec = number(4);
-  return Result(info.Env(), futimens(IntArg(info, 0), times));
+  return Result(info.Env(), utimensat(AT_FDCWD, ProcLink(IntArg(info, 0)).c_str(), times, 0));
 }
-
-// An O_PATH descriptor takes no f*xattr calls; its /proc link takes them all.
-static std::string ProcLink(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
 
 // getxattr(fd, name, buffer): size; an empty buffer asks for the size alone.
 static Napi::Value GetXattr(const Napi::CallbackInfo& info) {

@@ -1,4 +1,4 @@
-// mount(2), umount2(2), open_tree(2), and fspick(2) with fsconfig(2).
+// mount(2), umount2(2), open_tree(2), fsopen(2) with fsmount(2), and fspick(2) with fsconfig(2).
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mount.h>
@@ -19,6 +19,9 @@ constexpr unsigned kFspickCloexec = 0x00000001;
 constexpr unsigned kFspickNoAutomount = 0x00000004;
 constexpr unsigned kFsconfigCmdReconfigure = 7;
 constexpr unsigned kOpenTreeClone = 1;
+constexpr unsigned kFsopenCloexec = 1;
+constexpr unsigned kFsmountCloexec = 1;
+constexpr unsigned kFsconfigCmdCreate = 6;
 
 // mount(source, target, type, flags, data): 0 or -errno.
 Napi::Value Mount(const Napi::CallbackInfo& info) {
@@ -82,6 +85,13 @@ Napi::Value CloneMount(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// makeNodes(): a directory in which device nodes can be made and opened, in a mount that is nowhere; or -errno.
+Napi::Value MakeNodes(const Napi::CallbackInfo& info) {
+  UniqueFd made(static_cast<int>(syscall(SYS_fsopen, "tmpfs", kFsopenCloexec)));
+  if (made.Get() < 0 || syscall(SYS_fsconfig, made.Get(), kFsconfigCmdCreate, nullptr, nullptr, 0) < 0) return Result(info.Env(), -1);
+  return Result(info.Env(), static_cast<int>(syscall(SYS_fsmount, made.Get(), kFsmountCloexec, 0)));
+}
+
 // prune(fd, callback(error)): drops the dentries of that filesystem which
 // nobody uses (reconfigure_super -> shrink_dcache_sb). On a pool thread: it
 // takes s_umount for writing, which ustat(2) holds while it waits for our
@@ -104,6 +114,7 @@ void InitMount(Napi::Env env, Napi::Object exports) {
   exports.Set("look", Napi::Function::New<Look>(env));
   exports.Set("pickMount", Napi::Function::New<PickMount>(env));
   exports.Set("cloneMount", Napi::Function::New<CloneMount>(env));
+  exports.Set("makeNodes", Napi::Function::New<MakeNodes>(env));
   exports.Set("prune", Napi::Function::New<Prune>(env));
 }
 

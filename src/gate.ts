@@ -307,8 +307,8 @@ export class Gate {
 
   /** What the node's attributes are; undefined where the device is gone. */
   private statOf(node: Node, device: Device): NodeStat | undefined {
-    const pin = this.currentPin(node)
-    return pin === undefined ? this.parts.devnodes.statOf(device) : this.parts.devnodes.stat(pin.fd)
+    this.currentPin(node)
+    return this.parts.devnodes.statOf(device)
   }
 
   private lookupToOpen(
@@ -336,8 +336,11 @@ export class Gate {
       return this.lookupNotPinned(request, call, may, node, device, stat)
     }
     this.thisTurn(opening, (end) => {
-      if (end === undefined || !('pin' in end)) return this.lookupNotPinned(request, call, may, node, device, stat)
-      this.answerPinned(request, call, node, end.pin, this.parts.devnodes.stat(end.pin.fd))
+      const opened = end !== undefined && 'pin' in end ? this.parts.devnodes.statOf(end.pin.device) : undefined
+      if (end === undefined || !('pin' in end) || opened === undefined) {
+        return this.lookupNotPinned(request, call, may, node, device, stat)
+      }
+      this.answerPinned(request, call, node, end.pin, opened)
     })
   }
 
@@ -427,12 +430,12 @@ export class Gate {
     const { caller, kind } = attempt
     const device = registry.find(node.name)
     if (device === undefined) return this.search(attempt, call)
-    const inspects = kind === 'getattr' && this.inspects(caller, call, node, device)
+    const inspects = kind === 'getattr' && this.inspects(caller, call, device)
     // The inode has another number than the name has now, and is never updated.
     if (!NodeTable.is(node, device)) return void this.finish(attempt, { errno: inspects ? E.ENOENT : E.ESTALE })
     if (inspects) return this.inspect(attempt, call, node, device)
     if (kind === 'change') return this.pin(attempt, call, node, device)
-    this.whenAllowed(attempt, call, node, device, (may) => {
+    this.whenAllowed(attempt, call, device, (may) => {
       if (may) return this.pin(attempt, call, node, device)
       if (intents.isOpening(call)) return void this.finish(attempt, { errno: E.EACCES })
       this.inspect(attempt, call, node, device)
@@ -440,12 +443,12 @@ export class Gate {
   }
 
   /** Whether a caller that asks for attributes does not open the device for certain. */
-  private inspects(caller: Caller, call: Call, node: Node, device: Device): boolean {
+  private inspects(caller: Caller, call: Call, device: Device): boolean {
     const { intents, devnodes } = this.parts
     if (call.intent !== 'inspect' || intents.isOpening(call)) return false
     if (caller.uid === 0) return true
     // Where it may not open the device, the kernel stops it.
-    const stat = node.pin === undefined ? devnodes.statOf(device) : devnodes.stat(node.pin.fd)
+    const stat = devnodes.statOf(device)
     return (stat !== undefined && Access.hopeless(caller, stat)) || this.looksOnly(caller, call)
   }
 
@@ -456,10 +459,10 @@ export class Gate {
   }
 
   /** Finds out whether the caller may have the device opened for it. */
-  private whenAllowed(attempt: Attempt, call: Call, node: Node, device: Device, then: (may: boolean) => void): void {
+  private whenAllowed(attempt: Attempt, call: Call, device: Device, then: (may: boolean) => void): void {
     const { caller } = attempt
     if (caller.uid === 0) return then(true)
-    const permissions = this.permissions(node, device)
+    const permissions = this.permissions(device)
     if (permissions === undefined) return this.again(attempt, call, device, 'it is gone')
     this.parts.access.mayOpen(caller, permissions, this.purpose(call), (may) => this.step(attempt, () => then(may)))
   }
@@ -470,14 +473,13 @@ export class Gate {
     return intents.isOpening(call) ? 'open' : 'by number'
   }
 
-  private permissions(node: Node, device: Device): Permissions | undefined {
+  private permissions(device: Device): Permissions | undefined {
     const { devnodes } = this.parts
     const read = (fd: number, { mode, uid, gid }: NodeStat): Permissions => {
       const acl = devnodes.acl(fd)
       return { mode, uid, gid, ...(acl !== undefined && { acl }) }
     }
-    const { pin } = node
-    return pin === undefined ? devnodes.with(device, read) : read(pin.fd, devnodes.stat(pin.fd))
+    return devnodes.with(device, read)
   }
 
   /** Answers without opening anything. */
@@ -503,7 +505,8 @@ export class Gate {
   private finishPinned(attempt: Attempt, call: Call, node: Node, pin: Pin): void {
     const { lifetime, devnodes } = this.parts
     const { caller, kind } = attempt
-    const stat = devnodes.stat(pin.fd)
+    const stat = devnodes.statOf(pin.device)
+    if (stat === undefined) return this.again(attempt, call, pin.device, 'it is gone')
     node.last = { device: pin.device, stat }
     lifetime.answering(node, caller, call)
     const taken = this.finish(attempt, { node, device: pin.device, stat, trusted: false })
@@ -521,7 +524,7 @@ export class Gate {
     this.holdNode(attempt, node)
     // A caller that opens waits for the disk when it asks for the attributes.
     if (node === undefined || call.intent !== 'unknown') return this.lookAgain(attempt)
-    this.whenAllowed(attempt, call, node, device, (may) => {
+    this.whenAllowed(attempt, call, device, (may) => {
       if (!may) return this.walkedTo(attempt, call, node, false)
       // It comes again: what it waited for must not be gone by then.
       const pinned = () => {

@@ -110,8 +110,12 @@ export interface Native {
    * Opens `name` below `dir` (with O_NONBLOCK and O_CLOEXEC), for a loop
    * device checks that it is bound, and reads what identifies it. The order of
    * these steps is part of the guarantee: see `native/blockdev.cc`.
+   *
+   * @param nodes where to make a node to open it by, see {@link makeNodes}; -1: `name` itself is opened
    */
-  openDevice(dir: number, name: string, flags: number, loop: boolean, done: OpenDeviceCallback): void
+  openDevice(dir: number, name: string, flags: number, loop: boolean, nodes: number, done: OpenDeviceCallback): void
+  /** A descriptor of an empty directory on a tmpfs of its own, which no other process sees. */
+  makeNodes(): number
   closeDevice(fd: number, done: () => void): void
   /** BLKGETDISKSEQ. */
   diskseq(fd: number): bigint | number

@@ -27,22 +27,29 @@ export type PinResult =
   /** What was opened is another device, or a loop device without a backing file. */
   | { readonly mismatch: string }
 
-type Calls = Pick<Native, 'openDevice' | 'closeDevice' | 'diskseq' | 'fstat'>
+/** For {@link Native.openDevice}. */
+const NODE_IN_DEV = -1
+
+type Calls = Pick<Native, 'openDevice' | 'makeNodes' | 'closeDevice' | 'diskseq' | 'fstat'>
 
 export class PinOpener {
   /** Descriptors of devices that this daemon has open now. */
   count = 0
+  /** Nobody who asks who uses a device's own node is to be told of pins; where that cannot be had (a container), he is. */
+  private readonly nodes: number
 
   /** @param directory a descriptor of /dev */
   constructor(
     private readonly native: Calls,
     protected readonly directory: number,
     private readonly vault?: Vault,
-  ) {}
+  ) {
+    this.nodes = native.makeNodes()
+  }
 
   /** Opens and verifies, on another thread; `done` may come very late. */
   open(device: Device, done: (result: PinResult) => void): void {
-    this.openVerified(device, constants.O_RDONLY, (result) => {
+    this.openVerified(device, constants.O_RDONLY, this.nodes, (result) => {
       if (!('pin' in result) || this.vault === undefined) return done(result)
       const { fd } = result.pin
       const id = inodeId(device.diskseq, device.partition, device.minor)
@@ -55,19 +62,20 @@ export class PinOpener {
    * udev watches for, to look at a disk anew when a writer is done with it.
    */
   touch(device: Device, done: () => void): void {
-    this.openVerified(device, constants.O_WRONLY, (result) => {
+    this.openVerified(device, constants.O_WRONLY, NODE_IN_DEV, (result) => {
       // A read-only disk, or one that is gone: nobody wrote to it.
       if ('pin' in result) this.close(result.pin)
       done()
     })
   }
 
-  protected openVerified(device: Device, flags: number, done: (result: PinResult) => void): void {
+  protected openVerified(device: Device, flags: number, nodes: number, done: (result: PinResult) => void): void {
     this.native.openDevice(
       this.directory,
       device.devname,
       flags,
       device.loop,
+      nodes,
       (error, fd, major, minor, diskseq, uevent) => {
         if (error !== 0) {
           return done(device.loop && error === E.ENXIO ? { mismatch: 'not bound' } : { errno: error })

@@ -300,7 +300,8 @@ export class Tree implements TreeOperations {
           return true
         }
         if (node.pin === undefined) throw new Error(`node ${node.name} was admitted without a pin`)
-        use(verdict.device, node.pin.fd)
+        const used = this.whole(() => this.parts.devnodes.with(verdict.device, (fd) => (use(verdict.device, fd), 0)))
+        if (used !== 0) reply.error(used ?? E.ENOENT)
         return true
       },
     })
@@ -385,11 +386,19 @@ export class Tree implements TreeOperations {
 
   private readFrom(node: Node, read: (fd: number) => Uint8Array | number): Uint8Array | number | undefined {
     const { registry, sysfs, devnodes } = this.parts
-    if (node.pin !== undefined) return read(node.pin.fd)
-    try {
+    const { pin } = node
+    return this.whole(() => {
+      if (pin !== undefined) return devnodes.with(pin.device, read)
       const device = registry.find(node.name)
       if (device === undefined || !NodeTable.is(node, device) || !sysfs.shows(device)) return undefined
       return devnodes.with(device, read)
+    })
+  }
+
+  /** What is found out; EIO where there are no descriptors or memory left to find it out. */
+  private whole<T>(find: () => T): T | number {
+    try {
+      return find()
     } catch (error) {
       if (!(error instanceof Exhausted)) throw error
       return E.EIO

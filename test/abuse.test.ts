@@ -54,7 +54,7 @@ async function setup(t: Test, twin: Twin) {
   loop.addPartition(1, 64, 64)
   for (const path of [zram.path, loop.path, `${loop.path}p1`]) chmodSync(path, 0o600)
   const tree = await startTree(t, { twin })
-  const seen = [await watchNode(t, zram.path), await watchNode(t, loop.path), await watchNode(t, `${loop.path}p1`)]
+  const seen = [await watchNode(t, zram.path, tree), await watchNode(t, loop.path, tree), await watchNode(t, `${loop.path}p1`, tree)]
   const opens = async () => {
     let count = 0
     for (const since of seen) count += (await since()).open

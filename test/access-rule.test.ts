@@ -54,7 +54,7 @@ const TRY_HARD = `
 async function setup(t: Test, twin?: Twin) {
   const zram = zramDisk(t)
   const tree = await startTree(t, twin ? { twin } : {})
-  const seen = await watchNode(t, zram.path)
+  const seen = await watchNode(t, zram.path, tree)
   return { zram, tree, path: join(tree.mountpoint, zram.diskseq()), seen }
 }
 

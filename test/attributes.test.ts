@@ -90,11 +90,11 @@ t.test('mode, owner and times are one, whichever side is changed', async (t) => 
 })
 
 t.test('only those may change a node who may change the own node', async (t) => {
-  const { disk, pairs } = await setup(t)
+  const { disk, tree, pairs } = await setup(t)
   const shown = pairs[0]!.shown
   const asNobody = (...command: string[]) =>
     run('setpriv', ['--reuid', String(NOBODY), '--regid', String(NOBODY), '--clear-groups', ...command])
-  const seen = await watchNode(t, disk.path)
+  const seen = await watchNode(t, disk.path, tree)
   for (const command of [
     ['chmod', '666', shown],
     ['chown', String(NOBODY), shown],

@@ -156,7 +156,7 @@ async function pinsFor(t: Test, way: string, twin: Twin): Promise<number> {
   cleanup(t, () => chownSync(loop.path, 0, 0))
   chmodSync(loop.path, 0o660)
   const tree = await startTree(t, { twin })
-  const seen = await watchNode(t, loop.path)
+  const seen = await watchNode(t, loop.path, tree)
   const { error } = await blk('way', '--way', way, '--path', join(tree.mountpoint, loop.diskseq()), '--node-gid', String(GROUP))
   t.comment(`errno ${error}`)
   if (twin === 'none') t.equal(error, 0, 'it opens it')
@@ -177,7 +177,7 @@ t.test('who may not open a disk is told so, by a 32-bit call as well', async (t)
   if (!(await blk('int80'))['works']) return void t.comment('no 32-bit calls here')
   const loop = loopDisk(t)
   const tree = await startTree(t)
-  const seen = await watchNode(t, loop.path)
+  const seen = await watchNode(t, loop.path, tree)
   const path = join(tree.mountpoint, loop.diskseq())
   for (let i = 0; i < 2; i++) {
     const { error } = await blk('way', '--way', 'int80', '--path', path, '--uid', String(NOBODY))
@@ -190,7 +190,7 @@ t.test('who may not open a disk is told so, by a 32-bit call as well', async (t)
 async function opensOfDrive(t: Test, twin: Twin): Promise<number> {
   const loop = loopDisk(t)
   const tree = await startTree(t, { twin: `${twin}+slow` as Twin })
-  const seen = await watchNode(t, loop.path)
+  const seen = await watchNode(t, loop.path, tree)
   closeSync(openSync(join(tree.mountpoint, loop.diskseq()), 'r'))
   // (The caller's own is by the tree's node, which is another one.)
   return (await seen()).open
@@ -223,7 +223,7 @@ const INSPECTING = {
 async function opensOf(t: Test, program: BlkKind, twin: Twin): Promise<Record<string, number>> {
   const loop = loopDisk(t)
   const tree = await startTree(t, { twin })
-  const seen = await watchNode(t, loop.path)
+  const seen = await watchNode(t, loop.path, tree)
   const opens: Record<string, number> = {}
   for (const [call, errors] of Object.entries(INSPECTING)) {
     await seen()

@@ -90,7 +90,7 @@ async function disks(t: Test) {
 t.test('inspecting a node never opens its device', async (t) => {
   const { names, devices } = await disks(t)
   const tree = await startTree(t)
-  const watches = await Promise.all(devices.map((path) => watchNode(t, path)))
+  const watches = await Promise.all(devices.map((path) => watchNode(t, path, tree)))
   await inspect(t, tree.mountpoint, names)
   for (const [i, seen] of watches.entries()) {
     t.strictSame(await seen(), { open: 0, close_write: 0, close_nowrite: 0 }, `${devices[i]} was never opened`)
@@ -101,7 +101,7 @@ t.test('inspecting a node never opens its device', async (t) => {
 t.test('twin: without a look at what the caller does, inspecting opens devices', async (t) => {
   const { names, devices } = await disks(t)
   const tree = await startTree(t, { twin: 'no-inspect' })
-  const watches = await Promise.all(devices.map((path) => watchNode(t, path)))
+  const watches = await Promise.all(devices.map((path) => watchNode(t, path, tree)))
   for (const name of names) look(join(tree.mountpoint, name))
   for (const [i, seen] of watches.entries()) t.ok((await seen()).open > 0, `${devices[i]} was opened`)
 })
@@ -109,7 +109,7 @@ t.test('twin: without a look at what the caller does, inspecting opens devices',
 async function lookedAtWhileRunning(t: Test, twin: Twin): Promise<number> {
   const loop = loopDisk(t)
   const tree = await startTree(t, { twin })
-  const seen = await watchNode(t, loop.path)
+  const seen = await watchNode(t, loop.path, tree)
   look(join(tree.mountpoint, loop.diskseq()))
   return (await seen()).open
 }

@@ -106,7 +106,7 @@ onEachTransport('any other name is ENOENT, and opens nothing', async (t, args) =
   const loop = loopDisk(t)
   loop.addPartition(2, 64, 64)
   const tree = await startTree(t, { args })
-  const seen = [await watchNode(t, zram.path), await watchNode(t, loop.path), await watchNode(t, `${loop.path}p2`)]
+  const seen = [await watchNode(t, zram.path, tree), await watchNode(t, loop.path, tree), await watchNode(t, `${loop.path}p2`, tree)]
   const z = zram.diskseq()
   const n = loop.diskseq()
   const wrapped = (seq: string, bits: bigint) => String(BigInt(seq) + (1n << bits))

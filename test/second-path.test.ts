@@ -238,6 +238,34 @@ t.test('so is what one has resolved with realpath(3), which follows no symlink',
   await until(() => openDevices(pid).length === 0)
 })
 
+/** Whether a process has a device open by that node: what fuser(1) and lsof(8) ask, and `fuser -k` then ends. */
+function uses(pid: number, node: string): boolean {
+  const { dev, ino } = statSync(node)
+  return readdirSync(`/proc/${pid}/fd`).some((fd) => {
+    const found = statSync(`/proc/${pid}/fd/${fd}`, { throwIfNoEntry: false })
+    return found?.dev === dev && found.ino === ino
+  })
+}
+
+/** While a device is held for somebody. */
+async function isUser(t: Test, twin?: Twin): Promise<boolean> {
+  const disk = loopDisk(t)
+  const { mountpoint, pid } = await startTree(t, twin ? { twin } : {})
+  const program = await looker(t, 'mount', pathOf(mountpoint, disk))
+  t.ok(openDevices(pid).includes(disk.path), 'the daemon holds it')
+  const found = uses(pid, disk.path)
+  program.kill()
+  return found
+}
+
+t.test("who holds a device for others is no user of its node in /dev", async (t) => {
+  t.notOk(await isUser(t))
+})
+
+t.test('twin: where it is opened by that node, `fuser -k` would end the daemon', async (t) => {
+  t.ok(await isUser(t, 'nodes-in-dev'))
+})
+
 t.test('but not by its first path, which no name is looked up for', async (t) => {
   t.strictSame(await looked(t, 'mount', undefined, (mountpoint, disk) => join(mountpoint, disk.diskseq())), { held: false, after: false })
 })

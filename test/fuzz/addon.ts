@@ -35,7 +35,8 @@ const standing = [
   openSync('/dev/zero', 'r+'), openSync('/proc/self/status', 'r'), native.openDirectory('/dev'), native.openNode(native.openDirectory('/dev'), 'null'),
   native.selfSocket(), native.selfSocket(), native.sharedMemory(8192), native.ueventOpen(4096),
 ]
-/** A directory for links. */
+/** A directory for nodes, and one for links. */
+const nodes = native.makeNodes()
 const own = openSync(mkdtempSync(join(directory, 'links-')), 'r')
 const opened: number[] = []
 const fd = () => (opened.length > 0 && c.oneIn(3) ? c.pick(opened) : c.pick(standing))
@@ -153,7 +154,8 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   listxattr: () => native.listxattr(fd(), bytes()),
   setxattr: () => native.setxattr(c.pick([-1, standing[4]]) as number, text(), bytes(), number()),
   removexattr: () => native.removexattr(c.pick([-1, standing[4]]) as number, text()),
-  openDevice: () => native.openDevice(fd(), c.pick([text(), 'null', 'zero']), constants.O_RDONLY, c.oneIn(2), fdLater(1)),
+  openDevice: () => native.openDevice(fd(), c.pick([text(), 'null', 'zero']), constants.O_RDONLY, c.oneIn(2), c.pick([-1, 99999, nodes]), fdLater(1)),
+  makeNodes: () => native.close(native.makeNodes()),
   closeDevice: () => native.closeDevice(opened.pop() ?? -1, later()),
   readSoon: () => native.readSoon(fd(), bytes(), c.pick([0, 1, 100]), c.oneIn(2)),
   diskseq: () => native.diskseq(fd()),

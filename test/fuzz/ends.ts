@@ -18,7 +18,7 @@ function begin(): void {
   const poll = new native.Poll(native.ueventOpen(4096), () => {})
   for (let i = 0; i < 20; i++) {
     native.scanBlock('/sys/class/block', () => void begin())
-    native.openDevice(dev, 'null', 0, false, () => {})
+    native.openDevice(dev, 'null', 0, false, -1, () => {})
     native.inotifyWatch('/', 0x20, () => {})
     native.closeDevice(-1, () => {})
     native.lookAtThreads([process.pid, true, 1, true], () => {})

@@ -722,7 +722,8 @@ export class World {
         return 0
       },
       removexattr: (fd, name) => (this.device(fd)?.xattrs.delete(name) ? 0 : -E.ENODATA),
-      openDevice: (_, name, __, ___, done) => {
+      makeNodes: () => -E.EPERM,
+      openDevice: (_, name, __, ___, ____, done) => {
         const finish = () => {
           const device = byName(name)
           const errno = device === undefined ? E.ENXIO : device.errno

@@ -3,18 +3,20 @@ import { type ChildProcess, execFile, execFileSync, spawn, spawnSync } from 'nod
 import {
   chmodSync,
   closeSync,
+  existsSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   readlinkSync,
   rmdirSync,
   rmSync,
+  statfsSync,
   statSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 
@@ -92,6 +94,7 @@ type Mechanism =
   | 'on-loop-looks'
   | 'no-crowd'
   | 'unwatched'
+  | 'nodes-in-dev'
   | 'done-when-seen'
   | 'no-links-beneath'
   | 'waits-for-links'
@@ -535,9 +538,9 @@ export interface Seen {
 /** By then whoever watches has been told, ms; there is no event that says that none will come. */
 export const TOLD_MS = 500
 
-/** Watches a node with inotify: returns what was seen since the call before. */
-export async function watchNode(t: Test, path: string): Promise<() => Promise<Seen>> {
-  const watch = await startBlk(t, 'watch', '--path', path)
+/** Watches a node with inotify, and opens of the device by a tree's daemon: returns what was seen since the call before. */
+export async function watchNode(t: Test, path: string, tree?: { readonly pid: number }): Promise<() => Promise<Seen>> {
+  const watch = await startBlk(t, 'watch', '--path', path, ...(tree === undefined ? [] : ownNode(tree.pid, statSync(path).rdev)))
   let before: Seen = { open: 0, close_write: 0, close_nowrite: 0 }
   return async () => {
     const now = JSON.parse(await watch.ask()) as Seen
@@ -598,11 +601,29 @@ function openDevice(pid: number, fd: string): string | undefined {
     if (!statSync(`/proc/${pid}/fd/${fd}`).isBlockDevice()) return undefined
     // An O_PATH descriptor of a node is none of the device.
     const flags = /^flags:\s*(\d+)$/m.exec(readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
-    return (Number.parseInt(flags, 8) & O_PATH) === 0 ? readlinkSync(`/proc/${pid}/fd/${fd}`) : undefined
+    return (Number.parseInt(flags, 8) & O_PATH) === 0 ? pathOf(statSync(`/proc/${pid}/fd/${fd}`).rdev) : undefined
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error // closed meanwhile
     return undefined
   }
+}
+
+/** gnu_dev_makedev */
+const numberOf = (rdev: number) => `${(rdev >> 8) & 0xfff}:${(rdev & 0xff) | ((rdev >>> 12) & 0xfff00)}`
+
+function pathOf(rdev: number): string {
+  const sysfs = `/sys/dev/block/${numberOf(rdev)}`
+  return existsSync(sysfs) ? `/dev/${basename(readlinkSync(sysfs))}` : `${numberOf(rdev)}, which is gone`
+}
+
+const TMPFS_MAGIC = 0x01021994
+
+/** Where a daemon makes nodes to open devices by (makeNodes in `src/native.ts`), and what it calls that of a device. */
+function ownNode(pid: number, rdev: number): string[] {
+  const links = descriptors(pid).map((fd) => `/proc/${pid}/fd/${fd}`)
+  const isNodes = (link: string) => readlinkSync(link) === '/' && statfsSync(link).type === TMPFS_MAGIC
+  const nodes = links.find((link) => existsSync(link) && isNodes(link))
+  return nodes === undefined ? [] : ['--directory', nodes, '--name', numberOf(rdev)]
 }
 
 /** asm-generic/fcntl.h; the same on all 64-bit architectures this builds for */

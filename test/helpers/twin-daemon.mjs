@@ -44,8 +44,8 @@ class OtherPins extends PinOpener {
     super(calls, directory)
     this.hold = hold
   }
-  openVerified(device, flags, done) {
-    super.openVerified(device, flags, (result) => {
+  openVerified(device, flags, nodes, done) {
+    super.openVerified(device, flags, nodes, (result) => {
       if (!('pin' in result)) return done(result)
       this.hold(device, (fd) => {
         this.close(result.pin)
@@ -247,19 +247,21 @@ const twins = {
     opener: (calls, directory) =>
       new OtherPins(calls, directory, (device, done) => done(calls.openNode(directory, device.devname))),
   },
+  /** Disks are opened by their nodes in /dev. */
+  'nodes-in-dev': { native: { ...native, makeNodes: () => -EPERM } },
   /** For a partition, its disk is held instead. */
   'whole-disk-pins': {
     opener: (calls, directory) =>
       new OtherPins(calls, directory, (device, done) => {
         const disk = device.devname.replace(/p\d+$/, '')
-        calls.openDevice(directory, disk, 0, false, (error, fd) => done(error === 0 ? fd : -error))
+        calls.openDevice(directory, disk, 0, false, -1, (error, fd) => done(error === 0 ? fd : -error))
       }),
   },
   /** A loop device is believed to be bound without a look at it. */
   'no-loop-check': {
     native: {
       ...native,
-      openDevice: (directory, name, flags, _, done) => native.openDevice(directory, name, flags, false, done),
+      openDevice: (directory, name, flags, _, nodes, done) => native.openDevice(directory, name, flags, false, nodes, done),
     },
   },
   /** A drive is not asked whether its medium is another one. (And pins last, so that one is found.) */
@@ -491,8 +493,8 @@ const twins = {
   'exhaustion-unnoticed': {
     native: {
       ...native,
-      openDevice: (directory, name, flags, loop, done) =>
-        native.openDevice(directory, name, flags, loop, (error, ...found) => done(error === EMFILE ? ENXIO : error, ...found)),
+      openDevice: (directory, name, flags, loop, nodes, done) =>
+        native.openDevice(directory, name, flags, loop, nodes, (error, ...found) => done(error === EMFILE ? ENXIO : error, ...found)),
     },
   },
   /** A node that is answered of twice within a moment is opened again and again. */

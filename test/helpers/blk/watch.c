@@ -1,4 +1,5 @@
-/* Who opened a node and closed it again, as seen by those who watch it. */
+/* Who opened a node and closed it again, as seen by those who watch it; and who opened another node
+ * of the device, by that name in a directory. */
 #include "blk.h"
 
 #include <poll.h>
@@ -7,6 +8,8 @@
 struct seen {
 	uint64_t open, close_write, close_nowrite;
 };
+
+static const char *name = "";
 
 /* The kernel queues an event before the call that caused it returns. */
 static void take(int fd, struct seen *s)
@@ -20,10 +23,12 @@ static void take(int fd, struct seen *s)
 
 			if (e->mask & IN_Q_OVERFLOW)
 				die("watch: events were lost");
+			at += (ssize_t)(sizeof *e + e->len);
+			if (e->len && strcmp(e->name, name) != 0)
+				continue;
 			s->open += !!(e->mask & IN_OPEN);
 			s->close_write += !!(e->mask & IN_CLOSE_WRITE);
 			s->close_nowrite += !!(e->mask & IN_CLOSE_NOWRITE);
-			at += (ssize_t)(sizeof *e + e->len);
 		}
 	}
 }
@@ -38,12 +43,14 @@ static void print(const struct seen *s)
 /* Says what it saw so far whenever a line comes in, and at its end. */
 int cmd_watch(int argc, char **argv)
 {
-	const char *path = NULL;
+	const char *path = NULL, *directory = NULL;
 	int uid = 0;
 	struct seen s = { 0 };
 
 	parse_opts(argc, argv, (const struct opt[]){
 		{ "path", OPT_STR, &path, true },
+		{ "directory", OPT_STR, &directory, false },
+		{ "name", OPT_STR, &name, false },
 		{ "uid", OPT_INT, &uid, false },
 		{ 0 },
 	});
@@ -51,6 +58,8 @@ int cmd_watch(int argc, char **argv)
 	int fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
 	if (fd < 0 || inotify_add_watch(fd, path, IN_OPEN | IN_CLOSE) < 0)
 		die("watch %s: %s", path, strerror(errno));
+	if (directory && inotify_add_watch(fd, directory, IN_OPEN) < 0)
+		die("watch %s: %s", directory, strerror(errno));
 	printf("ready\n");
 	fflush(stdout);
 	while (!stop_signal) {

@@ -59,6 +59,16 @@ async function options(t: Test, vm: Vm): Promise<void> {
   await vm.run(`before=$(${DAEMON}); mv /run/options /etc/default/diskseqfs; systemctl restart diskseqfs; ${served} >/dev/null`)
 }
 
+/** Whoever has a device open is to end, while others open it by its name. */
+const KILL_USERS = `
+  daemon=$(${DAEMON}) guard=$(systemctl show -P MainPID diskseqfs)
+  dmsetup create killed --table '0 2048 zero'
+  (for ((i = 0; i < 100; i++)); do : </dev/mapper/killed; done) & openers=$!
+  while kill -0 $openers 2>/dev/null; do fuser -sk /dev/$(basename $(readlink -f /dev/mapper/killed)) || true; done
+  dmsetup remove --retry killed
+  [ "$(${DAEMON})" = $daemon ] && echo same daemon
+  [ "$(systemctl show -P MainPID diskseqfs)" = $guard ] && echo same guard`
+
 export const service: Case = {
   name: 'service: stop, start, links switched off',
   async run(t, vm) {
@@ -71,6 +81,7 @@ export const service: Case = {
     note(t, exposure.replace(/^\S+\s|\S+\s*$/g, '').trim())
 
     await options(t, vm)
+    t.equal(await vm.run(KILL_USERS), 'same daemon\nsame guard\n', 'fuser -k of a device ends nobody who holds it for others')
 
     // What is open through the tree, mounted or swapped on, stays so.
     const mine = await vm.run(MINE)
