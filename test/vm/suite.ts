@@ -38,7 +38,7 @@ export function note(t: Test, text: string): void {
 }
 
 export async function runSuite(release: Release): Promise<void> {
-  t.setTimeout(TIMEOUT_MS)
+  t.setTimeout(SHORT ? TIMEOUT_MS : 6 * TIMEOUT_MS)
   const filter = process.env['CASES']?.split(',')
   const here = ({ shortOn }: Case) => !SHORT || shortOn === undefined || shortOn === release
   const wanted = cases.filter((item) => filter?.some((part) => item.name.includes(part)) ?? here(item))
