@@ -1,17 +1,19 @@
-// diskseqfs-link: points the names of device-mapper devices into the tree.
+// diskseqfs-link: points the names of devices into the tree: of device-mapper devices /dev/mapper/NAME and LVM's
+// /dev/VG/LV, and all links of a device for which that is asked (DISKSEQFS_LINK=all).
 //
 // udev can make a symlink to a device's own node only, and would make it anew at
 // each event (systemd 252) or at some (257).  So the rules take these names away
-// from udev, and run this program to make /dev/mapper/NAME (and LVM's /dev/VG/LV)
-// lead to /dev/disk/by-diskseq/.dm/N/dm-K.  It is a program of its own, in C, because udev
-// runs it for each event of such a device.
+// from udev, and run this program to make them lead to /dev/disk/by-diskseq/.dm/N/K.
+// It is a program of its own, in C, because udev runs it for each event of such a device.
 //
 //   claim LINK...   of the links udev is about to make, say which are ours, and
-//                   which are not; make ours; take those away, or give those back
-//                   to udev, that are ours no longer.
+//                   which are not; make those of ours that no other device can have; take
+//                   those away, or give those back to udev, that are ours no longer.
 //   settle          the same with those that were claimed, after udev has made its own
 //                   links: where those were among them, it has just taken them away.
-//   removed         the device goes: take its links away.
+//                   Of those that several devices may have, each leads to the one of the highest priority.
+//   removed         the device goes: its links go, or lead to whom else they belong to.
+//
 //   alone           the tree is gone: of the links beneath it keep those that ours lead to.
 //   stock           give every link of ours back to udev: the package goes.
 //
@@ -20,6 +22,7 @@
 //
 // Where the tree is not mounted, the same paths lead to the devices' own nodes: the daemon
 // keeps links in the directory beneath.  They go when nothing leads to them any more.
+#define _GNU_SOURCE // renameat2
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -46,24 +49,26 @@
 // Of the instances of this program that run at the same time.
 #define LOCK "/run/diskseqfs.lock"
 #define LOCK_SECONDS 3
+// There if any device has had all its links claimed: then those of others may be the same.
+#define ALL "/run/diskseqfs.all"
 // Of a link that is being made; its process follows.
 #define TEMPORARY ".diskseqfs-link"
 // Of a link below /dev: a device-mapper name has at most 127 bytes, each of
 // which udev may write as four.
 #define PATH_SIZE 1100
+#define KERNEL_SIZE 256
+#define TARGET_SIZE (sizeof DIRECTORIES + 32 + KERNEL_SIZE)
+// Of all links of a device: a line of udev's, UDEV_LINE_SIZE.
+#define LINE_SIZE 16384
 // Lines of 61-diskseqfs.rules for links that are not ours.
 #define OTHERS_MAX 16
-// For a device that sysfs has and the tree does not: a second in all.
-#define WAITS_MAX 100
-#define WAIT_US 10000
-
 #ifndef FUSE_SUPER_MAGIC
 #define FUSE_SUPER_MAGIC 0x65735546 // linux/magic.h, since 5.16
 #endif
 
-// A device-mapper device as sysfs has it now.
+// A device as sysfs has it now.
 struct device {
-  char name[256];             // what dmsetup calls it
+  char name[256];             // what dmsetup calls it; "" for all others
   unsigned long long diskseq; // 0: there is no such device
   dev_t number;
 };
@@ -92,10 +97,14 @@ static bool attribute(const char *kernel, const char *name, char *into, size_t s
   return true;
 }
 
+// A partition has its disk's.
 static unsigned long long diskseq_of(const char *kernel) {
   char text[32];
-  return attribute(kernel, "diskseq", text, sizeof text) ? strtoull(text, NULL, 10) : 0;
+  if (!attribute(kernel, "diskseq", text, sizeof text) && !attribute(kernel, "../diskseq", text, sizeof text)) return 0;
+  return strtoull(text, NULL, 10);
 }
+
+static bool is_dm(const char *kernel) { return strncmp(kernel, "dm-", 3) == 0; }
 
 // All of it belongs to one disk, as the diskseq is the same before and after.
 static struct device look(const char *kernel) {
@@ -104,7 +113,7 @@ static struct device look(const char *kernel) {
     char number[32];
     unsigned major, minor;
     if (device.diskseq == 0) break;
-    if (attribute(kernel, "dm/name", device.name, sizeof device.name) &&
+    if ((!is_dm(kernel) || attribute(kernel, "dm/name", device.name, sizeof device.name)) &&
         attribute(kernel, "dev", number, sizeof number) &&
         sscanf(number, "%u:%u", &major, &minor) == 2) {
       device.number = makedev(major, minor);
@@ -114,29 +123,62 @@ static struct device look(const char *kernel) {
   return (struct device){0};
 }
 
-// "dm-3" of "/dev/dm-3" or "../dm-3"; NULL for anything else.
-static const char *kernel_name(const char *node) {
-  const char *slash = strrchr(node, '/');
-  const char *name = slash ? slash + 1 : node;
-  if (strncmp(name, "dm-", 3) != 0 || name[3] == 0) return NULL;
-  return name[3 + strspn(name + 3, "0123456789")] == 0 ? name : NULL;
+// As sysfs has it: "sda1" of "/dev/sda1" or "../../sda1", "cciss!c0d0" of "/dev/cciss/c0d0"; "" for anything else.
+static void kernel_name(const char *node, char *kernel, size_t size) {
+  if (strncmp(node, "/dev/", 5) == 0) node += 5;
+  else if (strncmp(node, "../", 3) != 0) node = "";
+  while (strncmp(node, "../", 3) == 0) node += 3;
+  if (snprintf(kernel, size, "%s", node) >= (int)size || strcmp(kernel, "..") == 0) *kernel = 0;
+  for (char *slash; (slash = strchr(kernel, '/'));) *slash = '!';
 }
 
 static void path_in_tree(unsigned long long diskseq, const char *kernel, char *path, size_t size) {
   snprintf(path, size, DIRECTORIES "/%llu/%s", diskseq, kernel);
 }
 
-// The diskseq a link leads to; 0 for a link that leads elsewhere or to nothing.
-static unsigned long long linked_diskseq(const char *link) {
+// What a link leads to.
+struct owner {
+  char kernel[KERNEL_SIZE];   // "" where a link of an earlier version does not say
+  unsigned long long diskseq; // 0: nothing
+  bool in_tree;
+};
+
+static struct owner owner_of(const char *link) {
+  struct owner owner = {0};
   char text[PATH_SIZE];
   ssize_t length = readlink(link, text, sizeof text - 1);
-  if (length <= 0) return 0;
+  if (length <= 0) return owner;
   text[length] = 0;
-  if (strncmp(text, DIRECTORIES "/", sizeof DIRECTORIES) == 0) return strtoull(text + sizeof DIRECTORIES, NULL, 10);
-  // Made by an earlier version.
-  if (strncmp(text, TREE "/", sizeof TREE) == 0) return strtoull(text + sizeof TREE, NULL, 10);
-  return 0;
+  if (strncmp(text, TREE "/", sizeof TREE) == 0) {
+    char *name = text + sizeof TREE, *kernel = "";
+    if (strncmp(text, DIRECTORIES "/", sizeof DIRECTORIES) == 0) {
+      name = text + sizeof DIRECTORIES;
+      kernel = strchr(name, '/');
+    }
+    owner.in_tree = true;
+    owner.diskseq = strtoull(name, NULL, 10);
+    if (kernel && *kernel) snprintf(owner.kernel, sizeof owner.kernel, "%s", kernel + 1);
+  } else {
+    kernel_name(text, owner.kernel, sizeof owner.kernel);
+    if (*owner.kernel) owner.diskseq = diskseq_of(owner.kernel);
+  }
+  return owner;
 }
+
+static bool is_there(const struct owner *owner) {
+  return owner->diskseq != 0 && diskseq_of(owner->kernel) == owner->diskseq;
+}
+
+// Whether it leads into the tree, to this device: or to what had its number before, and is gone (another medium, say).
+static bool leads_to(const char *link, unsigned long long diskseq, const char *kernel) {
+  struct owner owner = owner_of(link);
+  if (!owner.in_tree) return false;
+  if (*owner.kernel == 0) return owner.diskseq == diskseq;
+  return strcmp(owner.kernel, kernel) == 0 && (owner.diskseq == diskseq || !is_there(&owner));
+}
+
+// A name below /dev, of a link with an absolute path.
+static const char *below_dev(const char *link) { return link + strlen("/dev/"); }
 
 // Whether the tree is mounted there, also beneath something else: then there is a daemon that keeps the links
 // beneath it.
@@ -153,17 +195,6 @@ static bool has_daemon(void) {
 static bool tree_mounted(void) {
   struct statfs fs;
   return statfs(TREE, &fs) == 0 && fs.f_type == FUSE_SUPER_MAGIC;
-}
-
-// An errno where it does not lead to the device.
-static int ask_tree(const struct device *device, const char *kernel) {
-  char path[128];
-  struct stat node;
-  if (!tree_mounted()) return ENOTCONN;
-  path_in_tree(device->diskseq, kernel, path, sizeof path);
-  // stat, as for a disk that is slow the tree may answer with a link to itself.
-  if (stat(path, &node) < 0) return errno;
-  return S_ISBLK(node.st_mode) && node.st_rdev == device->number ? 0 : ENODEV;
 }
 
 static int lock_file = -1;
@@ -215,8 +246,24 @@ static bool lock(void) {
 
 static void unlock(void) { flock(lock_file, LOCK_UN); }
 
+// Of this process alone, as it may have no lock: another's would be renamed to this link.
+static void temporary_beside(const char *link, char *path, size_t size) {
+  snprintf(path, size, "%.*s/" TEMPORARY ".%d", (int)(strrchr(link, '/') - link), link, getpid());
+}
+
+// Those above a link.
+static bool make_directories(const char *link) {
+  char path[PATH_SIZE];
+  snprintf(path, sizeof path, "%s", link);
+  for (char *slash = path; (slash = strchr(slash + 1, '/')); *slash = '/') {
+    *slash = 0;
+    if (mkdir(path, 0755) < 0 && errno != EEXIST) return false;
+  }
+  return true;
+}
+
 static int point(const char *link, const char *target) {
-  char now[PATH_SIZE], temporary[PATH_SIZE + 32], directory[PATH_SIZE];
+  char now[PATH_SIZE], temporary[PATH_SIZE + 32];
   ssize_t length = readlink(link, now, sizeof now - 1);
   if (length > 0) {
     now[length] = 0;
@@ -224,12 +271,9 @@ static int point(const char *link, const char *target) {
   } else if (length < 0 && errno == EINVAL) {
     return 0; // no symlink: made by libdm without udev, and not ours to replace
   }
-  snprintf(directory, sizeof directory, "%s", link);
-  *strrchr(directory, '/') = 0;
-  // Of this process alone, as it may have no lock: another's would be renamed to this link.
-  snprintf(temporary, sizeof temporary, "%s/" TEMPORARY ".%d", directory, getpid());
+  temporary_beside(link, temporary, sizeof temporary);
   for (int attempt = 0; attempt < 10; attempt++) {
-    if (mkdir(directory, 0755) < 0 && errno != EEXIST) return fail("cannot make", directory);
+    if (!make_directories(link)) return fail("cannot make the directory of", link);
     if (unlink(temporary) < 0 && errno != ENOENT) return fail("cannot remove", temporary);
     if (symlink(target, temporary) == 0 && rename(temporary, link) == 0) return 0;
     // udev takes a directory away with its last link, without a look at our lock.
@@ -239,25 +283,36 @@ static int point(const char *link, const char *target) {
 }
 
 static int point_into_tree(const char *link, unsigned long long diskseq, const char *kernel) {
-  char target[128];
+  char target[TARGET_SIZE];
   path_in_tree(diskseq, kernel, target, sizeof target);
   return point(link, target);
 }
 
 static int point_at_node(const char *link, const char *kernel) {
-  char target[300];
-  snprintf(target, sizeof target, "../%s", kernel);
+  char target[PATH_SIZE] = "";
+  size_t length = 0;
+  for (const char *slash = link + 4; (slash = strchr(slash + 1, '/')) && length < sizeof target - KERNEL_SIZE;)
+    length += snprintf(target + length, sizeof target - length, "../");
+  snprintf(target + length, sizeof target - length, "%s", kernel);
+  for (char *mark; (mark = strchr(target, '!'));) *mark = '/';
   return point(link, target);
 }
 
-// "mapper/NAME" and "VG/LV" are ours; udev makes many more.  -> an absolute path
-static bool ours(const char *link, char *path, size_t size) {
+// "mapper/NAME" and "VG/LV", which only the device itself can have.
+static bool is_own(const char *link) {
   char volume[PATH_SIZE];
   snprintf(volume, sizeof volume, "%s/%s", environment("DM_VG_NAME"), environment("DM_LV_NAME"));
   if (strncmp(link, "mapper/", 7) != 0 && (volume[0] == '/' || strcmp(link, volume) != 0)) return false;
   const char *slash = strchr(link, '/');
-  if (slash != strrchr(link, '/') || strcmp(slash, "/.") == 0 || strcmp(slash, "/..") == 0) return false;
-  return snprintf(path, size, "/dev/%s", link) < (int)size;
+  return slash == strrchr(link, '/');
+}
+
+// A name below /dev in none but its own directory, and not in the tree.
+static bool is_clean(const char *link) {
+  for (const char *part = link; part; part = strchr(part, '/') ? strchr(part, '/') + 1 : NULL)
+    if (*part == 0 || *part == '/' || strncmp(part, "./", 2) == 0 || strncmp(part, "../", 3) == 0 || strcmp(part, ".") == 0 || strcmp(part, "..") == 0)
+      return false;
+  return strncmp("/dev/", TREE, 5) == 0 && strncmp(link, TREE + 5, strlen(TREE + 5)) != 0;
 }
 
 static bool has_word(const char *words, const char *word) {
@@ -283,31 +338,53 @@ static bool is_written(const char *property, const char *name) {
 // from sysfs is the other's then.
 static bool current(const struct device *device) {
   return device->diskseq != 0 && device->diskseq == strtoull(environment("DISKSEQ"), NULL, 10) &&
-         is_written(environment("DM_NAME"), device->name);
+         (*device->name == 0 || is_written(environment("DM_NAME"), device->name));
 }
 
-// Whether the root file system is on it.  In use for as long as the system runs,
+static bool is_at(const struct device *device, dev_t number) {
+  char disk[64];
+  snprintf(disk, sizeof disk, "../../dev/block/%u:%u", major(number), minor(number));
+  return diskseq_of(disk) == device->diskseq;
+}
+
+// Whether the root file system is on it, or on another partition of it.  In use for as long as the system runs,
 // its number cannot become another disk's, so its name is as good without the
 // tree; and grub-mkconfig writes what the name leads to into the next boot's
 // kernel command line.
 static bool has_root(const struct device *device) {
   struct stat root, source;
   if (stat("/", &root) < 0) return false;
-  if (major(root.st_dev) != 0) return root.st_dev == device->number;
+  if (major(root.st_dev) != 0) return is_at(device, root.st_dev);
   // btrfs and the like have a number of their own.
   FILE *mounts = fopen("/proc/self/mounts", "re");
   char line[4096], path[PATH_SIZE], target[3];
   bool found = false;
   while (mounts && fgets(line, sizeof line, mounts))
     if (sscanf(line, "%1099s %2s", path, target) == 2 && strcmp(target, "/") == 0)
-      found = stat(path, &source) == 0 && S_ISBLK(source.st_mode) && source.st_rdev == device->number;
+      found = stat(path, &source) == 0 && S_ISBLK(source.st_mode) && is_at(device, source.st_rdev);
   if (mounts) fclose(mounts);
   return found;
 }
 
-// Whether the file of that kind says that one of these links, all of which are the device's, is for swap:
-// fstab by its third field, crypttab by an option in its fourth.
-static bool says_swap(const char *file, bool (*says)(char *const *fields, char *path, size_t size), char *const *links) {
+// The links that are named by what is on the disk, which a guest may have written; and how fstab writes them.
+static const struct {
+  const char *tag, *directory;
+} contents[] = {
+    {"UUID=", "disk/by-uuid/"},
+    {"LABEL=", "disk/by-label/"},
+    {"PARTUUID=", "disk/by-partuuid/"},
+    {"PARTLABEL=", "disk/by-partlabel/"},
+};
+
+static bool is_of_content(const char *link) {
+  for (size_t i = 0; i < sizeof contents / sizeof *contents; i++)
+    if (strncmp(link, contents[i].directory, strlen(contents[i].directory)) == 0) return true;
+  return false;
+}
+
+// Whether the file of that kind says that this link is for swap: fstab by its third field, crypttab by an
+// option in its fourth.
+static bool says_swap(const char *file, bool (*says)(char *const *fields, char *path, size_t size), const char *link) {
   FILE *lines = fopen(file, "re");
   char line[4096], path[PATH_SIZE];
   bool found = false;
@@ -315,14 +392,21 @@ static bool says_swap(const char *file, bool (*says)(char *const *fields, char *
     char *fields[4] = {"", "", "", ""}, *rest = line, *field;
     for (int i = 0; i < 4 && (field = strtok_r(i ? NULL : line, " \t\n", &rest));) fields[i++] = field;
     if (fields[0][0] == '#' || !says(fields, path, sizeof path) || strncmp(path, "/dev/", 5) != 0) continue;
-    for (int i = 0; links[i] && !found; i++) found = strcmp(links[i], path + 5) == 0;
+    found = strcmp(link, path + 5) == 0;
   }
   if (lines) fclose(lines);
   return found;
 }
 
 static bool fstab_says(char *const *fields, char *path, size_t size) {
-  return strcmp(fields[2], "swap") == 0 && snprintf(path, size, "%s", fields[0]) < (int)size;
+  if (strcmp(fields[2], "swap") != 0) return false;
+  for (size_t i = 0; i < sizeof contents / sizeof *contents; i++) {
+    if (strncmp(fields[0], contents[i].tag, strlen(contents[i].tag)) != 0) continue;
+    const char *value = fields[0] + strlen(contents[i].tag);
+    if (*value == '"') value++;
+    return snprintf(path, size, "/dev/%s%.*s", contents[i].directory, (int)strcspn(value, "\""), value) < (int)size;
+  }
+  return snprintf(path, size, "%s", fields[0]) < (int)size;
 }
 
 static bool crypttab_says(char *const *fields, char *path, size_t size) {
@@ -331,32 +415,15 @@ static bool crypttab_says(char *const *fields, char *path, size_t size) {
   return swap && snprintf(path, size, MAPPER "/%s", fields[0]) < (int)size;
 }
 
-// Whether the system is configured to swap to it, by one of its names.  systemd knows a swap's units by
-// the links that udev has made, so those of such a device stay udev's.  (What is on the
-// disk says nothing: a guest may have written that.)
-static bool is_for_swap(char *const *links) {
-  return says_swap("/etc/fstab", fstab_says, links) || says_swap("/etc/crypttab", crypttab_says, links);
-}
-
-// Looks at the device and asks the tree for it; an errno where the tree does not
-// lead to it.  The kernel takes a device's node away before its entry in sysfs,
-// which is how a device on its way out may look like one that the tree lacks; it
-// is gone for sysfs as well in a moment.
-static int look_and_ask(const char *kernel, struct device *device) {
-  int error;
-  for (int waits = 0; waits < WAITS_MAX; waits++) {
-    if (waits) usleep(WAIT_US);
-    *device = look(kernel);
-    error = current(device) ? ask_tree(device, kernel) : ESTALE;
-    if (error != ENOENT && error != ENXIO && error != ENODEV) break;
-  }
-  if (error) *device = look(kernel); // as it may have gone meanwhile
-  return error;
+// Whether the system is configured to swap to what has this name.  systemd knows a swap's units by
+// the links that udev has made, so those stay udev's.
+static bool is_for_swap(const char *link) {
+  return says_swap("/etc/fstab", fstab_says, link) || says_swap("/etc/crypttab", crypttab_says, link);
 }
 
 // Nothing leads to a device's link beneath the tree any more.  Where there is a daemon, it is that one's.
 static void leave_beneath(unsigned long long diskseq, const char *kernel) {
-  char path[128];
+  char path[TARGET_SIZE];
   if (has_daemon()) return;
   path_in_tree(diskseq, kernel, path, sizeof path);
   unlink(path);
@@ -365,70 +432,172 @@ static void leave_beneath(unsigned long long diskseq, const char *kernel) {
   rmdir(DIRECTORIES);
 }
 
-// LVM's directory of a volume group goes with its last link, as with udev's own.
-static int take_away(const char *link) {
-  char directory[PATH_SIZE];
-  if (unlink(link) < 0 && errno != ENOENT) return fail("cannot remove", link);
+// Takes a link away that leads to this device, and no other: it is looked at when it has been taken, as there may be no
+// lock.  A directory goes with its last link, as with udev's own.
+static int take_away(const char *link, unsigned long long diskseq, const char *kernel) {
+  char directory[PATH_SIZE], temporary[PATH_SIZE + 32];
+  temporary_beside(link, temporary, sizeof temporary);
+  if (rename(link, temporary) < 0) return errno == ENOENT ? 0 : fail("cannot remove", link);
+  if (!leads_to(temporary, diskseq, kernel)) {
+    if (renameat2(AT_FDCWD, temporary, AT_FDCWD, link, RENAME_NOREPLACE) == 0) return 0;
+    if (errno != EEXIST) return fail("cannot put back", link);
+  }
+  if (unlink(temporary) < 0) return fail("cannot remove", temporary);
   snprintf(directory, sizeof directory, "%s", link);
-  *strrchr(directory, '/') = 0;
-  rmdir(directory);
+  do *strrchr(directory, '/') = 0;
+  while (strlen(directory) > strlen("/dev") && rmdir(directory) == 0);
   return 0;
 }
 
-static bool leads_to(const char *link, const char *target) {
-  char now[PATH_SIZE];
-  ssize_t length = readlink(link, now, sizeof now - 1);
-  return length == (ssize_t)strlen(target) && memcmp(now, target, strlen(target)) == 0;
+// What udev remembers of the last event of a device: the links that it has claimed, and its priority for them.
+// Nothing, where that was another device's.
+#define CLAIMED "E:DISKSEQFS_LINKS="
+#define REMEMBERED_DISKSEQ "E:DISKSEQ="
+#define REMEMBERED_ALL "E:DISKSEQFS_LINK=all"
+
+struct memory {
+  char claimed[LINE_SIZE]; // absolute paths, between blanks
+  int priority;
+  bool all; // are its links to be claimed
+  unsigned long long diskseq;
+};
+
+static bool remember(const char *kernel, struct memory *memory) {
+  char number[32], path[64], line[LINE_SIZE];
+  *memory = (struct memory){0};
+  if (!attribute(kernel, "dev", number, sizeof number)) return false;
+  snprintf(path, sizeof path, "/run/udev/data/b%s", number);
+  FILE *remembered = fopen(path, "re");
+  while (remembered && fgets(line, sizeof line, remembered)) {
+    line[strcspn(line, "\n")] = 0;
+    if (strncmp(line, CLAIMED, strlen(CLAIMED)) == 0) strcpy(memory->claimed, line + strlen(CLAIMED));
+    if (strncmp(line, REMEMBERED_DISKSEQ, strlen(REMEMBERED_DISKSEQ)) == 0) memory->diskseq = strtoull(line + strlen(REMEMBERED_DISKSEQ), NULL, 10);
+    if (strncmp(line, "L:", 2) == 0) memory->priority = atoi(line + 2);
+    if (strcmp(line, REMEMBERED_ALL) == 0) memory->all = true;
+  }
+  if (remembered) fclose(remembered);
+  return memory->diskseq != 0 && memory->diskseq == diskseq_of(kernel);
+}
+
+static int priority_of(const char *kernel) {
+  struct memory memory;
+  return remember(kernel, &memory) ? memory.priority : 0;
+}
+
+// Of all devices but one that have claimed a link, the one of the highest priority; or of those that have had all claimed.
+static struct owner heir_of(const char *link, const char *but, bool all) {
+  struct owner heir = {.in_tree = true};
+  int priority = 0;
+  DIR *block = access(ALL, F_OK) == 0 ? opendir(BLOCK) : NULL;
+  for (struct dirent *entry; block && (entry = readdir(block));) {
+    struct memory memory;
+    if (strcmp(entry->d_name, but) == 0 || !remember(entry->d_name, &memory)) continue;
+    if (!has_word(memory.claimed, link) || (all && !memory.all) || (heir.diskseq != 0 && memory.priority <= priority)) continue;
+    heir.diskseq = memory.diskseq;
+    snprintf(heir.kernel, sizeof heir.kernel, "%s", entry->d_name);
+    priority = memory.priority;
+  }
+  if (block) closedir(block);
+  return heir;
+}
+
+// A link that is not its device's any more.
+static int give_up(const char *link, unsigned long long diskseq, const char *kernel) {
+  struct owner heir = is_own(below_dev(link)) ? (struct owner){0} : heir_of(link, kernel, false);
+  return heir.diskseq ? point_into_tree(link, heir.diskseq, heir.kernel) : take_away(link, diskseq, kernel);
+}
+
+// Whether a link that other devices may have leads into the tree, to one of at least this one's priority.
+static bool is_others(const char *link, const char *kernel) {
+  struct owner owner = owner_of(link);
+  return owner.in_tree && is_there(&owner) && priority_of(owner.kernel) >= priority_of(kernel);
+}
+
+// Where several devices have a link, and udev made it for any of them, it leads into the tree all the same.
+static int share(const char *link, unsigned long long diskseq, const char *kernel) {
+  if (is_others(link, kernel)) return 0;
+  struct owner owner = owner_of(link);
+  if (!is_there(&owner)) owner = heir_of(link, kernel, false);
+  if (owner.diskseq && priority_of(owner.kernel) >= priority_of(kernel)) return point_into_tree(link, owner.diskseq, owner.kernel);
+  return point_into_tree(link, diskseq, kernel);
+}
+
+// Of an event: which links it claims, which the one before had claimed, and whether udev has made its own.
+struct event {
+  const char *kernel, *claimed, *before;
+  unsigned long long diskseq;
+  bool (*is_udevs)(const char *link);
+  bool settles;
+};
+
+// Whether this is the time to make a link.  Which priority a device has for those that others may have is only
+// known when udev has written it down.
+static bool is_due(const struct event *event, const char *link) {
+  return event->settles || is_own(below_dev(link));
+}
+
+static bool is_made(const struct event *event, const char *link) {
+  struct owner owner = owner_of(link);
+  if (owner.in_tree && owner.diskseq == event->diskseq && strcmp(owner.kernel, event->kernel) == 0) return true;
+  return !is_own(below_dev(link)) && is_others(link, event->kernel);
 }
 
 // Whether there is nothing to be changed, as at most events: then nobody's lock is waited for.
-static bool is_done(const char *kernel, unsigned long long diskseq, const char *claimed) {
-  char target[128];
-  bool done = *claimed != 0;
-  path_in_tree(diskseq, kernel, target, sizeof target);
-  char *words = strdup(claimed), *rest = words;
-  for (char *link; done && (link = strsep(&rest, " "));) done = *link == 0 || leads_to(link, target);
+static bool is_done(const struct event *event) {
+  if (!*event->claimed && !*event->before) return true;
+  bool done = *event->claimed != 0;
+  char *words = strdup(event->claimed), *rest = words;
+  for (char *link; done && (link = strsep(&rest, " "));) done = *link == 0 || !is_due(event, link) || is_made(event, link);
   free(words);
-  words = strdup(environment("DISKSEQFS_BEFORE")), rest = words;
+  words = strdup(event->before), rest = words;
   for (char *link; done && (link = strsep(&rest, " "));)
-    done = *link == 0 || has_word(claimed, link) || linked_diskseq(link) != diskseq;
+    done = *link == 0 || has_word(event->claimed, link) || !leads_to(link, event->diskseq, event->kernel);
   free(words);
   return done;
 }
 
 // Makes the links that are claimed, and takes those away that were and are not any more; but leaves those to
 // udev that it has made, or will make when it has read the rules.
-static int change(const char *kernel, const char *claimed, bool (*is_udevs)(const char *link)) {
-  unsigned long long diskseq = strtoull(environment("DISKSEQ"), NULL, 10);
-  if (is_done(kernel, diskseq, claimed)) return 0;
+static int change(const struct event *event) {
+  const char *kernel = event->kernel;
+  if (is_done(event)) return 0;
   // Looked at only with the lock: who has waited for it may find his name another
   // device's, which has made its link and does not come again.
   bool locked = lock();
   struct device device = look(kernel);
   int result = 0;
   bool left = false;
-  char *words = strdup(claimed), *rest = words;
+  char *words = strdup(event->claimed), *rest = words;
   // A device that is gone, or has another name, leaves them to what has them now.
-  for (char *link; current(&device) && (link = strsep(&rest, " "));)
-    if (*link) result |= point_into_tree(link, diskseq, kernel);
-  free(words);
-  words = strdup(environment("DISKSEQFS_BEFORE")), rest = words;
-  for (char *link; (link = strsep(&rest, " "));) {
-    if (*link == 0 || has_word(claimed, link) || linked_diskseq(link) != diskseq) continue;
-    if (!is_udevs(link) || !current(&device)) result |= take_away(link);
-    // Else it stays ours until the next event.
-    else if (locked) result |= point_at_node(link, kernel);
-    if (linked_diskseq(link) == diskseq) left = true;
+  for (char *link; current(&device) && (link = strsep(&rest, " "));) {
+    if (*link == 0 || !is_due(event, link)) continue;
+    result |= is_own(below_dev(link)) ? point_into_tree(link, event->diskseq, kernel) : share(link, event->diskseq, kernel);
+    if (locked) continue;
+    device = look(kernel);
+    if (!current(&device)) result |= give_up(link, event->diskseq, kernel);
   }
   free(words);
-  if (!*claimed && *environment("DISKSEQFS_BEFORE") && !left) leave_beneath(diskseq, kernel);
+  words = strdup(event->before), rest = words;
+  for (char *link; (link = strsep(&rest, " "));) {
+    if (*link == 0 || has_word(event->claimed, link) || !leads_to(link, event->diskseq, kernel)) continue;
+    if (!event->is_udevs(link) || !current(&device)) result |= give_up(link, event->diskseq, kernel);
+    // Else it stays ours until the next event.
+    else if (locked) result |= point_at_node(link, kernel);
+    if (leads_to(link, event->diskseq, kernel)) left = true;
+  }
+  free(words);
+  if (!*event->claimed && *event->before && !left) leave_beneath(event->diskseq, kernel);
   unlock();
   return result;
 }
 
+static unsigned long long event_diskseq(void) { return strtoull(environment("DISKSEQ"), NULL, 10); }
+
 static bool is_devlink(const char *link) { return has_word(environment("DEVLINKS"), link); }
 
-static int settle(const char *kernel) { return change(kernel, environment("DISKSEQFS_LINKS"), is_devlink); }
+static int settle(const char *kernel) {
+  return change(&(struct event){kernel, environment("DISKSEQFS_LINKS"), environment("DISKSEQFS_BEFORE"), event_diskseq(), is_devlink, true});
+}
 
 // The links that udev is about to make.
 static char *const *coming;
@@ -439,29 +608,41 @@ static bool is_coming(const char *link) {
   return false;
 }
 
+// Whether a device is to be left to udev, with all of its names.
+static bool is_left_alone(const struct device *device, char *const *links) {
+  const char *wanted = environment("DISKSEQFS_LINK");
+  if (strcmp(wanted, "0") == 0 || strcmp(wanted, "1") == 0) return *wanted == '0';
+  if (has_root(device)) return true;
+  for (; *links; links++)
+    if (!is_of_content(*links) && is_for_swap(*links)) return true;
+  return false;
+}
+
+// Of a device of which all links are, or as another such device has it, too.
+static bool is_asked_for(const char *link, const char *kernel, bool all) {
+  char path[PATH_SIZE];
+  if (!is_clean(link) || snprintf(path, sizeof path, "/dev/%s", link) >= (int)sizeof path || is_for_swap(link)) return false;
+  return all || (owner_of(path).in_tree && heir_of(path, kernel, true).diskseq != 0);
+}
+
 // The links that are ours, as absolute paths, and properties for the rules of all others; false where
 // all of them stay udev's, also as there are more others than the rules have lines for.
 static bool divide(char *const *links, const char *kernel, char *claimed, size_t claimed_size, char *others, size_t others_size) {
-  struct device device;
-  char path[PATH_SIZE];
+  struct device device = look(kernel);
   size_t used = 0, length = 0;
   int count = 0;
-  int error = look_and_ask(kernel, &device);
+  // The tree has what sysfs has, by the same names.
+  if (!tree_mounted()) return false;
   if (!current(&device)) {
-    if (tree_mounted()) printf("DISKSEQFS_LATE=1\n");
+    printf("DISKSEQFS_LATE=1\n");
     return false;
   }
-  const char *wanted = environment("DISKSEQFS_LINK");
-  if (error) {
-    if (error != ENOTCONN)
-      fprintf(stderr, "diskseqfs-link: " TREE "/%llu: %s; the links of %s stay udev's\n", device.diskseq,
-              strerror(error), device.name);
-    return false;
-  }
-  if (strcmp(wanted, "0") == 0 || ((has_root(&device) || is_for_swap(links)) && strcmp(wanted, "1") != 0)) return false;
+  if (is_left_alone(&device, links)) return false;
+  bool all = strcmp(environment("DISKSEQFS_LINK"), "all") == 0, shared = all || access(ALL, F_OK) == 0;
+  if (all) close(open(ALL, O_CREAT | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600));
   for (; *links; links++) {
-    if (ours(*links, path, sizeof path)) {
-      used += snprintf(claimed + used, claimed_size - used, "%s%s", used ? " " : "", path);
+    if ((is_own(*links) && is_clean(*links)) || (shared && is_asked_for(*links, kernel, all))) {
+      used += snprintf(claimed + used, claimed_size - used, "%s/dev/%s", used ? " " : "", *links);
       if (used >= claimed_size) return false;
     } else {
       if (++count > OTHERS_MAX) return fputs("diskseqfs-link: too many links\n", stderr), false;
@@ -474,24 +655,38 @@ static bool divide(char *const *links, const char *kernel, char *claimed, size_t
 
 // Prints properties for the rules, and makes the links: udev need not have made its own before, as long as it
 // takes none of ours away for one that it made at an earlier event (see the rules).
+//
+// A value that the rules put together could have 511 bytes at most.
 static int claim(char *const *links, const char *kernel) {
-  char claimed[4 * PATH_SIZE] = "", others[OTHERS_MAX * PATH_SIZE] = "";
+  char claimed[LINE_SIZE / 2] = "", others[OTHERS_MAX * PATH_SIZE] = "";
+  const char *before = environment("DISKSEQFS_LINKS"), *alias = environment("SYSTEMD_ALIAS");
   coming = links;
-  if (divide(links, kernel, claimed, sizeof claimed, others, sizeof others)) printf("DISKSEQFS_LINKS=%s\n%s", claimed, others);
-  else *claimed = 0;
-  return change(kernel, claimed, is_coming);
+  if (*before) printf("DISKSEQFS_BEFORE=%s\n", before);
+  if (divide(links, kernel, claimed, sizeof claimed, others, sizeof others)) {
+    printf(".DISKSEQFS_NONE=0\nDISKSEQFS_LINKS=%s\n%s", claimed, others);
+    printf("SYSTEMD_ALIAS=%s%s%s\n", alias, *alias ? " " : "", claimed);
+  } else {
+    *claimed = 0;
+  }
+  return change(&(struct event){kernel, claimed, before, event_diskseq(), is_coming, false});
 }
 
 static int removed(const char *kernel) {
-  unsigned long long diskseq = strtoull(environment("DISKSEQ"), NULL, 10);
+  unsigned long long diskseq = event_diskseq();
+  char *words[] = {strdup(environment("DISKSEQFS_LINKS")), strdup(environment("DEVLINKS"))};
   int result = 0;
   lock();
-  char *words = strdup(environment("DISKSEQFS_LINKS")), *rest = words;
-  for (char *link; (link = strsep(&rest, " "));) {
-    // The name may be another device's by now.
-    if (*link && linked_diskseq(link) == diskseq) result |= take_away(link);
+  // Of its links that were udev's, others may have claimed some: udev has taken them away.
+  for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+    char *rest = words[i];
+    for (char *link; (link = strsep(&rest, " "));) {
+      struct stat found;
+      // The name may be another device's by now.
+      if (*link == 0 || !(leads_to(link, diskseq, kernel) || (i == 1 && lstat(link, &found) < 0 && heir_of(link, kernel, false).diskseq))) continue;
+      result |= give_up(link, diskseq, kernel);
+    }
+    free(words[i]);
   }
-  free(words);
   leave_beneath(diskseq, kernel);
   return result;
 }
@@ -501,11 +696,11 @@ static int removed(const char *kernel) {
 // without the tree, no name can be better than udev's own.
 static int restore(const char *link, const char *kernel, unsigned long long diskseq) {
   int result = 0;
-  if (linked_diskseq(link) != diskseq) return 0;
+  if (!leads_to(link, diskseq, kernel)) return 0;
   lock();
-  if (linked_diskseq(link) == diskseq) {
+  if (leads_to(link, diskseq, kernel)) {
     if (diskseq_of(kernel) == diskseq) result = point_at_node(link, kernel);
-    else result = take_away(link);
+    else result = take_away(link, diskseq, kernel);
   }
   unlock();
   return result;
@@ -525,8 +720,7 @@ static int each_link(const char *path, int (*use)(const char *link)) {
   if (!directory) return 0;
   for (struct dirent *entry; (entry = readdir(directory));) {
     char link[PATH_SIZE];
-    if (entry->d_type != DT_LNK) continue;
-    snprintf(link, sizeof link, "%s/%s", path, entry->d_name);
+    if (entry->d_type != DT_LNK || snprintf(link, sizeof link, "%s/%s", path, entry->d_name) >= (int)sizeof link) continue;
     if (strncmp(entry->d_name, TEMPORARY, strlen(TEMPORARY)) == 0) sweep(link);
     else if (use) result |= use(link);
   }
@@ -535,31 +729,16 @@ static int each_link(const char *path, int (*use)(const char *link)) {
 }
 
 // The links that are ours are those that the last event has claimed, which is
-// what udev remembers of it (DISKSEQFS_LINKS).  Whatever else leads into the tree
+// what udev remembers of it.  Whatever else leads into the tree
 // somebody else has made, and it is his.
-#define CLAIMED "E:DISKSEQFS_LINKS="
-
-static FILE *remembered_of(const char *kernel) {
-  char number[32], path[64];
-  if (!attribute(kernel, "dev", number, sizeof number)) return NULL;
-  snprintf(path, sizeof path, "/run/udev/data/b%s", number);
-  return fopen(path, "re");
-}
-
 static int restore_all_of(const char *kernel) {
-  char line[4 * PATH_SIZE + sizeof CLAIMED];
+  struct memory memory;
   unsigned long long diskseq = diskseq_of(kernel);
   int result = 0;
-  if (diskseq == 0) return 0;
-  FILE *remembered = remembered_of(kernel);
-  while (remembered && fgets(line, sizeof line, remembered)) {
-    if (strncmp(line, CLAIMED, sizeof CLAIMED - 1) != 0) continue;
-    line[strcspn(line, "\n")] = 0;
-    char *rest = line + sizeof CLAIMED - 1;
-    for (char *link; (link = strsep(&rest, " "));)
-      if (link[0] == '/') result |= restore(link, kernel, diskseq);
-  }
-  if (remembered) fclose(remembered);
+  if (diskseq == 0 || !remember(kernel, &memory)) return 0;
+  char *rest = memory.claimed;
+  for (char *link; (link = strsep(&rest, " "));)
+    if (link[0] == '/') result |= restore(link, kernel, diskseq);
   return result;
 }
 
@@ -574,22 +753,17 @@ static bool has_device(unsigned long long diskseq) {
 
 // A name whose device is gone, and whose last event did not come to its end.
 static int take_away_dangling(const char *link) {
-  unsigned long long diskseq = linked_diskseq(link);
-  if (diskseq == 0 || has_device(diskseq) || !lock()) return 0;
-  int result = linked_diskseq(link) == diskseq ? take_away(link) : 0;
+  struct owner owner = owner_of(link);
+  if (!owner.in_tree || has_device(owner.diskseq) || !lock()) return 0;
+  int result = take_away(link, owner.diskseq, owner.kernel);
   unlock();
   return result;
 }
 
 // Whether the last event of the device has claimed links, which lead to its link beneath the tree.
 static bool has_claimed(const char *kernel) {
-  char line[4 * PATH_SIZE + sizeof CLAIMED];
-  FILE *remembered = remembered_of(kernel);
-  bool found = false;
-  while (remembered && !found && fgets(line, sizeof line, remembered))
-    found = strncmp(line, CLAIMED "/", sizeof CLAIMED) == 0;
-  if (remembered) fclose(remembered);
-  return found;
+  struct memory memory;
+  return remember(kernel, &memory) && memory.claimed[0] == '/';
 }
 
 static void sweep_disk(const char *disk, bool all) {
@@ -598,7 +772,7 @@ static void sweep_disk(const char *disk, bool all) {
   size_t length = strlen(path);
   DIR *directory = opendir(path);
   for (struct dirent *entry; directory && (entry = readdir(directory));) {
-    if (entry->d_type != DT_LNK || (!all && kernel_name(entry->d_name) && has_claimed(entry->d_name))) continue;
+    if (entry->d_type != DT_LNK || (!all && has_claimed(entry->d_name))) continue;
     snprintf(path + length, sizeof path - length, "/%s", entry->d_name);
     unlink(path);
     path[length] = 0;
@@ -630,23 +804,31 @@ static int leave_all_beneath(bool all) {
   return 0;
 }
 
+static int each_directory(const char *parent) {
+  int result = 0;
+  DIR *directory = opendir(parent);
+  if (!directory) return fail("cannot read", parent);
+  for (struct dirent *entry; (entry = readdir(directory));) {
+    char path[PATH_SIZE];
+    if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
+    snprintf(path, sizeof path, "%s/%s", parent, entry->d_name);
+    bool udevs = strcmp(path, MAPPER) == 0 || strcmp(parent, "/dev") != 0;
+    result |= each_link(path, udevs ? take_away_dangling : NULL);
+  }
+  closedir(directory);
+  return result;
+}
+
 static int stock(void) {
   int result = 0;
   DIR *block = opendir(BLOCK);
   if (!block) return fail("cannot read", BLOCK);
   for (struct dirent *entry; (entry = readdir(block));)
-    if (kernel_name(entry->d_name)) result |= restore_all_of(entry->d_name);
+    if (entry->d_name[0] != '.') result |= restore_all_of(entry->d_name);
   closedir(block);
   // Each directory once, however many links of ours it has.
-  DIR *dev = opendir("/dev");
-  if (!dev) return fail("cannot read", "/dev");
-  for (struct dirent *entry; (entry = readdir(dev));) {
-    char path[sizeof "/dev/" + sizeof entry->d_name];
-    if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
-    snprintf(path, sizeof path, "/dev/%s", entry->d_name);
-    result |= each_link(path, strcmp(path, MAPPER) == 0 ? take_away_dangling : NULL);
-  }
-  closedir(dev);
+  result |= each_directory("/dev") | each_directory("/dev/disk");
+  unlink(ALL);
   return result | leave_all_beneath(true);
 }
 
@@ -654,12 +836,13 @@ int main(int count, char **arguments) {
   const char *command = count > 1 ? arguments[1] : "";
   if (strcmp(command, "stock") == 0 && count == 2) return stock();
   if (strcmp(command, "alone") == 0 && count == 2) return leave_all_beneath(false);
-  const char *kernel = kernel_name(environment("DEVNAME"));
-  if (kernel && strcmp(command, "claim") == 0) return claim(arguments + 2, kernel);
-  if (kernel && strcmp(command, "settle") == 0 && count == 2) return settle(kernel);
-  if (kernel && strcmp(command, "removed") == 0 && count == 2) return removed(kernel);
+  char kernel[KERNEL_SIZE];
+  kernel_name(environment("DEVNAME"), kernel, sizeof kernel);
+  if (*kernel && strcmp(command, "claim") == 0) return claim(arguments + 2, kernel);
+  if (*kernel && strcmp(command, "settle") == 0 && count == 2) return settle(kernel);
+  if (*kernel && strcmp(command, "removed") == 0 && count == 2) return removed(kernel);
   fprintf(stderr,
           "usage: diskseqfs-link stock | alone\n"
-          "       diskseqfs-link claim LINK... | settle | removed    (run by udev for a dm-N)\n");
+          "       diskseqfs-link claim LINK... | settle | removed    (run by udev)\n");
   return 2;
 }

@@ -1,6 +1,7 @@
 /** All cases, in the order in which they run. */
 import type { Case } from './case.js'
 import { absence } from './cases/absence.js'
+import { all } from './cases/all.js'
 import { boot } from './cases/boot.js'
 import { churnCase } from './cases/churn.js'
 import { cryptsetup } from './cases/cryptsetup.js'
@@ -13,6 +14,7 @@ import { libvirt } from './cases/libvirt.js'
 import { linksCase } from './cases/links.js'
 import { locks } from './cases/locks.js'
 import { lvm } from './cases/lvm.js'
+import { mountsCase } from './cases/mounts.js'
 import { names } from './cases/names.js'
 import { preemption } from './cases/preemption.js'
 import { many } from './cases/many.js'
@@ -34,6 +36,8 @@ export const cases: readonly Case[] = [
   same,
   libvirt,
   mapperRace,
+  mountsCase,
+  all,
   churnCase,
   tables,
   hotplug,

@@ -46,7 +46,7 @@ const LOOKS_FIRST: readonly Change[] = [
 
 /** What was done wrong before: a node is pointed at, whether or not the device is still there, or has the name. */
 const ASKS_NOT: readonly Change[] = [
-  ['if (!is_udevs(link) || !current(&device)) result |= take_away(link);', 'if (0) ;'],
+  ['if (!event->is_udevs(link) || !current(&device)) result |= give_up(link, event->diskseq, kernel);', 'if (0) ;'],
 ]
 
 const INSTALLED = '/usr/lib/udev/diskseqfs-link'
@@ -88,15 +88,31 @@ const LANE = `
     echo "$1 stays busy"
   }
   lane() {
-    local a=t-$1-a b=t-$1-b n i
+    local a=t-$1-a b=t-$1-b c=t-$1-c n i
     for ((n = 0; n < $2; n++)); do
-      if ((RANDOM % 2)); then
+      case $((RANDOM % 3)) in
+      0)
         dmsetup create $a --table "0 4096 linear $3 0"
         leads $a
         mkswap -q /dev/mapper/$a
         swapon /dev/mapper/$a && swapoff /dev/mapper/$a
         take_away $a
-      else
+        ;;
+      1)
+        # What udev does for its second name comes when it has its third.
+        dmsetup create $a --table '0 2048 zero'
+        dmsetup rename --noudevsync $a $b
+        sleep 0.$((RANDOM % 6))
+        dmsetup rename --noudevsync $b $c
+        dmsetup create $b --table '0 4096 zero'
+        leads $b
+        for ((i = 0; i < 300; i++)); do [ -n "$(leads $c)" ] || break; sleep 0.1; done
+        leads $c
+        leads $b
+        take_away $b
+        take_away $c
+        ;;
+      2)
         dmsetup create $a --table '0 2048 zero'
         leads $a
         # udev looks at what was written, while the name becomes another device's.
@@ -111,7 +127,8 @@ const LANE = `
         leads $b
         take_away $a
         take_away $b
-      fi
+        ;;
+      esac
     done
   }`
 
