@@ -15,7 +15,7 @@
 //   removed         the device goes: its links go, or lead to whom else they belong to.
 //
 //   alone           the tree is gone: of the links beneath it keep those that ours lead to.
-//   stock           give every link of ours back to udev: the package goes.
+//   stock           give every link of ours back to udev: the package goes; but what is mounted keeps its name.
 //
 // One rule for all of them: a name may lead to a disk that is gone (ENOENT), or
 // for a moment to nothing, but not to a number that another disk may take.
@@ -45,6 +45,8 @@
 // show and remember the name that is in sysfs.
 #define DIRECTORIES TREE "/.dm"
 #define MAPPER "/dev/mapper"
+#define RULES "/run/udev/rules.d"
+#define KEPT RULES "/61-diskseqfs-removed.rules"
 #define BLOCK "/sys/class/block"
 // Of the instances of this program that run at the same time.
 #define LOCK "/run/diskseqfs.lock"
@@ -517,8 +519,13 @@ static bool is_others(const char *link, const char *kernel) {
 static int share(const char *link, unsigned long long diskseq, const char *kernel) {
   if (is_others(link, kernel)) return 0;
   struct owner owner = owner_of(link);
-  if (!is_there(&owner)) owner = heir_of(link, kernel, false);
-  if (owner.diskseq && priority_of(owner.kernel) >= priority_of(kernel)) return point_into_tree(link, owner.diskseq, owner.kernel);
+  // Of equal ones it stays with who has it; udev may just have taken it away from this one.
+  int least = priority_of(kernel);
+  if (!is_there(&owner)) {
+    owner = heir_of(link, kernel, false);
+    least++;
+  }
+  if (owner.diskseq && priority_of(owner.kernel) >= least) return point_into_tree(link, owner.diskseq, owner.kernel);
   return point_into_tree(link, diskseq, kernel);
 }
 
@@ -819,8 +826,30 @@ static int each_directory(const char *parent) {
   return result;
 }
 
+// systemd binds a mount to the device that is its source, and may unmount it when that has another name only.  So until
+// the next boot what is mounted by a path in the tree keeps that name.  (Anybody may have something mounted that he says
+// has such a source: nothing but a path may come of it.)
+static int keep_sources(void) {
+  FILE *mounts = fopen("/proc/self/mounts", "re"), *rules = NULL;
+  char line[4096], kernel[KERNEL_SIZE], end;
+  unsigned long long diskseq;
+  while (mounts && fgets(line, sizeof line, mounts)) {
+    if (sscanf(line, DIRECTORIES "/%llu/%255[A-Za-z0-9!_-]%c", &diskseq, kernel, &end) != 3 || end != ' ') continue;
+    if (!rules) {
+      mkdir(RULES, 0755);
+      rules = fopen(KEPT, "we");
+    }
+    if (!rules) break;
+    fprintf(rules, "SUBSYSTEM==\"block\", ENV{DISKSEQ}==\"%llu\", KERNEL==\"%s\", ENV{SYSTEMD_ALIAS}+=\"" DIRECTORIES "/%llu/%s\"\n",
+            diskseq, kernel, diskseq, kernel);
+  }
+  bool written = mounts && feof(mounts) && (!rules || fclose(rules) == 0);
+  if (mounts) fclose(mounts);
+  return written ? 0 : fail("cannot write", KEPT);
+}
+
 static int stock(void) {
-  int result = 0;
+  int result = keep_sources();
   DIR *block = opendir(BLOCK);
   if (!block) return fail("cannot read", BLOCK);
   for (struct dirent *entry; (entry = readdir(block));)

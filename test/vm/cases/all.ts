@@ -148,6 +148,8 @@ async function plugin(t: Test, vm: Vm): Promise<void> {
       real=$(readlink -f /dev/disk/by-label/volume)
       [ $real = /dev/disk/by-diskseq/.dm/$(cat /sys/block/\${disk##*/}/diskseq)/\${disk##*/} ] && echo in the tree
       mkdir -p /run/volume.d
+      # Such a mount systemd may undo when its device has another name.
+      echo 'LABEL=volume /run/volume.d ext4 noauto 0 0' >>/etc/fstab; systemctl daemon-reload
       mount $real /run/volume.d
       [ "$(awk '$2 == "/run/volume.d" { print $1 }' /proc/mounts)" = $real ] && echo found in mounts
       [ "$(lsblk -no NAME,MOUNTPOINT $real)" = "\${disk##*/} /run/volume.d" ] && echo lsblk
@@ -155,12 +157,13 @@ async function plugin(t: Test, vm: Vm): Promise<void> {
       blkid -o value -s LABEL $real
       [ /sys/class/block/$(basename $real) -ef /sys/class/block/\${disk##*/} ] && echo sysfs
       systemctl is-active "$(systemd-escape -p --suffix=device /dev/disk/by-label/volume)" "$(systemd-escape -p --suffix=device $real)"
-      systemctl stop diskseqfs; udevadm settle
+      systemctl stop diskseqfs; udevadm settle; sleep 3
       mountpoint -q /run/volume.d && echo still mounted
       [ "$(readlink -f /dev/disk/by-label/volume)" = $disk ] && echo stock
       systemctl start diskseqfs; udevadm settle
       mountpoint -q /run/volume.d && [ "$(readlink -f /dev/disk/by-label/volume)" = $real ] && echo as before
       umount /dev/disk/by-label/volume && echo unmounted
+      sed -i '/^LABEL=volume /d' /etc/fstab; systemctl daemon-reload
       losetup -d $disk; rm /run/volume; rmdir /run/volume.d; udevadm settle`),
     'in the tree\nfound in mounts\nlsblk\nfindmnt\nvolume\nsysfs\nactive\nactive\nstill mounted\nstock\nas before\nunmounted\n',
     'a volume is mounted by its label, and found again',

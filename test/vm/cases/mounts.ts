@@ -65,7 +65,7 @@ const MOUNTING = `
       disks+=($(losetup --find --show /run/mounts/disk-$i))
     done
     recycle & recycler=$!
-    for ((k = 0; k < ${MOUNTERS}; k++)); do mounter $k $(($1 / ${MOUNTERS} + 1)) "$2" & running+=($!); done
+    for ((k = 0; k < ${MOUNTERS}; k++)); do mounter $k $(($1 / ${MOUNTERS} + 1)) "\${2:-}" & running+=($!); done
     wait \${running[@]}
     touch /run/mounts/enough
     wait $recycler
@@ -82,8 +82,9 @@ interface Counts {
 async function mounts(vm: Vm, count: number, directory = ''): Promise<Counts> {
   execFileSync('cc', ['-O2', '-shared', '-fPIC', '-o', join(vm.share, 'slowname.so'), join(ROOT, 'test/helpers/preload/slowname.c')])
   const output = await vm.run(`${MOUNTING}; mounts ${count} ${directory}`, (SECONDS_MAX + 300) * 1000)
-  const [right, wrong] = output.trim().split('\n').at(-1)!.split(' ').map(Number) as [number, number]
-  return { right, wrong }
+  const counts = /^(\d+) (\d+)$/m.exec(output)
+  if (counts === null) throw new Error(output)
+  return { right: Number(counts[1]), wrong: Number(counts[2]) }
 }
 
 export const mountsCase: Case = {

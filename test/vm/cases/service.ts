@@ -116,10 +116,31 @@ export const service: Case = {
   },
 }
 
+/** By one of a device's links, all of which lead into the tree. */
+const MOUNTED = `
+  echo 'KERNEL=="loop*", ENV{DISKSEQFS_LINK}="all"' >/etc/udev/rules.d/60-diskseqfs-all.rules; udevadm control --reload
+  truncate -s 8M /run/kept.img; mke2fs -q -t ext4 -L kept /run/kept.img
+  losetup --find --show /run/kept.img >/run/kept.disk; udevadm settle
+  mkdir /run/kept; echo 'LABEL=kept /run/kept ext4 noauto 0 0' >>/etc/fstab; systemctl daemon-reload
+  mount /run/kept
+  findmnt -no SOURCE /run/kept | grep -q '^/dev/disk/by-diskseq/.dm/'`
+const IS_MOUNTED = 'udevadm settle; sleep 3; mountpoint -q /run/kept'
+const UNMOUNT = `
+  umount /run/kept 2>/dev/null || true; losetup --detach $(cat /run/kept.disk); rm -r /run/kept.img /run/kept.disk /run/kept /etc/udev/rules.d/60-diskseqfs-all.rules
+  sed -i '/^LABEL=kept /d' /etc/fstab; systemctl daemon-reload; udevadm settle`
+const KEPT_NAMES = '/run/udev/rules.d/61-diskseqfs-removed.rules'
+
 export const removal: Case = {
   name: 'remove and purge',
   async run(t, vm) {
+    await vm.run(MOUNTED)
     await vm.run('ln -s /dev/disk/by-diskseq/.dm/4000000000/dm-9 /dev/mapper/gone; dpkg -r diskseqfs')
+    t.equal(await vm.run(`${IS_MOUNTED} && echo mounted`), 'mounted\n', 'what fstab has mounted by a path in the tree stays so')
+    if (vm.release === 'bookworm') {
+      const twin = `rm ${KEPT_NAMES}; udevadm control --reload; udevadm trigger --subsystem-match=block; ${IS_MOUNTED} || echo unmounted`
+      t.equal(await vm.run(twin), 'unmounted\n', 'twin: where it loses that name, systemd unmounts it')
+    }
+    await vm.run(`${UNMOUNT}; rm -f ${KEPT_NAMES}; udevadm control --reload`)
     t.equal(await vm.run('for path in /dev/mapper/gone /dev/disk/by-diskseq/.dm; do [ ! -L $path ] && [ ! -e $path ] || echo $path; done'), '', 'names of devices that are gone, and all beneath')
     await stockLinks(t, vm, 'removed')
     await vm.run('udevadm settle')
