@@ -40,10 +40,16 @@ const leads = (directory: string, names: readonly string[]) => names.map((name) 
 
 /** Names of the form that the tree has, with those in .dm. */
 function linksIn(directory: string): string[] {
-  const below = (path: string): string[] =>
-    readdirSync(join(directory, path), { withFileTypes: true }).flatMap((entry) =>
-      entry.isDirectory() ? below(join(path, entry.name)) : [join(path, entry.name)],
-    )
+  const below = (path: string): string[] => {
+    try {
+      return readdirSync(join(directory, path), { withFileTypes: true }).flatMap((entry) =>
+        entry.isDirectory() ? below(join(path, entry.name)) : [join(path, entry.name)],
+      )
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+      return [] // it has gone with its device
+    }
+  }
   return below('').sort()
 }
 

@@ -21,6 +21,7 @@ import { Beneath } from '../../build/js/beneath.js'
 import { CloseWatch } from '../../build/js/closes.js'
 import { Crowd } from '../../build/js/crowd.js'
 import { Daemon } from '../../build/js/daemon.js'
+import { DeviceNodes } from '../../build/js/devnode.js'
 import { nodeName, parseId } from '../../build/js/diskseq.js'
 import { FuseNativeTransport } from '../../build/js/fuse-native.js'
 import { Gate } from '../../build/js/gate.js'
@@ -249,8 +250,15 @@ const twins = {
   },
   /** Disks are opened by their nodes in /dev. */
   'nodes-in-dev': { native: { ...native, makeNodes: () => -EPERM } },
-  /** For a partition, its disk is held instead. */
+  /** For a partition, its disk is held instead. (And what its node in /dev is does not matter.) */
   'whole-disk-pins': {
+    patch() {
+      const { statOf } = DeviceNodes.prototype
+      let last
+      DeviceNodes.prototype.statOf = function (device) {
+        return (last = statOf.call(this, device) ?? last)
+      }
+    },
     opener: (calls, directory) =>
       new OtherPins(calls, directory, (device, done) => {
         const disk = device.devname.replace(/p\d+$/, '')
