@@ -69,9 +69,8 @@ int OpenByOwnNode(int nodes, dev_t number, int flags) {
 // same: for a number that no device has, open(2) would have a module make one.
 int OpenNode(int dir, const std::string& name, int flags, int nodes) {
   if (nodes >= 0) {
-    UniqueFd node(OpenBeneath(dir, name.c_str(), O_PATH | O_CLOEXEC));
     struct stat st;
-    if (node.Get() < 0 || fstat(node.Get(), &st) < 0) return -1;
+    if (fstatat(dir, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) < 0) return -1;
     int fd = S_ISBLK(st.st_mode) ? OpenByOwnNode(nodes, st.st_rdev, flags) : -1;
     if (fd >= 0 || (S_ISBLK(st.st_mode) && errno != ENOENT)) return fd;
   }
