@@ -62,8 +62,9 @@
 #define TARGET_SIZE (sizeof DIRECTORIES + 32 + KERNEL_SIZE)
 // Of all links of a device: a line of udev's, UDEV_LINE_SIZE.
 #define LINE_SIZE 16384
-// Lines of 61-diskseqfs.rules for links that are not ours.
+// Lines of 99-z-diskseqfs.rules for links that are not ours.
 #define OTHERS_MAX 16
+
 #ifndef FUSE_SUPER_MAGIC
 #define FUSE_SUPER_MAGIC 0x65735546 // linux/magic.h, since 5.16
 #endif
@@ -72,7 +73,6 @@
 struct device {
   char name[256];             // what dmsetup calls it; "" for all others
   unsigned long long diskseq; // 0: there is no such device
-  dev_t number;
 };
 
 static const char *environment(const char *name) {
@@ -112,15 +112,9 @@ static bool is_dm(const char *kernel) { return strncmp(kernel, "dm-", 3) == 0; }
 static struct device look(const char *kernel) {
   for (int attempt = 0; attempt < 10; attempt++) {
     struct device device = {.diskseq = diskseq_of(kernel)};
-    char number[32];
-    unsigned major, minor;
     if (device.diskseq == 0) break;
-    if ((!is_dm(kernel) || attribute(kernel, "dm/name", device.name, sizeof device.name)) &&
-        attribute(kernel, "dev", number, sizeof number) &&
-        sscanf(number, "%u:%u", &major, &minor) == 2) {
-      device.number = makedev(major, minor);
-      if (diskseq_of(kernel) == device.diskseq) return device;
-    }
+    if (is_dm(kernel) && !attribute(kernel, "dm/name", device.name, sizeof device.name)) continue;
+    if (diskseq_of(kernel) == device.diskseq) return device;
   }
   return (struct device){0};
 }
@@ -384,9 +378,9 @@ static bool is_of_content(const char *link) {
   return false;
 }
 
-// Whether the file of that kind says that this link is for swap: fstab by its third field, crypttab by an
+// Whether the file of that kind says that one of these links is for swap: fstab by its third field, crypttab by an
 // option in its fourth.
-static bool says_swap(const char *file, bool (*says)(char *const *fields, char *path, size_t size), const char *link) {
+static bool says_swap(const char *file, bool (*says)(char *const *fields, char *path, size_t size), char *const *links, bool content) {
   FILE *lines = fopen(file, "re");
   char line[4096], path[PATH_SIZE];
   bool found = false;
@@ -394,7 +388,7 @@ static bool says_swap(const char *file, bool (*says)(char *const *fields, char *
     char *fields[4] = {"", "", "", ""}, *rest = line, *field;
     for (int i = 0; i < 4 && (field = strtok_r(i ? NULL : line, " \t\n", &rest));) fields[i++] = field;
     if (fields[0][0] == '#' || !says(fields, path, sizeof path) || strncmp(path, "/dev/", 5) != 0) continue;
-    found = strcmp(link, path + 5) == 0;
+    for (int i = 0; links[i] && !found; i++) found = (content || !is_of_content(links[i])) && strcmp(links[i], path + 5) == 0;
   }
   if (lines) fclose(lines);
   return found;
@@ -417,10 +411,10 @@ static bool crypttab_says(char *const *fields, char *path, size_t size) {
   return swap && snprintf(path, size, MAPPER "/%s", fields[0]) < (int)size;
 }
 
-// Whether the system is configured to swap to what has this name.  systemd knows a swap's units by
-// the links that udev has made, so those stay udev's.
-static bool is_for_swap(const char *link) {
-  return says_swap("/etc/fstab", fstab_says, link) || says_swap("/etc/crypttab", crypttab_says, link);
+// Whether the system is configured to swap to what has one of these names; of those of content, where they count.  systemd
+// knows a swap's units by the links that udev has made, so those stay udev's.
+static bool is_for_swap(char *const *links, bool content) {
+  return says_swap("/etc/fstab", fstab_says, links, content) || says_swap("/etc/crypttab", crypttab_says, links, content);
 }
 
 // Nothing leads to a device's link beneath the tree any more.  Where there is a daemon, it is that one's.
@@ -619,16 +613,14 @@ static bool is_coming(const char *link) {
 static bool is_left_alone(const struct device *device, char *const *links) {
   const char *wanted = environment("DISKSEQFS_LINK");
   if (strcmp(wanted, "0") == 0 || strcmp(wanted, "1") == 0) return *wanted == '0';
-  if (has_root(device)) return true;
-  for (; *links; links++)
-    if (!is_of_content(*links) && is_for_swap(*links)) return true;
-  return false;
+  return has_root(device) || is_for_swap(links, false);
 }
 
 // Of a device of which all links are, or as another such device has it, too.
 static bool is_asked_for(const char *link, const char *kernel, bool all) {
   char path[PATH_SIZE];
-  if (!is_clean(link) || snprintf(path, sizeof path, "/dev/%s", link) >= (int)sizeof path || is_for_swap(link)) return false;
+  if (!is_clean(link) || snprintf(path, sizeof path, "/dev/%s", link) >= (int)sizeof path) return false;
+  if (is_for_swap((char *const[]){(char *)link, NULL}, true)) return false;
   return all || (owner_of(path).in_tree && heir_of(path, kernel, true).diskseq != 0);
 }
 
