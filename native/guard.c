@@ -1176,6 +1176,12 @@ static void is_ready(struct daemon *daemon, const char *text) {
   announce_if_possible();
 }
 
+// Nothing was received: the other end is closed, or the message was empty.
+static bool has_hung_up(int socket) {
+  struct pollfd end = {.fd = socket};
+  return poll(&end, 1, 0) != 0;
+}
+
 // A message of a daemon, with the descriptors in it.
 static void heard(struct daemon *daemon) {
   char text[512];
@@ -1185,6 +1191,7 @@ static void heard(struct daemon *daemon) {
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (n <= 0) {
     while (count > 0) close(fds[--count]); // an empty message may have some
+    if (n == 0 && !has_hung_up(daemon->socket)) return;
     close(daemon->socket);
     daemon->socket = -1;
     return;

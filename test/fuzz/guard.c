@@ -132,7 +132,7 @@ static void speak(int fd, const char *what, int kind, bool in_process, int *held
   for (int i = 0; i < count; i++) fds[i] = any(i == 0 && below(8) ? kind : (int)below(8), in_process, held, state);
   if (below(32) == 0) {
     memset(text, 'x', sizeof text - 1);
-    text[below(sizeof text)] = 0;
+    text[below(4) ? below(sizeof text) : 0] = 0; // also an empty message
     what = text;
   }
   struct iovec data = {(void *)what, strlen(what)};
