@@ -72,6 +72,7 @@ void InitConstants(Napi::Env env, Napi::Object exports) {
   CALL(name_to_handle_at);
   CALL(open_by_handle_at);
   CALL(io_uring_enter);
+  CALL(ioctl);
   CALL(chdir);
   CALL(chroot);
   CALL(truncate);

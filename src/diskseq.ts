@@ -107,7 +107,7 @@ export function inodeId(diskseq: DiskSeq, partition: number, minor: number): Nod
   )
 }
 
-/** What a symlink in the tree is for; all of them lead to the name of a device. */
+/** What a symlink in the tree is for; all of them but the last lead to the name of a device. */
 export type LinkKind =
   /** `N-partM`, which is always there. */
   | 'part'
@@ -117,12 +117,15 @@ export type LinkKind =
   | 'kernel'
   /** The same for who does not follow symlinks: looks like a device, and nobody gets to open it. */
   | 'unknown'
+  /** Leads to the device's own node in /dev, once it is open. */
+  | 'own'
 
 const LINK_BITS: Readonly<Record<LinkKind, bigint>> = {
   part: SYMLINK_BIT,
   waiting: WAITING_BIT,
   kernel: WAITING_BIT | KERNEL_BIT,
   unknown: WAITING_BIT | SYMLINK_BIT,
+  own: KERNEL_BIT | SYMLINK_BIT,
 }
 const LINK_KINDS = new Map(Object.entries(LINK_BITS).map(([kind, bits]) => [bits, kind as LinkKind]))
 const KIND_MASK = SYMLINK_BIT | KERNEL_BIT | DIRECTORY_BIT | WAITING_BIT

@@ -48,6 +48,8 @@ export type Verdict =
   | Shown
   /** Have the caller wait where it holds up nobody; whether it follows symlinks. */
   | { readonly later: true; readonly follows: boolean }
+  /** Have the caller go by the device's own node, and wait on its way there. */
+  | { readonly own: true }
   | { readonly errno: number }
 
 /** A name that stands for a device. */
@@ -167,7 +169,10 @@ export class Gate {
 
   /** The kernel asks for a name. Answered at once, but for a caller that has no processor to take the answer. */
   lookup(request: LookupRequest): void {
-    this.whenAsleep(request.caller, (call) => this.tryLookup(request, this.asGoingOn(request, call)))
+    this.whenAsleep(request.caller, (call) => {
+      if (call.setsTimes) request.done({ own: true })
+      else this.tryLookup(request, this.asGoingOn(request, call))
+    })
   }
 
   /** A program that goes on by another name of what it looks at is not done with it when it has looked. */
@@ -525,6 +530,7 @@ export class Gate {
     // A caller that opens waits for the disk when it asks for the attributes.
     if (node === undefined || call.intent !== 'unknown') return this.lookAgain(attempt)
     this.whenAllowed(attempt, call, device, (may) => {
+      if (!may && call.setsTimes) return void this.finish(attempt, { errno: E.EACCES })
       if (!may) return this.walkedTo(attempt, call, node, false)
       // It comes again: what it waited for must not be gone by then.
       const pinned = () => {

@@ -45,6 +45,12 @@ export interface Call {
   readonly locks: boolean
   /** An open(2) whose flags are out of sight: it may be O_PATH. */
   readonly blind: boolean
+  /**
+   * The kernel may set the times of the inode that it finds, without asking: that inode must not be one of ours. btrfs does
+   * so (update_dev_time(), since 5.16), and then FUSE writes back what no special file of its has: the kernel
+   * crashes (fuse_write_inode(), 6.1 to 6.18).
+   */
+  readonly setsTimes: boolean
   /** It was told of a node that is not pinned, and must ask for the attributes before it opens it. */
   asks: boolean
   /**
@@ -58,7 +64,7 @@ export interface Call {
 /** A call of which no more is known than what it is for, and its number if that. */
 export function someCall(intent: Intent, number = -1): Call {
   const unknown = intent === 'unknown'
-  return { intent, number, print: 0, keeps: unknown, follows: true, shape: false, locks: unknown, blind: false, asks: false, userUs: -1, faults: -1 }
+  return { intent, number, print: 0, keeps: unknown, follows: true, shape: false, locks: unknown, blind: false, setsTimes: false, asks: false, userUs: -1, faults: -1 }
 }
 
 /** In place of the number of a call: until its process ends. */
@@ -188,6 +194,14 @@ const OPENING: Readonly<Record<string, readonly [pointer: number, flags: number]
   creat: [0, 0],
   open_by_handle_at: [1, 2],
 }
+
+/** An ioctl(2) for btrfs has this in its second argument (BTRFS_IOCTL_MAGIC, uapi/linux/btrfs.h). */
+const COMMAND = 1
+const BTRFS_MAGIC = 0x94
+/** The number of a 32-bit ioctl(2); of a 64-bit call that looks up no path. */
+const IOCTL_32 = 54
+/** What the kernel goes on with after a mount, in a thread of its own (fs/btrfs/dev-replace.c). */
+const BTRFS_REPLACES = /^btrfs-devrepl\n$/
 
 /** In place of what tells the call of a worker of io_uring from others: it has none. */
 const WORKER_PRINT = 1
@@ -347,6 +361,7 @@ export class Intents {
   private readonly creat: number
   private readonly openByHandle: number
   private readonly ioUringEnter: number
+  private readonly ioctl: number
 
   constructor(
     private readonly native: Syscalls,
@@ -367,6 +382,7 @@ export class Intents {
     this.creat = numbers['creat'] ?? -1
     this.openByHandle = numbers['open_by_handle_at'] ?? -1
     this.ioUringEnter = numbers['io_uring_enter'] ?? -1
+    this.ioctl = numbers['ioctl'] ?? -1
   }
 
   /** Lets go of the files that are kept open; whoever asks again has them opened again. */
@@ -415,15 +431,20 @@ export class Intents {
   private parse(tid: number, bytes: Uint8Array, length: number): Call {
     const line = this.line
     if (!line.read(bytes, length)) return UNSEEN
-    // No program's thread: a worker of io_uring, with what else its maker had in its registers.
-    if (line.isZero(line.registers - 1)) return { ...UNSEEN, number: this.ioUringEnter, print: WORKER_PRINT }
+    // No program's thread: the kernel's, or a worker of io_uring, with what else its maker had in its registers.
+    if (line.isZero(line.registers - 1)) {
+      if (BTRFS_REPLACES.test(this.commOf(tid))) return { ...UNSEEN, setsTimes: true }
+      return { ...UNSEEN, number: this.ioUringEnter, print: WORKER_PRINT }
+    }
     if (line.registers !== REGISTERS) return UNSEEN
     const { number } = line
     const print = line.print()
     const opening = this.opening.get(number)
     const rule = this.inspecting.get(number)
     const pointer = opening?.[0] ?? rule?.pointer
-    if (pointer === undefined || (line.fits(pointer) && !this.confirms(tid))) return { ...UNSEEN, number, print }
+    if (pointer === undefined || (line.fits(pointer) && !this.confirms(tid))) {
+      return { ...UNSEEN, number, print, setsTimes: this.isForBtrfs(line) }
+    }
     if (opening !== undefined) return this.parseOpen(line, print, opening[1])
     if (rule === undefined) throw new Error(`no rule for system call ${number}`)
     const says = (where: Inspecting['follow']) => where !== undefined && (line.word(where[0]) & where[1]) !== 0
@@ -437,10 +458,15 @@ export class Intents {
       shape: rule.shape === true,
       locks: rule.shape === true,
       blind: false,
+      setsTimes: false,
       asks: false,
       userUs: -1,
       faults: -1,
     }
+  }
+
+  private isForBtrfs(line: SyscallLine): boolean {
+    return (line.number === this.ioctl || line.number === IOCTL_32) && ((line.word(COMMAND) >>> 8) & 0xff) === BTRFS_MAGIC
   }
 
   private parseOpen(line: SyscallLine, print: number, flagsAt: number): Call {
@@ -460,6 +486,7 @@ export class Intents {
       shape,
       locks: !path && (flags & O_CREAT) !== 0,
       blind: false,
+      setsTimes: false,
       asks: false,
       userUs: -1,
       faults: -1,

@@ -187,6 +187,7 @@ export class Tree implements TreeOperations {
       onInterrupt: (listener) => reply.onInterrupt(listener),
       done: (verdict) => {
         if ('errno' in verdict) reply.error(verdict.errno)
+        else if ('own' in verdict) this.replyLink({ name, diskseq, partition, kind: 'own' }, reply)
         else if ('later' in verdict) this.replyLink({ name, diskseq, partition, kind: verdict.follows ? waiting : 'unknown' }, reply)
         else return this.replyNode(verdict, reply)
         return true
@@ -319,9 +320,11 @@ export class Tree implements TreeOperations {
     else this.wait(caller, link, reply, answer)
   }
 
-  /** Where a link leads: to a name beside it. */
+  /** Where a link leads: to a name beside it, or to the device's own node. */
   private target({ kind, name }: Link): string | undefined {
-    return kind === 'kernel' ? this.parts.registry.find(name)?.kname : name
+    if (kind === 'part' || kind === 'waiting' || kind === 'unknown') return name
+    const device = this.parts.registry.find(name)
+    return kind === 'own' && device !== undefined ? `/dev/${device.devname}` : device?.kname
   }
 
   opendir(nodeid: bigint, reply: Reply): void {

@@ -19,7 +19,7 @@ import {
 const MAX = 2n ** 64n - 1n
 const seq = (value: bigint) => value as DiskSeq
 
-const LINKS: readonly LinkKind[] = ['part', 'waiting', 'unknown']
+const LINKS: readonly LinkKind[] = ['part', 'waiting', 'kernel', 'unknown', 'own']
 
 /** Numbers at both ends of each bit, and some in a row. */
 function numbers(bits: bigint): DiskSeq[] {

@@ -149,6 +149,7 @@ t.test('looking at a node is inspecting', async (t) => {
         shape,
         locks: shape,
         blind: false,
+        setsTimes: false,
         asks: false,
         userUs: -1,
         faults: -1,
@@ -189,7 +190,7 @@ t.test('opening it is opening', async (t) => {
   const { of } = fakeProc(t)
   const { O_RDONLY, O_RDWR, O_WRONLY, O_EXCL, O_NONBLOCK, O_CREAT, O_TRUNC, O_DIRECT, O_NOFOLLOW } = constants
   const all = [O_RDONLY, O_WRONLY, O_RDWR, O_RDONLY | O_EXCL | O_NONBLOCK, O_RDWR | O_CREAT | O_TRUNC, O_RDWR | O_DIRECT | O_NOFOLLOW]
-  const opening = { intent: 'open', keeps: false, shape: false, blind: false, asks: false, userUs: -1, faults: -1 } as const
+  const opening = { intent: 'open', keeps: false, shape: false, blind: false, setsTimes: false, asks: false, userUs: -1, faults: -1 } as const
   for (const flags of all) {
     const tells = { ...opening, follows: (flags & O_NOFOLLOW) === 0, locks: (flags & O_CREAT) !== 0 }
     const { print, ...found } = of(openat(flags))
@@ -218,6 +219,7 @@ t.test('an open whose flags are out of sight may be any', async (t) => {
     shape: false,
     locks: true,
     blind: true,
+    setsTimes: false,
     asks: false,
     userUs: -1,
     faults: -1,
@@ -282,7 +284,7 @@ t.test('whatever else reaches a node may open it', async (t) => {
   // These have no path, and are no LOOKUP.
   for (const name of ['fchmod', 'fchown']) unknown(line(number(name), [3, PATH]), number(name), name)
   const names = INSPECTING.map(([name]) => name)
-  const known = new Set([...names, 'open', 'openat', 'openat2', 'creat', 'open_by_handle_at', 'io_uring_enter', 'fchmod', 'fchown'])
+  const known = new Set([...names, 'open', 'openat', 'openat2', 'creat', 'open_by_handle_at', 'io_uring_enter', 'ioctl', 'fchmod', 'fchown'])
   t.strictSame(Object.keys(native.syscalls).filter((name) => !known.has(name)), [], 'and no call is listed that this test does not know')
 })
 
@@ -313,6 +315,25 @@ t.test('a worker of io_uring is known by its program counter, whatever else its 
     t.equal(intents.isOpening(call), false)
     t.equal(intents.mayStillBeIn(call, seen(text, { stack: '[<0>] io_issue_sqe+0x1/0x2\n[<0>] io_wq_submit_work+0x1/0x2\n' })), true, 'at work')
     t.equal(intents.mayStillBeIn(call, seen(text, { stack: '[<0>] io_wq_worker+0x1/0x2\n' })), false, 'idle')
+  }
+})
+
+t.test('what btrfs has the kernel look up is known by its ioctl(2), 32-bit ones too, or its thread', async (t) => {
+  const { of, put } = fakeProc(t)
+  const ioctl = (call: number, command: string) => of(line(call, ['0x3', command, PATH]))
+  // BTRFS_IOC_SCAN_DEV, _ADD_DEV, _RM_DEV, _RM_DEV_V2, _DEV_REPLACE
+  for (const command of ['0x50009404', '0x5000940a', '0x5000940b', '0x5000943a', '0xca289435', '0xffffffff5000940a']) {
+    for (const call of [other('ioctl'), 54]) t.match(ioctl(call, command), { intent: 'unknown', number: call, setsTimes: true }, command)
+    t.match(ioctl(other('mount'), command), { setsTimes: false }, 'no ioctl')
+  }
+  // BLKGETSIZE64, BLKGETDISKSEQ, DM_TABLE_LOAD, and what has the number elsewhere
+  for (const command of ['0x80081272', '0x80081280', '0xc138fd09', '0x94', '0x940000', '0x9400000000']) {
+    t.match(ioctl(other('ioctl'), command), { setsTimes: false }, command)
+  }
+  for (const [comm, setsTimes] of [['btrfs-devrepl', true], ['iou-wrk-7', false], ['btrfs-devrepl2', false]] as const) {
+    put('comm', `${comm}\n`)
+    t.match(of('0 0x0 0x0 0x0 0x0 0x0 0x0 0x0 0x0\n'), { intent: 'unknown', setsTimes }, comm)
+    t.match(of(line(other('ioctl'), ['0x3', '0x0', PATH])), { setsTimes: false }, 'a program of that name')
   }
 })
 

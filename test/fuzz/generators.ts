@@ -226,14 +226,14 @@ export function sysfsText(c: Choices): Buffer {
   return c.oneIn(5) ? mutate(c, text) : text
 }
 
-const CALLS = [...Object.values(native.syscalls), 165, 431, 16, 9999, -1, 0]
+const CALLS = [...Object.values(native.syscalls), 165, 431, 54, 9999, -1, 0]
 
 /** /proc/TID/syscall, proc_pid_syscall (fs/proc/base.c). */
 export function syscallLine(c: Choices): Buffer {
   if (c.oneIn(12)) return Buffer.from(c.pick(['running\n', 'running', '-1 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n', '', '\n', 'runnin']))
   const call = c.oneIn(8) ? c.pick(['', ' ', '0x4', '4.0', '4e0', '+4', '-0', '04', '257 ', 'NaN', 'Infinity', '1e400']) : c.pick(CALLS)
   const word = () => `0x${(c.oneIn(2) ? BigInt(number(c)) : c.u64()).toString(16)}`
-  const flags = c.oneIn(2) ? word() : `0x${c.pick([0, 0x80000, native.O_PATH, constants.signals.SIGHUP, 0x10000]).toString(16)}`
+  const flags = c.oneIn(2) ? word() : `0x${c.pick([0, 0x80000, native.O_PATH, constants.signals.SIGHUP, 0x10000, 0x5000940a]).toString(16)}`
   const pc = c.oneIn(8) ? c.pick(['0x400000', '1e99', 'Infinity', '0xffffffff', '0x100000000', '9999999999', '']) : '0x7f12d4e5a6b7'
   const fields = [call, word(), flags, flags, word(), word(), word(), '0x7ffd1a2b3c48', pc]
   if (c.oneIn(16)) fields.splice(c.below(9), 1)

@@ -370,8 +370,8 @@ const nameOf = new Map(Object.entries(syscalls).map(([name, number]) => [number,
 function expectedIntent(text: string, confirmed: boolean): string {
   const [, number, words = ''] = LINE.exec(text) ?? []
   const name = number === undefined ? undefined : nameOf.get(Number(number))
-  // Neither of these has a path.
-  if (name === undefined || [RING, 'fchmod', 'fchown'].includes(name)) return 'unknown'
+  // None of these has a path.
+  if (name === undefined || [RING, 'fchmod', 'fchown', 'ioctl'].includes(name)) return 'unknown'
   const registers = words.trim().split(' ').map(BigInt)
   // A worker of io_uring has no program counter, and what else it has is another's.
   if (registers.at(-1) === 0n) return 'unknown'
@@ -382,6 +382,14 @@ function expectedIntent(text: string, confirmed: boolean): string {
   const flags = where === 'of creat' ? O_CREAT : where === 'elsewhere' ? 0 : Number((registers[where] as bigint) & 0x7fffffffn)
   const creates = (flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0
   return creates || (flags & (O_PATH | O_DIRECTORY)) !== 0 ? 'inspect' : 'open'
+}
+
+/** Whether a line shows an ioctl(2) for btrfs, also of a 32-bit program. */
+function isForBtrfs(text: string): boolean {
+  const [, number, words = ''] = LINE.exec(text) ?? []
+  if (number === undefined || ![syscalls['ioctl'], 54].includes(Number(number))) return false
+  const registers = words.trim().split(' ').map(BigInt)
+  return registers.at(-1) !== 0n && (((registers[1] as bigint) >> 8n) & 0xffn) === 0x94n
 }
 
 const STACK_64 = '[<0>] do_syscall_64+0x82/0x190\n[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e\n'
@@ -403,6 +411,7 @@ export const syscallFiles = (intentsOf: (native: Native) => Intents = (native) =
       const text = bytes.toString('latin1')
       const expected = expectedIntent(text, stack === STACK_64)
       must(call.intent === expected, `${JSON.stringify(text)} is ${expected}, not ${call.intent}`)
+      must(call.setsTimes === isForBtrfs(text), `${JSON.stringify(text)} is ${call.setsTimes ? '' : 'not '}taken for btrfs`)
       must(call.intent !== 'unknown' || (call.locks && call.keeps), 'an unknown call is taken for a harmless one')
       must(!call.shape || (call.locks && call.intent === 'inspect'), 'a call that changes the shape does not')
       must(call.print !== 0 || !LINE.test(text), `${JSON.stringify(text)} cannot be told from others`)

@@ -11,7 +11,7 @@ import { Crowd } from '../../src/crowd.js'
 import { Daemon } from '../../src/daemon.js'
 import { DeadNames } from '../../src/dead-names.js'
 import { DeviceNodes } from '../../src/devnode.js'
-import { DM_ID, DM_NAME, parseDiskSeq, parseId, parseName } from '../../src/diskseq.js'
+import { DM_ID, DM_NAME, parseDiskSeq, type ParsedId, parseId, parseName } from '../../src/diskseq.js'
 import { E } from '../../src/errno.js'
 import { Gate } from '../../src/gate.js'
 import { Intents } from '../../src/intent.js'
@@ -103,6 +103,7 @@ const CALLS = [
   line('newfstatat', '0xffffff9c', '0x8048000', '0x0'),
   line('name_to_handle_at', '0xffffff9c', '0x7f0000000000', '0x0'),
   line('io_uring_enter', '0x3', '0x1', '0x1'),
+  line('ioctl', '0x3', '0x5000940a', '0x7f0000000000'),
 ]
 
 const STRANGER = 1000
@@ -129,7 +130,7 @@ function fits(directory: bigint, name: string, id: bigint): boolean {
   }
   if (directory === DM_ID) return found?.diskseq === parseDiskSeq(name) && (found?.kind === 'directory' || found?.kind === 'waiting') && found.partition === 0
   const parent = parseId(directory)
-  return parent?.kind === 'directory' && found?.diskseq === parent.diskseq && ['inode', 'kernel', 'unknown'].includes(found.kind) && KERNEL_NAME.test(name)
+  return parent?.kind === 'directory' && found?.diskseq === parent.diskseq && ['inode', 'kernel', 'unknown', 'own'].includes(found.kind) && KERNEL_NAME.test(name)
 }
 
 /** A request that the kernel waits for the answer of. */
@@ -444,8 +445,14 @@ export class World {
         return this.checkDirents(waiting, payload, bytes)
       case Opcode.READLINK: {
         const text = payload.toString('latin1')
+        const link = parseId(nodeid)
         const target = parseName(text)
-        const leads = parseId(nodeid)?.kind === 'kernel' ? KERNEL_NAME.test(text) : target !== undefined && !target.symlink
+        if (link?.kind === 'own') {
+          const leads = text.startsWith('/dev/') && KERNEL_NAME.test(text.slice('/dev/'.length))
+          if (!leads || !this.isPinned(link)) this.wrong("a link leads to a device's own node that is not pinned", bytes)
+          return
+        }
+        const leads = link?.kind === 'kernel' ? KERNEL_NAME.test(text) : target !== undefined && !target.symlink
         if (!leads) return void this.wrong('a link leads to no name', bytes)
         this.goOn(waiting, Opcode.LOOKUP, waiting.walk?.directory ?? FUSE_ROOT_ID, Buffer.from(`${payload.toString('latin1')}\0`, 'latin1'))
       }
@@ -462,7 +469,7 @@ export class World {
     const node = parseId(id)
     const rdev = attr.readUInt32LE(76)
     const type = attr.readUInt32LE(60) & S_IFMT
-    const symlink = node?.kind === 'part' || node?.kind === 'waiting' || node?.kind === 'kernel'
+    const symlink = node?.kind === 'part' || node?.kind === 'waiting' || node?.kind === 'kernel' || node?.kind === 'own'
     if (type !== (symlink ? S_IFLNK : S_IFBLK)) return void this.wrong(`an inode of type ${type}`, bytes)
     if (node?.kind !== 'inode') {
       if (rdev !== 0 || (opens && node?.kind === 'unknown')) this.wrong('what is no device may be opened', bytes)
@@ -470,14 +477,18 @@ export class World {
     }
     // The kernel never changes that of an inode.
     if (node.minor !== undefined && node.minor !== (rdev & 0xff)) return void this.wrong('an inode has the number of another', bytes)
-    if (!opens) return
+    if (opens && !this.isPinned(node, rdev)) this.wrong('a caller may open what is not pinned', bytes)
+  }
+
+  /** Whether the device is open; with that number, if one is given. */
+  private isPinned({ diskseq, partition }: ParsedId, rdev?: number): boolean {
     for (const file of this.files.values()) {
       if (file.kind !== 'device') continue
       const { device } = file
-      const same = device.diskseq === node.diskseq && device.partition === node.partition
-      if (same && rdev === ((device.minor & 0xff) | (device.major << 8))) return
+      const same = device.diskseq === diskseq && device.partition === partition
+      if (same && (rdev === undefined || rdev === ((device.minor & 0xff) | (device.major << 8)))) return true
     }
-    this.wrong('a caller may open what is not pinned', bytes)
+    return false
   }
 
   private checkDirents({ room, cookie, nodeid }: Waiting, payload: Buffer, bytes: Buffer): void {

@@ -35,6 +35,7 @@ type Mechanism =
   | 'none'
   | 'opens-late'
   | 'no-pins'
+  | 'own-inodes'
   | 'faults-of-all'
   | 'workers-believed'
   | 'code-alone'

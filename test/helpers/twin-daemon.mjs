@@ -248,6 +248,16 @@ const twins = {
     opener: (calls, directory) =>
       new OtherPins(calls, directory, (device, done) => done(calls.openNode(directory, device.devname))),
   },
+  /** Whoever may set the times of an inode in the kernel gets one of ours. */
+  'own-inodes': {
+    patch() {
+      const { of } = Intents.prototype
+      Intents.prototype.of = function (...given) {
+        const call = of.apply(this, given)
+        return call.setsTimes ? { ...call, setsTimes: false } : call
+      }
+    },
+  },
   /** Disks are opened by their nodes in /dev. */
   'nodes-in-dev': { native: { ...native, makeNodes: () => -EPERM } },
   /** For a partition, its disk is held instead. (And what its node in /dev is does not matter.) */

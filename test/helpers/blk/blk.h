@@ -238,5 +238,6 @@ int cmd_mount_compute(int argc, char **argv);
 int cmd_hung_exec(int argc, char **argv);
 int cmd_nothing(int argc, char **argv);
 int cmd_pid_namespace(int argc, char **argv);
+int cmd_btrfs_scan(int argc, char **argv);
 
 #endif

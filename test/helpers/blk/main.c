@@ -42,13 +42,14 @@ static const struct {
 	{ "hung-exec", cmd_hung_exec },
 	{ "nothing", cmd_nothing },
 	{ "pid-namespace", cmd_pid_namespace },
+	{ "btrfs-scan", cmd_btrfs_scan },
 };
 
 int main(int argc, char **argv)
 {
 	if (argc < 2)
 		die("usage: blk churn|pingpong|openlat|latency|throughput|cold-open|appear|hold|exclusive-zram|exclusive-part|"
-		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|open-stopped|delays|mount|dm-race|hotplug|abuse|abuse-directories|directory|int80|x32|inspect|change-fd|new-disks|idlers|mount-compute|hung-exec|nothing|pid-namespace|way --option value ...");
+		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|open-stopped|delays|mount|dm-race|hotplug|abuse|abuse-directories|directory|int80|x32|inspect|change-fd|new-disks|idlers|mount-compute|hung-exec|nothing|pid-namespace|btrfs-scan|way --option value ...");
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (strcmp(argv[1], commands[i].name) == 0) {
 			catch_signals();
