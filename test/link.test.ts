@@ -9,9 +9,9 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { held } from './helpers/flock.js'
-import { twinLink } from './helpers/guard.js'
+import { type Change, twinLink } from './helpers/guard.js'
 import { ROOT } from './helpers/root.js'
-import { cleanup, type Output, run } from './helpers/tree.js'
+import { cleanup, type Output, run, until } from './helpers/tree.js'
 
 const LINK = join(ROOT, 'udev/diskseqfs-link')
 const LOCK = '/run/diskseqfs.lock'
@@ -110,4 +110,35 @@ t.test('a lock that is not a file of root\'s alone is none', async (t) => {
   symlinkSync(join(directory, 'elsewhere'), LOCK)
   t.match((await removed(link, LINK)).stderr, /cannot open \/run\/diskseqfs\.lock: Too many levels/)
   t.notOk(existsSync(join(directory, 'elsewhere')), 'nor is a file made through a link')
+})
+
+/** Runs it until it is about to take the link away; then the name becomes another device's. -> where it leads in the end */
+async function becomesAnothers(t: Test, ...changes: Change[]): Promise<string> {
+  const { directory, link } = mapper(t)
+  const [there, go] = ['there', 'go'].map((name) => join(directory, name)) as [string, string]
+  const program = twinLink(
+    t,
+    [
+      '  if (rename(link, temporary) < 0) return errno == ENOENT',
+      `  close(open("${there}", O_CREAT | O_WRONLY, 0600));
+  while (access("${go}", F_OK) < 0) usleep(1000);
+  if (rename(link, temporary) < 0) return errno == ENOENT`,
+    ],
+    ...changes,
+  )
+  const ended = removed(link, program)
+  await until(() => existsSync(there))
+  symlinkSync('/dev/disk/by-diskseq/.dm/4000000001/dm-9998', `${link}.new`)
+  renameSync(`${link}.new`, link)
+  writeFileSync(go, '')
+  t.match(await ended, { code: 0, stderr: '' })
+  return existsSync(directory) && lstatSync(link, { throwIfNoEntry: false })?.isSymbolicLink() ? readlinkSync(link) : 'nothing'
+}
+
+t.test("a name that becomes another device's before its link is taken away", async (t) => {
+  t.equal(await becomesAnothers(t), '/dev/disk/by-diskseq/.dm/4000000001/dm-9998', 'is put back')
+})
+
+t.test('twin: where it is not looked at when it has been taken, it is lost', async (t) => {
+  t.equal(await becomesAnothers(t, ['  if (!leads_to(temporary, diskseq, kernel)) {', '  if (0) {']), 'nothing')
 })

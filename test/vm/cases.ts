@@ -23,6 +23,7 @@ import { removable } from './cases/removable.js'
 import { restart } from './cases/restart.js'
 import { same } from './cases/same.js'
 import { removal, service } from './cases/service.js'
+import { stack } from './cases/stack.js'
 import { suspend } from './cases/suspend.js'
 import { tables } from './cases/tables.js'
 import { tools } from './cases/tools.js'
@@ -34,6 +35,7 @@ export const cases: readonly Case[] = [
   lvm,
   tools,
   same,
+  stack,
   libvirt,
   mapperRace,
   mountsCase,

@@ -1,7 +1,11 @@
-/** A daemon with one mechanism switched off, in a machine that has the package. */
+/** A daemon, or what udev runs, with one mechanism switched off, in a machine that has the package. */
 import { execFileSync } from 'node:child_process'
+import { copyFileSync } from 'node:fs'
 import { join } from 'node:path'
 
+import type { Test } from 'tap'
+
+import { type Change, twinLink } from '../helpers/guard.js'
 import { ROOT } from '../helpers/root.js'
 import type { Twin } from '../helpers/tree.js'
 import type { Vm } from './vm.js'
@@ -39,5 +43,18 @@ export async function withTwin<T>(vm: Vm, twin: Twin, use: () => Promise<T>): Pr
       kill $(cat ${TWIN_PID})
       while mountpoint -q ${TWIN_MOUNTPOINT}; do sleep 0.1; done
       rm -rf --one-file-system ${DIRECTORY}`)
+  }
+}
+
+const INSTALLED = '/usr/lib/udev/diskseqfs-link'
+
+/** Runs `use` while udev runs a program with these changes in place of the installed one. */
+export async function withLink<T>(t: Test, vm: Vm, changes: readonly Change[], use: () => Promise<T>): Promise<T> {
+  copyFileSync(twinLink(t, ...changes), join(vm.share, 'diskseqfs-link'))
+  await vm.run(`cp -p ${INSTALLED} ${INSTALLED}.aside; install -m 755 /share/diskseqfs-link ${INSTALLED}`)
+  try {
+    return await use()
+  } finally {
+    await vm.run(`udevadm settle --timeout=300; mv ${INSTALLED}.aside ${INSTALLED}; udevadm trigger --subsystem-match=block; udevadm settle --timeout=300`, 600_000)
   }
 }

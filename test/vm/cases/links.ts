@@ -3,23 +3,19 @@
  * happened to them before, and is slow at any place of what our rules have it run: each
  * name leads to the device that has it, and no link stays that nobody owns.
  */
-import { copyFileSync } from 'node:fs'
-import { join } from 'node:path'
-
 import type { Test } from 'tap'
 
-import { twinLink } from '../../helpers/guard.js'
+import type { Change } from '../../helpers/guard.js'
 import { type Case, SHORT } from '../case.js'
 import { links, LEFT_ALONE } from '../links.js'
 import { note } from '../suite.js'
+import { withLink } from '../twin.js'
 import type { Vm } from '../vm.js'
 
 const ROUNDS = SHORT ? 24 : 500
 /** At the same time, so that one's number becomes another's. */
 const LANES = 3
 const TWIN_TRIES = 5
-
-type Change = [from: string, to: string]
 
 /** Now and then it takes a while before it does anything that others may see, or sees what they do. */
 const SLOW: Change = [
@@ -48,19 +44,6 @@ const LOOKS_FIRST: readonly Change[] = [
 const ASKS_NOT: readonly Change[] = [
   ['if (!event->is_udevs(link) || !current(&device)) result |= give_up(link, event->diskseq, kernel);', 'if (0) ;'],
 ]
-
-const INSTALLED = '/usr/lib/udev/diskseqfs-link'
-
-/** Runs with another program in place of the installed one. */
-async function withLink<T>(t: Test, vm: Vm, changes: readonly Change[], use: () => Promise<T>): Promise<T> {
-  copyFileSync(twinLink(t, SLOW, ...changes), join(vm.share, 'diskseqfs-link'))
-  await vm.run(`cp -p ${INSTALLED} ${INSTALLED}.aside; install -m 755 /share/diskseqfs-link ${INSTALLED}`)
-  try {
-    return await use()
-  } finally {
-    await vm.run(`udevadm settle --timeout=300; mv ${INSTALLED}.aside ${INSTALLED}; udevadm trigger --subsystem-match=block; udevadm settle --timeout=300`, 600_000)
-  }
-}
 
 /**
  * Of one lane, in the shell. Whoever has made a device and waited for udev is to find it
@@ -153,7 +136,7 @@ async function rounds(vm: Vm, count: number): Promise<string[]> {
 
 async function twin(t: Test, vm: Vm, what: string, changes: readonly Change[]): Promise<void> {
   let wrong: string[] = []
-  await withLink(t, vm, changes, async () => {
+  await withLink(t, vm, [SLOW, ...changes], async () => {
     for (let i = 0; i < TWIN_TRIES && wrong.length === 0; i++) wrong = await rounds(vm, 24)
   })
   t.not(wrong.length, 0, `${what} ${wrong[0]}`)
@@ -164,7 +147,7 @@ export const linksCase: Case = {
   // Five minutes; race.ts shows some of it.
   shortOn: 'none',
   async run(t, vm) {
-    const wrong = await withLink(t, vm, [], () => rounds(vm, ROUNDS))
+    const wrong = await withLink(t, vm, [SLOW], () => rounds(vm, ROUNDS))
     t.strictSame(wrong, [], `${ROUNDS} rounds`)
     note(t, `${ROUNDS} rounds of mkswap, swapon, swapoff, rename, create: ${wrong.length} wrong`)
     await twin(t, vm, 'twin: who looks before he has the lock leaves a name wrong:', LOOKS_FIRST)

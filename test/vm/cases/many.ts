@@ -5,11 +5,15 @@ import { type Case, SHORT } from '../case.js'
 import { links, LEFT_ALONE } from '../links.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
+import { type Deed, inWords, watched } from '../watch.js'
+import { DAEMON } from './restart.js'
 
 const FEW = 50
 const MANY = SHORT ? 200 : 800
 /** What it takes for each device may grow by so much: an index that is larger, not another look at all of them. */
 const GROWTH = 2
+/** How often each name has to be looked at, at least. */
+const LOOKS_MIN = 5
 
 /** Devices from $1 to $2, without a name until udev has seen them. */
 const MAKE = `
@@ -64,6 +68,31 @@ async function stops(t: Test, vm: Vm, count: number): Promise<Stop> {
   return { link: Number(link), stop: Number(stop) }
 }
 
+/** Each to leave what is mounted and swapped on as it is, and every name with its device. */
+const DEEDS: readonly Deed[] = [
+  { what: 'stop', script: 'systemctl stop diskseqfs' },
+  { what: 'start', script: 'systemctl start diskseqfs' },
+  { what: 'restart', script: 'systemctl restart diskseqfs' },
+  { what: 'the daemon is killed', script: `kill -KILL $(${DAEMON}); sleep 5` },
+  { what: 'the guard is killed', script: 'kill -KILL $(systemctl show -P MainPID diskseqfs); sleep 5' },
+  { what: 'upgrade', script: 'dpkg -i /share/diskseqfs.deb >/dev/null' },
+  { what: 'removal', script: 'dpkg -r diskseqfs >/dev/null' },
+  { what: 'installation', script: 'dpkg -i /share/diskseqfs.deb >/dev/null' },
+]
+/** When the tree comes to a system that runs, udev takes its own names away first. */
+const COMES = ['start', 'installation']
+
+async function inUse(t: Test, vm: Vm): Promise<void> {
+  // Of many devices some, so that each is looked at often.
+  const names = '/dev/mapper/vm-* /dev/mapper/many-*0'
+  for (const result of await watched(vm, DEEDS, names, 'home.mount srv.mount')) {
+    note(t, inWords(result))
+    t.strictSame(result.troubles, [], `${result.what}: nothing is unmounted or switched off`)
+    if (!COMES.includes(result.what)) t.strictSame(result.gaps, [], `${result.what}: all names lead to their devices all the time`)
+    t.ok(result.looks >= LOOKS_MIN, `${result.what}: they were looked at`)
+  }
+}
+
 export const many: Case = {
   name: 'many: the service is stopped with many device-mapper devices',
   // Minutes of udev's.
@@ -74,6 +103,7 @@ export const many: Case = {
       const few = await stops(t, vm, FEW)
       await vm.run(`${MAKE}; make ${FEW} ${MANY}`, 1_800_000)
       const all = await stops(t, vm, MANY)
+      await inUse(t, vm)
       const growth = all.link / MANY / (few.link / FEW)
       t.ok(growth < GROWTH, `for each device ${growth.toFixed(1)} times as long with ${MANY} as with ${FEW}`)
       note(t, `stopped with ${MANY} devices: ${all.stop} ms, of which names ${all.link} ms; with ${FEW}: ${few.stop}, ${few.link} ms`)

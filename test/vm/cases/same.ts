@@ -4,22 +4,15 @@
  */
 import type { Test } from 'tap'
 
-import type { Case } from '../case.js'
+import { type Case, SHORT } from '../case.js'
+import { type Answers, askAll, compareAll, type Probe, TRY } from '../probes.js'
 import { note } from '../suite.js'
-import type { Release, Vm } from '../vm.js'
+import { withLink } from '../twin.js'
+import type { Vm } from '../vm.js'
+import { inWords, watched } from '../watch.js'
 
-interface Probe {
-  readonly what: string
-  /** `try 'COMMAND'` prints what a command prints, see PRELUDE; what it changes it changes back, also when something fails. */
-  readonly script: string
-  /** Why the answers are known to differ. They have to, so that this is taken away once they do not. */
-  readonly limit?: string
-  /** It is one on that release only. */
-  readonly limitOn?: Release
-}
-
-/** Of the probe that takes longest, with what emulation adds. */
-const PROBE_S = 120
+/** Of the machine's. */
+const DIRECTORY = '/run/same'
 /** When the service is started a name may lead nowhere for so long, ms, on an emulated machine that is busy; when it stops or is restarted it never does. */
 const START_GAP_MS = 3000
 /** How often all names have to be looked at, at least, while the service stops or starts. */
@@ -30,16 +23,10 @@ const LUKS_UUID = '5a3e0001-1111-2222-3333-444444444444'
 
 /** What each probe starts with. */
 const PRELUDE = `
-  export LC_ALL=C
+  ${TRY}
   cd /run/same
   uuid=${UUID}
   swap='dev-mapper-vm\\x2dsameswap.swap'
-  # Each line that a command prints, after the command, so that it can be told from others; and its status if that is not 0.
-  try() {
-    local output line
-    output=$(eval "$1" 2>&1 </dev/null) || output+="\${output:+ }(status $?)"
-    while IFS= read -r line; do echo "$1: $line"; done <<<"$output"
-  }
   mounted() { mountpoint -q /srv/same || mount /srv/same; }
   swapped() { swapon -a 2>/dev/null; }
 `
@@ -103,7 +90,25 @@ const TIDY = `
   rmdir /srv/same
 `
 
+const SWAP_UNIT = 'swap and its unit'
+const FILTERS = 'names in the filters of lvm.conf'
+
 const PROBES: readonly Probe[] = [
+  {
+    // But for the tree's own mount there is no difference.
+    what: 'all that is mounted, swapped on and open',
+    script: `
+      env -C /srv/same sleep 60 >/dev/null 2>&1 &
+      trap 'kill $!' EXIT
+      until [ "$(</proc/$!/comm)" = sleep ]; do sleep 0.1; done
+      try 'grep -v " fuse.diskseqfs " /proc/mounts | sort'
+      try 'findmnt -rno TARGET,SOURCE,FSTYPE -t nofuse.diskseqfs | sort'
+      try 'df -x fuse.diskseqfs --output=source,fstype,target | sort'
+      try 'swapon --show=NAME,TYPE,SIZE'
+      try 'lsblk -o NAME,TYPE,FSTYPE,LABEL,MOUNTPOINTS'
+      try 'lsof -w -Fcn /dev/dm-* /dev/mapper/vm-* | grep -v ^p | sort'
+      try 'lsof -w -Fn /srv /srv/same | grep ^n | sort'`,
+  },
   {
     what: 'where a file system is mounted from',
     script: `
@@ -180,7 +185,7 @@ const PROBES: readonly Probe[] = [
       try 'cut -d " " -f 1 /proc/swaps'`,
   },
   {
-    what: 'swap and its unit',
+    what: SWAP_UNIT,
     script: `
       trap swapped EXIT
       try 'systemctl is-active "$swap"'
@@ -325,7 +330,7 @@ const PROBES: readonly Probe[] = [
   },
   {
     // pvscan has them from udev, which asks it while it looks at the device.
-    what: 'names in the filters of lvm.conf',
+    what: FILTERS,
     script: `
       config=/etc/lvm/lvm.conf
       undo() {
@@ -368,42 +373,6 @@ const PROBES: readonly Probe[] = [
   },
 ]
 
-/** Numbers and identifiers that are other ones each time. */
-const MOVING: readonly [RegExp, string][] = [
-  [/\bdm-\d+/g, 'dm-N'],
-  [/\bdm\\x2d\d+/g, 'dm\\x2dN'],
-  [/by-diskseq\/(\.dm\/)?\d+/g, 'by-diskseq/$1N'],
-  [/by\\x2ddiskseq-(\.dm-)?\d+/g, 'by\\x2ddiskseq-$1N'],
-  [/\((\d+)(:|, ?)\d+\)/g, '($1:N)'],
-  [/LVM-[a-zA-Z0-9]{64}/g, 'LVM-ID'],
-  [/ +$/gm, ''],
-]
-
-async function ask(vm: Vm, { script }: Probe): Promise<string> {
-  // A process of its own, with an end: what hangs is one probe, and the others are asked all the same.
-  const { output } = await vm.attempt(`
-cat >/run/same/probe <<'PROBE'
-. /run/same/prelude
-${script}
-PROBE
-timeout --kill-after=10 ${PROBE_S} bash /run/same/probe
-case $? in 124 | 137) echo 'not done after ${PROBE_S} s' ;; esac`)
-  return MOVING.reduce((text, [pattern, fixed]) => text.replace(pattern, fixed), output.trimEnd())
-}
-
-interface Answers {
-  /** By what was asked. */
-  readonly printed: ReadonlyMap<string, string>
-  readonly seconds: number
-}
-
-async function askAll(vm: Vm): Promise<Answers> {
-  const started = Date.now()
-  const printed = new Map<string, string>()
-  for (const probe of PROBES) printed.set(probe.what, await ask(vm, probe))
-  return { printed, seconds: Math.round((Date.now() - started) / 1000) }
-}
-
 async function withVolumes<T>(vm: Vm, use: () => Promise<T>): Promise<T> {
   try {
     await vm.run(PREPARE)
@@ -413,107 +382,56 @@ async function withVolumes<T>(vm: Vm, use: () => Promise<T>): Promise<T> {
   }
 }
 
-function firstDifference(ours: string, stock: string): string {
-  const [is, was] = [ours.split('\n'), stock.split('\n')]
-  let i = 0
-  while (is[i] === was[i]) i++
-  return `${is[i] ?? 'nothing'} (stock: ${was[i] ?? 'nothing'})`
-}
-
-function compare(t: Test, { what, limit: known, limitOn }: Probe, release: Release, ours: string, stock: string): void {
-  const limit = limitOn === undefined || limitOn === release ? known : undefined
-  if (ours !== stock) {
-    note(t, `${what}: ${limit === undefined ? 'DIFFERENT' : `limit: ${limit}`}: ${firstDifference(ours, stock)}`)
-  } else {
-    // Two that fail in the same way are the same, and show little.
-    const failed = stock.match(/^.*\(status \d+\)$/gm) ?? []
-    note(t, `${what}: same${failed.length > 0 ? `; fails on both: ${failed.join('; ')}` : ''}`)
-  }
-  if (limit === undefined) t.equal(ours, stock, what)
-  else t.not(ours, stock, `${what}: a limit; if it is none any more, take it away`)
-}
-
-/**
- * With the file system mounted and idle and swap on, the service stops, starts and restarts. What it
- * prints: how often the names were looked at, and whatever was not as before.
- */
-const SERVICE = `
-  . /run/same/prelude
-  trap 'systemctl start diskseqfs' EXIT
-  for name in /dev/mapper/* /dev/vm/*; do [ ! -b $name ] || names+=($name); done
-  # A process for each pause would take longer than the pause.
-  mkfifo never
-  exec {never}<>never
-  sample() {
-    local samples=0 name began
-    declare -A since
-    until [ -e enough ]; do
-      for name in "\${names[@]}"; do
-        began=\${since[$name]:-}
-        if [ ! -b $name ]; then
-          since[$name]=\${began:-\${EPOCHREALTIME/./}}
-        elif [ "$began" ]; then
-          echo "$name led nowhere for $(((\${EPOCHREALTIME/./} - began) / 1000)) ms" >>troubles
-          since[$name]=
-        fi
-      done
-      samples=$((samples + 1))
-      read -rt 0.02 -u $never
-    done
-    echo $samples >samples
-  }
-  state() {
-    grep ^/dev/ /proc/mounts
-    echo "$(($(wc -l </proc/swaps) - 1)) swap areas"
-    systemctl is-active srv-same.mount 'dev-mapper-vm\\x2dsame.device'
-    systemctl --failed --no-legend --plain
-  }
-  state >before
-  for verb in stop start restart; do
-    rm -f enough
-    : >troubles
-    sample &
-    sampler=$!
-    systemctl $verb diskseqfs >>troubles 2>&1
-    udevadm settle
-    # The service manager has its time as well.
-    sleep 1
-    touch enough
-    wait $sampler
-    diff before <(state) >>troubles
-    echo "$verb: looked at $(<samples) times"
-    sort -u troubles | sed "s/^/$verb: /"
-  done
-`
-
+/** With the file system mounted and idle and swap on, the service stops, starts and restarts. */
 async function inUse(t: Test, vm: Vm): Promise<void> {
   t.notMatch(
     await vm.run('df --output=pcent,ipcent /dev/disk/by-diskseq'),
     /100%/,
     'the tree is not full, also not for who watches inodes',
   )
-  const lines = (await vm.run(`set +e\n${SERVICE}`)).trimEnd().split('\n')
-  const looked = lines.filter((line) => / times$/.test(line))
-  // udev takes its own links away before ours are made, when the tree comes to a system that runs.
-  const short = lines.filter((line) => /^start: .* led nowhere/.test(line) && Number(/(\d+) ms$/.exec(line)?.[1]) < START_GAP_MS)
-  const troubles = lines.filter((line) => !looked.includes(line) && !short.includes(line))
-  note(t, `while in use: ${looked.join(', ')}; ${troubles.join('; ') || 'all names led to their devices, nothing was unmounted or switched off'}`)
-  t.strictSame(troubles, [], 'stop and restart: all names lead to their devices all the time, nothing is unmounted or switched off')
-  if (short.length > 0) note(t, `when it starts: ${short.join('; ').replaceAll('start: ', '')}`)
-  for (const line of looked) t.ok(Number(/(\d+) times$/.exec(line)?.[1]) >= SAMPLES_MIN, line)
+  const deeds = ['stop', 'start', 'restart'].map((what) => ({ what, script: `systemctl ${what} diskseqfs` }))
+  try {
+    for (const result of await watched(vm, deeds, '/dev/mapper/* /dev/vm/*', "srv-same.mount 'dev-mapper-vm\\x2dsame.device'")) {
+      note(t, `while in use: ${inWords(result)}`)
+      t.strictSame(result.troubles, [], `${result.what}: nothing is unmounted or switched off`)
+      // udev takes its own links away before ours are made, when the tree comes to a system that runs.
+      const gaps = result.gaps.filter(({ ms }) => result.what !== 'start' || ms > START_GAP_MS)
+      t.strictSame(gaps, [], `${result.what}: all names lead to their devices all the time`)
+      t.ok(result.looks >= SAMPLES_MIN, `${result.what}: they were looked at`)
+    }
+  } finally {
+    await vm.run('systemctl start diskseqfs')
+  }
+}
+
+const RULES = '/usr/lib/udev/rules.d'
+
+/** What keeps two of the answers as they are, switched off. */
+async function twins(t: Test, vm: Vm, stock: Answers): Promise<void> {
+  const again = 'udevadm control --reload; udevadm trigger --subsystem-match=block; udevadm settle --timeout=300'
+  const differs = async (what: string, says: string) => {
+    const { printed } = await askAll(vm, DIRECTORY, PROBES.filter((probe) => probe.what === what))
+    t.not(printed.get(what), stock.printed.get(what), `twin: ${says}`)
+  }
+  await withLink(t, vm, [['return says_swap("/etc/fstab", fstab_says, links, content) ||', 'return false &&']], async () => {
+    await vm.run(again)
+    await differs(SWAP_UNIT, 'where names for swap are ours as well, its unit does not know it')
+  })
+  await vm.run(`mv ${RULES}/99-z-diskseqfs.rules ${RULES}/62-diskseqfs.rules; ${again}`)
+  await differs(FILTERS, "where names leave udev before other rules have seen them, lvm's filters do not know them")
+  await vm.run(`mv ${RULES}/62-diskseqfs.rules ${RULES}/99-z-diskseqfs.rules; ${again}`)
 }
 
 export const same: Case = {
   name: 'a system with the package looks as it did',
   shortOn: 'bookworm',
-  before: (vm) => withVolumes(vm, () => askAll(vm)),
+  before: (vm) => withVolumes(vm, () => askAll(vm, DIRECTORY, PROBES)),
   async run(t, vm, before) {
     const stock = before as Answers
     await withVolumes(vm, async () => {
-      const ours = await askAll(vm)
-      for (const probe of PROBES) compare(t, probe, vm.release, ours.printed.get(probe.what) ?? '', stock.printed.get(probe.what) ?? '')
-      note(t, `${PROBES.length} probes in ${ours.seconds} s, stock: ${stock.seconds} s`)
+      compareAll(t, vm, PROBES, await askAll(vm, DIRECTORY, PROBES), stock)
       await inUse(t, vm)
+      if (!SHORT) await twins(t, vm, stock)
     })
   },
 }

@@ -1,9 +1,10 @@
 /** The service: stopped, started, with the links switched off, and taken off the system. */
 import type { Test } from 'tap'
 
-import type { Case } from '../case.js'
+import { type Case, SHORT } from '../case.js'
 import { links, LEFT_ALONE } from '../links.js'
 import { note } from '../suite.js'
+import { withLink } from '../twin.js'
 import type { Vm } from '../vm.js'
 import { DAEMON } from './restart.js'
 
@@ -97,7 +98,14 @@ export const service: Case = {
       "stopped: udev's own links are in disk/by-diskseq",
     )
 
+    const beneath = '[ ! -e /dev/disk/by-diskseq/.dm ] || find /dev/disk/by-diskseq/.dm -type l'
+    t.equal(await vm.run(beneath), '', 'and nothing that no name leads to')
     await vm.run('systemctl start diskseqfs')
+    if (!SHORT) {
+      await withLink(t, vm, [['  if (has_daemon()) return 0;\n  DIR *tree', '  return 0;\n  DIR *tree']], () => vm.run('systemctl stop diskseqfs; udevadm settle'))
+      t.not(await vm.run(beneath), '', 'twin: it is the program that takes these away')
+      await vm.run('systemctl start diskseqfs')
+    }
     await inTree(t, vm, 'started')
     for (const unit of ['dev-mapper-vm\\x2dhome.device', 'dev-disk-by\\x2ddiskseq-1.device']) {
       t.equal(await vm.run(`systemctl is-active '${unit}'`), 'active\n', unit)

@@ -7,6 +7,7 @@ import type { Test } from 'tap'
 import { type Case, SHORT } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
+import { DAEMON } from './restart.js'
 
 const TIMES = SHORT ? 3 : 20
 const TWIN_TIMES = 3
@@ -49,22 +50,67 @@ async function sleeps(vm: Vm, by: string, times: number): Promise<Sleeps> {
   return { failed: Number(/^failed (\d+)$/m.exec(output)?.[1]), median: took[took.length >> 1] ?? NaN }
 }
 
-const SLEEP = 'systemctl start systemd-suspend.service'
+const SUSPEND = 'systemctl start systemd-suspend.service'
+const HIBERNATE = 'systemctl start systemd-hibernate.service'
+const KINDS = [
+  { what: 'suspend', by: SUSPEND, times: TIMES },
+  { what: 'hibernate', by: HIBERNATE, times: SHORT ? 1 : 5 },
+]
+
+/** systemd would want as much swap as the machine has memory, none of which is written. */
+const MAY_HIBERNATE = `
+  mkdir -p /run/systemd/system/systemd-hibernate.service.d
+  printf '[Service]\nEnvironment=SYSTEMD_BYPASS_HIBERNATION_MEMORY_CHECK=1\n' >/run/systemd/system/systemd-hibernate.service.d/test.conf
+  systemctl daemon-reload
+  swapon -a`
+
+async function allKinds(vm: Vm): Promise<Sleeps[]> {
+  await vm.run(MAY_HIBERNATE)
+  const results: Sleeps[] = []
+  for (const { by, times } of KINDS) results.push(await sleeps(vm, by, times))
+  return results
+}
+
+/** While the tree is covered the service is restarted, and its daemon killed. */
+const MEANWHILE = `
+  another() {
+    for ((i = 0; i < 600; i++)); do
+      now=$(${DAEMON})
+      [ "\${now:-$daemon}" != "$daemon" ] && break
+      sleep 0.1
+    done
+  }
+  mounts() { findmnt -rno FSTYPE --mountpoint /dev/disk/by-diskseq | tr '\n' ' '; echo; }
+  /usr/lib/systemd/system-sleep/diskseqfs pre suspend
+  mounts
+  daemon=$(${DAEMON}); systemctl restart diskseqfs; another
+  [ -b /dev/mapper/vm-srv ] && dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none && mounts
+  daemon=$(${DAEMON}); kill -KILL $daemon; another
+  [ -b /dev/mapper/vm-srv ] && dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none && mounts
+  /usr/lib/systemd/system-sleep/diskseqfs post suspend
+  [ -b /dev/mapper/vm-srv ] && dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none && mounts`
 
 export const suspend: Case = {
   name: 'suspend while disks are opened and looked at',
   shortOn: 'trixie',
-  before: (vm) => sleeps(vm, SLEEP, TIMES),
+  before: allKinds,
   async run(t: Test, vm: Vm, before: unknown) {
-    const stock = before as Sleeps
-    const ours = await sleeps(vm, SLEEP, TIMES)
-    note(t, `${TIMES} times asleep: ${ours.failed} failed, median ${ours.median} ms; stock: ${stock.failed} and ${stock.median} ms`)
-    t.equal(ours.failed, 0, 'it goes to sleep each time')
-    // Of a machine that is emulated and busy; who cannot be frozen is waited for for 20 s.
-    t.ok(ours.median < stock.median + 10_000, `${ours.median} ms, ${stock.median} on a stock system`)
+    const ours = await allKinds(vm)
+    for (const [i, { what, times }] of KINDS.entries()) {
+      const [{ failed, median }, stock] = [ours[i] as Sleeps, (before as Sleeps[])[i] as Sleeps]
+      note(t, `${times} times ${what}: ${failed} failed, median ${median} ms; stock: ${stock.failed} and ${stock.median} ms`)
+      t.equal(failed, 0, `${what}: it goes to sleep each time`)
+      // Of a machine that is emulated and busy; who cannot be frozen is waited for for 20 s.
+      t.ok(median < stock.median + 10_000, `${what}: ${median} ms, ${stock.median} on a stock system`)
+    }
     t.equal(await vm.run('findmnt -n -o FSTYPE /dev/disk/by-diskseq'), 'fuse.diskseqfs\n', 'the tree is there, once')
     await vm.run('udevadm settle')
     t.match(await vm.run('readlink /dev/mapper/vm-srv'), /by-diskseq/)
+    t.equal(
+      await vm.run(MEANWHILE),
+      'fuse.diskseqfs devtmpfs \nfuse.diskseqfs devtmpfs \nfuse.diskseqfs devtmpfs \nfuse.diskseqfs \n',
+      'with a restart and a crash meanwhile the same mount is there again',
+    )
     const twin = await sleeps(vm, 'echo freeze >/sys/power/state', TWIN_TIMES)
     t.ok(twin.failed > 0, `twin: of ${TWIN_TIMES} times that nobody announces, ${twin.failed} fail`)
   },

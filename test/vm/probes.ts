@@ -1,0 +1,95 @@
+/**
+ * Commands that an administrator types, asked of a system before the package is
+ * installed and after: what they print is compared line by line.
+ */
+import type { Test } from 'tap'
+
+import { note } from './suite.js'
+import type { Release, Vm } from './vm.js'
+
+export interface Probe {
+  readonly what: string
+  /** `try 'COMMAND'` prints what a command prints, see {@link TRY}; what it changes it changes back, also when something fails. */
+  readonly script: string
+  /** How long it may take, if that is more than others take. */
+  readonly seconds?: number
+  /** Why the answers are known to differ. They have to, so that this is taken away once they do not. */
+  readonly limit?: string
+  /** It is one on that release only. */
+  readonly limitOn?: Release
+}
+
+/** Of the probe that takes longest, with what emulation adds. */
+const PROBE_S = 120
+
+/** Each line that a command prints, after the command, so that it can be told from others; and its status if that is not 0. */
+export const TRY = `
+  export LC_ALL=C
+  try() {
+    local output line
+    output=$(eval "$1" 2>&1 </dev/null) || output+="\${output:+ }(status $?)"
+    while IFS= read -r line; do echo "$1: $line"; done <<<"$output"
+  }
+`
+
+/** Numbers and identifiers that are other ones each time. */
+const MOVING: readonly [RegExp, string][] = [
+  [/\bdm-\d+/g, 'dm-N'],
+  [/\bdm\\x2d\d+/g, 'dm\\x2dN'],
+  [/by-diskseq\/(\.dm\/)?\d+/g, 'by-diskseq/$1N'],
+  [/by\\x2ddiskseq-(\.dm-)?\d+/g, 'by\\x2ddiskseq-$1N'],
+  [/\((\d+)(:|, ?)\d+\)/g, '($1:N)'],
+  [/LVM-[a-zA-Z0-9]{64}/g, 'LVM-ID'],
+  [/ +$/gm, ''],
+]
+
+async function ask(vm: Vm, directory: string, { script, seconds = PROBE_S }: Probe): Promise<string> {
+  // A process of its own, with an end: what hangs is one probe, and the others are asked all the same.
+  const { output } = await vm.attempt(`
+cat >${directory}/probe <<'PROBE'
+. ${directory}/prelude
+${script}
+PROBE
+timeout --kill-after=10 ${seconds} bash ${directory}/probe
+case $? in 124 | 137) echo 'not done after ${seconds} s' ;; esac`)
+  return MOVING.reduce((text, [pattern, fixed]) => text.replace(pattern, fixed), output.trimEnd())
+}
+
+export interface Answers {
+  /** By what was asked. */
+  readonly printed: ReadonlyMap<string, string>
+  readonly seconds: number
+}
+
+/** Asks all of them, each in a shell that begins with what `prelude` in the directory holds. */
+export async function askAll(vm: Vm, directory: string, probes: readonly Probe[]): Promise<Answers> {
+  const started = Date.now()
+  const printed = new Map<string, string>()
+  for (const probe of probes) printed.set(probe.what, await ask(vm, directory, probe))
+  return { printed, seconds: Math.round((Date.now() - started) / 1000) }
+}
+
+function firstDifference(ours: string, stock: string): string {
+  const [is, was] = [ours.split('\n'), stock.split('\n')]
+  let i = 0
+  while (is[i] === was[i]) i++
+  return `${is[i] ?? 'nothing'} (stock: ${was[i] ?? 'nothing'})`
+}
+
+function compare(t: Test, { what, limit: known, limitOn }: Probe, release: Release, ours: string, stock: string): void {
+  const limit = limitOn === undefined || limitOn === release ? known : undefined
+  if (ours !== stock) {
+    note(t, `${what}: ${limit === undefined ? 'DIFFERENT' : `limit: ${limit}`}: ${firstDifference(ours, stock)}`)
+  } else {
+    // Two that fail in the same way are the same, and show little.
+    const failed = stock.match(/^.*\(status \d+\)$/gm) ?? []
+    note(t, `${what}: same${failed.length > 0 ? `; fails on both: ${failed.join('; ')}` : ''}`)
+  }
+  if (limit === undefined) t.equal(ours, stock, what)
+  else t.not(ours, stock, `${what}: a limit; if it is none any more, take it away`)
+}
+
+export function compareAll(t: Test, vm: Vm, probes: readonly Probe[], ours: Answers, stock: Answers): void {
+  for (const probe of probes) compare(t, probe, vm.release, ours.printed.get(probe.what) ?? '', stock.printed.get(probe.what) ?? '')
+  note(t, `${probes.length} probes in ${ours.seconds} s, stock: ${stock.seconds} s`)
+}
