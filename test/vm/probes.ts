@@ -11,8 +11,6 @@ export interface Probe {
   readonly what: string
   /** `try 'COMMAND'` prints what a command prints, see {@link TRY}; what it changes it changes back, also when something fails. */
   readonly script: string
-  /** How long it may take, if that is more than others take. */
-  readonly seconds?: number
   /** Why the answers are known to differ. They have to, so that this is taken away once they do not. */
   readonly limit?: string
   /** It is one on that release only. */
@@ -43,15 +41,15 @@ const MOVING: readonly [RegExp, string][] = [
   [/ +$/gm, ''],
 ]
 
-async function ask(vm: Vm, directory: string, { script, seconds = PROBE_S }: Probe): Promise<string> {
+async function ask(vm: Vm, directory: string, { script }: Probe): Promise<string> {
   // A process of its own, with an end: what hangs is one probe, and the others are asked all the same.
   const { output } = await vm.attempt(`
 cat >${directory}/probe <<'PROBE'
 . ${directory}/prelude
 ${script}
 PROBE
-timeout --kill-after=10 ${seconds} bash ${directory}/probe
-case $? in 124 | 137) echo 'not done after ${seconds} s' ;; esac`)
+timeout --kill-after=10 ${PROBE_S} bash ${directory}/probe
+case $? in 124 | 137) echo 'not done after ${PROBE_S} s' ;; esac`)
   return MOVING.reduce((text, [pattern, fixed]) => text.replace(pattern, fixed), output.trimEnd())
 }
 

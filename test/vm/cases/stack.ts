@@ -14,14 +14,14 @@ const PRELUDE = `
   ${TRY}
   cd ${DIRECTORY}
   srv=/srv/stack
-  # Each of these as often as it takes: udev may look at the device.
-  free() { local i; for i in {1..25}; do "$@" >/dev/null 2>&1 && return; sleep 0.2; done; }
   blank() {
     local lv
     for lv; do wipefs -aq /dev/stack/$lv; done
     udevadm settle
   }
-  soon() { local i; for i in {1..50}; do "$@" >/dev/null 2>&1 && break; sleep 0.2; done; "$@"; }
+  # Until it is so; the other prints it as well.
+  until_done() { local i; for i in {1..50}; do "$@" >/dev/null 2>&1 && return; sleep 0.2; done; return 1; }
+  soon() { until_done "$@"; "$@"; }
 `
 
 /** Two loop devices whose numbers are always the same, a volume group on them, and volumes of all sizes. */
@@ -330,7 +330,7 @@ const PROBES: readonly Probe[] = [
   {
     what: 'a volume served over the network, and by the kernel',
     script: `
-      undo() { nbd-client -d /dev/nbd0; kill $server; cd $core && rmdir ../loopback/naa.5a3e000000000001/tpgt_1/lun/* 2>/dev/null; }
+      undo() { nbd-client -d /dev/nbd0; kill $server; rmdir $core/iblock_0/stack $core/iblock_0; }
       trap 'undo >/dev/null 2>&1' EXIT
       modprobe nbd
       mkdir -p nbd
@@ -338,7 +338,7 @@ const PROBES: readonly Probe[] = [
       nbd-server -d -C $PWD/nbd/config >nbd/log 2>&1 </dev/null &
       server=$!
       try 'soon test -S nbd/socket'
-      try 'soon nbd-client -unix nbd/socket /dev/nbd0 -N disk >/dev/null 2>&1'
+      try 'until_done nbd-client -unix nbd/socket /dev/nbd0 -N disk'
       try 'cmp -n 1048576 /dev/nbd0 /dev/stack/x'
       try 'blockdev --getsize64 /dev/nbd0'
       try 'nbd-client -d /dev/nbd0 >/dev/null'
@@ -347,33 +347,29 @@ const PROBES: readonly Probe[] = [
       mkdir -p $core/iblock_0/stack
       try 'echo udev_path=/dev/mapper/stack-x >$core/iblock_0/stack/control'
       try 'echo 1 >$core/iblock_0/stack/enable'
-      try 'tail -n 1 $core/iblock_0/stack/info | sed "s/ *Major.*//"'
-      rmdir $core/iblock_0/stack $core/iblock_0`,
+      try 'cat $core/iblock_0/stack/info | sed "s/ *Major.*//"'`,
   },
   {
     what: 'who prepares the next boot',
-    seconds: 600,
     script: `
-      undo() { swapoff /dev/mapper/stack-x; umount $srv; blank x a; }
+      undo() { swapoff /dev/mapper/stack-a; umount $srv; blank a b; }
       trap 'undo >/dev/null 2>&1' EXIT
-      mkswap -q /dev/stack/x
-      mkfs.ext4 -q /dev/stack/a
+      mkswap -q /dev/stack/a
+      mkfs.ext4 -q /dev/stack/b
       udevadm settle
-      mount /dev/stack/a $srv
+      mount /dev/stack/b $srv
       mkdir -p $srv/etc $srv/lib
       echo 'PRETTY_NAME="Debian of old"' >$srv/etc/os-release
       echo 12 >$srv/etc/debian_version
       touch $srv/lib/ld-linux.so.2
       umount $srv
       try 'os-prober 2>/dev/null'
-      swapon /dev/mapper/stack-x
-      mkdir -p conf/conf.d initrd
-      cp -r /etc/initramfs-tools/. conf
-      rm -f conf/conf.d/resume
-      try 'mkinitramfs -d conf -o image 2>&1 | grep -v "^W: Possible\\|setupcon"'
-      # What it resumes from is named by its content, a volume of a group by its path.
-      try 'unmkinitramfs image initrd; cat initrd/conf/conf.d/*resume* initrd/main/conf/conf.d/*resume* 2>/dev/null | sed "s/UUID=.*/UUID/"'
-      rm -rf initrd image`,
+      # The largest is what the next boot may resume from.
+      swapon /dev/mapper/stack-a
+      mkdir -p initrd/conf/conf.d
+      try 'CONFDIR=/etc/initramfs-tools DESTDIR=initrd verbose=y sh /usr/share/initramfs-tools/hooks/resume'
+      try 'sed "s/UUID=.*/UUID/" initrd/conf/conf.d/*'
+      rm -r initrd`,
   },
 ]
 
