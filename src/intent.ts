@@ -47,8 +47,8 @@ export interface Call {
   readonly blind: boolean
   /**
    * The kernel may set the times of the inode that it finds, without asking: that inode must not be one of ours. btrfs does
-   * so (update_dev_time(), since 5.16), and then FUSE writes back what no special file of its has: the kernel
-   * crashes (fuse_write_inode(), 6.1 to 6.18).
+   * so (update_dev_time()), and FUSE, writing the inode back, reads what only its regular files have: the kernel
+   * crashes (fuse_write_inode(); seen with 6.12).
    */
   readonly setsTimes: boolean
   /** It was told of a node that is not pinned, and must ask for the attributes before it opens it. */

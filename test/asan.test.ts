@@ -4,11 +4,11 @@
  */
 import { spawn } from 'node:child_process'
 
-import t from 'tap'
+import t, { type Test } from 'tap'
 
-import { twinGuardSource } from './helpers/guard.js'
+import { twinGuard, twinGuardSource } from './helpers/guard.js'
 import { ended, guardFuzzPath, guardPath, node } from './helpers/sanitized.js'
-import { cleanup, descriptors, until } from './helpers/tree.js'
+import { cleanup, descriptors, sleep, until } from './helpers/tree.js'
 
 const SEED = Number(process.env['FUZZ_SEED'] ?? Date.now() % 2 ** 31)
 
@@ -56,20 +56,32 @@ t.test('twin: a guard that believes how many slots are in use', async (t) => {
   t.match(err, 'AddressSanitizer')
 })
 
-t.test('a guard that runs, whatever daemons say', async (t) => {
+/** A guard that starts daemons which say whatever comes, and when each has got to its end a line. */
+function spoken(t: Test, program: string) {
   // It would take one that says nothing more for a daemon that hangs.
   const never = ['-h', '4000000000', '-a', '4000000000']
   const daemon = [guardFuzzPath(), 'speak', '2000', String(SEED)]
-  const guard = spawn(guardPath(), [...never, ...daemon], { stdio: ['ignore', 'pipe', 'pipe'] })
+  const guard = spawn(program, [...never, ...daemon], { stdio: ['ignore', 'pipe', 'pipe'] })
   cleanup(t, () => guard.kill('SIGKILL'))
-  let [said, out] = ['', '']
-  guard.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
-  guard.stdout.on('data', (chunk: Buffer) => (out += chunk.toString()))
+  const heard = { said: '', out: '' }
+  guard.stderr.on('data', (chunk: Buffer) => (heard.said += chunk.toString()))
+  guard.stdout.on('data', (chunk: Buffer) => (heard.out += chunk.toString()))
+  return { guard, heard }
+}
+
+t.test('a guard that runs, whatever daemons say', async (t) => {
+  const { guard, heard } = spoken(t, guardPath())
   const fds = () => descriptors(guard.pid as number).length
-  await until(() => out.split('\n').length > 2, 20_000)
+  await until(() => heard.out.split('\n').length > 2, 20_000)
   const before = fds()
-  await until(() => out.split('\n').length > 4, 60_000)
+  await until(() => heard.out.split('\n').length > 4, 60_000)
   await until(() => fds() <= before)
   t.equal(guard.exitCode, null, `seed ${SEED}: it goes on`)
-  t.notMatch(said, /Sanitizer|runtime error/)
+  t.notMatch(heard.said, /Sanitizer|runtime error/)
+})
+
+t.test('twin: where an empty message is taken for its end, no daemon gets there', async (t) => {
+  const { guard, heard } = spoken(t, twinGuard(t, '    if (n == 0 && !has_hung_up(daemon->socket)) return;\n', ''))
+  await sleep(5000)
+  t.strictSame([guard.exitCode, heard.out], [null, ''], `seed ${SEED}`)
 })
