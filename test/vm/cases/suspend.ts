@@ -7,7 +7,7 @@ import type { Test } from 'tap'
 import { type Case, SHORT } from '../case.js'
 import { note } from '../suite.js'
 import type { Vm } from '../vm.js'
-import { DAEMON } from './restart.js'
+import { ANOTHER, DAEMON } from './restart.js'
 
 const TIMES = SHORT ? 3 : 20
 const TWIN_TIMES = 3
@@ -68,19 +68,13 @@ async function allKinds(vm: Vm): Promise<Sleeps[]> {
 
 /** While the tree is covered the service is restarted, and its daemon killed. */
 const MEANWHILE = `
-  another() {
-    for ((i = 0; i < 600; i++)); do
-      now=$(${DAEMON})
-      [ "\${now:-$daemon}" != "$daemon" ] && break
-      sleep 0.1
-    done
-  }
+  ${ANOTHER}
   mounts() { findmnt -rno FSTYPE --mountpoint /dev/disk/by-diskseq | tr '\n' ' '; echo; }
   /usr/lib/systemd/system-sleep/diskseqfs pre suspend
   mounts
-  daemon=$(${DAEMON}); systemctl restart diskseqfs; another
+  before=$(${DAEMON}); systemctl restart diskseqfs; another
   [ -b /dev/mapper/vm-srv ] && dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none && mounts
-  daemon=$(${DAEMON}); kill -KILL $daemon; another
+  before=$(${DAEMON}); kill -KILL $before; another
   [ -b /dev/mapper/vm-srv ] && dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none && mounts
   /usr/lib/systemd/system-sleep/diskseqfs post suspend
   [ -b /dev/mapper/vm-srv ] && dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none && mounts`
