@@ -10,6 +10,7 @@ import { faults } from './cases/faults.js'
 import { hostile } from './cases/hostile.js'
 import { hotplug } from './cases/hotplug.js'
 import { kills } from './cases/kills.js'
+import { levels } from './cases/levels.js'
 import { libvirt } from './cases/libvirt.js'
 import { linksCase } from './cases/links.js'
 import { locks } from './cases/locks.js'
@@ -54,6 +55,7 @@ export const cases: readonly Case[] = [
   absence,
   suspend,
   many,
+  levels,
   ...kills,
   boot,
   removal,

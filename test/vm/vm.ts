@@ -126,7 +126,7 @@ export class Vm {
     closeSync(log)
     this.child = child
     this.exited = new Promise((resolve) => child.on('close', resolve))
-    const started = new Promise<void>((resolve) => (this.ready = resolve))
+    const started = this.started()
     for (let i = 0; !existsSync(socket) || !existsSync(qmp); i++) {
       if (i === 100 || child.exitCode !== null) throw new Error(`QEMU does not start: ${this.tail()}`)
       await sleep(100)
@@ -134,6 +134,22 @@ export class Vm {
     this.agent = createConnection(socket)
     lines(this.agent, (line) => this.heard(line))
     this.monitor = new Monitor(qmp)
+    await this.until(started)
+  }
+
+  /** Starts its user space anew, with the kernel that runs, and waits until it runs scripts again. */
+  async softReboot(): Promise<void> {
+    const started = this.started()
+    this.start('systemctl soft-reboot')
+    await this.until(started)
+  }
+
+  /** The next time that its agent says so. */
+  private started(): Promise<void> {
+    return new Promise((resolve) => (this.ready = resolve))
+  }
+
+  private async until(started: Promise<void>): Promise<void> {
     const outcome = await Promise.race([
       started.then(() => 'ready' as const),
       this.exited.then(() => 'it went off'),

@@ -246,6 +246,32 @@ const PROBES: readonly Probe[] = [
       try 'ls /dev/mapper | grep ^loop'`,
   },
   {
+    what: 'a disk with two paths',
+    script: `
+      undo() { multipath -F; rm -f /etc/multipath.conf; rmmod scsi_debug; }
+      trap 'undo >/dev/null 2>&1' EXIT
+      printf 'defaults {\\n find_multipaths no\\n user_friendly_names yes\\n}\\n' >/etc/multipath.conf
+      modprobe scsi_debug dev_size_mb=64 add_host=2 vpd_use_hostno=0
+      udevadm settle
+      # It takes a daemon for granted.
+      try 'multipath -r 2>&1 | grep -v " | \\| DM multipath"'
+      udevadm settle
+      try 'ls /dev/mapper | grep ^mpath'
+      try 'multipath -ll | grep -oE "mpath.|(dm-N|size=[^ ]*)|(active|ready|running)" | sort | uniq -c'
+      try 'lsblk -nro TYPE /dev/mapper/mpatha'
+      printf '%s\\n' 2048,8M ,8M | sfdisk -q -X gpt /dev/mapper/mpatha
+      udevadm settle
+      kpartx -a -p -part /dev/mapper/mpatha
+      udevadm settle
+      try 'ls /dev/mapper | grep ^mpath'
+      try 'mkfs.ext4 -q /dev/mapper/mpatha-part1; mount /dev/mapper/mpatha-part1 $srv; findmnt -no SOURCE $srv; umount $srv'
+      try 'kpartx -d -p -part /dev/mapper/mpatha'
+      try 'multipath -f mpatha'
+      try 'ls /dev/mapper | grep ^mpath'
+      undo >/dev/null 2>&1
+      try 'lsmod | grep -c ^scsi_debug'`,
+  },
+  {
     what: 'arrays of volumes',
     script: `
       undo() { mdadm --stop /dev/md/stack; mdadm --zero-superblock /dev/stack/x /dev/stack/y; cp -p mdadm.conf /etc/mdadm/mdadm.conf; blank x y; }

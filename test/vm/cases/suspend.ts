@@ -66,6 +66,18 @@ async function allKinds(vm: Vm): Promise<Sleeps[]> {
   return results
 }
 
+/** A group of processes that open and look all the time is frozen (the cgroup freezer), and goes on. */
+const FREEZES = `
+  use='while :; do : </dev/mapper/vm-srv && stat -L /dev/mapper/vm-home >/dev/null || echo failed; done'
+  trap 'systemctl stop frozen' EXIT
+  systemd-run -q --unit=frozen bash -c "$use & $use & $use"
+  failed=0
+  for ((i = 0; i < ${TIMES}; i++)); do
+    systemctl freeze frozen && sleep 0.2 && systemctl thaw frozen || failed=$((failed + 1))
+    sleep 0.3
+  done
+  echo $failed $(journalctl -b -q -u frozen -o cat --no-pager | grep -c failed)`
+
 /** While the tree is covered the service is restarted, and its daemon killed. */
 const MEANWHILE = `
   ${ANOTHER}
@@ -100,6 +112,7 @@ export const suspend: Case = {
       'fuse.diskseqfs devtmpfs \nfuse.diskseqfs devtmpfs \nfuse.diskseqfs devtmpfs \nfuse.diskseqfs \n',
       'with a restart and a crash meanwhile the same mount is there again',
     )
+    t.equal(await vm.run(FREEZES, 600_000), '0 0\n', `who opens and looks is frozen, ${TIMES} times, and fails in nothing`)
     const twin = await sleeps(vm, 'echo freeze >/sys/power/state', TWIN_TIMES)
     t.ok(twin.failed > 0, `twin: of ${TWIN_TIMES} times that nobody announces, ${twin.failed} fail`)
   },

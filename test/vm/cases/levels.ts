@@ -1,0 +1,123 @@
+/**
+ * Volumes in an encrypted volume of another group: the system starts with them, starts its user space
+ * anew, and is taken to where an administrator repairs it and back. What it looks like there is compared
+ * with a stock system.
+ */
+import type { Test } from 'tap'
+
+import type { Case } from '../case.js'
+import { type Answers, askAll, compareAll, type Probe, TRY } from '../probes.js'
+import type { Release, Vm } from '../vm.js'
+
+const DIRECTORY = '/var/tmp/levels'
+
+/** What runs the scripts goes on where only what is needed for repairs does. */
+const PREPARE = `
+  mkdir -p ${DIRECTORY} /inner /etc/systemd/system/agent.service.d
+  printf '[Unit]\\nIgnoreOnIsolate=yes\\n' >/etc/systemd/system/agent.service.d/levels.conf
+  cp -p /etc/fstab /etc/crypttab ${DIRECTORY}
+  dd if=/dev/urandom of=/etc/outer.key bs=32 count=1 status=none
+  chmod 600 /etc/outer.key
+  lvcreate -qqy -Wn -L 64M -n outer vm
+  cryptsetup -q luksFormat --pbkdf pbkdf2 --pbkdf-force-iterations 1000 /dev/vm/outer /etc/outer.key
+  cryptsetup open --key-file /etc/outer.key /dev/vm/outer outer-open
+  vgcreate -qq inner /dev/mapper/outer-open
+  lvcreate -qqy -Wn -L 16M -n data inner
+  lvcreate -qqy -Wn -L 8M -n swap inner
+  mkfs.ext4 -q /dev/inner/data
+  mkswap /dev/inner/swap >/dev/null
+  echo 'outer-open /dev/mapper/vm-outer /etc/outer.key luks' >>/etc/crypttab
+  printf '%s\\n' '/dev/inner/data /inner ext4 defaults 0 2' '/dev/mapper/inner-swap none swap sw 0 0' >>/etc/fstab
+  systemctl daemon-reload
+  cat >${DIRECTORY}/prelude <<'PRELUDE'
+${TRY}
+PRELUDE
+`
+
+const TIDY = `
+  umount -q /inner
+  swapoff /dev/mapper/inner-swap
+  vgremove -qqff inner
+  cryptsetup close outer-open
+  lvremove -qqy vm/outer
+  cp -p ${DIRECTORY}/fstab ${DIRECTORY}/crypttab /etc
+  rm -r ${DIRECTORY} /etc/systemd/system/agent.service.d /etc/outer.key
+  rmdir /inner
+  systemctl daemon-reload
+`
+
+const SHAPE = `
+  udevadm settle
+  try 'findmnt -rno SOURCE,TARGET /inner; findmnt -rno SOURCE,TARGET /srv; findmnt -rno SOURCE,TARGET /secret'
+  try 'swapon --noheadings --show=SIZE | sort'
+  try 'lvs --noheadings -o vg_name,lv_name,lv_active inner'
+  try 'systemctl is-active inner.mount dev-inner-data.device "dev-mapper-inner\\x2dswap.swap" "systemd-cryptsetup@outer\\x2dopen.service"'
+  try 'systemctl list-units --failed --no-legend'
+  try 'dd if=/dev/inner/data of=/dev/null count=8 status=none'
+  try 'cryptsetup status outer-open | grep device:'
+  try 'ls /dev/mapper'
+  try 'e2fsck -n /dev/mapper/inner-data 2>&1 | head -n 2'
+`
+
+interface Stage {
+  readonly what: string
+  /** It is one on that release only. */
+  readonly on?: Release
+  reach(vm: Vm): Promise<unknown>
+}
+
+/** One after another; the last one is as the first. */
+const STAGES: readonly Stage[] = [
+  {
+    what: 'after a boot',
+    async reach(vm) {
+      await vm.powerOff()
+      await vm.boot()
+      await vm.run('systemctl is-system-running --wait || true', 600_000)
+    },
+  },
+  { what: 'in rescue.target', reach: (vm) => vm.run('systemctl isolate rescue.target', 600_000) },
+  { what: 'and back', reach: (vm) => vm.run('systemctl isolate default.target; systemctl is-system-running --wait || true', 600_000) },
+  {
+    what: 'after another start of user space',
+    // systemd 252 knows none.
+    on: 'trixie',
+    async reach(vm) {
+      await vm.softReboot()
+      await vm.run('systemctl is-system-running --wait || true', 600_000)
+    },
+  },
+]
+
+const stagesOn = (vm: Vm) => STAGES.filter(({ on }) => on === undefined || on === vm.release)
+const probeOf = ({ what }: Stage): Probe => ({ what, script: SHAPE })
+
+async function visitAll(vm: Vm): Promise<Answers> {
+  const printed = new Map<string, string>()
+  let seconds = 0
+  try {
+    await vm.run(PREPARE, 300_000)
+    for (const stage of stagesOn(vm)) {
+      await stage.reach(vm)
+      const answers = await askAll(vm, DIRECTORY, [probeOf(stage)])
+      for (const [what, text] of answers.printed) printed.set(what, text)
+      seconds += answers.seconds
+    }
+  } finally {
+    await vm.attempt(TIDY, 300_000)
+  }
+  return { printed, seconds }
+}
+
+export const levels: Case = {
+  name: 'levels: LVM in LUKS in LVM at boot, at repairs and after a start of user space',
+  // Several boots of each system.
+  shortOn: 'none',
+  before: visitAll,
+  async run(t: Test, vm: Vm, before: unknown) {
+    const ours = await visitAll(vm)
+    compareAll(t, vm, stagesOn(vm).map(probeOf), ours, before as Answers)
+    for (const [what, text] of ours.printed) t.match(text, /: \/dev\/mapper\/inner-data \/inner$/m, `${what}: it is mounted`)
+    t.equal(await vm.run('findmnt -n -o FSTYPE /dev/disk/by-diskseq'), 'fuse.diskseqfs\n', 'the tree is there')
+  },
+}
