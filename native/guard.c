@@ -262,7 +262,7 @@ static uint64_t decimal(const char **text, unsigned digits_max) {
   return value;
 }
 
-// As src/diskseq.ts has it: ids of symlinks, directories and disks, and ids of partitions.
+// As src/devices/names.ts has it: ids of symlinks, directories and disks, and ids of partitions.
 enum { SYMLINK = 1, PARTITION_SHIFT = 1, PARTITION_MAX = 0xff, BY_KERNEL_NAME = 1 << 9, DIRECTORY = 1 << 10, WAITING = 1 << 11 };
 enum { DISKSEQ_SHIFT = 12 };
 enum { DISKSEQ_BITS = 51, NUMBER_BITS = 8, MINOR_BITS = 20, PARTITION_DISKSEQ_BITS = 35 };
@@ -407,7 +407,7 @@ static bool has_inode(uint64_t id) {
 }
 
 // A link that stands for `name` until the next daemon says where it leads: to
-// that very name, see linkId() in src/diskseq.ts. But .dm is there, whoever serves.
+// that very name, see linkId() in src/devices/names.ts. But .dm is there, whoever serves.
 static void put_off(const struct fuse_in_header *request, const char *text, const struct name *name) {
   bool all = name->directory && name->diskseq == 0;
   uint64_t id = link_id(name, all ? DIRECTORY : name->symlink ? SYMLINK : name->by_kernel_name ? WAITING | BY_KERNEL_NAME : WAITING);
@@ -532,7 +532,7 @@ static void answer_kept(const struct slots *slots) {
   }
 }
 
-// None of them is the reason why the daemon has ended, see TRIES_MAX in src/session.ts.
+// None of them is the reason why the daemon has ended, see TRIES_MAX in src/fuse/session.ts.
 static void acquit(const struct slots *slots) {
   for (size_t i = 0; i < used(slots); i++) store(slots->start + i * slots->size + SLOT_TRIES_AT, 0);
 }

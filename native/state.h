@@ -1,6 +1,6 @@
 // The memory that a daemon shares with the one that takes over, and with the
 // guard (guard.c), which stands in while there is none. What the fields mean and
-// in which order they are written: src/state.ts. All numbers are 32 bits wide
+// in which order they are written: src/handover/shared-state.ts. All numbers are 32 bits wide
 // and little-endian unless it says otherwise.
 #ifndef DISKSEQFS_STATE_H
 #define DISKSEQFS_STATE_H

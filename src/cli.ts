@@ -4,10 +4,10 @@ import { readFileSync } from 'node:fs'
 
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
 
-import { UserError } from './errno.js'
-import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from './log.js'
-import { DEFAULT_MOUNTPOINT } from './mountpoint.js'
-import { type TransportName, TRANSPORTS } from './transport.js'
+import { UserError } from './util/errno.js'
+import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from './util/log.js'
+import { DEFAULT_MOUNTPOINT } from './util/mountpoint.js'
+import { type TransportName, TRANSPORTS } from './fuse/transport.js'
 
 /** Upper limits that only keep a typing error from looking like an intention. */
 const LINGER_MAX_MS = 60_000

@@ -9,7 +9,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { Intents } from '../src/intent.js'
+import { Intents } from '../src/gate/intent.js'
 import { native } from '../src/native.js'
 import { blk } from './helpers/blk.js'
 import {

@@ -9,10 +9,10 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { Access, granted, type Permissions, type Purpose } from '../src/access.js'
-import { ACL_ACCESS, DeviceNodes } from '../src/devnode.js'
+import { Access, granted, type Permissions, type Purpose } from '../src/gate/access.js'
+import { ACL_ACCESS, DeviceNodes } from '../src/devices/device-node.js'
 import { native, type ThreadCredentials } from '../src/native.js'
-import type { Caller } from '../src/transport.js'
+import type { Caller } from '../src/fuse/transport.js'
 import { until } from './helpers/tree.js'
 
 /** Ids that no account needs to have. */

@@ -1,8 +1,8 @@
 /** A crowd of users at the directory's lock: who comes is held back before it, and let in one by one. */
 import t, { type Test } from 'tap'
 
-import { FUSE_ROOT_ID } from '../src/abi.js'
-import { Crowd } from '../src/crowd.js'
+import { FUSE_ROOT_ID } from '../src/fuse/wire.js'
+import { Crowd } from '../src/gate/crowd.js'
 import { sleep, until } from './helpers/tree.js'
 
 const user = (uid: number, tid = uid) => ({ tid, uid, gid: uid })

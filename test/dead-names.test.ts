@@ -1,9 +1,9 @@
 /** Names of devices that are gone: the kernel is told to forget them, a few at a time, until it has. */
 import t, { type Test } from 'tap'
 
-import { DeadNames } from '../src/dead-names.js'
-import type { DiskSeq } from '../src/diskseq.js'
-import { Node } from '../src/node.js'
+import { DeadNames } from '../src/tree/dead-names.js'
+import type { DiskSeq } from '../src/devices/names.js'
+import { Node } from '../src/gate/inode.js'
 import { sleep, until } from './helpers/tree.js'
 
 /** A kernel that is told to forget; `forgets` says of which ids it does. */

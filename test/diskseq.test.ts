@@ -14,7 +14,7 @@ import {
   parseDiskSeq,
   parseId,
   parseName,
-} from '../src/diskseq.js'
+} from '../src/devices/names.js'
 
 const MAX = 2n ** 64n - 1n
 const seq = (value: bigint) => value as DiskSeq

@@ -1,7 +1,7 @@
 /** The queue of requests that wait: nobody's many requests keep another's few waiting. */
 import t from 'tap'
 
-import { FairQueue } from '../src/fair.js'
+import { FairQueue } from '../src/fuse/fair-queue.js'
 
 /** Adds what each user asks, in this order, and takes everything. */
 function order(asked: readonly (readonly [uid: number, item: string])[]): string {

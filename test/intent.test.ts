@@ -7,8 +7,8 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { E } from '../src/errno.js'
-import { type Call, Intents, RUNNING, someCall, UNSEEN } from '../src/intent.js'
+import { E } from '../src/util/errno.js'
+import { type Call, Intents, RUNNING, someCall, UNSEEN } from '../src/gate/intent.js'
 import { native, type SeenThread } from '../src/native.js'
 import { ROOT } from './helpers/root.js'
 import { until } from './helpers/tree.js'

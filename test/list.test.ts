@@ -8,7 +8,7 @@ import t, { type Test } from 'tap'
 
 import { deviceType, humanSize, type Listed, printable, tree } from '../src/commands/list.js'
 import { native } from '../src/native.js'
-import { type Device, parseDevice, Sysfs } from '../src/sysfs.js'
+import { type Device, parseDevice, Sysfs } from '../src/devices/sysfs.js'
 import { cleanup, CLI, loopDisk, run, startTree, zramDisk } from './helpers/tree.js'
 
 const NOBODY = 65534

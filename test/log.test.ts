@@ -5,7 +5,7 @@ import { join } from 'node:path'
 
 import t from 'tap'
 
-import { createLogger, type LogFormat, LogLimit } from '../src/log.js'
+import { createLogger, type LogFormat, LogLimit } from '../src/util/log.js'
 import { sleep, until } from './helpers/tree.js'
 
 /** For a program that ends by itself. */

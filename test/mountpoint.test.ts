@@ -6,7 +6,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { UserError } from '../src/errno.js'
+import { UserError } from '../src/util/errno.js'
 import {
   isDead,
   mountData,
@@ -14,7 +14,7 @@ import {
   MountWatch,
   parseMountOptions,
   prepareMountpoint,
-} from '../src/mountpoint.js'
+} from '../src/util/mountpoint.js'
 import { native } from '../src/native.js'
 import { sleep, until } from './helpers/tree.js'
 

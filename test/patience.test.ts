@@ -3,7 +3,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { Patience } from '../src/patience.js'
+import { Patience } from '../src/fuse/busy-poll.js'
 import { blk } from './helpers/blk.js'
 import { loopDisk, report, startTree, type Twin } from './helpers/tree.js'
 

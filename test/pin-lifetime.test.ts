@@ -5,14 +5,14 @@ import { promisify } from 'node:util'
 
 import t, { type Test } from 'tap'
 
-import type { DiskSeq } from '../src/diskseq.js'
-import { type Call, Intents, UNSEEN } from '../src/intent.js'
-import type { Logger } from '../src/log.js'
+import type { DiskSeq } from '../src/devices/names.js'
+import { type Call, Intents, UNSEEN } from '../src/gate/intent.js'
+import type { Logger } from '../src/util/log.js'
 import { native as real, type Native, type SeenThread } from '../src/native.js'
-import { type Node, NodeTable } from '../src/node.js'
-import type { Pin, PinOpener } from '../src/pin.js'
-import { PinLifetime } from '../src/pin-lifetime.js'
-import type { Device } from '../src/sysfs.js'
+import { type Node, NodeTable } from '../src/gate/inode.js'
+import type { Pin, PinOpener } from '../src/gate/pin.js'
+import { PinLifetime } from '../src/gate/pin-lifetime.js'
+import type { Device } from '../src/devices/sysfs.js'
 import { sleep, until } from './helpers/tree.js'
 
 const MOUNT_FD = 55

@@ -6,7 +6,7 @@ import { gzipSync } from 'node:zlib'
 
 import t, { type Test } from 'tap'
 
-import { kernelPreempts } from '../src/preemption.js'
+import { kernelPreempts } from '../src/gate/preemption.js'
 
 const DYNAMIC = '#1 SMP PREEMPT_DYNAMIC Debian 6.12.57-1 (2025-11-05)'
 

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { mountsAt } from '../src/mountpoint.js'
+import { mountsAt } from '../src/util/mountpoint.js'
 import { native } from '../src/native.js'
 import { twinGuard } from './helpers/guard.js'
 import { ROOT } from './helpers/root.js'

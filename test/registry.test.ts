@@ -5,13 +5,13 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import type { DiskSeq } from '../src/diskseq.js'
-import { parseName } from '../src/diskseq.js'
-import { E } from '../src/errno.js'
-import type { Logger } from '../src/log.js'
+import type { DiskSeq } from '../src/devices/names.js'
+import { parseName } from '../src/devices/names.js'
+import { E } from '../src/util/errno.js'
+import type { Logger } from '../src/util/log.js'
 import { native } from '../src/native.js'
-import { Registry } from '../src/registry.js'
-import { type Device, Sysfs } from '../src/sysfs.js'
+import { Registry } from '../src/devices/registry.js'
+import { type Device, Sysfs } from '../src/devices/sysfs.js'
 import { sleep, until } from './helpers/tree.js'
 
 type ScanCallback = Parameters<typeof native.scanBlock>[1]

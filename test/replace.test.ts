@@ -6,8 +6,8 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { mountsAt } from '../src/mountpoint.js'
-import { socketOf } from '../src/successor.js'
+import { mountsAt } from '../src/util/mountpoint.js'
+import { socketOf } from '../src/handover/replace.js'
 import { blk } from './helpers/blk.js'
 import {
   CLI,

@@ -11,7 +11,7 @@ import { basename, join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { DM_NAME } from '../src/diskseq.js'
+import { DM_NAME } from '../src/devices/names.js'
 import { addCounts, blk } from './helpers/blk.js'
 import {
   cleanup,

@@ -5,10 +5,10 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { E } from '../src/errno.js'
-import type { Logger } from '../src/log.js'
+import { E } from '../src/util/errno.js'
+import type { Logger } from '../src/util/log.js'
 import type { Native } from '../src/native.js'
-import { ServiceManager } from '../src/service.js'
+import { ServiceManager } from '../src/handover/service-manager.js'
 import { ROOT } from './helpers/root.js'
 import { cleanup, sleep, until } from './helpers/tree.js'
 

@@ -1,8 +1,8 @@
 /** Callers that do not sleep yet: each is looked at until it does, users in turns, a few at a time. */
 import t, { type Test } from 'tap'
 
-import { type Call, RUNNING, someCall } from '../src/intent.js'
-import { Sleepers } from '../src/sleepers.js'
+import { type Call, RUNNING, someCall } from '../src/gate/intent.js'
+import { Sleepers } from '../src/gate/sleepers.js'
 import { sleep, until } from './helpers/tree.js'
 
 const ASLEEP = someCall('open', 257)

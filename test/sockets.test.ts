@@ -6,7 +6,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { E } from '../src/errno.js'
+import { E } from '../src/util/errno.js'
 import { native } from '../src/native.js'
 import { ROOT } from './helpers/root.js'
 import { cleanup, run, until } from './helpers/tree.js'

@@ -1,9 +1,9 @@
 /** The memory a daemon leaves to the next: what is in it, whenever the daemon dies. */
 import t from 'tap'
 
-import { IN_HEADER_SIZE } from '../src/abi.js'
+import { IN_HEADER_SIZE } from '../src/fuse/wire.js'
 import { native } from '../src/native.js'
-import { CALLERS_MAX, SharedState, STATE_SIZE, type Unanswered } from '../src/state.js'
+import { CALLERS_MAX, SharedState, STATE_SIZE, type Unanswered } from '../src/handover/shared-state.js'
 
 const { STATE_SMALL_COUNT, STATE_BIG_COUNT, STATE_PINS_COUNT, STATE_SMALL_SIZE, SLOT_HEADER_SIZE, STATE_REQUEST_MAX } = native.layout
 

@@ -6,9 +6,9 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { E, errnoName, Exhausted } from '../src/errno.js'
+import { E, errnoName, Exhausted } from '../src/util/errno.js'
 import { native } from '../src/native.js'
-import { type Device, parseDevice, sameDevice, Sysfs, valueOf } from '../src/sysfs.js'
+import { type Device, parseDevice, sameDevice, Sysfs, valueOf } from '../src/devices/sysfs.js'
 import { loopDisk, zramDisk } from './helpers/tree.js'
 
 const DISK = 'MAJOR=7\nMINOR=0\nDEVNAME=loop0\nDEVTYPE=disk\nDISKSEQ=13\n'

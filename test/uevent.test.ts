@@ -3,10 +3,10 @@ import { execFileSync } from 'node:child_process'
 
 import t, { type Test } from 'tap'
 
-import { E } from '../src/errno.js'
-import type { Logger } from '../src/log.js'
+import { E } from '../src/util/errno.js'
+import type { Logger } from '../src/util/log.js'
 import { native, type Native } from '../src/native.js'
-import { blockEventOf, UeventSocket } from '../src/uevent.js'
+import { blockEventOf, UeventSocket } from '../src/devices/uevents.js'
 import { loopDisk, until } from './helpers/tree.js'
 
 const KERNEL_GROUP = 1

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { Intents } from '../src/intent.js'
+import { Intents } from '../src/gate/intent.js'
 import { native } from '../src/native.js'
 import { stoppedCaller } from './helpers/stopped.js'
 import { cleanup, CLI, loopDisk, run, type RunningTree, startTree, until } from './helpers/tree.js'

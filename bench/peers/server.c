@@ -5,7 +5,7 @@
 //
 // One thread reads a request and writes its answer; another one takes uevents and
 // closes what was held for long enough.  For each request the same is verified as
-// by the daemon (src/gate.ts, src/pin.ts): the names come from sysfs and uevents; a
+// by the daemon (src/gate/gate.ts, src/gate/pin.ts): the names come from sysfs and uevents; a
 // caller that opens is answered while the device is open here and has the right
 // diskseq, and what it is was read after it had been opened; a caller that only
 // looks (/proc/TID/syscall tells) is answered from sysfs and /dev.

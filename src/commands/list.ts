@@ -1,8 +1,8 @@
 /** `diskseqfs list`: what sysfs has now, for people and for programs. */
-import type { DiskSeq } from '../diskseq.js'
-import { errnoName, UserError } from '../errno.js'
+import type { DiskSeq } from '../devices/names.js'
+import { errnoName, UserError } from '../util/errno.js'
 import { native } from '../native.js'
-import { type Device, Sysfs } from '../sysfs.js'
+import { type Device, Sysfs } from '../devices/sysfs.js'
 
 /** A line of the list. Sizes are in bytes. */
 export interface Listed {

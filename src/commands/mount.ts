@@ -8,14 +8,14 @@ import { setFlagsFromString } from 'node:v8'
 import { type Command, InvalidArgumentError } from 'commander'
 
 import type { MountArguments } from '../cli.js'
-import { Daemon } from '../daemon.js'
-import { errnoOf, E, UserError } from '../errno.js'
-import { Guard } from '../guard.js'
-import { createLogger, defaultFormat } from '../log.js'
-import { type MountOptions, parseMountOptions, withoutSymlinks } from '../mountpoint.js'
+import { Daemon } from '../daemon/daemon.js'
+import { errnoOf, E, UserError } from '../util/errno.js'
+import { Guard } from '../handover/guard-client.js'
+import { createLogger, defaultFormat } from '../util/log.js'
+import { type MountOptions, parseMountOptions, withoutSymlinks } from '../util/mountpoint.js'
 import { native } from '../native.js'
-import { ServiceManager } from '../service.js'
-import { Predecessor } from '../successor.js'
+import { ServiceManager } from '../handover/service-manager.js'
+import { Predecessor } from '../handover/replace.js'
 
 /** Options that may also stand behind -o, as fstab has no other place for them. */
 const OWN = {

@@ -2,10 +2,10 @@
 import { closeSync, constants, fstatSync, openSync, readlinkSync } from 'node:fs'
 import { basename, join, normalize } from 'node:path'
 
-import { E, errnoName, errnoOf, UserError } from '../errno.js'
-import { DEFAULT_MOUNTPOINT } from '../mountpoint.js'
+import { E, errnoName, errnoOf, UserError } from '../util/errno.js'
+import { DEFAULT_MOUNTPOINT } from '../util/mountpoint.js'
 import { native } from '../native.js'
-import { parseDevice, Sysfs } from '../sysfs.js'
+import { parseDevice, Sysfs } from '../devices/sysfs.js'
 import { printable, toJson } from './list.js'
 
 interface Resolved {

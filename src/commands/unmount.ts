@@ -1,6 +1,6 @@
 /** `diskseqfs unmount` */
-import { E, errnoName, UserError } from '../errno.js'
-import { detach, FSTYPE, mountsAt, withoutSymlinks } from '../mountpoint.js'
+import { E, errnoName, UserError } from '../util/errno.js'
+import { detach, FSTYPE, mountsAt, withoutSymlinks } from '../util/mountpoint.js'
 import { native } from '../native.js'
 
 export async function unmount(path: string): Promise<void> {

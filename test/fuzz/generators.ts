@@ -1,8 +1,8 @@
 /** Inputs of each kind: mostly as the kernel writes them, then bent a little, or broken. */
 import { constants } from 'node:os'
 
-import { Opcode } from '../../src/abi.js'
-import { directoryId, DM_ID, DM_NAME, type DiskSeq, inodeId, linkId, linkName, nodeName } from '../../src/diskseq.js'
+import { Opcode } from '../../src/fuse/wire.js'
+import { directoryId, DM_ID, DM_NAME, type DiskSeq, inodeId, linkId, linkName, nodeName } from '../../src/devices/names.js'
 import { native } from '../../src/native.js'
 import type { Choices } from './choices.js'
 

@@ -5,9 +5,9 @@
  */
 import { constants, openSync } from 'node:fs'
 
-import { mountData, mountsAt, parseMountOptions } from '../../build/js/mountpoint.js'
+import { mountData, mountsAt, parseMountOptions } from '../../build/js/util/mountpoint.js'
 import { native } from '../../build/js/native.js'
-import { SharedState, STATE_SIZE } from '../../build/js/state.js'
+import { SharedState, STATE_SIZE } from '../../build/js/handover/shared-state.js'
 
 const mountpoint = process.argv[2]
 const guard = Number(process.env['DISKSEQFS_GUARD'])

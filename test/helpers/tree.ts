@@ -22,7 +22,7 @@ import { promisify } from 'node:util'
 
 import tap, { type Test } from 'tap'
 
-import { TRANSPORTS } from '../../src/transport.js'
+import { TRANSPORTS } from '../../src/fuse/transport.js'
 import { blkPath } from './blk.js'
 import { ROOT } from './root.js'
 

@@ -1,0 +1,706 @@
+/**
+ * The gate: may this caller have this node now? A caller that opens gets an
+ * answer only while the daemon itself holds that very device open, verified on
+ * the descriptor; one that inspects gets what sysfs and /dev show, and opens
+ * nothing.
+ *
+ * While the kernel asks for a name it may hold the directory's lock, and everybody
+ * stands behind it. So a LOOKUP is answered with what is known: it waits for no disk,
+ * no search of sysfs, no descriptor. Where more is needed, the caller is sent on to where
+ * it waits without the lock:
+ *
+ * - open(2) gets the node with attributes that are stale already. It must ask for them
+ *   before it opens (GETATTR), and is answered with a pin there;
+ * - others get a symlink to the very same name, wait when they read it (READLINK), and then
+ *   ask for the name again;
+ * - those that follow no symlinks get a node that nobody can open, wait when they ask for its
+ *   attributes, and are told to look again (ESTALE).
+ */
+import { LRUCache } from 'lru-cache'
+
+import { Access, type Permissions, type Purpose } from './access.js'
+import { monotonicMs } from '../util/clock.js'
+import type { Crowd } from './crowd.js'
+import type { DeviceNodes, NodeStat } from '../devices/device-node.js'
+import type { DiskSeq, NodeId } from '../devices/names.js'
+import { E, errnoName, Exhausted } from '../util/errno.js'
+import { type Call, GOING_ON, type Intents, RUNNING, someCall } from './intent.js'
+import { type Logger, LogLimit } from '../util/log.js'
+import { type Node, NodeTable, type Opening } from './inode.js'
+import type { Pin, PinOpener, PinResult } from './pin.js'
+import type { PinLifetime } from './pin-lifetime.js'
+import type { Registry } from '../devices/registry.js'
+import { Sleepers } from './sleepers.js'
+import { type Device, sameDevice, type Sysfs } from '../devices/sysfs.js'
+import type { Caller } from '../fuse/transport.js'
+
+/** What a caller is to be shown of a node. `stat` and `device` belong together. */
+export interface Shown {
+  readonly node: Node
+  readonly device: Device
+  readonly stat: NodeStat
+  /** The kernel may use the attributes for a moment without asking; only ever of a pinned node. */
+  readonly trusted: boolean
+}
+
+/** The gate's answer. */
+export type Verdict =
+  | Shown
+  /** Have the caller wait where it holds up nobody; whether it follows symlinks. */
+  | { readonly later: true; readonly follows: boolean }
+  /** Have the caller go by the device's own node, and wait on its way there. */
+  | { readonly own: true }
+  | { readonly errno: number }
+
+/** A name that stands for a device. */
+export interface Name {
+  readonly name: string
+  readonly diskseq: DiskSeq
+  readonly partition: number
+}
+
+/** A request at the gate. */
+export interface Request {
+  readonly caller: Caller
+  /** Tells how the gate can be told that the caller gives up. */
+  readonly onInterrupt: (listener: () => void) => void
+}
+
+export interface LookupRequest extends Request, Name {
+  /** Where the name is asked for. */
+  readonly directory: NodeId
+  /** It is the kernel's name of the device. */
+  readonly byKernelName: boolean
+  /** @returns false where nobody was left to take a device */
+  readonly done: (verdict: Verdict) => boolean
+}
+
+export interface NodeRequest extends Request {
+  readonly node: Node
+  readonly done: (verdict: Shown | { readonly errno: number }) => boolean
+}
+
+export interface WaitRequest extends Request, Name {
+  readonly byKernelName: boolean
+  /** Gets an errno, or 0: look again. */
+  readonly done: (errno: number) => void
+}
+
+export interface GateOptions {
+  /** How long a caller waits for a disk that does not answer, ms. */
+  readonly openTimeoutMs: number
+  /** Whether a LOOKUP waits: for transports that can send nobody elsewhere. */
+  readonly lookupsWait: boolean
+}
+
+/**
+ * A request under way that may wait. What its caller was seen doing when it came cannot
+ * change until it is answered.
+ */
+interface Attempt extends Request {
+  readonly kind: 'getattr' | 'change' | 'wait'
+  readonly name: Name
+  /** The kernel's inode, where it asks for that; or of the device that is waited for. Kept for as long as the attempt lasts. */
+  node: Node | undefined
+  /** Begins anew, as what was known has turned out to be wrong. */
+  readonly decide: (call: Call) => void
+  readonly done: NodeRequest['done']
+  tries: number
+  /** Monotonic ms: until when there may be a descriptor again; -1 as long as there was one. */
+  spareBy: number
+}
+
+/** What was found out while a caller waited for a name, for when it asks again. */
+interface Walked {
+  readonly print: number
+  readonly allowed: boolean
+}
+
+/**
+ * For how long an attempt is made again where there is no descriptor left, ms, and
+ * how often: who opens one disk after another is faster than their pins end.
+ */
+const EXHAUSTED_MAX_MS = 20
+const EXHAUSTED_LOOK_MS = 2
+
+/** A signal ends a wait for a disk when it has lasted this long, ms: not each SIGCHLD is meant for us. */
+const INTERRUPT_AFTER_MS = 100
+const HUNG = 'the disk did not answer; is it hung?'
+const GONE = 'no such disk (any more)'
+/** A name may be given to another number (a new partition table) while it is being opened; not for ever. */
+const ATTEMPTS_MAX = 4
+/**
+ * Callers that are between waiting for a name and asking for it again, which the kernel
+ * does twice (the first answer is another inode than the symlink's), and how long, ms, what
+ * was found out for them holds. Who comes later waits again.
+ */
+const WALKED_MAX = 4096
+const WALKED_MS = 1000
+
+/** A change of owner or mode is the node's, whoever makes it; the kernel has checked that. */
+const CHANGES = someCall('open')
+
+export interface GateParts {
+  readonly registry: Registry
+  readonly sysfs: Sysfs
+  readonly nodes: NodeTable
+  readonly devnodes: DeviceNodes
+  readonly opener: PinOpener
+  readonly lifetime: PinLifetime
+  readonly intents: Intents
+  readonly access: Access
+  readonly crowd: Crowd
+  readonly options: GateOptions
+  readonly log: Logger
+}
+
+export class Gate {
+  private readonly refusals: LogLimit
+  /** LOOKUPs that are answered at the end of this turn, at the latest. */
+  private readonly turn: (() => void)[] = []
+  private readonly walked = new LRUCache<string, Walked>({ max: WALKED_MAX, ttl: WALKED_MS })
+  private readonly sleepers = new Sleepers((caller) => this.callOf(caller))
+
+  constructor(private readonly parts: GateParts) {
+    this.refusals = new LogLimit((suppressed) => {
+      parts.log.warn({ suppressed }, 'more opens were refused than are logged')
+    })
+  }
+
+  /** The kernel asks for a name. Answered at once, but for a caller that has no processor to take the answer. */
+  lookup(request: LookupRequest): void {
+    this.whenAsleep(request.caller, (call) => {
+      if (call.setsTimes) request.done({ own: true })
+      else this.tryLookup(request, this.asGoingOn(request, call))
+    })
+  }
+
+  /** A program that goes on by another name of what it looks at is not done with it when it has looked. */
+  private asGoingOn(request: LookupRequest | WaitRequest, call: Call): Call {
+    if (!request.byKernelName || !this.parts.intents.goesOn(request.caller.tid, call)) return call
+    if (call.follows) return GOING_ON
+    // Who follows no symlinks (realpath(3)) cannot be sent to wait: it is pinned as soon as it can be.
+    if (request.caller.uid === 0) this.begin(request)
+    return call
+  }
+
+  /** Has a device opened for somebody who goes on by another name. */
+  private begin({ name, caller }: Name & Request): void {
+    const { registry, nodes, lifetime } = this.parts
+    const device = registry.find(name)
+    const node = device === undefined ? undefined : nodes.of(device)
+    if (device === undefined || node === undefined) return
+    if (this.currentPin(node) === undefined) this.opening(node, device)
+    lifetime.answered(node, caller, GOING_ON)
+  }
+
+  /** It asks for what is no name of a device: for nothing, a directory, a symlink. */
+  lookupOther(caller: Caller, directory: NodeId): void {
+    if (caller.uid === 0) return
+    const call = this.callOf(caller)
+    if (call.locks && this.locks(caller, call)) this.parts.crowd.locks(caller, directory)
+  }
+
+  /** Of a call that may have the directory's lock for itself: a 64-bit call that is not known to have it, has not. */
+  private locks({ uid, tid }: Caller, call: Call): boolean {
+    const { intents } = this.parts
+    if (uid === 0) return false
+    return call.intent !== 'unknown' || call.number < 0 || intents.isIoUring(call) || !intents.confirms(tid)
+  }
+
+  private tryLookup(request: LookupRequest, call: Call): void {
+    try {
+      this.decideLookup(request, call, 1)
+    } catch (error) {
+      if (!(error instanceof Exhausted)) throw error
+      this.later(request, call)
+    }
+  }
+
+  /** The kernel asks for the attributes of an inode that it has: to show them, or before it opens it. */
+  getattr(request: NodeRequest): void {
+    const attempt = this.attemptOn(request, 'getattr')
+    const call = this.parts.lifetime.expected(request.node, request.caller) ?? this.callOf(request.caller)
+    if (call !== RUNNING) return this.step(attempt, () => attempt.decide(call))
+    this.sleepers.add(request.caller, (asleep) => this.step(attempt, () => attempt.decide(asleep)))
+  }
+
+  /** Owner, mode, times or xattrs are to be changed, through a pin. */
+  change(request: NodeRequest): void {
+    const attempt = this.attemptOn(request, 'change')
+    this.step(attempt, () => attempt.decide(CHANGES))
+  }
+
+  private attemptOn({ caller, node, onInterrupt, done }: NodeRequest, kind: 'getattr' | 'change'): Attempt {
+    node.attempts++
+    const decide = (call: Call) => this.decideNode(attempt, node, call)
+    const attempt: Attempt = { caller, onInterrupt, kind, name: node, node, decide, done, tries: 0, spareBy: -1 }
+    return attempt
+  }
+
+  /** A caller that was sent on to wait does so. */
+  wait(request: WaitRequest): void {
+    this.whenAsleep(request.caller, (call) => this.waitFor(request, this.asGoingOn(request, call)))
+  }
+
+  private waitFor(request: WaitRequest, call: Call): void {
+    const { caller, onInterrupt } = request
+    const decide = (again: Call) => this.decideWait(attempt, again)
+    const done: Attempt['done'] = (verdict) => (request.done('errno' in verdict ? verdict.errno : 0), true)
+    const attempt: Attempt = { caller, onInterrupt, kind: 'wait', name: request, node: undefined, decide, done, tries: 0, spareBy: -1 }
+    this.step(attempt, () => decide(call))
+  }
+
+  private whenAsleep(caller: Caller, then: (call: Call) => void): void {
+    const call = this.callOf(caller)
+    if (call === RUNNING) this.sleepers.add(caller, then)
+    else then(call)
+  }
+
+  private callOf({ tid, uid }: Caller): Call {
+    return this.parts.intents.of(tid, uid !== 0)
+  }
+
+  /**
+   * One step of an attempt: whatever begins on the event loop begins here.
+   *
+   * @param again what to do when there was no descriptor and may be one now
+   */
+  private step(attempt: Attempt, take: () => void, again = take): void {
+    try {
+      take()
+    } catch (error) {
+      if (!(error instanceof Exhausted)) throw error
+      // Of the files that are kept open for speed, none is needed.
+      this.parts.intents.close()
+      this.parts.sysfs.close()
+      if (attempt.spareBy < 0) attempt.spareBy = monotonicMs() + EXHAUSTED_MAX_MS
+      if (monotonicMs() < attempt.spareBy) {
+        setTimeout(() => this.step(attempt, again), EXHAUSTED_LOOK_MS)
+        return
+      }
+      if (this.refusals.take()) this.parts.log.error({ errno: errnoName(error.errno) }, 'out of resources')
+      this.finish(attempt, { errno: E.EIO })
+    }
+  }
+
+  // LOOKUP
+
+  private decideLookup(request: LookupRequest, call: Call, tries: number): void {
+    const { registry, nodes, crowd } = this.parts
+    if (call.locks && this.locks(request.caller, call)) crowd.locks(request.caller, request.directory)
+    const device = registry.find(request.name)
+    if (device === undefined) {
+      if (call.shape || registry.lacks(request.name, request.diskseq)) return this.noSuchName(request, call, GONE)
+      return this.later(request, call)
+    }
+    const node = nodes.of(device)
+    if (node === undefined) return this.noSuchName(request, call, GONE)
+    const walked = call.intent === 'unknown' ? this.walkedBy(request.caller, node, call) : undefined
+    const looks = call.intent === 'inspect' || walked?.allowed === false
+    try {
+      const stat = looks ? this.look(device) : this.statOf(node, device)
+      if (stat !== undefined && !looks) return this.lookupToOpen(request, call, walked, node, device, stat)
+      if (stat !== undefined) return this.answerUnpinned(request, call, node, device, stat)
+    } finally {
+      nodes.release(node)
+    }
+    registry.refresh(device.kname)
+    if (tries < ATTEMPTS_MAX) return this.decideLookup(request, call, tries + 1)
+    this.noSuchName(request, call, 'it is gone')
+  }
+
+  /** What the node's attributes are; undefined where the device is gone. */
+  private statOf(node: Node, device: Device): NodeStat | undefined {
+    this.currentPin(node)
+    return this.parts.devnodes.statOf(device)
+  }
+
+  private lookupToOpen(
+    request: LookupRequest,
+    call: Call,
+    walked: Walked | undefined,
+    node: Node,
+    device: Device,
+    stat: NodeStat,
+  ): void {
+    const { caller } = request
+    const { pin } = node
+    const may = walked !== undefined || (!call.blind && (this.parts.access.certain(caller, stat) || this.purpose(call) === 'unclear'))
+    // Only an open asks a drive whether its medium is another one
+    // (disk_clear_events, 6.18); a pin that is open already does not learn of it.
+    if (pin !== undefined && may && (walked !== undefined || !this.removable(node, device))) {
+      return this.answerPinned(request, call, node, pin, stat)
+    }
+    if (!may || pin !== undefined) return this.lookupNotPinned(request, call, may, node, device, stat)
+    const begins = node.opening === undefined
+    const opening = this.opening(node, device)
+    if (begins) opening.begunFor = caller.tid
+    // Until the caller waits for it, it may be open.
+    if (caller.uid !== 0 || !begins || this.parts.options.lookupsWait) {
+      return this.lookupNotPinned(request, call, may, node, device, stat)
+    }
+    this.thisTurn(opening, (end) => {
+      const opened = end !== undefined && 'pin' in end ? this.parts.devnodes.statOf(end.pin.device) : undefined
+      if (end === undefined || !('pin' in end) || opened === undefined) {
+        return this.lookupNotPinned(request, call, may, node, device, stat)
+      }
+      this.answerPinned(request, call, node, end.pin, opened)
+    })
+  }
+
+  /** The caller waits elsewhere: one that opens, when it asks for the attributes. */
+  private lookupNotPinned(request: LookupRequest, call: Call, may: boolean, node: Node, device: Device, stat: NodeStat): void {
+    if (call.intent === 'unknown') return this.later(request, call)
+    if (may) this.parts.lifetime.told(node, request.caller, call)
+    this.answerUnpinned(request, call, node, device, stat)
+  }
+
+  /**
+   * Gives root's LOOKUP, if it is the first to ask for a disk, what is left of this turn of the
+   * event loop: other requests are answered meanwhile, and most disks are opened before the
+   * daemon would sleep. That is no more than the time for which it looks for the
+   * next request; so what is asked for is one request and not two.
+   *
+   * @param done gets undefined when the turn is over
+   */
+  private thisTurn(opening: Opening, done: (end: PinResult | undefined) => void): void {
+    const end = (result?: PinResult) => {
+      if (!opening.waiters.delete(end)) return
+      done(result)
+    }
+    opening.waiters.add(end)
+    this.turn.push(end)
+  }
+
+  /** The daemon is about to wait for whatever comes next. */
+  turnEnds(): void {
+    if (this.turn.length === 0) return
+    for (const end of this.turn.splice(0)) end()
+  }
+
+  private later(request: LookupRequest, call: Call): void {
+    if (!this.parts.options.lookupsWait) return void request.done({ later: true, follows: call.follows })
+    const done = (errno: number) => {
+      if (errno === 0) this.tryLookup(request, call)
+      else request.done({ errno })
+    }
+    this.waitFor({ ...request, done }, call)
+  }
+
+  private noSuchName(request: LookupRequest, call: Call, reason: string): void {
+    this.logRefusal(request, request.caller, call, E.ENOENT, reason)
+    request.done({ errno: E.ENOENT })
+  }
+
+  private answerUnpinned(request: LookupRequest, call: Call, node: Node, device: Device, stat: NodeStat): void {
+    if (this.mayKeep(request.caller, call)) this.keep(node)
+    node.last = { device, stat }
+    node.attempts++
+    request.done({ node, device, stat, trusted: false })
+    node.attempts--
+  }
+
+  private answerPinned(request: LookupRequest, call: Call, node: Node, pin: Pin, stat: NodeStat): void {
+    const { lifetime } = this.parts
+    if (this.mayKeep(request.caller, call)) this.keep(node)
+    // Nobody else has the inode but who has it open, and the disk stays what it is for these.
+    const trusted = !node.kept && !(node.changes ??= this.parts.sysfs.changes(pin.device))
+    node.last = { device: pin.device, stat }
+    if (trusted) node.trusted = true
+    lifetime.answering(node, request.caller, call)
+    if (request.done({ node, device: pin.device, stat, trusted })) lifetime.answered(node, request.caller, call)
+    else lifetime.notAnswered(node, request.caller)
+  }
+
+  /**
+   * Whether a caller may have the inode when its call is over, without having the disk open: a
+   * call that keeps it, or anybody but root by way of what it opens (the O_PATH descriptor of an open one).
+   */
+  private mayKeep({ uid }: Caller, { keeps }: Call): boolean {
+    return keeps || uid !== 0
+  }
+
+  /** Somebody may have the inode from here on, and open it without asking for the name: it is asked each time. */
+  private keep(node: Node): void {
+    if (node.kept) return
+    node.kept = true
+    if (node.trusted) this.parts.lifetime.distrust(node)
+  }
+
+  // GETATTR, and changes
+
+  private decideNode(attempt: Attempt, node: Node, call: Call): void {
+    const { registry, intents } = this.parts
+    const { caller, kind } = attempt
+    const device = registry.find(node.name)
+    if (device === undefined) return this.search(attempt, call)
+    const inspects = kind === 'getattr' && this.inspects(caller, call, device)
+    // The inode has another number than the name has now, and is never updated.
+    if (!NodeTable.is(node, device)) return void this.finish(attempt, { errno: inspects ? E.ENOENT : E.ESTALE })
+    if (inspects) return this.inspect(attempt, call, node, device)
+    if (kind === 'change') return this.pin(attempt, call, node, device)
+    this.whenAllowed(attempt, call, device, (may) => {
+      if (may) return this.pin(attempt, call, node, device)
+      if (intents.isOpening(call)) return void this.finish(attempt, { errno: E.EACCES })
+      this.inspect(attempt, call, node, device)
+    })
+  }
+
+  /** Whether a caller that asks for attributes does not open the device for certain. */
+  private inspects(caller: Caller, call: Call, device: Device): boolean {
+    const { intents, devnodes } = this.parts
+    if (call.intent !== 'inspect' || intents.isOpening(call)) return false
+    if (caller.uid === 0) return true
+    // Where it may not open the device, the kernel stops it.
+    const stat = devnodes.statOf(device)
+    return (stat !== undefined && Access.hopeless(caller, stat)) || this.looksOnly(caller, call)
+  }
+
+  /** The same, whatever it may do. */
+  private looksOnly({ uid, tid }: Caller, call: Call): boolean {
+    const { intents } = this.parts
+    return call.intent === 'inspect' && !intents.isOpening(call) && (uid === 0 || intents.confirms(tid))
+  }
+
+  /** Finds out whether the caller may have the device opened for it. */
+  private whenAllowed(attempt: Attempt, call: Call, device: Device, then: (may: boolean) => void): void {
+    const { caller } = attempt
+    if (caller.uid === 0) return then(true)
+    const permissions = this.permissions(device)
+    if (permissions === undefined) return this.again(attempt, call, device, 'it is gone')
+    this.parts.access.mayOpen(caller, permissions, this.purpose(call), (may) => this.step(attempt, () => then(may)))
+  }
+
+  private purpose(call: Call): Purpose {
+    const { intents } = this.parts
+    if (intents.isIoUring(call)) return 'unclear'
+    return intents.isOpening(call) ? 'open' : 'by number'
+  }
+
+  private permissions(device: Device): Permissions | undefined {
+    const { devnodes } = this.parts
+    const read = (fd: number, { mode, uid, gid }: NodeStat): Permissions => {
+      const acl = devnodes.acl(fd)
+      return { mode, uid, gid, ...(acl !== undefined && { acl }) }
+    }
+    return devnodes.with(device, read)
+  }
+
+  /** Answers without opening anything. */
+  private inspect(attempt: Attempt, call: Call, node: Node, device: Device): void {
+    const stat = this.look(device)
+    if (stat === undefined) return this.again(attempt, call, device, 'it is gone')
+    node.last = { device, stat }
+    this.finish(attempt, { node, device, stat, trusted: false })
+  }
+
+  private look(device: Device): NodeStat | undefined {
+    const { sysfs, devnodes } = this.parts
+    return sysfs.shows(device) ? devnodes.statOf(device) : undefined
+  }
+
+  /** @param fresh whether the device was opened since the attempt began, so that its medium is the one that is in it now */
+  private pin(attempt: Attempt, call: Call, node: Node, device: Device, fresh = false): void {
+    const pin = this.currentPin(node)
+    if (pin !== undefined && (fresh || !this.removable(node, device))) return this.finishPinned(attempt, call, node, pin)
+    this.open(attempt, call, node, device, () => this.pin(attempt, call, node, device, true))
+  }
+
+  private finishPinned(attempt: Attempt, call: Call, node: Node, pin: Pin): void {
+    const { lifetime, devnodes } = this.parts
+    const { caller, kind } = attempt
+    const stat = devnodes.statOf(pin.device)
+    if (stat === undefined) return this.again(attempt, call, pin.device, 'it is gone')
+    node.last = { device: pin.device, stat }
+    lifetime.answering(node, caller, call)
+    const taken = this.finish(attempt, { node, device: pin.device, stat, trusted: false })
+    if (!taken) lifetime.notAnswered(node, caller)
+    else if (kind === 'getattr') lifetime.answered(node, caller, call)
+  }
+
+  // READLINK, and GETATTR of what is not known yet
+
+  private decideWait(attempt: Attempt, call: Call): void {
+    const { registry, nodes } = this.parts
+    const device = registry.find(attempt.name.name)
+    if (device === undefined) return this.search(attempt, call)
+    const node = nodes.of(device)
+    this.holdNode(attempt, node)
+    // A caller that opens waits for the disk when it asks for the attributes.
+    if (node === undefined || call.intent !== 'unknown') return this.lookAgain(attempt)
+    this.whenAllowed(attempt, call, device, (may) => {
+      if (!may && call.setsTimes) return void this.finish(attempt, { errno: E.EACCES })
+      if (!may) return this.walkedTo(attempt, call, node, false)
+      // It comes again: what it waited for must not be gone by then.
+      const pinned = () => {
+        this.parts.lifetime.answered(node, attempt.caller, call)
+        this.walkedTo(attempt, call, node, true)
+      }
+      if (this.currentPin(node) !== undefined && !this.removable(node, device)) pinned()
+      else this.open(attempt, call, node, device, pinned)
+    })
+  }
+
+  private walkedTo(attempt: Attempt, { print }: Call, node: Node, allowed: boolean): void {
+    this.walked.set(walkKey(attempt.caller, node), { print, allowed })
+    this.lookAgain(attempt)
+  }
+
+  private walkedBy(caller: Caller, node: Node, call: Call): Walked | undefined {
+    const walked = this.walked.get(walkKey(caller, node))
+    return walked?.print === call.print ? walked : undefined
+  }
+
+  /** Has a caller that waited ask for the name again. */
+  private lookAgain(attempt: Attempt): void {
+    this.finish(attempt, { errno: 0 })
+  }
+
+  // What they share
+
+  /** A node stays as long as somebody is at it. */
+  private holdNode(attempt: Attempt, node: Node | undefined): void {
+    const before = attempt.node
+    attempt.node = node
+    if (node !== undefined) node.attempts++
+    if (before === undefined) return
+    before.attempts--
+    this.parts.nodes.release(before)
+  }
+
+  /** Looks for a name that is not known: a disk may get a new diskseq without an event. */
+  private search(attempt: Attempt, call: Call): void {
+    const { name, diskseq } = attempt.name
+    this.parts.registry.findSlowly(name, diskseq, (device) => {
+      this.step(attempt, () => {
+        if (typeof device === 'object' && ++attempt.tries < ATTEMPTS_MAX) return attempt.decide(call)
+        if (typeof device === 'number' && device !== 0) throw new Exhausted(device)
+        // With O_CREAT the kernel would go on to make a file, had the caller not been sent to wait.
+        const creates = attempt.kind === 'wait' && call.intent === 'open' && call.locks && !call.blind
+        this.refuse(attempt, call, creates ? (attempt.caller.uid === 0 ? E.EPERM : E.EACCES) : E.ENOENT, GONE)
+      })
+    })
+  }
+
+  /** The device was not what its name says: answer as for a name nobody has, if so it is. */
+  private again(attempt: Attempt, call: Call, device: Device, reason: string): void {
+    this.parts.registry.refresh(device.kname)
+    if (++attempt.tries < ATTEMPTS_MAX) return attempt.decide(call)
+    this.refuse(attempt, call, E.ENOENT, reason)
+  }
+
+  /** The node's pin, if it still is that device. */
+  private currentPin(node: Node): Pin | undefined {
+    const { pin } = node
+    if (pin === undefined || this.parts.opener.current(pin)) return pin
+    this.parts.lifetime.unpin(node)
+    this.parts.registry.refresh(pin.device.kname)
+    return undefined
+  }
+
+  /** Looked at when an open finds a pin: the first open of a disk need not wait for it. */
+  private removable(node: Node, device: Device): boolean {
+    return (node.removable ??= this.parts.sysfs.removable(device))
+  }
+
+  /**
+   * Waits for the device to be opened, with all others who do.
+   *
+   * @param pinned called when it is; what comes of the attempt otherwise is told to the caller
+   * @param any whether that open may have begun before the attempt did
+   */
+  private open(attempt: Attempt, call: Call, node: Node, device: Device, pinned: () => void, any = false): void {
+    const joined = node.opening !== undefined && !this.began(node.opening, attempt)
+    const opened = (end: PinResult | 'late' | 'interrupted') => {
+      if (end === 'interrupted') return void this.finish(attempt, { errno: E.EINTR })
+      if (end === 'late') return this.refuse(attempt, call, E.ETIMEDOUT, HUNG)
+      if (!('pin' in end)) return this.notOpened(attempt, call, node, device, end)
+      // Whatever is under way now has begun since.
+      if (joined && !any && this.removable(node, device)) return this.open(attempt, call, node, device, pinned, true)
+      pinned()
+    }
+    const again = () => this.open(attempt, call, node, device, pinned, any)
+    this.await(this.opening(node, device), attempt.onInterrupt, (end) => this.step(attempt, () => opened(end), again))
+  }
+
+  /** Whether it was begun in the same open(2), for the name. Once, as its thread goes on to others. */
+  private began(opening: Opening, { caller, kind }: Attempt): boolean {
+    if (kind !== 'getattr' || caller.tid === 0 || opening.begunFor !== caller.tid) return false
+    opening.begunFor = 0
+    return true
+  }
+
+  private notOpened(attempt: Attempt, call: Call, node: Node, device: Device, end: Exclude<PinResult, { pin: Pin }>): void {
+    if ('mismatch' in end) return this.again(attempt, call, device, end.mismatch)
+    Exhausted.check(-end.errno)
+    // Its own errno, unless it went away meanwhile.
+    const now = this.parts.registry.find(node.name)
+    if (now === undefined || !sameDevice(now, device)) return this.again(attempt, call, device, 'it is gone')
+    this.refuse(attempt, call, end.errno, `it cannot be opened: ${errnoName(end.errno)}`)
+  }
+
+  /** Ends in one of three ways, and once. */
+  private await(opening: Opening, onInterrupt: Request['onInterrupt'], done: (end: PinResult | 'late' | 'interrupted') => void): void {
+    const began = monotonicMs()
+    const timers: NodeJS.Timeout[] = []
+    const end = (how: PinResult | 'late' | 'interrupted') => {
+      if (!opening.waiters.delete(end)) return
+      timers.forEach(clearTimeout)
+      done(how)
+    }
+    opening.waiters.add(end)
+    timers.push(setTimeout(end, this.parts.options.openTimeoutMs, 'late'))
+    onInterrupt(() => {
+      const rest = began + INTERRUPT_AFTER_MS - monotonicMs()
+      timers.push(setTimeout(end, Math.max(0, rest), 'interrupted'))
+    })
+  }
+
+  private opening(node: Node, device: Device): Opening {
+    if (node.opening !== undefined && sameDevice(node.opening.device, device)) return node.opening
+    const opening: Opening = { device, waiters: new Set(), begunFor: 0 }
+    node.opening = opening
+    this.parts.opener.open(device, (result) => this.opened(node, opening, result))
+    return opening
+  }
+
+  private opened(node: Node, opening: Opening, result: PinResult): void {
+    const { opener, registry, lifetime } = this.parts
+    if (node.opening === opening) node.opening = undefined
+    if ('pin' in result) {
+      if (node.pin === undefined) {
+        node.pin = result.pin
+      } else {
+        opener.close(result.pin)
+        result = { pin: node.pin }
+      }
+    } else {
+      registry.refresh(opening.device.kname)
+    }
+    for (const waiter of [...opening.waiters]) waiter(result)
+    lifetime.attempted(node)
+  }
+
+  private refuse(attempt: Attempt, call: Call, errno: number, reason: string): void {
+    this.logRefusal(attempt.name, attempt.caller, call, errno, reason)
+    // Through an inode that the kernel has: the name was there, its disk is not. Who may be
+    // about to open it is not shown what it was like.
+    const gone = attempt.kind !== 'wait' && errno === E.ENOENT && !this.looksOnly(attempt.caller, call)
+    this.finish(attempt, { errno: gone ? E.ENXIO : errno })
+  }
+
+  private logRefusal({ name }: Name, { tid, uid }: Caller, call: Call, errno: number, reason: string): void {
+    if (call.intent === 'inspect' || !this.refusals.take()) return
+    const level = errno === E.ENOENT ? 'info' : 'warn'
+    this.parts.log[level]({ diskseq: name, tid, uid, errno: errnoName(errno), reason }, 'refused an open')
+  }
+
+  private finish(attempt: Attempt, verdict: Shown | { readonly errno: number }): boolean {
+    const taken = attempt.done(verdict)
+    this.holdNode(attempt, undefined)
+    return taken
+  }
+}
+
+const walkKey = ({ tid }: Caller, { id }: Node) => `${tid} ${id}`

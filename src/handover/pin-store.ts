@@ -1,0 +1,137 @@
+/**
+ * Keeps pins when the daemon dies. A pin that closes with the daemon would set
+ * its device's number free while a caller that was answered is about to open it.
+ * So each pin also waits, as a message, in a socket that somebody else (the
+ * service manager) has open too; and beside it stands whom it was taken for.
+ *
+ * One socket for each pin, used over and over: a message in the middle of a
+ * queue cannot be taken out.
+ */
+import { errnoName } from '../util/errno.js'
+import { type Logger, LogLimit } from '../util/log.js'
+import type { Native } from '../native.js'
+import type { PinRecord, SharedState } from './shared-state.js'
+
+/** Sockets made at a time: each such time the service manager is woken. */
+const BATCH = 32
+
+/** A pin that an earlier daemon had. */
+export interface KeptPin {
+  /** As {@link Vault.put} returned it. */
+  readonly place: number
+  readonly fd: number
+  readonly record: PinRecord
+}
+
+type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'close'>
+
+export class Vault {
+  private readonly sockets: number[] = []
+  private readonly buffer = new Uint8Array(16)
+  private readonly complaints: LogLimit
+
+  /** @param store has somebody else keep sockets too */
+  constructor(
+    private readonly native: Calls,
+    private readonly state: SharedState,
+    private readonly store: (sockets: readonly number[]) => void,
+    private readonly log: Logger,
+  ) {
+    this.complaints = new LogLimit(() => {})
+  }
+
+  /**
+   * @param fd an open device, verified
+   * @returns a place for {@link drop}; -1 if it cannot be kept
+   */
+  put(id: bigint, fd: number): number {
+    const place = this.state.takePin(id)
+    const socket = place < 0 ? -1 : this.socket(place)
+    const sent = socket < 0 ? socket : this.native.sendDescriptors(socket, String(place), [fd])
+    if (sent >= 0) return place
+    this.state.dropPin(place)
+    if (this.complaints.take()) {
+      this.log.warn({ ...(place >= 0 && { errno: errnoName(sent) }) }, 'a pin is not kept: it ends if the daemon dies')
+    }
+    return -1
+  }
+
+  /** Before the pin itself is closed, which may take long: this must not. */
+  drop(place: number): void {
+    if (place < 0) return
+    const socket = this.sockets[place]
+    if (socket !== undefined) this.take(socket)
+    this.state.dropPin(place)
+  }
+
+  /** All of them. */
+  get all(): readonly number[] {
+    return this.sockets.filter((socket) => socket !== undefined)
+  }
+
+  /** Closes the sockets; what is in them stays with whoever has them too. */
+  close(): void {
+    // Not of places that have none.
+    this.sockets.forEach((socket) => this.native.close(socket))
+    this.sockets.length = 0
+  }
+
+  /** What an earlier daemon left in these sockets, which are used from now on. */
+  adopt(sockets: readonly number[]): KeptPin[] {
+    const empty: number[] = []
+    const records = new Map(this.state.pinRecords().map((record) => [record.index, record]))
+    const kept: KeptPin[] = []
+    for (const socket of sockets) {
+      const [text, fds] = this.look(socket)
+      const place = Number(text)
+      const record = text === String(place) ? records.get(place) : undefined
+      const [fd] = fds
+      if (fd === undefined || fds.length > 1 || record === undefined || this.sockets[place] !== undefined) {
+        for (const each of fds) this.native.close(each)
+        while (this.take(socket)) continue
+        empty.push(socket)
+        continue
+      }
+      this.sockets[place] = socket
+      records.delete(place)
+      kept.push({ place, fd, record })
+    }
+    // Written down, and the daemon ended before the pin was in its socket.
+    for (const place of records.keys()) this.state.dropPin(place)
+    for (let place = 0; empty.length > 0; place++) this.sockets[place] ??= empty.pop() as number
+    return kept
+  }
+
+  private socket(place: number): number {
+    const known = this.sockets[place]
+    if (known !== undefined) return known
+    const made: number[] = []
+    for (let i = 0; i < BATCH; i++) {
+      const socket = this.native.selfSocket()
+      if (socket < 0) {
+        // Of the last descriptors half are for the pins themselves.
+        for (const spare of made.splice(Math.ceil(made.length / 2))) this.native.close(spare)
+        break
+      }
+      made.push(socket)
+    }
+    if (made.length > 0) this.store(made)
+    for (let free = place; made.length > 0; free++) this.sockets[free] ??= made.shift() as number
+    return this.sockets[place] ?? -1
+  }
+
+  private look(socket: number): [text: string, fds: number[]] {
+    const found = this.native.receiveDescriptors(socket, this.buffer, true)
+    if (typeof found === 'number') return ['', []]
+    const [length, ...fds] = found
+    return [Buffer.from(this.buffer.subarray(0, length)).toString(), fds]
+  }
+
+  /** @returns false where nothing was waiting */
+  private take(socket: number): boolean {
+    const found = this.native.receiveDescriptors(socket, this.buffer, false)
+    if (typeof found === 'number') return false
+    for (const fd of found.slice(1)) this.native.close(fd)
+    return true
+  }
+}

@@ -1,0 +1,207 @@
+/**
+ * `mount --replace`: a daemon takes the tree over from one that runs. That one
+ * listens on a socket that is root's alone, sends its descriptors to whoever
+ * connects, and goes on serving. When the other asks for its turn it stands still,
+ * and ends only when it hears that the other serves. So callers wait for a few
+ * milliseconds; and if the new daemon fails, whenever it does, the old one goes on.
+ *
+ * Messages: a name with descriptors, many times, then "end"; from the new daemon "take"; then
+ * perhaps more descriptors; "taken" when no request is read any more; from the new daemon "serves".
+ */
+import { mkdirSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+
+import { E, errnoName, errnoOf, UserError } from '../util/errno.js'
+import type { Logger } from '../util/log.js'
+import { FSTYPE, isDead, mountsAt } from '../util/mountpoint.js'
+import type { Native, Poll } from '../native.js'
+import { batches, type Descriptors } from './service-manager.js'
+
+const DIRECTORY = '/run/diskseqfs'
+/** How long a daemon is waited for that was asked, ms. It answers at once, unless it stands still. */
+const PATIENCE_MS = 5000
+
+const TAKE = 'take'
+const TAKEN = 'taken'
+const SERVES = 'serves'
+const END = 'end'
+
+/** @param device of the mount, as in mountinfo */
+export const socketOf = (device: string): string => join(DIRECTORY, `${device}.replace`)
+
+type Calls = Pick<
+  Native,
+  'Poll' | 'look' | 'packetListen' | 'packetAccept' | 'packetConnect' | 'sendDescriptors' | 'receiveDescriptors' | 'awaitMessage' | 'close'
+>
+
+/** The daemon that serves, as the one that takes over sees it. */
+export interface Incumbent {
+  /** What that one needs. */
+  offer(): Descriptors
+  /** Reads no more requests. */
+  pause(): void
+  /** That one has failed: goes on from where it has paused. */
+  goOn(): void
+  /** That one serves: this process ends at once. */
+  yield(): void
+}
+
+/** The side of the daemon that serves. */
+export class Succession {
+  private listener = -1
+  private poll: Poll | undefined
+  private heir: { fd: number; poll: Poll } | undefined
+  private readonly buffer = new Uint8Array(16)
+
+  /**
+   * @param path of the socket
+   */
+  constructor(
+    private readonly native: Calls,
+    private readonly path: string,
+    private readonly incumbent: Incumbent,
+    private readonly log: Logger,
+  ) {}
+
+  start(): void {
+    try {
+      mkdirSync(DIRECTORY, { mode: 0o700, recursive: true })
+      this.unlink() // of the daemon before this one, or of one that died
+    } catch (error) {
+      return this.log.debug({ errno: errnoName(errnoOf(error)), directory: DIRECTORY }, 'cannot be replaced while it runs')
+    }
+    this.listener = this.native.packetListen(this.path)
+    if (this.listener < 0) {
+      return this.log.debug({ errno: errnoName(this.listener), socket: this.path }, 'cannot be replaced while it runs')
+    }
+    this.poll = new this.native.Poll(this.listener, () => this.accept())
+  }
+
+  /** To the one who takes over, if there is one: made since it has asked. */
+  send(name: string, fds: readonly number[]): void {
+    if (this.heir !== undefined) sendAll(this.native, this.heir.fd, name, fds)
+  }
+
+  private accept(): void {
+    const fd = this.native.packetAccept(this.listener)
+    if (fd < 0) return
+    // One at a time; the one before has been waiting for longer.
+    if (this.heir !== undefined) return void this.native.close(fd)
+    this.heir = { fd, poll: new this.native.Poll(fd, () => this.heard()) }
+    this.log.info('another daemon asks for the tree')
+    for (const [name, fds] of this.incumbent.offer()) this.send(name, fds)
+    this.native.sendDescriptors(fd, END, [])
+  }
+
+  private heard(): void {
+    const heir = this.heir
+    if (heir === undefined) return
+    const found = this.native.receiveDescriptors(heir.fd, this.buffer, false)
+    if (found === -E.EAGAIN) return
+    if (typeof found === 'number' || found[0] === 0) return this.drop()
+    this.incumbent.pause()
+    this.native.sendDescriptors(heir.fd, TAKEN, [])
+    // What the other one is looking at must not change meanwhile.
+    this.native.awaitMessage(heir.fd)
+    const last = this.native.receiveDescriptors(heir.fd, this.buffer, false)
+    if (typeof last !== 'number' && last[0] !== 0) return this.incumbent.yield()
+    this.log.warn('the daemon that was to take over has failed; this one goes on')
+    this.drop()
+    this.incumbent.goOn()
+  }
+
+  private drop(): void {
+    this.heir?.poll.close()
+    if (this.heir !== undefined) this.native.close(this.heir.fd)
+    this.heir = undefined
+  }
+
+  close(): void {
+    this.drop()
+    this.poll?.close()
+    if (this.listener < 0) return
+    this.native.close(this.listener)
+    this.listener = -1
+    this.unlink()
+  }
+
+  private unlink(): void {
+    rmSync(this.path, { force: true })
+  }
+}
+
+function sendAll(native: Calls, fd: number, name: string, fds: readonly number[]): void {
+  for (const batch of batches(fds)) native.sendDescriptors(fd, name, batch)
+}
+
+/** The side of the daemon that takes over. */
+export class Predecessor {
+  private readonly buffer = new Uint8Array(64)
+
+  private constructor(
+    private readonly native: Calls,
+    private readonly fd: number,
+    private readonly mountpoint: string,
+  ) {}
+
+  /**
+   * @returns what it has, it serves until {@link take}; undefined where no mount is served
+   * @throws UserError where it does not answer
+   */
+  static async ask(native: Calls, mountpoint: string): Promise<{ daemon: Predecessor; kept: Descriptors } | undefined> {
+    const top = mountsAt(mountpoint).at(-1)
+    if (top?.type !== FSTYPE || (await isDead(native, mountpoint))) return undefined
+    const { device } = top
+    const fd = native.packetConnect(socketOf(device))
+    if (fd < 0) {
+      throw new UserError(
+        `${mountpoint}: the daemon that serves it cannot be replaced: ${errnoName(fd)} from ${socketOf(device)}; ` +
+          'if it is a systemd service, use systemctl restart',
+      )
+    }
+    const daemon = new Predecessor(native, fd, mountpoint)
+    return { daemon, kept: await daemon.receive(END) }
+  }
+
+  /**
+   * From here on it reads no requests, and does nothing else either, until it hears {@link serves} or that
+   * this process has ended. What else it had meanwhile.
+   */
+  take(): Promise<Descriptors> {
+    this.native.sendDescriptors(this.fd, TAKE, [])
+    return this.receive(TAKEN)
+  }
+
+  /** It is not needed any more. */
+  serves(): void {
+    this.native.sendDescriptors(this.fd, SERVES, [])
+    this.native.close(this.fd)
+  }
+
+  private receive(last: string): Promise<Descriptors> {
+    const kept = new Map<string, number[]>()
+    return new Promise((resolve, reject) => {
+      const end = (error?: string) => {
+        poll.close()
+        clearTimeout(late)
+        if (error === undefined) return resolve(kept)
+        for (const fds of kept.values()) for (const fd of fds) this.native.close(fd)
+        this.native.close(this.fd)
+        reject(new UserError(`${this.mountpoint}: the daemon that serves it ${error}; it goes on`))
+      }
+      const late = setTimeout(end, PATIENCE_MS, 'does not answer')
+      const heard = () => {
+        for (;;) {
+          const found = this.native.receiveDescriptors(this.fd, this.buffer, false)
+          if (found === -E.EAGAIN) return
+          if (typeof found === 'number' || found[0] === 0) return end('has hung up')
+          const [length, ...fds] = found
+          const name = Buffer.from(this.buffer.subarray(0, length)).toString()
+          if (name === last) return end()
+          kept.set(name, [...(kept.get(name) ?? []), ...fds])
+        }
+      }
+      const poll = new this.native.Poll(this.fd, heard)
+    })
+  }
+}

@@ -1,0 +1,100 @@
+/**
+ * What a daemon leaves to the one that goes on with its mount, and how that one
+ * finds out whether it can. The descriptors come from the service manager's
+ * store, or from the other daemon itself (replace.ts).
+ */
+import { errnoName } from '../util/errno.js'
+import type { Logger } from '../util/log.js'
+import { detach, type MountEntry, mountsAt, unlockMountpoint } from '../util/mountpoint.js'
+import type { Native } from '../native.js'
+import { ownPidNamespace } from '../util/pid-namespace.js'
+import type { Descriptors } from './service-manager.js'
+import { type MountIdentity, SharedState, STATE_SIZE } from './shared-state.js'
+
+/** The descriptors' names. */
+export const KEPT = {
+  /** The connection, /dev/fuse. */
+  fuse: 'fuse',
+  /** Of the mount, from fspick(2). */
+  mount: 'mount',
+  /** The inotify watches on its directories. */
+  closes: 'closes',
+  /** Its root directory, see {@link Native.cloneMount}. (Earlier daemons had none; nor what is below.) */
+  root: 'root',
+  /** The directory beneath the mount. */
+  beneath: 'beneath',
+  /** The mount point's, see lockMountpoint(). */
+  lock: 'lock',
+  /** The memory of {@link SharedState}. */
+  state: 'state',
+  /** The sockets of {@link Vault}, many. */
+  pins: 'pins',
+} as const
+
+type Calls = Pick<Native, 'mapMemory' | 'unmount' | 'unlock' | 'close'>
+
+export interface Inherited {
+  readonly fuse: number
+  readonly mountFd: number
+  readonly closes: number
+  readonly root: number | undefined
+  readonly beneath: number | undefined
+  readonly lock: number
+  readonly stateFd: number
+  readonly pins: readonly number[]
+  readonly state: SharedState
+  readonly mountpoint: string
+  readonly mount: MountEntry
+}
+
+function stateOf(native: Calls, kept: Descriptors): SharedState | undefined {
+  const fd = kept.get(KEPT.state)?.at(-1)
+  const memory = fd === undefined ? -1 : native.mapMemory(fd, STATE_SIZE)
+  return typeof memory === 'number' ? undefined : new SharedState(memory)
+}
+
+/** A number that had been given out to a disk when an earlier daemon was at work. */
+export function highestOf(native: Calls, kept: Descriptors): bigint {
+  const state = stateOf(native, kept)
+  return state?.compatible ? state.highest : 0n
+}
+
+/** The mount that a state is of, if it is still there. */
+function mountOf(state: SharedState | undefined): MountEntry | undefined {
+  const identity = state?.mount
+  if (identity === undefined) return undefined
+  // Something else may be mounted over it.
+  return mountsAt(identity.mountpoint).findLast(({ device }) => device === identity.device)
+}
+
+/**
+ * @param mountpoint the one that is wanted, without symlinks
+ * @returns undefined where nobody can go on there with what was kept
+ */
+export function inherit(native: Calls, kept: Descriptors, mountpoint: string): Inherited | undefined {
+  const [fuse, mountFd, closes, lock, stateFd] = [KEPT.fuse, KEPT.mount, KEPT.closes, KEPT.lock, KEPT.state].map(
+    (name) => kept.get(name)?.at(-1),
+  )
+  const state = stateOf(native, kept)
+  const mount = mountOf(state)
+  if (fuse === undefined || mountFd === undefined || closes === undefined || lock === undefined) return undefined
+  if (stateFd === undefined || state === undefined || !state.compatible) return undefined
+  if (mount === undefined || mount.target !== mountpoint) return undefined
+  // Callers are named as in the namespace that it was mounted in. (Earlier daemons did not write down which.)
+  const { pidNamespace } = state.mount as MountIdentity
+  if (pidNamespace !== 0 && pidNamespace !== ownPidNamespace()) return undefined
+  const [root, beneath] = [KEPT.root, KEPT.beneath].map((name) => kept.get(name)?.at(-1))
+  return { fuse, mountFd, closes, root, beneath, lock, stateFd, pins: kept.get(KEPT.pins) ?? [], state, mountpoint, mount }
+}
+
+/** What was kept is of no use: whoever waits for an answer through it must not wait for ever. */
+export async function discard(native: Calls, kept: Descriptors, log: Logger): Promise<void> {
+  log.warn('what an earlier daemon left does not fit; its mount is taken away')
+  const mount = mountOf(stateOf(native, kept))
+  if (mount !== undefined) {
+    const error = await detach(native, mount.target, true)
+    if (error !== 0) log.error({ errno: errnoName(error), mountpoint: mount.target }, 'cannot unmount')
+  }
+  for (const fd of kept.get(KEPT.lock) ?? []) unlockMountpoint(native, fd)
+  for (const fds of kept.values()) for (const fd of fds) native.close(fd)
+}
