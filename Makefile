@@ -4,6 +4,7 @@
 # make check-vm      the package, in virtual machines of both Debian releases (as root)
 # make check-fresh   "make run" on nothing but a minimal Debian (as root); FRESH="bookworm trixie"
 # make check-types   type-check the sources and the tests
+# make lint          what a linter finds, and whether the sources are formatted (npm run format)
 # make soak          everything at once for MINUTES=30; 200 kills, 10,000 disks
 # make fuzz          garbage for every input; INPUTS=10000000, SEED, SURFACE
 # make bench         build, then run the benchmarks
@@ -137,6 +138,10 @@ check-fresh: $(DEPS)
 check-types: $(DEPS)
 	tsc --noEmit -p test
 
+lint: $(DEPS)
+	npm run --silent lint
+	npm run --silent format:check
+
 # The short forms are part of "make check".
 MINUTES = 30
 soak: build
@@ -224,4 +229,4 @@ clean:
 	rm -rf dist native/build .tap $(LINK) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
-.PHONY: build setup run check check-vm check-fresh check-types soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean
+.PHONY: build setup run check check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean

@@ -5,9 +5,10 @@ import { readFileSync } from 'node:fs'
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
 
 import { UserError } from './util/errno.js'
-import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from './util/log.js'
+import type { MountArguments } from './commands/options.js'
+import { LOG_FORMATS, LOG_LEVELS } from './util/log.js'
 import { DEFAULT_MOUNTPOINT } from './util/mountpoint.js'
-import { type TransportName, TRANSPORTS } from './fuse/transport.js'
+import { TRANSPORTS } from './fuse/transport.js'
 
 /** Upper limits that only keep a typing error from looking like an intention. */
 const LINGER_MAX_MS = 60_000
@@ -21,19 +22,6 @@ function wholeNumber(max: number): (text: string) => number {
     }
     return Number(text)
   }
-}
-
-/** What `diskseqfs mount` was told. */
-export interface MountArguments {
-  foreground?: boolean
-  replace?: boolean
-  o: string[]
-  linger: number
-  hold: number
-  openTimeout: number
-  transport: TransportName
-  logLevel: LogLevel
-  logFormat?: LogFormat
 }
 
 function program(): Command {

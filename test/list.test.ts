@@ -175,7 +175,7 @@ t.test('without any disk there is a heading, or an empty list', async (t) => {
 })
 
 /** A device as sysfs has it. */
-function device(kname: string, diskseq: number, partition = 0): Device {
+function device(kname: string, diskseq: number | bigint, partition = 0): Device {
   const found = parseDevice(
     kname,
     `MAJOR=8\nMINOR=${partition}\nDEVNAME=${kname.replaceAll('!', '/')}\nDISKSEQ=${diskseq}\n` +
@@ -239,7 +239,7 @@ t.test('printable leaves letters and takes controls', async (t) => {
 t.test('tree', async (t) => {
   const sysfs = new Sysfs(native, '/nonexistent')
   const devices = [
-    device('sdb', 18446744073709551), // beyond 2^53, where numbers would be rounded
+    device('sdb', 18446744073709551n), // beyond 2^53, where numbers would be rounded
     device('sda10', 9, 10),
     device('sda', 9),
     device('sdc1', 77, 1),

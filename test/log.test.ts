@@ -145,7 +145,7 @@ function fakeSyslog() {
       if (result >= 0) lines.push(line)
       return result
     },
-    close: (fd: number) => state.closed.push(fd) * 0,
+    close: (fd: number) => (state.closed.push(fd), 0),
   }
   return { lines, state, native }
 }

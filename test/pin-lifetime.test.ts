@@ -92,7 +92,7 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
         if (state.pruneAllMs === undefined) state.pending.push(finish)
         else setTimeout(finish, state.pruneAllMs)
       },
-      close: (fd) => state.closedFds.push(fd) * 0,
+      close: (fd) => (state.closedFds.push(fd), 0),
       lookAtThreads(asked, done) {
         const threads = asked.filter((_, i) => i % 2 === 0) as number[]
         state.looks.push({ at: performance.now(), threads })

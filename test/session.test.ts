@@ -90,7 +90,7 @@ function fixture(operations: Partial<TreeOperations> = {}, memory?: ArrayBuffer)
         })
         return state.writeResult ?? length
       },
-      close: (fd) => state.closed.push(fd) * 0,
+      close: (fd) => (state.closed.push(fd), 0),
     },
     FD,
     { error: (fields: unknown, text?: string) => void errors.push(text ?? String(fields)) } as unknown as Logger,

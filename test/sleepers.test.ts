@@ -1,5 +1,5 @@
 /** Callers that do not sleep yet: each is looked at until it does, users in turns, a few at a time. */
-import t, { type Test } from 'tap'
+import t from 'tap'
 
 import { type Call, RUNNING, someCall } from '../src/gate/intent.js'
 import { Sleepers } from '../src/gate/sleepers.js'
@@ -7,7 +7,7 @@ import { sleep, until } from './helpers/tree.js'
 
 const ASLEEP = someCall('open', 257)
 
-function fixture(_: Test) {
+function fixture() {
   const asleep = new Set<number>()
   const looks: number[] = []
   const sleepers = new Sleepers(({ tid }) => (looks.push(tid), asleep.has(tid) ? ASLEEP : RUNNING))
@@ -17,7 +17,7 @@ function fixture(_: Test) {
 }
 
 t.test('a caller is looked at until it sleeps', async (t) => {
-  const { asleep, looks, ended, add } = fixture(t)
+  const { asleep, looks, ended, add } = fixture()
   add(1)
   await until(() => looks.length > 3)
   t.equal(ended.size, 0)
@@ -30,7 +30,7 @@ t.test('a caller is looked at until it sleeps', async (t) => {
 
 for (const [who, uid] of [['root', 0], ['another user', 60_002]] as const) {
   t.test(`whoever has many of them waits for these alone: ${who} does not`, async (t) => {
-    const { asleep, looks, ended, add } = fixture(t)
+    const { asleep, looks, ended, add } = fixture()
     for (let tid = 1000; tid < 2000; tid++) add(tid, 60_001)
     await until(() => looks.length > 20)
     const before = looks.length

@@ -3,7 +3,8 @@ import t from 'tap'
 
 import { IN_HEADER_SIZE } from '../src/fuse/wire.js'
 import { native } from '../src/native.js'
-import { CALLERS_MAX, SharedState, STATE_SIZE, type Unanswered } from '../src/handover/shared-state.js'
+import type { Unanswered } from '../src/fuse/request-store.js'
+import { CALLERS_MAX, SharedState, STATE_SIZE } from '../src/handover/shared-state.js'
 
 const { STATE_SMALL_COUNT, STATE_BIG_COUNT, STATE_PINS_COUNT, STATE_SMALL_SIZE, SLOT_HEADER_SIZE, STATE_REQUEST_MAX } = native.layout
 

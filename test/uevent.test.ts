@@ -154,7 +154,7 @@ function fakeSocket(onChanged: (answers: Answer[]) => void = () => {}) {
       from.set([answer.port ?? 0, answer.group ?? KERNEL_GROUP, answer.truncated ? 1 : 0])
       return Math.min(answer.message.length, into.length)
     },
-    close: (fd) => closed.push(fd) * 0,
+    close: (fd) => (closed.push(fd), 0),
   }
   const note = (_: unknown, text?: string) => void logged.push(text ?? String(_))
   const log = { error: note, warn: note, info: note, debug: note } as unknown as Logger

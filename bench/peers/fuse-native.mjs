@@ -95,7 +95,8 @@ function hold(device, done) {
     } else {
       registry.refresh(device.kname)
     }
-    for (const each of all) 'pin' in result ? each(0, result.pin) : each(result.errno ?? E.ENOENT)
+    const answer = 'pin' in result ? [0, result.pin] : [result.errno ?? E.ENOENT]
+    for (const each of all) each(...answer)
   })
 }
 

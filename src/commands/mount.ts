@@ -7,7 +7,7 @@ import { setFlagsFromString } from 'node:v8'
 
 import { type Command, InvalidArgumentError } from 'commander'
 
-import type { MountArguments } from '../cli.js'
+import type { MountArguments } from './options.js'
 import { Daemon } from '../daemon/daemon.js'
 import { errnoOf, E, UserError } from '../util/errno.js'
 import { Guard } from '../handover/guard-client.js'

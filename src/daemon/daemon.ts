@@ -10,7 +10,7 @@ import { type CloseListener, CloseWatch, WATCH_MASK } from '../gate/closes.js'
 import { Crowd } from '../gate/crowd.js'
 import { DeadNames } from '../tree/dead-names.js'
 import { DeviceNodes } from '../devices/device-node.js'
-import { directoryId, type DiskSeq, nodeName } from '../devices/names.js'
+import { directoryId, type DiskSeq, nodeName, parseId } from '../devices/names.js'
 import { E, errnoName, errnoOf, Exhausted, UserError } from '../util/errno.js'
 import { FuseNativeTransport } from '../fuse/libfuse.js'
 import { Gate } from '../gate/gate.js'
@@ -37,14 +37,14 @@ import { type Native, native as realNative } from '../native.js'
 import { NodeTable } from '../gate/inode.js'
 import { ownPidNamespace, procIsOwn } from '../util/pid-namespace.js'
 import { PinOpener } from '../gate/pin.js'
-import { type Inodes, PinLifetime } from '../gate/pin-lifetime.js'
+import { PinLifetime } from '../gate/pin-lifetime.js'
 import { Registry, type RegistryListener } from '../devices/registry.js'
 import { FuseSession } from '../fuse/session.js'
 import { type Device, Sysfs } from '../devices/sysfs.js'
 import type { Descriptors } from '../handover/service-manager.js'
 import { type PinnedCaller, type PinRecord, SharedState, STATE_SIZE } from '../handover/shared-state.js'
 import { type Incumbent, type Predecessor, socketOf, Succession } from '../handover/replace.js'
-import type { Transport, TransportName } from '../fuse/transport.js'
+import type { Inodes, Transport, TransportName } from '../fuse/transport.js'
 import { Tree } from '../tree/tree.js'
 import { UeventSocket } from '../devices/uevents.js'
 import { type KeptPin, Vault } from '../handover/pin-store.js'
@@ -182,7 +182,9 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   }
 
   private async serveByLibrary(): Promise<void> {
-    const transport = new FuseNativeTransport(this.mountpoint, this.options.mount, this.log)
+    // A disk has one number for all its life.
+    const renumbers = (ino: bigint) => (parseId(ino)?.partition ?? 0) !== 0
+    const transport = new FuseNativeTransport(this.mountpoint, this.options.mount, renumbers, this.log)
     this.transport = transport
     await transport.start(this.assemble(false))
     this.watchMount(mountsAt(this.mountpoint).at(-1))

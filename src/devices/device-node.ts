@@ -2,7 +2,7 @@
  * A device's own node in /dev: where owner, mode, times, ACL and xattrs of its
  * name in the tree come from, and where changes of them go.
  */
-import type { Times } from '../fuse/wire.js'
+import { ACL_ACCESS, type Times } from '../fuse/wire.js'
 import { E, EOPNOTSUPP, Exhausted } from '../util/errno.js'
 import { type Native, STAT } from '../native.js'
 import type { Device } from './sysfs.js'
@@ -17,8 +17,6 @@ export interface NodeStat extends Times {
 
 const S_IFMT = 0o170000
 const S_IFBLK = 0o060000
-
-export const ACL_ACCESS = 'system.posix_acl_access'
 
 /** "Leave it alone" for chown(2). */
 const KEEP_ID = 0xffffffff

@@ -13,9 +13,7 @@
  */
 import { createRequire } from 'node:module'
 
-import { type Attr, decodeNames, FUSE_ROOT_ID } from './wire.js'
-import { ACL_ACCESS } from '../devices/device-node.js'
-import { parseId } from '../devices/names.js'
+import { ACL_ACCESS, type Attr, decodeNames, FUSE_ROOT_ID } from './wire.js'
 import { E, UserError } from '../util/errno.js'
 import type { Logger } from '../util/log.js'
 import { ALWAYS, FSTYPE, type MountOptions, SOURCE } from '../util/mountpoint.js'
@@ -87,10 +85,14 @@ export class FuseNativeTransport implements Transport {
   /** The device number that the inode of a path was made with: the library makes no other. */
   private readonly numbers = new Map<string, number>()
 
-  /** @throws UserError where it cannot be used, or not with these options */
+  /**
+   * @param renumbers whether the device with that inode's name may come back with another device number
+   * @throws UserError where it cannot be used, or not with these options
+   */
   constructor(
     private readonly mountpoint: string,
     options: MountOptions,
+    private readonly renumbers: (ino: bigint) => boolean,
     private readonly log: Logger,
   ) {
     if (options.labels.length > 0 || options.flags !== ALWAYS) {
@@ -158,8 +160,7 @@ export class FuseNativeTransport implements Transport {
 
   /** What is wrong with an answer that the library cannot hand on; an errno, or 0. */
   private objection(path: string, attr: Attr): number {
-    // A disk's number never changes.
-    if ((attr.mode & S_IFMT) !== S_IFBLK || (parseId(attr.ino)?.partition ?? 0) === 0) return 0
+    if ((attr.mode & S_IFMT) !== S_IFBLK || !this.renumbers(attr.ino)) return 0
     const number = this.numbers.get(path) ?? attr.rdev
     this.numbers.set(path, number)
     return number === attr.rdev ? 0 : E.ESTALE

@@ -24,9 +24,8 @@ import { FairQueue } from './fair-queue.js'
 import type { Logger } from '../util/log.js'
 import type { Native, Poll } from '../native.js'
 import { Patience, WAIT_US } from './busy-poll.js'
-import type { Inodes } from '../gate/pin-lifetime.js'
-import { SharedState } from '../handover/shared-state.js'
-import type { AttrChange, Reply, Transport, TreeOperations } from './transport.js'
+import type { RequestStore } from './request-store.js'
+import type { AttrChange, Inodes, Reply, Transport, TreeOperations } from './transport.js'
 
 /** What FUSE_WRITE may carry. Nothing here is written to; the kernel insists on a page. */
 const MAX_WRITE = 4096
@@ -186,7 +185,7 @@ export class FuseSession implements Transport, Inodes {
     private readonly native: Pick<Native, 'Poll' | 'read' | 'readSoon' | 'write' | 'close'>,
     private fd: number,
     private readonly log: Logger,
-    readonly state = new SharedState(),
+    readonly state: RequestStore,
   ) {
     this.ended = new Promise((resolve) => {
       this.end = resolve

@@ -66,6 +66,14 @@ export interface TreeOperations {
   unlink(caller: Caller, reply: Reply): void
 }
 
+/** What the kernel can be asked and told of an inode. */
+export interface Inodes {
+  /** Whether it has one of that id; takes its attributes back. */
+  invalidate(id: bigint): boolean
+  /** Has it forget the inode, unless somebody uses it; false where the kernel cannot be told so. */
+  prune(id: bigint): boolean
+}
+
 export interface Transport {
   /** Serves until the mount goes; resolves once the kernel has agreed to the protocol. */
   start(operations: TreeOperations): Promise<void>

@@ -85,6 +85,9 @@ export const SetattrValid = {
 /** Smallest buffer the kernel agrees to fill (FUSE_MIN_READ_BUFFER). */
 export const MIN_READ_BUFFER = 8192
 
+/** The xattr in which the kernel reads an ACL. */
+export const ACL_ACCESS = 'system.posix_acl_access'
+
 export const IN_HEADER_SIZE = 40
 export const OUT_HEADER_SIZE = 16
 export const ATTR_SIZE = 88

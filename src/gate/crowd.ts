@@ -14,8 +14,7 @@ import { monotonicMs } from '../util/clock.js'
 import type { NodeId } from '../devices/names.js'
 import { FairQueue } from '../fuse/fair-queue.js'
 import type { Intents } from './intent.js'
-import type { Inodes } from './pin-lifetime.js'
-import type { Caller } from '../fuse/transport.js'
+import type { Caller, Inodes } from '../fuse/transport.js'
 
 /** So many such calls of all users in a second are no crowd, and so many at once. */
 const CALLS_PER_S = 200

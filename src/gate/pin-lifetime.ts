@@ -21,21 +21,13 @@ import type { Native } from '../native.js'
 import type { Node, NodeTable } from './inode.js'
 import type { PinOpener } from './pin.js'
 import type { SharedState } from '../handover/shared-state.js'
-import type { Caller } from '../fuse/transport.js'
+import type { Caller, Inodes } from '../fuse/transport.js'
 
 export interface PinLifetimeOptions {
   /** How long a pin outlives the inode where it was for a caller that cannot be seen, ms. */
   readonly lingerMs: number
   /** How long such a caller is waited for where the kernel does not forget the inode, s. */
   readonly holdSeconds: number
-}
-
-/** What the kernel can be asked and told of an inode. */
-export interface Inodes {
-  /** Whether it has one of that id; takes its attributes back. */
-  invalidate(id: bigint): boolean
-  /** Has it forget the inode, unless somebody uses it; false where the kernel cannot be told so. */
-  prune(id: bigint): boolean
 }
 
 /**

@@ -7,6 +7,7 @@
  * killed between any two stores. What is in doubt is written down twice rather
  * than not at all.
  */
+import type { RequestStore, Unanswered } from '../fuse/request-store.js'
 import { IN_HEADER_SIZE, Message, UID_AT } from '../fuse/wire.js'
 import { native } from '../native.js'
 
@@ -44,15 +45,6 @@ export interface MountIdentity {
   readonly device: string
   /** Its inode; 0 where that was not written down. */
   readonly pidNamespace: number
-}
-
-/** A request that was read and not answered. */
-export interface Unanswered {
-  readonly message: Message
-  readonly slot: number
-  /** How often a daemon has ended with this one unanswered. */
-  readonly tries: number
-  readonly interrupted: boolean
 }
 
 /** Somebody a pin was taken for. */
@@ -120,8 +112,7 @@ class Slots {
   }
 }
 
-export class SharedState {
-  /** Where requests are read to. */
+export class SharedState implements RequestStore {
   readonly landing: Uint8Array
   private readonly view: DataView
   private readonly bytes: Uint8Array
@@ -183,17 +174,11 @@ export class SharedState {
     Atomics.store(this.numbers, 0, diskseq)
   }
 
-  /** Nothing is in {@link landing}: before a request is read (the kernel writes its length), and when it is done with. */
   clear(): void {
     this.view.setUint32(LANDING, 0, true)
   }
 
-  /**
-   * Keeps a request that cannot be answered at once. Some room is root's alone: whoever
-   * else has many requests wait, root's are not lost with this daemon.
-   *
-   * @returns what {@link drop} wants; -1 where there is no room
-   */
+  /** Some room is root's alone: whoever else has many requests wait, root's are not lost with this daemon. */
   keep(request: Uint8Array, tries = 0): number {
     const small = SLOT_HEADER + request.length <= layout.STATE_SMALL_SIZE
     const slots = small ? this.small : this.big
@@ -207,17 +192,14 @@ export class SharedState {
     return at
   }
 
-  /** A request that is kept; gone with {@link drop}. */
   kept(slot: number, length: number): Uint8Array {
     return this.bytes.subarray(slot + SLOT_HEADER, slot + SLOT_HEADER + length)
   }
 
-  /** The caller of a kept request wants to give up. */
   interrupt(slot: number): void {
     if (slot >= 0) this.view.setUint32(slot + layout.SLOT_INTERRUPTED_AT, 1, true)
   }
 
-  /** A kept request was answered. */
   drop(slot: number): void {
     if (slot < 0) return
     this.view.setUint32(slot, 0, true)
@@ -225,14 +207,12 @@ export class SharedState {
     slots.give((slot - slots.start) / slots.size)
   }
 
-  /** None of the requests that are kept is to be taken for the reason if this daemon ends. */
   acquit(): void {
     for (const slots of [this.small, this.big]) {
       for (const index of slots.inUse()) this.view.setUint32(slots.at(index) + layout.SLOT_TRIES_AT, 0, true)
     }
   }
 
-  /** The requests an earlier daemon has not answered; each counts as tried once more from here on. */
   unanswered(): Unanswered[] {
     const found: Unanswered[] = []
     const known = new Set<bigint>()

@@ -655,7 +655,7 @@ export class World {
   }
 
   private native(): Native {
-    const world = this
+    const setReady = (ready: () => void) => (this.ready = ready)
     const byName = (name: string) => this.disks.find(({ kname }) => kname === name)
     const node = (name: string) => {
       const errno = this.nodeErrno
@@ -673,12 +673,12 @@ export class World {
     const calls: Partial<Native> = {
       Poll: class {
         constructor(_: number, ready: () => void) {
-          world.ready = ready
+          setReady(ready)
         }
         pause() {}
         resume() {}
         close() {
-          world.ready = () => {}
+          setReady(() => {})
         }
       },
       read: (_, into) => {

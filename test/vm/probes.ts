@@ -4,7 +4,7 @@
  */
 import type { Test } from 'tap'
 
-import { note } from './suite.js'
+import { note } from './findings.js'
 import type { Release, Vm } from './vm.js'
 
 export interface Probe {

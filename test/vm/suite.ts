@@ -14,6 +14,7 @@ import { blkPath } from '../helpers/blk.js'
 import { type Case, SHORT } from './case.js'
 import { hotplugDevices } from './cases/hotplug.js'
 import { cases } from './cases.js'
+import { taken } from './findings.js'
 import { links, LEFT_ALONE } from './links.js'
 import { LOGS, packagePath, type Release, Vm } from './vm.js'
 
@@ -27,15 +28,8 @@ export interface Row {
 
 const TIMEOUT_MS = 50 * 60_000
 
-/** Rows of the release being tested; {@link note} adds to the last one. */
+/** Rows of the release being tested. */
 const rows: Row[] = []
-let notes: string[] = []
-
-/** A finding for the table: printed as a comment as well. */
-export function note(t: Test, text: string): void {
-  t.comment(text)
-  notes.push(text)
-}
 
 export async function runSuite(release: Release): Promise<void> {
   t.setTimeout(SHORT ? TIMEOUT_MS : 6 * TIMEOUT_MS)
@@ -93,7 +87,7 @@ class Failed {
 
 async function attempt(t: Test, vm: Vm, item: Case, before: unknown): Promise<void> {
   const started = Date.now()
-  notes = []
+  taken()
   let thrown: unknown
   try {
     if (before instanceof Failed) throw before.error
@@ -102,7 +96,7 @@ async function attempt(t: Test, vm: Vm, item: Case, before: unknown): Promise<vo
     thrown = error
   }
   const ok = thrown === undefined && t.passing()
-  rows.push({ name: item.name, ok, seconds: secondsSince(started), notes })
+  rows.push({ name: item.name, ok, seconds: secondsSince(started), notes: taken() })
   if (!ok) t.comment(`logs: ${await vm.saveLogs(item.name)}`)
   if (thrown !== undefined) throw thrown
 }

@@ -6,7 +6,7 @@
 import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
 const SECONDS = SHORT ? 8 : 15

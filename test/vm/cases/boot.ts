@@ -7,7 +7,7 @@ import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
 import { links, LEFT_ALONE } from '../links.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 import { UDEV_WARNINGS } from './service.js'
 

@@ -5,7 +5,7 @@ import type { Test } from 'tap'
 
 import type { Case } from '../case.js'
 import { OPEN_TIMEOUT_S, opener, SLACK_S } from '../opener.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 import { DAEMON } from './restart.js'
 

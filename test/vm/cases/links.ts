@@ -8,7 +8,7 @@ import type { Test } from 'tap'
 import type { Change } from '../../helpers/guard.js'
 import { type Case, SHORT } from '../case.js'
 import { links, LEFT_ALONE } from '../links.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import { withLink } from '../twin.js'
 import type { Vm } from '../vm.js'
 

@@ -7,7 +7,7 @@ import type { Test } from 'tap'
 import { twinLink } from '../../helpers/guard.js'
 import type { Case } from '../case.js'
 import { links } from '../links.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
 /** What emulation may need for an event, at most; and what is waiting for a lock. */

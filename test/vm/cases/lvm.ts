@@ -2,7 +2,7 @@
 import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
 const CYCLES = SHORT ? 10 : 50

@@ -9,7 +9,7 @@ import type { Test } from 'tap'
 
 import { ROOT } from '../../helpers/root.js'
 import { type Case, SHORT } from '../case.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
 import type { Vm } from '../vm.js'
 

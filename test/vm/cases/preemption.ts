@@ -6,7 +6,7 @@
 import type { Test } from 'tap'
 
 import type { Case } from '../case.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import { TWIN_MOUNTPOINT, TWIN_PID, withTwin } from '../twin.js'
 import type { Vm } from '../vm.js'
 import { DAEMON } from './restart.js'

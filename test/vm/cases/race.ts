@@ -8,7 +8,7 @@
 import type { Test } from 'tap'
 
 import type { Case } from '../case.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
 const SECONDS = 10

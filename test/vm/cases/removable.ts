@@ -8,7 +8,7 @@ import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
 import { OPEN_TIMEOUT_S, opener, SLACK_S } from '../opener.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
 import type { Outcome, Vm } from '../vm.js'
 

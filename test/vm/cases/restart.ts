@@ -3,7 +3,7 @@ import type { Test } from 'tap'
 
 import type { Case } from '../case.js'
 import { links, LEFT_ALONE } from '../links.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import type { Outcome, Vm } from '../vm.js'
 
 /** Enough for all that happens meanwhile; and a load that leaves the machine time for it. */

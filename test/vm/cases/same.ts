@@ -6,7 +6,7 @@ import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
 import { type Answers, askAll, compareAll, type Probe, TRY } from '../probes.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import { withLink } from '../twin.js'
 import type { Vm } from '../vm.js'
 import { inWords, watched } from '../watch.js'

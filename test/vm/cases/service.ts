@@ -3,7 +3,7 @@ import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
 import { links, LEFT_ALONE } from '../links.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import { withLink } from '../twin.js'
 import type { Vm } from '../vm.js'
 import { DAEMON } from './restart.js'

@@ -7,7 +7,7 @@
 import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
 import type { Vm } from '../vm.js'
 import { figures, parse, type Result, UDEV_PAUSES, UDEV_RESUMES, wrong } from './churn.js'

@@ -6,7 +6,7 @@
 import type { Test } from 'tap'
 
 import type { Case } from '../case.js'
-import { note } from '../suite.js'
+import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
 /** What a command printed, and its status if that is not 0, by what was asked. */
