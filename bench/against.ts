@@ -85,11 +85,17 @@ async function main(): Promise<void> {
     return SIDES.map((side) => `${side}=${names(side).join()}`)
   }
   const measure = (figure: string, unit: string, args: readonly string[], of: (found: any) => number, high = false) =>
-    compare(figure, unit, (turn) => withTrees(turn, mountpoints, async () => {
-      const found = await blk(args[0]!, ...args.slice(1))
-      for (const side of SIDES) if (Object.keys(found[side].errors).length > 0) throw new Error(JSON.stringify(found))
-      return { old: of(found['old']), new: of(found['new']) }
-    }), high)
+    compare(
+      figure,
+      unit,
+      (turn) =>
+        withTrees(turn, mountpoints, async () => {
+          const found = await blk(args[0]!, ...args.slice(1))
+          for (const side of SIDES) if (Object.keys(found[side].errors).length > 0) throw new Error(JSON.stringify(found))
+          return { old: of(found['old']), new: of(found['new']) }
+        }),
+      high,
+    )
   const p50 = (found: { p50_ns: number }) => found.p50_ns / 1000
   await measure('warm open', 'us', ['cold-open', '--rounds', '20000', '--', ...(await paths(1))], p50)
   await measure('cold open', 'us', ['cold-open', '--rounds', '10', '--pause-ms', '150', '--', ...(await paths(COLD))], p50)

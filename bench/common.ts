@@ -147,6 +147,11 @@ export const number = (value: number | undefined) => (value === undefined ? '' :
 export function printTable(cells: readonly (readonly string[])[]): void {
   const widths = cells[0]!.map((_, i) => Math.max(...cells.map((row) => row[i]!.length)))
   for (const row of cells) {
-    console.log(row.map((cell, i) => cell.padEnd(widths[i]!)).join('  ').trimEnd())
+    console.log(
+      row
+        .map((cell, i) => cell.padEnd(widths[i]!))
+        .join('  ')
+        .trimEnd(),
+    )
   }
 }

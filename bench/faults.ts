@@ -94,10 +94,14 @@ interface Opens {
 async function opens(path: string, cold: boolean): Promise<Opens> {
   const { p50_ns, p99_ns, errors } = await blk(
     'openlat',
-    '--path', path,
-    '--count', ROUND_OPENS,
-    '--seconds', ROUND_SECONDS,
-    '--warmup', '20',
+    '--path',
+    path,
+    '--count',
+    ROUND_OPENS,
+    '--seconds',
+    ROUND_SECONDS,
+    '--warmup',
+    '20',
     ...(cold ? ['--close-immediately'] : []),
   )
   if (Object.keys(errors).length > 0) throw new Error(`an open of a disk that is well: ${JSON.stringify(errors)}`)
@@ -249,7 +253,10 @@ async function restart(): Promise<void> {
     }
     const what = how === 'term' ? 'a restart' : 'a SIGKILL'
     const goal = how === 'term' ? '<= 3' : ''
-    for (const [figure, share] of [[`longest wait in ${what} / bare node -e 0, median`, 0.5], ['the longest of them', 1]] as const) {
+    for (const [figure, share] of [
+      [`longest wait in ${what} / bare node -e 0, median`, 0.5],
+      ['the longest of them', 1],
+    ] as const) {
       const [quiet, fault] = [median(bare), percentile(waits, share)]
       rows.push({ figure, quiet, fault, unit: 'ms', ratio: fault / quiet, goal })
     }

@@ -15,9 +15,7 @@ import { join } from 'node:path'
 
 import { blk } from '../test/helpers/blk.js'
 import { ROOT } from '../test/helpers/root.js'
-import {
-  cleanUp, daemon, end, loops, machine, median, number, percentile, printTable, QUICK, resident, temporary,
-} from './common.js'
+import { cleanUp, daemon, end, loops, machine, median, number, percentile, printTable, QUICK, resident, temporary } from './common.js'
 import { type Kind, KINDS, startPeer } from './peers.js'
 import { besideUdev } from './vm.js'
 
@@ -138,10 +136,14 @@ async function warm(peers: readonly Peer[]): Promise<void> {
     for (const { child } of peers) execFileSync('taskset', ['-apc', where === 'split' ? '1' : '0', String(child.pid)])
     const result = await blk(
       'latency',
-      '--tree', path(OURS),
-      '--dev', plain!,
-      '--seconds', QUICK ? '8' : '40',
-      '--pin', where,
+      '--tree',
+      path(OURS),
+      '--dev',
+      plain!,
+      '--seconds',
+      QUICK ? '8' : '40',
+      '--pin',
+      where,
       '--',
       ...peers.filter(({ kind }) => kind !== OURS).map(({ kind }) => `${SERIES[kind]}=${path(kind)}`),
       `careful=careful:${careful}`,
@@ -171,12 +173,18 @@ async function cold(peers: readonly Peer[]): Promise<void> {
   const { devices } = await loops(ways.length * COLD)
   const result = await blk(
     'cold-open',
-    '--rounds', QUICK ? '8' : '40',
-    '--pause-ms', '1500', // others hold them for a second
+    '--rounds',
+    QUICK ? '8' : '40',
+    '--pause-ms',
+    '1500', // others hold them for a second
     '--',
     ...ways.map(([, paths], i) => `${i}=${paths(devices.slice(i * COLD, (i + 1) * COLD)).join()}`),
   )
-  add(FIGURE.cold, 'us', ways.map(([who], i) => [who, ...us(result, String(i))]))
+  add(
+    FIGURE.cold,
+    'us',
+    ways.map(([who], i) => [who, ...us(result, String(i))]),
+  )
 }
 
 async function throughput(peers: readonly Peer[]): Promise<void> {
@@ -188,12 +196,18 @@ async function throughput(peers: readonly Peer[]): Promise<void> {
   ]
   const result = await blk(
     'throughput',
-    '--clients', String(CLIENTS),
-    '--seconds', QUICK ? '3' : '15',
+    '--clients',
+    String(CLIENTS),
+    '--seconds',
+    QUICK ? '3' : '15',
     '--',
     ...ways.map(([, paths], i) => `${i}=${paths.join()}`),
   )
-  add(FIGURE.clients, '1/s', ways.map(([who], i) => [who, part(result, String(i))['opens_per_s']!]))
+  add(
+    FIGURE.clients,
+    '1/s',
+    ways.map(([who], i) => [who, part(result, String(i))['opens_per_s']!]),
+  )
 }
 
 /** As the disks become many: what an open costs, a listing, a start, and memory. */
@@ -256,7 +270,11 @@ async function listing(peers: readonly Peer[]): Promise<void> {
       if (length < DISKS) throw new Error(`${who} lists ${length} of ${DISKS} disks`)
     }
   }
-  add(FIGURE.list, 'ms', directories.map(([who]) => [who, median(samples.get(who)!), percentile(samples.get(who)!, 0.99)]))
+  add(
+    FIGURE.list,
+    'ms',
+    directories.map(([who]) => [who, median(samples.get(who)!), percentile(samples.get(who)!, 0.99)]),
+  )
 }
 
 interface Starts {
@@ -295,18 +313,34 @@ async function io(peers: readonly Peer[]): Promise<void> {
     [OURS, within(own, device!)],
     ['on the device', device!],
   ] as const
-  for (const [figure, depth] of [[FIGURE.io1, 1], [FIGURE.io32, 32]] as const) {
+  for (const [figure, depth] of [
+    [FIGURE.io1, 1],
+    [FIGURE.io32, 32],
+  ] as const) {
     const found = new Map<string, number[]>(ways.map(([who]) => [who, []]))
     for (let i = 0; i < (QUICK ? 2 : 6); i++) {
       for (const [who, path] of ways) {
         const output = execFileSync('fio', [
-          '--name=read', `--filename=${path}`, '--readonly', '--rw=randread', '--bs=4k', '--ioengine=libaio', '--direct=1',
-          `--iodepth=${depth}`, '--time_based', `--runtime=${QUICK ? 1 : 3}`, '--output-format=json',
+          '--name=read',
+          `--filename=${path}`,
+          '--readonly',
+          '--rw=randread',
+          '--bs=4k',
+          '--ioengine=libaio',
+          '--direct=1',
+          `--iodepth=${depth}`,
+          '--time_based',
+          `--runtime=${QUICK ? 1 : 3}`,
+          '--output-format=json',
         ])
         found.get(who)!.push(JSON.parse(output.toString()).jobs[0].read.iops)
       }
     }
-    add(figure, '1/s', ways.map(([who]) => [who, median(found.get(who)!)]))
+    add(
+      figure,
+      '1/s',
+      ways.map(([who]) => [who, median(found.get(who)!)]),
+    )
   }
 }
 
@@ -323,7 +357,10 @@ async function machineWithUdev(): Promise<string> {
     [OURS, daemonUs],
     [UDEVD, udevUs],
   ])
-  for (const [figure, what] of [[FIGURE.create, 'create'], [FIGURE.remove, 'remove']] as const) {
+  for (const [figure, what] of [
+    [FIGURE.create, 'create'],
+    [FIGURE.remove, 'remove'],
+  ] as const) {
     add(figure, 'us', [
       [OURS, named[what]],
       [STOPPED, unnamed[what]],

@@ -78,10 +78,7 @@ async function nameCosts(vm: Vm): Promise<{ named: NameCost; unnamed: NameCost }
 }
 
 async function appear(vm: Vm, directory: string, first = ''): Promise<Times> {
-  const output = await vm.run(
-    `/share/blk appear --dir ${directory} --rounds ${ROUNDS} --between "udevadm settle" ${first}`,
-    600_000,
-  )
+  const output = await vm.run(`/share/blk appear --dir ${directory} --rounds ${ROUNDS} --between "udevadm settle" ${first}`, 600_000)
   const { p50_ns, p99_ns } = JSON.parse(output)
   return { p50: p50_ns / 1000, p99: p99_ns / 1000 }
 }
@@ -125,6 +122,13 @@ export async function besideUdev(): Promise<BesideUdev> {
   const kernel = (await vm.run('uname -r')).trim()
   return {
     machine: `QEMU, two emulated processors, Debian trixie, Linux ${kernel}`,
-    tree, peer, link, settled, events, daemonUs: daemonUs / events, udevUs: udevUs / events, ...names,
+    tree,
+    peer,
+    link,
+    settled,
+    events,
+    daemonUs: daemonUs / events,
+    udevUs: udevUs / events,
+    ...names,
   }
 }

@@ -56,18 +56,8 @@ function program(): Command {
       wholeNumber(LINGER_MAX_MS),
       5,
     )
-    .option(
-      '--hold <seconds>',
-      'for how long at most a disk is held for a program that cannot be seen',
-      wholeNumber(HOLD_MAX_S),
-      30,
-    )
-    .option(
-      '--open-timeout <seconds>',
-      'how long a program waits for a disk that does not answer',
-      wholeNumber(HOLD_MAX_S),
-      10,
-    )
+    .option('--hold <seconds>', 'for how long at most a disk is held for a program that cannot be seen', wholeNumber(HOLD_MAX_S), 30)
+    .option('--open-timeout <seconds>', 'how long a program waits for a disk that does not answer', wholeNumber(HOLD_MAX_S), 10)
     .addOption(
       new Option(
         '--transport <name>',
@@ -79,9 +69,10 @@ function program(): Command {
     )
     .addOption(new Option('--log-level <level>', 'least important lines to log').choices(LOG_LEVELS).default('info'))
     .addOption(
-      new Option('--log-format <format>', 'format of log lines on stderr (default: pretty on a terminal, journal in a systemd service, else json)').choices(
-        LOG_FORMATS,
-      ),
+      new Option(
+        '--log-format <format>',
+        'format of log lines on stderr (default: pretty on a terminal, journal in a systemd service, else json)',
+      ).choices(LOG_FORMATS),
     )
     .action(async (mountpoint: string, options: MountArguments, command: Command) => {
       const { mount } = await import('./commands/mount.js')
@@ -146,15 +137,17 @@ for (const stream of [process.stdout, process.stderr]) {
   })
 }
 
-program().parseAsync().catch((error: unknown) => {
-  if (error instanceof CommanderError) {
-    // Commander has said what was wrong; help and version are no error.
-    process.exitCode = error.exitCode === 0 ? 0 : 2
-  } else if (error instanceof UserError) {
-    process.stderr.write(`diskseqfs: ${error.message}\n`)
-    // A thread may wait for a daemon that hangs.
-    process.exit(error.exitCode)
-  } else {
-    throw error
-  }
-})
+program()
+  .parseAsync()
+  .catch((error: unknown) => {
+    if (error instanceof CommanderError) {
+      // Commander has said what was wrong; help and version are no error.
+      process.exitCode = error.exitCode === 0 ? 0 : 2
+    } else if (error instanceof UserError) {
+      process.stderr.write(`diskseqfs: ${error.message}\n`)
+      // A thread may wait for a daemon that hangs.
+      process.exit(error.exitCode)
+    } else {
+      throw error
+    }
+  })

@@ -10,14 +10,7 @@
 import { createRequire } from 'node:module'
 
 /** Kernel's answer to {@link Native.openDevice}. */
-export type OpenDeviceCallback = (
-  error: number,
-  fd: number,
-  major: number,
-  minor: number,
-  diskseq: bigint,
-  uevent: string,
-) => void
+export type OpenDeviceCallback = (error: number, fd: number, major: number, minor: number, diskseq: bigint, uevent: string) => void
 
 /**
  * Of a thread: its `syscall` and `stack` files in /proc/TID; of its own `stat` file
@@ -123,10 +116,7 @@ export interface Native {
    * Of a /sys/class/block; `next` has some more each time, [name, uevent text, bound, name, ...],
    * until there are none left. And the processor time it took, ms.
    */
-  scanBlock(
-    directory: string,
-    done: (error: number, next: () => (string | boolean)[], cpuMs: number) => void,
-  ): void
+  scanBlock(directory: string, done: (error: number, next: () => (string | boolean)[], cpuMs: number) => void): void
 
   inotifyWatch(path: string, mask: number, done: (error: number, fd: number) => void): void
   /** Watches a directory of the FUSE filesystem that `root` is a descriptor of, as well. */
@@ -220,6 +210,4 @@ export const STAT = {
   FIELDS: 12,
 } as const
 
-export const native = createRequire(import.meta.url)(
-  '../native/build/Release/diskseqfs_native.node',
-) as Native
+export const native = createRequire(import.meta.url)('../native/build/Release/diskseqfs_native.node') as Native

@@ -43,7 +43,10 @@ const PEOPLE: Record<string, Who> = {
 }
 
 const as = ({ uid, gid, groups }: Who) => [
-  '--reuid', String(uid), '--regid', String(gid),
+  '--reuid',
+  String(uid),
+  '--regid',
+  String(gid),
   ...(groups.length > 0 ? ['--groups', groups.join()] : ['--clear-groups']),
 ]
 
@@ -150,7 +153,10 @@ t.test('ACLs: as the kernel decides', async (t) => {
     }
   }
   execFileSync('setfacl', ['--restore=-'], { cwd: made.directory, input: acls })
-  t.ok(names.every((name) => made.permissions(name).acl !== undefined), `${names.length} files have an ACL`)
+  t.ok(
+    names.every((name) => made.permissions(name).acl !== undefined),
+    `${names.length} files have an ACL`,
+  )
   compare(t, made, names)
 })
 
@@ -280,8 +286,16 @@ t.test('who is certain may, says the kernel', async (t) => {
   for (const [what, who] of Object.entries(PEOPLE)) {
     const { names: kernel } = openable(made.directory, who)
     const node = (name: string) => made.permissions(name)
-    t.strictSame(names.filter((name) => access.certain({ tid: 1, ...who }, node(name)) && !kernel.has(name)), [], `${what}: none too many`)
-    t.strictSame(names.filter((name) => Access.hopeless({ tid: 1, ...who }, node(name)) && kernel.has(name)), [], `${what}: who is without hope may not`)
+    t.strictSame(
+      names.filter((name) => access.certain({ tid: 1, ...who }, node(name)) && !kernel.has(name)),
+      [],
+      `${what}: none too many`,
+    )
+    t.strictSame(
+      names.filter((name) => Access.hopeless({ tid: 1, ...who }, node(name)) && kernel.has(name)),
+      [],
+      `${what}: who is without hope may not`,
+    )
   }
 })
 
@@ -429,7 +443,10 @@ function slowKernel(userNamespace: (tid: number) => number | undefined = () => u
     userNamespace,
     credentials(tid, groups, done) {
       const answer = (count = 1) => {
-        asked.splice(asked.findIndex((one) => one.answer === answer), 1)
+        asked.splice(
+          asked.findIndex((one) => one.answer === answer),
+          1,
+        )
         // Their ids are made of the thread's: 1007 is one of user 10.
         done([Math.floor(tid / 100), OTHER_GROUP, 0n, count, ...groups.map(() => false)] as ThreadCredentials)
       }
@@ -460,7 +477,11 @@ t.test('one question is put to the kernel at a time, and users take turns', asyn
     answer(tid)
   }
   t.strictSame(order, [1001, 1002, 2001, 3001, 1003, 2002], 'the first was alone when it came')
-  t.strictSame(done, order.map((tid) => `${tid} false`), 'and each is told')
+  t.strictSame(
+    done,
+    order.map((tid) => `${tid} false`),
+    'and each is told',
+  )
 })
 
 t.test('a user with many groups keeps no other waiting', async (t) => {
@@ -579,7 +600,12 @@ t.test('root of a user namespace of its own: as the kernel decides', async (t) =
   add('own', 0o000, STRANGER, OTHER_GROUP)
   add('group', 0o000, STRANGER, GROUP)
   add('owner', 0o000, OWNER, OTHER_GROUP)
-  for (const [name, expected] of [['root', false], ['own', true], ['group', false], ['owner', false]] as const) {
+  for (const [name, expected] of [
+    ['root', false],
+    ['own', true],
+    ['group', false],
+    ['owner', false],
+  ] as const) {
     t.equal(await may(access, { tid, uid: STRANGER, gid: OTHER_GROUP }, permissions(name)), expected, name)
     const { status: code } = spawnSync('setpriv', [...who, 'unshare', '-U', '-r', 'sh', '-c', ': <"$0"', join(directory, name)])
     t.equal(code === 0, expected, `${name}: the kernel says the same`)
@@ -591,9 +617,5 @@ t.test('the ACL of a file is the one that the kernel would hand to a FUSE mount'
   add('file', 0o600)
   t.equal(permissions('file').acl, undefined, 'none')
   execFileSync('setfacl', ['-m', `u:${NAMED_USER}:r`, join(directory, 'file')])
-  t.strictSame(
-    permissions('file').acl,
-    new Uint8Array(acl([1, 6], [2, 4, NAMED_USER], [4, 0], [16, 4], [32, 0])),
-    ACL_ACCESS,
-  )
+  t.strictSame(permissions('file').acl, new Uint8Array(acl([1, 6], [2, 4, NAMED_USER], [4, 0], [16, 4], [32, 0])), ACL_ACCESS)
 })

@@ -2,7 +2,20 @@
  * Links beneath the mount: the same names, for whoever does not see it, and for all as soon as
  * it is gone. They are right through arrivals, removals, and the end of every part.
  */
-import { chmodSync, closeSync, lstatSync, mkdirSync, mkdtempSync, openSync, readdirSync, readlinkSync, rmdirSync, rmSync, statSync, symlinkSync } from 'node:fs'
+import {
+  chmodSync,
+  closeSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readlinkSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 
@@ -78,7 +91,11 @@ t.test('whoever does not see the mount finds the devices by the same names', asy
   const gone = namesOf(later)
   later.detach()
   await until(() => !linksIn(covered).some((name) => gone.includes(name)))
-  t.equal(errorOf(() => lstatSync(join(covered, '.dm', gone[0]!))), 'ENOENT', 'its directory is gone as well')
+  t.equal(
+    errorOf(() => lstatSync(join(covered, '.dm', gone[0]!))),
+    'ENOENT',
+    'its directory is gone as well',
+  )
   t.pass('they come and go with the devices')
 
   await stop()
@@ -86,7 +103,7 @@ t.test('whoever does not see the mount finds the devices by the same names', asy
   t.equal(lstatSync(mountpoint).mode & 0o777, 0o755)
 })
 
-t.test('a name by the kernel\'s name is there beneath before the tree answers for it', async (t) => {
+t.test("a name by the kernel's name is there beneath before the tree answers for it", async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
   const { mountpoint } = await startTree(t, { parent })
@@ -105,7 +122,18 @@ t.test('who keeps the directory locked holds up nobody', async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
   const { mountpoint, stop } = await startTree(t, { parent })
-  const holder = await startBlk(t, 'directory', '--dir', join(view, mountpoint.slice('/dev'.length)), '--mode', 'lock', '--uid', '0', '--threads', '1')
+  const holder = await startBlk(
+    t,
+    'directory',
+    '--dir',
+    join(view, mountpoint.slice('/dev'.length)),
+    '--mode',
+    'lock',
+    '--uid',
+    '0',
+    '--threads',
+    '1',
+  )
   for (let i = 0; i < 3; i++) {
     const disk = loopDisk(t)
     const began = performance.now()
@@ -145,10 +173,13 @@ t.test('twin: where nothing keeps them, nothing is there', async (t) => {
   const disk = loopDisk(t)
   const name = `.dm/${disk.diskseq()}/${basename(disk.path)}`
   statSync(join(mountpoint, name))
-  t.equal(errorOf(() => statSync(join(view, mountpoint.slice('/dev'.length), name))), 'ENOENT')
+  t.equal(
+    errorOf(() => statSync(join(view, mountpoint.slice('/dev'.length), name))),
+    'ENOENT',
+  )
 })
 
-t.test('what was there before is mended, and what is no name of the tree\'s is left alone', async (t) => {
+t.test("what was there before is mended, and what is no name of the tree's is left alone", async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
   const disk = loopDisk(t)
@@ -165,7 +196,10 @@ t.test('what was there before is mended, and what is no name of the tree\'s is l
   const covered = join(view, mountpoint.slice('/dev'.length))
   await until(() => !linksIn(covered).includes('4000000000'))
   t.strictSame(leads(covered, [disk.diskseq()]), [own(disk, false)])
-  t.equal(errorOf(() => lstatSync(join(covered, '.dm/4000000000'))), 'ENOENT')
+  t.equal(
+    errorOf(() => lstatSync(join(covered, '.dm/4000000000'))),
+    'ENOENT',
+  )
   t.equal(readlinkSync(join(covered, 'mine')), '../../null')
   rmSync(join(covered, 'mine'))
 })

@@ -206,18 +206,18 @@ t.test('twin: if it is not remembered for whom that was begun, twice', async (t)
 
 /** Each with what it ends in: it has come to the device. */
 const INSPECTING = {
-  'openat2': [''],
+  openat2: [''],
   'openat2-directory': ['ENOTDIR'],
-  'open': ['ENOTDIR'],
-  'open_tree': [''],
-  'chdir': ['ENOTDIR'],
-  'umount2': ['EINVAL'],
-  'truncate': ['EINVAL'],
-  'fanotify_mark': [''],
-  'file_getattr': ['ENOSYS', 'ENOTTY', 'EOPNOTSUPP'],
-  'name_to_handle_at': [''],
-  'statx': [''],
-  'lstat': [''],
+  open: ['ENOTDIR'],
+  open_tree: [''],
+  chdir: ['ENOTDIR'],
+  umount2: ['EINVAL'],
+  truncate: ['EINVAL'],
+  fanotify_mark: [''],
+  file_getattr: ['ENOSYS', 'ENOTTY', 'EOPNOTSUPP'],
+  name_to_handle_at: [''],
+  statx: [''],
+  lstat: [''],
 }
 
 async function opensOf(t: Test, program: BlkKind, twin: Twin): Promise<Record<string, number>> {
@@ -275,7 +275,11 @@ t.test('twin: if nobody is seen to look only, they are', async (t) => {
  * Partition 1 of a disk, which then gets another number, while another disk's partition
  * gets the one that it had.
  */
-async function renumbered(t: Test, tree: RunningTree, keep: (path: string) => Promise<unknown>): Promise<{ disk: LoopDisk; other: LoopDisk }> {
+async function renumbered(
+  t: Test,
+  tree: RunningTree,
+  keep: (path: string) => Promise<unknown>,
+): Promise<{ disk: LoopDisk; other: LoopDisk }> {
   const disk = loopDisk(t)
   const other = loopDisk(t)
   const node = `${disk.path}p1`
@@ -308,7 +312,9 @@ async function renumbered(t: Test, tree: RunningTree, keep: (path: string) => Pr
 }
 
 /** The diskseq of what is reached; undefined if nothing is. */
-const KEEPERS: Readonly<Record<string, (t: Test, tree: RunningTree) => Promise<{ disk: LoopDisk; reached: () => Promise<string | undefined> }>>> = {
+const KEEPERS: Readonly<
+  Record<string, (t: Test, tree: RunningTree) => Promise<{ disk: LoopDisk; reached: () => Promise<string | undefined> }>>
+> = {
   'an O_PATH descriptor': async (t, tree) => {
     let held: Awaited<ReturnType<typeof startBlk>> | undefined
     const { disk } = await renumbered(t, tree, async (path) => {

@@ -29,7 +29,16 @@ interface Options {
   readonly until: (sum: Counts) => boolean
 }
 
-const FIELDS = ['opens_ok', 'opens_ok_idle', 'opens_ok_part', 'wrong_diskseq', 'wrong_data', 'wrong_part', 'recycles', 'minor_moves'] as const
+const FIELDS = [
+  'opens_ok',
+  'opens_ok_idle',
+  'opens_ok_part',
+  'wrong_diskseq',
+  'wrong_data',
+  'wrong_part',
+  'recycles',
+  'minor_moves',
+] as const
 
 interface Counts extends Record<(typeof FIELDS)[number], number> {
   readonly errors: Record<string, number>

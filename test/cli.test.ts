@@ -120,12 +120,10 @@ const wrong: [string[], RegExp][] = [
   [['mount', '--log-format', 'xml'], /'xml'.*pretty, json/],
   [['mount', '-f', '-o', 'nodev', '/nonexistent'], /nodev/],
   ...Object.entries(NUMBERS).flatMap(([option, max]) =>
-    ['', 'x', '-1', '+1', '1.5', '1e3', '0x10', ' 1', '5s', '9'.repeat(30), String(max + 1)].map(
-      (value): [string[], RegExp] => [
-        ['mount', `${option}=${value}`],
-        new RegExp(`'${option} .*whole number from 0 to ${max}`),
-      ],
-    ),
+    ['', 'x', '-1', '+1', '1.5', '1e3', '0x10', ' 1', '5s', '9'.repeat(30), String(max + 1)].map((value): [string[], RegExp] => [
+      ['mount', `${option}=${value}`],
+      new RegExp(`'${option} .*whole number from 0 to ${max}`),
+    ]),
   ),
 ]
 

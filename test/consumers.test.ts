@@ -112,11 +112,7 @@ t.test('the backing file of a loop device', async (t) => {
   t.equal(backing(), path, 'sysfs shows the path in the tree')
   await sleep(PRUNED_MS)
   t.equal(backing(), path, 'and goes on to')
-  t.equal(
-    (await must(t, 'losetup', '--noheadings', '--output', 'BACK-FILE', '--list', upper.path)).trim(),
-    path,
-    'so does losetup',
-  )
+  t.equal((await must(t, 'losetup', '--noheadings', '--output', 'BACK-FILE', '--list', upper.path)).trim(), path, 'so does losetup')
   const through = join(tree.mountpoint, upper.diskseq())
   await must(t, 'dd', 'if=/dev/zero', `of=${through}`, 'bs=4096', 'count=1', 'conv=notrunc,fsync')
   upper.detach()
@@ -188,7 +184,12 @@ t.test('direct and exclusive access, locks, copies', async (t) => {
     const copy = join(directory, 'copy')
     await must(t, 'dd', `if=${path}`, `of=${copy}`, 'bs=4096', 'skip=16', 'count=2', 'iflag=direct')
     t.ok(readFileSync(copy).equals(content), 'reads what was written')
-    t.ok(readFileSync(disk.file).subarray(65536, 65536 + content.length).equals(content), 'and so the disk has it')
+    t.ok(
+      readFileSync(disk.file)
+        .subarray(65536, 65536 + content.length)
+        .equals(content),
+      'and so the disk has it',
+    )
   })
 
   await t.test('dd without conv=notrunc, which opens with O_CREAT and O_TRUNC', async (t) => {

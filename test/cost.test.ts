@@ -54,7 +54,17 @@ t.test('a look is two requests, and opens no file for them', async (t) => {
 t.test('an open costs a few context switches', async (t) => {
   const disk = loopDisk(t)
   const tree = await startTree(t)
-  const result = await blk('latency', '--tree', join(tree.mountpoint, disk.diskseq()), '--dev', disk.path, '--seconds', '3', '--pin', 'split')
+  const result = await blk(
+    'latency',
+    '--tree',
+    join(tree.mountpoint, disk.diskseq()),
+    '--dev',
+    disk.path,
+    '--seconds',
+    '3',
+    '--pin',
+    'split',
+  )
   const ratio = (name: string) => result[name].p50_ns / result['rtt'].p50_ns
   t.ok(ratio('open_tree') < 5, `an open takes ${ratio('open_tree').toFixed(1)} times what a message to another process and back takes`)
   t.ok(ratio('stat_tree') < 10, `a stat ${ratio('stat_tree').toFixed(1)} times`)

@@ -141,7 +141,10 @@ t.test('nobody is left behind when it is over', async (t) => {
   for (let i = 0; i < 40; i++) admit(60001, `a${i}`)
   await until(() => entered.length === 40)
   await until(() => !crowd.isIn(FUSE_ROOT_ID))
-  t.strictSame(entered, Array.from({ length: 40 }, (_, i) => `a${i}`))
+  t.strictSame(
+    entered,
+    Array.from({ length: 40 }, (_, i) => `a${i}`),
+  )
 })
 
 t.test('close() ends it, and calls nobody back', async (t) => {

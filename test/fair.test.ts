@@ -13,11 +13,29 @@ function order(asked: readonly (readonly [uid: number, item: string])[]): string
 }
 
 t.test('one user: first come, first served', async (t) => {
-  t.equal(order([[1, 'a'], [1, 'b'], [1, 'c']]), 'a b c')
+  t.equal(
+    order([
+      [1, 'a'],
+      [1, 'b'],
+      [1, 'c'],
+    ]),
+    'a b c',
+  )
 })
 
 t.test('several users take turns, whoever asks more', async (t) => {
-  t.equal(order([[1, 'a1'], [1, 'a2'], [1, 'a3'], [1, 'a4'], [2, 'b1'], [2, 'b2'], [3, 'c1']]), 'a1 b1 c1 a2 b2 a3 a4')
+  t.equal(
+    order([
+      [1, 'a1'],
+      [1, 'a2'],
+      [1, 'a3'],
+      [1, 'a4'],
+      [2, 'b1'],
+      [2, 'b2'],
+      [3, 'c1'],
+    ]),
+    'a1 b1 c1 a2 b2 a3 a4',
+  )
 })
 
 t.test('who asks again comes last', async (t) => {
@@ -38,8 +56,14 @@ t.test('it can be searched, and emptied', async (t) => {
   t.equal(queue.take(), undefined)
   queue.add(1, 'a')
   queue.add(2, 'b')
-  t.equal(queue.find((item) => item === 'b'), 'b')
-  t.equal(queue.find((item) => item === 'c'), undefined)
+  t.equal(
+    queue.find((item) => item === 'b'),
+    'b',
+  )
+  t.equal(
+    queue.find((item) => item === 'c'),
+    undefined,
+  )
   t.equal(queue.size, 2, 'what was found is still there')
   queue.clear()
   t.equal(queue.size, 0)

@@ -54,7 +54,10 @@ t.test('a pin is held for a second after the last request, and no longer', async
 
 t.test('at its start it says what it does not guarantee', async (t) => {
   const tree = await startTree(t, { args: TRANSPORT })
-  t.match(tree.log().find(({ level }) => level === 'warn'), { msg: /may get another disk; a look at a disk opens it/, holdMs: HOLD_MS })
+  t.match(
+    tree.log().find(({ level }) => level === 'warn'),
+    { msg: /may get another disk; a look at a disk opens it/, holdMs: HOLD_MS },
+  )
 })
 
 t.test('it lists what the tree lists otherwise', async (t) => {
@@ -71,7 +74,9 @@ t.test('owner and mode are one, whichever side is changed', async (t) => {
   const tree = await startTree(t, { args: TRANSPORT })
   const path = join(tree.mountpoint, disk.diskseq())
   const { mode, uid, gid } = statSync(disk.path)
-  cleanup(t, () => execFileSync('sh', ['-c', 'chmod "$1" "$3" && chown "$2" "$3"', 'sh', (mode & 0o777).toString(8), `${uid}:${gid}`, disk.path]))
+  cleanup(t, () =>
+    execFileSync('sh', ['-c', 'chmod "$1" "$3" && chown "$2" "$3"', 'sh', (mode & 0o777).toString(8), `${uid}:${gid}`, disk.path]),
+  )
   chmodSync(path, 0o640)
   t.equal(statSync(disk.path).mode & 0o777, 0o640)
   chmodSync(disk.path, 0o600)
@@ -87,7 +92,16 @@ t.test("a node with an ACL is its owner's alone, as the kernel does not see the 
   const tree = await startTree(t, { args: TRANSPORT })
   const path = join(tree.mountpoint, disk.diskseq())
   const { gid, mode } = statSync(disk.path)
-  cleanup(t, () => execFileSync('sh', ['-c', 'setfacl -b "$1" && chgrp "$2" "$1" && chmod "$3" "$1"', 'sh', disk.path, String(gid), (mode & 0o777).toString(8)]))
+  cleanup(t, () =>
+    execFileSync('sh', [
+      '-c',
+      'setfacl -b "$1" && chgrp "$2" "$1" && chmod "$3" "$1"',
+      'sh',
+      disk.path,
+      String(gid),
+      (mode & 0o777).toString(8),
+    ]),
+  )
   // The mode then shows the mask, rw-, for a group that has nothing.
   execFileSync('sh', ['-c', 'chgrp 65534 "$1" && setfacl -m u:1:rw,g::-,o::-,m::rw "$1"', 'sh', disk.path])
   t.equal(statSync(disk.path).mode & 0o777, 0o660)
@@ -114,7 +128,10 @@ t.test('a partition whose number has changed is refused, as the library keeps th
   disk.addPartition(1, 64, 64)
   t.not(statSync(`${disk.path}p1`).rdev, before, 'it has another number')
   // Node.js has no name for ESTALE.
-  t.match(errorOf(() => openSync(path, 'r')), /-116/)
+  t.match(
+    errorOf(() => openSync(path, 'r')),
+    /-116/,
+  )
 })
 
 t.test('SIGTERM unmounts, and so does umount', async (t) => {
@@ -145,8 +162,18 @@ t.test('without libfuse 2 it says what to install', async (t) => {
   const empty = join(t.testdir({}), 'empty')
   writeFileSync(empty, '')
   const { code, stderr } = await run('unshare', [
-    '--mount', 'sh', '-c', 'for lib in /lib/*/libfuse.so.2; do mount --bind "$1" "$(readlink -f "$lib")"; done; shift; exec "$@"', 'sh',
-    empty, process.execPath, CLI, 'mount', '-f', ...TRANSPORT, '/mnt',
+    '--mount',
+    'sh',
+    '-c',
+    'for lib in /lib/*/libfuse.so.2; do mount --bind "$1" "$(readlink -f "$lib")"; done; shift; exec "$@"',
+    'sh',
+    empty,
+    process.execPath,
+    CLI,
+    'mount',
+    '-f',
+    ...TRANSPORT,
+    '/mnt',
   ])
   t.equal(code, 1)
   t.match(stderr, /^diskseqfs: --transport fuse-native: libfuse\.so\.2 is missing; apt-get install libfuse2/)

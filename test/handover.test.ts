@@ -4,7 +4,18 @@
  * the guard's descriptors; that systemd does the same is shown in the virtual machines.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { closeSync, existsSync, fstatSync, openSync, opendirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  openSync,
+  opendirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { basename, join } from 'node:path'
 
 import t, { type Test } from 'tap'
@@ -12,7 +23,20 @@ import t, { type Test } from 'tap'
 import { native } from '../src/native.js'
 import { addCounts, blk } from './helpers/blk.js'
 import { type Change, changedGuard, twinGuard, twinGuardStore } from './helpers/guard.js'
-import { cleanup, descriptors, diskseqOf, loopDisk, manyDisks, type ManagedTree, openDevices, sleep, startBlk, startManaged, type Twin, until } from './helpers/tree.js'
+import {
+  cleanup,
+  descriptors,
+  diskseqOf,
+  loopDisk,
+  manyDisks,
+  type ManagedTree,
+  openDevices,
+  sleep,
+  startBlk,
+  startManaged,
+  type Twin,
+  until,
+} from './helpers/tree.js'
 
 /** KILLS=200 for the long form. */
 const KILLS = Number(process.env['KILLS'] ?? 12)
@@ -142,7 +166,7 @@ async function waitsThrough(t: Test, kills: number, program?: string): Promise<s
   tree.end('SIGKILL')
   const { outcome } = reader(join(tree.mountpoint, loop.diskseq()))
   for (let ready = 1; ready <= kills; ready++) {
-    for (const late = performance.now() + 20_000; tree.ready() <= ready && performance.now() < late; ) await sleep(1)
+    for (const late = performance.now() + 20_000; tree.ready() <= ready && performance.now() < late;) await sleep(1)
     tree.end('SIGKILL')
   }
   return outcome
@@ -278,7 +302,7 @@ t.test('a disk and a partition are reached without their names, nobody having lo
   t.strictSame(await reachedAfter(t, 'none'), ['opened', 'opened', 'opened', 'opened'])
 })
 
-t.test('twin: if an earlier daemon\'s inodes are not known again, they are not', async (t) => {
+t.test("twin: if an earlier daemon's inodes are not known again, they are not", async (t) => {
   t.strictSame(await reachedAfter(t, 'no-recall'), [ESTALE, ESTALE, ESTALE, ESTALE])
 })
 
@@ -289,7 +313,10 @@ t.test('where the mount is gone, or another one is wanted, the next daemon mount
   t.equal(statSync(join(tree.mountpoint, loop.diskseq())).isBlockDevice(), true)
   // It is ready a moment before what it says has been read.
   await until(() => tree.log().length >= 3)
-  t.match(tree.log().map(({ msg }) => msg), ['mounted', /does not fit/, 'mounted'])
+  t.match(
+    tree.log().map(({ msg }) => msg),
+    ['mounted', /does not fit/, 'mounted'],
+  )
 })
 
 const LOOKER = `
@@ -515,7 +542,10 @@ t.test('twin: where it keeps the connection itself, it waits', async (t) => {
 async function daemonLeft(t: Test, program?: string): Promise<number[]> {
   const { tree } = await startGuarded(t, 1, { args: ['-h', '3'], ...(program && { program }) })
   const ready = tree.ready()
-  killAtOnce(tree.guard(), childrenOf(tree.guard()).filter((pid) => pid !== tree.pid()))
+  killAtOnce(
+    tree.guard(),
+    childrenOf(tree.guard()).filter((pid) => pid !== tree.pid()),
+  )
   await until(() => tree.ready() === ready + 1, 30_000)
   const after = mounts(tree)
   tree.end('SIGKILL')
@@ -695,7 +725,11 @@ const niceOf = (pid: number) =>
 async function hurries(t: Test, program?: string): Promise<boolean[]> {
   const { tree } = await startGuarded(t, 1, program ? { program } : {})
   const usual = niceOf(process.pid)[0] as number
-  const seen = (condition: () => boolean) => until(condition, 3000).then(() => true, () => false)
+  const seen = (condition: () => boolean) =>
+    until(condition, 3000).then(
+      () => true,
+      () => false,
+    )
   const before = () => childrenOf(tree.guard()).some((pid) => niceOf(pid)[0] === usual - 10)
   const starting = await withoutDaemon(tree, () => seen(before))
   t.ok(niceOf(tree.pid()).length > 4)
@@ -778,7 +812,10 @@ t.test('twin: if requests are not kept, it is taken for hung', { timeout: 60_000
 })
 
 /** So that there is always something to read for it: whoever is answered asks again meanwhile. */
-const SLOW_READER: Change = ['    ssize_t n = read(served.fuse, buffer, sizeof buffer);', '    usleep(2000); ssize_t n = read(served.fuse, buffer, sizeof buffer);']
+const SLOW_READER: Change = [
+  '    ssize_t n = read(served.fuse, buffer, sizeof buffer);',
+  '    usleep(2000); ssize_t n = read(served.fuse, buffer, sizeof buffer);',
+]
 
 /** Many read the directory all the time; a daemon dies, and the next one comes. Whether that one gets to serve. */
 async function whileListed(t: Test, ...changes: Change[]) {
@@ -858,7 +895,11 @@ t.test('nor do they stand back for what needs no answer', { timeout: 60_000 }, a
 })
 
 t.test('twin: if that is kept, they do', { timeout: 60_000 }, async (t) => {
-  const program = twinGuard(t, 'if (!expects_answer(header.opcode)) hear(buffer, (size_t)n);', 'if (!expects_answer(header.opcode)) keep(buffer, (size_t)n);')
+  const program = twinGuard(
+    t,
+    'if (!expects_answer(header.opcode)) hear(buffer, (size_t)n);',
+    'if (!expects_answer(header.opcode)) keep(buffer, (size_t)n);',
+  )
   const { meanwhile, marked } = await whileFilled(t, STATE_SMALL_COUNT / 2 + 100, { interrupted: true, program })
   t.equal(meanwhile, 'Connection timed out')
   t.equal(marked, 0)

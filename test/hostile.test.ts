@@ -111,7 +111,11 @@ const shapes = ['mkdir', 'creat', 'symlink', 'rename']
 
 const ATTACKS: readonly Attack[] = [
   { name: 'mkdir, creat, symlink and rename, one thread each', args: ['--uid', NOBODY, '--threads', '4', '--kinds', shapes.join()] },
-  { name: 'mkdir, creat, symlink and rename, a hundred threads', args: ['--uid', NOBODY, '--threads', '100', '--kinds', shapes.join()], twin: 'no-crowd' },
+  {
+    name: 'mkdir, creat, symlink and rename, a hundred threads',
+    args: ['--uid', NOBODY, '--threads', '100', '--kinds', shapes.join()],
+    twin: 'no-crowd',
+  },
   {
     name: 'mkdir of partitions that a disk lacks',
     args: ['--uid', NOBODY, '--threads', '2', '--kinds', 'mkdir-part'],
@@ -212,7 +216,18 @@ const MORE_MIB = 40
 /** A member of that group, besides others, opens a disk of it; how long at p99, ms. */
 async function memberOpens(tree: RunningTree, path: string): Promise<number> {
   const as = ['--reuid', '60010', '--regid', '60010', '--groups', `60011,${DISK_GROUP}`]
-  const { code, stdout, stderr } = await run('setpriv', [...as, blkPath(), 'openlat', '--path', path, '--count', '100000', '--seconds', '0.5', '--close-immediately'])
+  const { code, stdout, stderr } = await run('setpriv', [
+    ...as,
+    blkPath(),
+    'openlat',
+    '--path',
+    path,
+    '--count',
+    '100000',
+    '--seconds',
+    '0.5',
+    '--close-immediately',
+  ])
   if (code !== 0) throw new Error(stderr)
   const { n, errors, p99_ns } = JSON.parse(stdout) as { n: number; errors: object; p99_ns: number }
   if (n === 0 || Object.keys(errors).length > 0) throw new Error(`${n} opens, ${JSON.stringify(errors)}, by ${tree.mountpoint}`)
@@ -248,7 +263,26 @@ async function othersWait(t: Test, twin: Twin): Promise<number> {
   chmodSync(disk.path, 0o660)
   const path = join(tree.mountpoint, disk.diskseq())
   const own = (kinds: string, threads: number) =>
-    startBlkAt(t, 'python3', '-c', IN_NAMESPACE, blkPath(), 'abuse', '--dir', tree.mountpoint, '--names', name, '--first-uid', '1', '--threads', String(threads), '--kinds', kinds, '--groups', '65536')
+    startBlkAt(
+      t,
+      'python3',
+      '-c',
+      IN_NAMESPACE,
+      blkPath(),
+      'abuse',
+      '--dir',
+      tree.mountpoint,
+      '--names',
+      name,
+      '--first-uid',
+      '1',
+      '--threads',
+      String(threads),
+      '--kinds',
+      kinds,
+      '--groups',
+      '65536',
+    )
   const opens = await own('open', MANY_UIDS)
   const reads = await own('status', availableParallelism())
   let least = Infinity
@@ -443,7 +477,8 @@ t.test('a partition can be deleted right after dd has read it, but for a busy pr
 
 t.test('dd, twin: if whoever is answered once more has opened it again, it is busy more often', async (t) => {
   let more = 0
-  for (let i = 0; i < 2 * TRIES && more < DELETIONS / 3; i++) more += (await busyPartitions(t, 'answers-are-opens')) - (await busyPartitions(t, 'none'))
+  for (let i = 0; i < 2 * TRIES && more < DELETIONS / 3; i++)
+    more += (await busyPartitions(t, 'answers-are-opens')) - (await busyPartitions(t, 'none'))
   t.ok(more >= DELETIONS / 3, `${more} more`)
 })
 
@@ -454,7 +489,15 @@ t.test('a partition can be deleted as soon as it is closed', async (t) => {
   const tree = await startTree(t)
   let most = Infinity
   for (let i = 0; i < TRIES && most > PARTITION_MS; i++) {
-    const { failed, max_us } = await blk('exclusive-part', '--loop', loop.kname.slice('loop'.length), '--dir', tree.mountpoint, '--count', '30')
+    const { failed, max_us } = await blk(
+      'exclusive-part',
+      '--loop',
+      loop.kname.slice('loop'.length),
+      '--dir',
+      tree.mountpoint,
+      '--count',
+      '30',
+    )
     t.equal(failed, 0)
     most = max_us / 1000
   }

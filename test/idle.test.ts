@@ -39,12 +39,7 @@ function report(t: Test, result: Record<string, any>): void {
 }
 
 async function exclusiveZram(t: Test, tree: RunningTree, zram: ZramDisk, rounds: number) {
-  const result = await blk(
-    'exclusive-zram',
-    '--nr', String(zram.number),
-    '--count', String(rounds),
-    '--dir', tree.mountpoint,
-  )
+  const result = await blk('exclusive-zram', '--nr', String(zram.number), '--count', String(rounds), '--dir', tree.mountpoint)
   report(t, result)
   return result
 }
@@ -60,12 +55,7 @@ t.test('a disk is free 20 ms after its last close', async (t) => {
 t.test('a partition is free 20 ms after its last close', async (t) => {
   const tree = await startTree(t)
   const loop = loopDisk(t)
-  const result = await blk(
-    'exclusive-part',
-    '--loop', loop.kname.slice('loop'.length),
-    '--count', String(ROUNDS),
-    '--dir', tree.mountpoint,
-  )
+  const result = await blk('exclusive-part', '--loop', loop.kname.slice('loop'.length), '--count', String(ROUNDS), '--dir', tree.mountpoint)
   report(t, result)
   t.ok(result['within_20ms'] >= (1 - LATE) * ROUNDS, 'could be deleted within 20 ms')
   t.equal(result['failed'], 0, 'and within a second each time')

@@ -8,17 +8,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { blk } from './helpers/blk.js'
-import {
-  type LoopDisk,
-  loopDisk,
-  openDevices,
-  run,
-  startTree,
-  type Twin,
-  until,
-  watchNode,
-  zramDisk,
-} from './helpers/tree.js'
+import { type LoopDisk, loopDisk, openDevices, run, startTree, type Twin, until, watchNode, zramDisk } from './helpers/tree.js'
 
 /** Each is run on each node. An exit code other than 0 is none of our business: readlink of a device is one. */
 const COMMANDS = [

@@ -123,11 +123,19 @@ function fakeProc(t: Test, preempts = false) {
 
 /** A thread that is known to be doing this. */
 const seen = (syscall: string, { stack = '', state = 'S', memory = 0x55d0c0de0000, userUs = -1, faults = 0 } = {}): SeenThread => [
-  syscall, stack, state, memory, userUs, faults,
+  syscall,
+  stack,
+  state,
+  memory,
+  userUs,
+  faults,
 ]
 
 /** Not on every architecture: the newer ones have only their *at forms. */
-const OLD = 'open creat stat lstat readlink access chmod chown lchown utime utimes futimesat mkdir mknod symlink link rename unlink rmdir renameat'.split(' ')
+const OLD =
+  'open creat stat lstat readlink access chmod chown lchown utime utimes futimesat mkdir mknod symlink link rename unlink rmdir renameat'.split(
+    ' ',
+  )
 
 t.test('looking at a node is inspecting', async (t) => {
   const { of } = fakeProc(t)
@@ -171,7 +179,11 @@ t.test('whether it follows a symlink stands in its flags', async (t) => {
       if (argument === pointer || (name === 'name_to_handle_at' && argument === 4)) continue
       for (const flag of [0x4, 0x8, 0x100, 0x02000000]) {
         const says = argument === at && flag === bits
-        t.equal(of(line(call, args(pointer, { [argument]: flag }))).follows, !never && !says, `${name} with ${flag} as argument ${argument}`)
+        t.equal(
+          of(line(call, args(pointer, { [argument]: flag }))).follows,
+          !never && !says,
+          `${name} with ${flag} as argument ${argument}`,
+        )
       }
       if (argument === at) {
         t.equal(of(line(call, args(pointer, { [at]: `0x${bits.toString(16)}00000000` }))).follows, true, `${name}: not in the upper half`)
@@ -190,7 +202,16 @@ t.test('opening it is opening', async (t) => {
   const { of } = fakeProc(t)
   const { O_RDONLY, O_RDWR, O_WRONLY, O_EXCL, O_NONBLOCK, O_CREAT, O_TRUNC, O_DIRECT, O_NOFOLLOW } = constants
   const all = [O_RDONLY, O_WRONLY, O_RDWR, O_RDONLY | O_EXCL | O_NONBLOCK, O_RDWR | O_CREAT | O_TRUNC, O_RDWR | O_DIRECT | O_NOFOLLOW]
-  const opening = { intent: 'open', keeps: false, shape: false, blind: false, setsTimes: false, asks: false, userUs: -1, faults: -1 } as const
+  const opening = {
+    intent: 'open',
+    keeps: false,
+    shape: false,
+    blind: false,
+    setsTimes: false,
+    asks: false,
+    userUs: -1,
+    faults: -1,
+  } as const
   for (const flags of all) {
     const tells = { ...opening, follows: (flags & O_NOFOLLOW) === 0, locks: (flags & O_CREAT) !== 0 }
     const { print, ...found } = of(openat(flags))
@@ -235,7 +256,11 @@ t.test('an open that can never reach a device is inspecting', async (t) => {
     if (process.arch === 'x64') t.match(of(line(number('open'), [PATH, flags])), { intent: 'inspect', ...tells }, `open ${what}`)
   }
   opens(native.O_PATH, { keeps: true, follows: true, shape: false, locks: false }, 'O_PATH')
-  opens(native.O_PATH | O_NOFOLLOW | 0x80000, { keeps: true, follows: false, shape: false, locks: false }, 'O_PATH | O_NOFOLLOW | O_CLOEXEC')
+  opens(
+    native.O_PATH | O_NOFOLLOW | 0x80000,
+    { keeps: true, follows: false, shape: false, locks: false },
+    'O_PATH | O_NOFOLLOW | O_CLOEXEC',
+  )
   // do_open() knows of O_DIRECTORY, O_NOFOLLOW and O_CLOEXEC only beside O_PATH.
   opens(native.O_PATH | O_CREAT | O_EXCL, { keeps: true, shape: false, locks: false }, 'O_PATH, with which O_CREAT is nothing')
   opens(O_DIRECTORY, { keeps: false, follows: true, shape: false, locks: false }, 'O_DIRECTORY')
@@ -284,8 +309,23 @@ t.test('whatever else reaches a node may open it', async (t) => {
   // These have no path, and are no LOOKUP.
   for (const name of ['fchmod', 'fchown']) unknown(line(number(name), [3, PATH]), number(name), name)
   const names = INSPECTING.map(([name]) => name)
-  const known = new Set([...names, 'open', 'openat', 'openat2', 'creat', 'open_by_handle_at', 'io_uring_enter', 'ioctl', 'fchmod', 'fchown'])
-  t.strictSame(Object.keys(native.syscalls).filter((name) => !known.has(name)), [], 'and no call is listed that this test does not know')
+  const known = new Set([
+    ...names,
+    'open',
+    'openat',
+    'openat2',
+    'creat',
+    'open_by_handle_at',
+    'io_uring_enter',
+    'ioctl',
+    'fchmod',
+    'fchown',
+  ])
+  t.strictSame(
+    Object.keys(native.syscalls).filter((name) => !known.has(name)),
+    [],
+    'and no call is listed that this test does not know',
+  )
 })
 
 t.test('a thread outside of any call, or in kernel code of its own, is not seen', async (t) => {
@@ -313,7 +353,11 @@ t.test('a worker of io_uring is known by its program counter, whatever else its 
     t.equal(intents.isIoUring(call), true)
     t.equal(intents.isSeen(call), true)
     t.equal(intents.isOpening(call), false)
-    t.equal(intents.mayStillBeIn(call, seen(text, { stack: '[<0>] io_issue_sqe+0x1/0x2\n[<0>] io_wq_submit_work+0x1/0x2\n' })), true, 'at work')
+    t.equal(
+      intents.mayStillBeIn(call, seen(text, { stack: '[<0>] io_issue_sqe+0x1/0x2\n[<0>] io_wq_submit_work+0x1/0x2\n' })),
+      true,
+      'at work',
+    )
     t.equal(intents.mayStillBeIn(call, seen(text, { stack: '[<0>] io_wq_worker+0x1/0x2\n' })), false, 'idle')
   }
 })
@@ -330,7 +374,11 @@ t.test('what btrfs has the kernel look up is known by its ioctl(2), 32-bit ones 
   for (const command of ['0x80081272', '0x80081280', '0xc138fd09', '0x94', '0x940000', '0x9400000000']) {
     t.match(ioctl(other('ioctl'), command), { setsTimes: false }, command)
   }
-  for (const [comm, setsTimes] of [['btrfs-devrepl', true], ['iou-wrk-7', false], ['btrfs-devrepl2', false]] as const) {
+  for (const [comm, setsTimes] of [
+    ['btrfs-devrepl', true],
+    ['iou-wrk-7', false],
+    ['btrfs-devrepl2', false],
+  ] as const) {
     put('comm', `${comm}\n`)
     t.match(of('0 0x0 0x0 0x0 0x0 0x0 0x0 0x0 0x0\n'), { intent: 'unknown', setsTimes }, comm)
     t.match(of(line(other('ioctl'), ['0x3', '0x0', PATH])), { setsTimes: false }, 'a program of that name')
@@ -340,13 +388,21 @@ t.test('what btrfs has the kernel look up is known by its ioctl(2), 32-bit ones 
 t.test('a number is believed beside a pointer above 4 GiB, or where the stack shows how it came', async (t) => {
   const { of, intents } = fakeProc(t)
   const cases: [string, number, number, number[]][] = [
-    ...INSPECTING.filter(([name]) => native.syscalls[name] !== undefined).map(
-      ([name, pointer]): [string, number, number, number[]] => [name, number(name), pointer, []],
-    ),
+    ...INSPECTING.filter(([name]) => native.syscalls[name] !== undefined).map(([name, pointer]): [string, number, number, number[]] => [
+      name,
+      number(name),
+      pointer,
+      [],
+    ]),
     ['openat', number('openat'), 1, []],
     ['openat2', number('openat2'), 1, []],
     ['open_by_handle_at', number('open_by_handle_at'), 1, []],
-    ...(process.arch === 'x64' ? ([['open', number('open'), 0, []], ['creat', number('creat'), 0, []]] as [string, number, number, number[]][]) : []),
+    ...(process.arch === 'x64'
+      ? ([
+          ['open', number('open'), 0, []],
+          ['creat', number('creat'), 0, []],
+        ] as [string, number, number, number[]][])
+      : []),
   ]
   for (const [name, call, pointer] of cases) {
     const others = Object.fromEntries([0, 1, 2, 3, 4, 5].filter((i) => i !== pointer && i !== 2 && i !== 1).map((i) => [i, PATH]))
@@ -400,7 +456,8 @@ t.test('a stack that is short does not go on into one that was read before', asy
 
 t.test('who asks for the attributes of the root arrives, or is there already', async (t) => {
   const { intents, put, proc } = fakeProc(t)
-  const walk = '[<0>] fuse_permission+0x1a/0x2b\n[<0>] inode_permission+0xd9/0x180\n[<0>] link_path_walk.part.0.constprop.0+0x2ac/0x3c0\n[<0>] path_openat+0x9e/0x12d0\n'
+  const walk =
+    '[<0>] fuse_permission+0x1a/0x2b\n[<0>] inode_permission+0xd9/0x180\n[<0>] link_path_walk.part.0.constprop.0+0x2ac/0x3c0\n[<0>] path_openat+0x9e/0x12d0\n'
   put('stack', walk + FROM_64_BITS[0])
   t.equal(intents.arrives(TID), true, 'on its way to a name')
   put('stack', '[<0>] fuse_permission+0x1a/0x2b\n[<0>] may_create+0xd9/0x180\n[<0>] path_openat+0x9e/0x12d0\n' + FROM_64_BITS[0])
@@ -444,11 +501,30 @@ t.test('garbage is unknown', async (t) => {
   const good = line(stat, args(1))
   t.equal(of(good).intent, 'inspect')
   const texts = [
-    '\n', ' ', 'x', 'running', 'running\n', '0x', `${stat}\n`, `${stat}`, 'NaN 0 0 0 0 0 0 0 0\n',
-    good.replace(`${stat} `, ''), good.replace(' 0x0', ''), `${good.trimEnd()} 0x1\n`,
-    line(stat, args(1), 'x'), line(stat, args(1), ''), line(stat, args(1), '-0x7f0000000000'), good.replace(`${stat}`, `${stat}.5`),
-    good.replace(`${stat}`, 'stat'), `x${good}`, good + good, good.replace(' ', '  '), good.replace('0x0', '0X0'),
-    good.replace(PATH, `0x${'1'.repeat(17)}`), good.replace(`${stat}`, `0${stat}`), `${good} `,
+    '\n',
+    ' ',
+    'x',
+    'running',
+    'running\n',
+    '0x',
+    `${stat}\n`,
+    `${stat}`,
+    'NaN 0 0 0 0 0 0 0 0\n',
+    good.replace(`${stat} `, ''),
+    good.replace(' 0x0', ''),
+    `${good.trimEnd()} 0x1\n`,
+    line(stat, args(1), 'x'),
+    line(stat, args(1), ''),
+    line(stat, args(1), '-0x7f0000000000'),
+    good.replace(`${stat}`, `${stat}.5`),
+    good.replace(`${stat}`, 'stat'),
+    `x${good}`,
+    good + good,
+    good.replace(' ', '  '),
+    good.replace('0x0', '0X0'),
+    good.replace(PATH, `0x${'1'.repeat(17)}`),
+    good.replace(`${stat}`, `0${stat}`),
+    `${good} `,
   ]
   for (const text of texts) t.strictSame(of(text), UNSEEN, JSON.stringify(text))
   t.match(of(Buffer.from(Array.from({ length: 4096 }, (_, i) => (i * 73 + 11) & 0xff))), { intent: 'unknown' }, 'bytes')
@@ -512,7 +588,10 @@ t.test('but not for ever', async (t) => {
 t.test('one that may have arranged to be on its way to sleep is asked first whether it sleeps', async (t) => {
   const { proc, intents, put, of } = fakeProc(t, true)
   // That this can be told here is seen of the threads of the process itself.
-  for (const [tid, where] of [['1', '0'], ['2', 'futex_wait_queue']]) {
+  for (const [tid, where] of [
+    ['1', '0'],
+    ['2', 'futex_wait_queue'],
+  ]) {
     mkdirSync(join(proc, 'self/task', tid as string), { recursive: true })
     mkdirSync(join(proc, tid as string))
     writeFileSync(join(proc, tid as string, 'wchan'), where as string)
@@ -738,7 +817,14 @@ t.test('an open that asks for the attributes is about to open, whatever its flag
 
 t.test('udev calls its workers so', async (t) => {
   const { intents, put } = fakeProc(t)
-  for (const [comm, is] of [['(udev-worker)\n', true], ['systemd-udevd\n', true], ['udev-worker\n', false], ['bash\n', false], ['x(udev-worker)\n', false], ['', false]] as const) {
+  for (const [comm, is] of [
+    ['(udev-worker)\n', true],
+    ['systemd-udevd\n', true],
+    ['udev-worker\n', false],
+    ['bash\n', false],
+    ['x(udev-worker)\n', false],
+    ['', false],
+  ] as const) {
     put('comm', comm)
     t.equal(intents.isUdevWorker(TID), is, JSON.stringify(comm))
   }
@@ -814,7 +900,11 @@ t.test('a real process cannot make a 32-bit open look like a 64-bit fstat', asyn
   }
   const plain = await opener('syscall')
   if (plain === undefined) throw new Error('it did not open')
-  t.match(intents.of(plain), { intent: 'open', number: number('openat') }, 'a path below 4 GiB, in a call that the stack shows to be of 64 bits')
+  t.match(
+    intents.of(plain),
+    { intent: 'open', number: number('openat') },
+    'a path below 4 GiB, in a call that the stack shows to be of 64 bits',
+  )
   const int80 = await opener('int80')
   if (int80 === undefined) {
     t.pass('int 0x80', { skip: 'this kernel makes no 32-bit calls' })

@@ -2,7 +2,18 @@
  * What udev runs for device-mapper devices, run by hand: nobody can keep it from
  * its work. What it makes of real devices is shown in the virtual machines.
  */
-import { chmodSync, existsSync, lstatSync, mkdtempSync, readdirSync, readlinkSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdtempSync,
+  readdirSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -59,7 +70,7 @@ t.test('nobody can hold its lock', async (t) => {
   t.ok(ms < SOON_MS, `${ms.toFixed(0)} ms`)
   t.strictSame(readdirSync(directory), ['control'], 'the link is gone')
   const lock = lstatSync(LOCK)
-  t.strictSame([lock.isFile(), lock.uid, lock.mode & 0o7777], [true, 0, 0o600], 'the lock is root\'s alone')
+  t.strictSame([lock.isFile(), lock.uid, lock.mode & 0o7777], [true, 0, 0o600], "the lock is root's alone")
   for (const flags of ['<', '>', '>>', '<>']) {
     t.not((await run('sh', ['-c', `exec 9${flags}${LOCK}`], { uid: NOBODY, gid: NOBODY })).code, 0, `nobody cannot open it: ${flags}`)
   }
@@ -92,7 +103,7 @@ t.test('twin: without the limit it waits for ever', async (t) => {
   t.equal(readlinkSync(link), `/dev/disk/by-diskseq/${DISKSEQ}`, 'nothing was done')
 })
 
-t.test('a lock that is not a file of root\'s alone is none', async (t) => {
+t.test("a lock that is not a file of root's alone is none", async (t) => {
   const { directory, link } = mapper(t)
   const before = existsSync(LOCK)
   if (before) renameSync(LOCK, `${LOCK}.aside`)

@@ -87,13 +87,16 @@ t.test('partitions stand below their disk, in order', async (t) => {
 
 t.test('a zram disk is a disk of its size', async (t) => {
   const disk = zramDisk(t, { size: 5 << 20 })
-  t.match((await listed()).find(({ kname }) => kname === disk.kname), {
-    name: disk.diskseq(),
-    size: 5 << 20,
-    ro: false,
-    type: 'disk',
-    holder: null,
-  })
+  t.match(
+    (await listed()).find(({ kname }) => kname === disk.kname),
+    {
+      name: disk.diskseq(),
+      size: 5 << 20,
+      ro: false,
+      type: 'disk',
+      holder: null,
+    },
+  )
 })
 
 t.test('a loop device without a file is not listed', async (t) => {
@@ -108,7 +111,10 @@ t.test('the list is sorted by sequence number, as a number', async (t) => {
   loopDisk(t)
   const numbers = (await listed()).map(({ diskseq }) => BigInt(diskseq))
   t.ok(numbers.length >= 3)
-  t.strictSame(numbers, [...numbers].sort((a, b) => (a < b ? -1 : 1)))
+  t.strictSame(
+    numbers,
+    [...numbers].sort((a, b) => (a < b ? -1 : 1)),
+  )
   const { stdout } = await list()
   const shown = stdout
     .split('\n')
@@ -157,7 +163,10 @@ t.test('it is the same with and without a daemon, and for a user who may open no
 t.test('without sysfs it says so', async (t) => {
   for (const options of ['', '--json']) {
     const { code, stdout, stderr } = await run('unshare', [
-      '--mount', 'sh', '-c', `mount -t tmpfs none /sys; exec env ${PROGRAM.join(' ')} ${options}`,
+      '--mount',
+      'sh',
+      '-c',
+      `mount -t tmpfs none /sys; exec env ${PROGRAM.join(' ')} ${options}`,
     ])
     t.strictSame({ code, stdout }, { code: 1, stdout: '' })
     t.equal(stderr, 'diskseqfs: cannot read /sys/class/block: ENOENT; is sysfs mounted at /sys?\n')
@@ -166,9 +175,7 @@ t.test('without sysfs it says so', async (t) => {
 
 t.test('without any disk there is a heading, or an empty list', async (t) => {
   const none = (options: string) =>
-    run('unshare', [
-      '--mount', 'sh', '-c', `mount -t tmpfs none /sys; mkdir -p /sys/class/block; exec env ${PROGRAM.join(' ')} ${options}`,
-    ])
+    run('unshare', ['--mount', 'sh', '-c', `mount -t tmpfs none /sys; mkdir -p /sys/class/block; exec env ${PROGRAM.join(' ')} ${options}`])
   t.strictSame(await none(''), { code: 0, stdout: 'NAME KNAME MAJ:MIN SIZE RO TYPE HOLDER\n', stderr: '' })
   const { code, stdout } = await none('--json')
   t.strictSame({ code, devices: JSON.parse(stdout) }, { code: 0, devices: { devices: [] } })
@@ -248,8 +255,16 @@ t.test('tree', async (t) => {
   ]
   const order = [...devices]
   const disks = tree(sysfs, devices)
-  t.strictSame(disks.map(({ name }) => name), ['9', '10', String(devices[0]?.diskseq)], 'disks by number')
-  t.strictSame(disks[0]?.children?.map(({ name }) => name), ['9p2', '9p10'], 'partitions by number')
+  t.strictSame(
+    disks.map(({ name }) => name),
+    ['9', '10', String(devices[0]?.diskseq)],
+    'disks by number',
+  )
+  t.strictSame(
+    disks[0]?.children?.map(({ name }) => name),
+    ['9p2', '9p10'],
+    'partitions by number',
+  )
   t.equal(disks[1]?.kname, 'cciss/c0d0', 'as the kernel says it, not as sysfs must')
   t.match(disks[0], { size: 0, ro: false, type: 'disk', holder: null }, 'what sysfs cannot tell is left out')
   t.notOk(JSON.stringify(disks).includes('sdc1'), 'a partition whose disk has gone meanwhile is too')

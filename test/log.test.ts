@@ -111,7 +111,10 @@ for (const format of ['json', 'pretty', 'journal'] as const) {
     )
     process.stderr?.pause()
     const outcome = await ended
-    const [work, flush] = stdout().split('\n').filter(Boolean).map((line) => JSON.parse(line) as Record<string, number>)
+    const [work, flush] = stdout()
+      .split('\n')
+      .filter(Boolean)
+      .map((line) => JSON.parse(line) as Record<string, number>)
     t.ok((work?.['late'] as number) < 1000, `a turn took ${Math.round(work?.['late'] as number)} ms at most`)
     t.ok((work?.['mib'] as number) < 30, `${Math.round(work?.['mib'] as number)} MiB for 30 MB of lines`)
     t.ok((flush?.['flush'] as number) < 2000, `flush ended after ${Math.round(flush?.['flush'] as number)} ms`)

@@ -140,10 +140,7 @@ t.test('mount -t fuse.diskseqfs', async (t) => {
        umount "$tree"
        show`,
     )
-    t.strictSame(
-      { code, stdout, stderr },
-      { code: 0, stdout: '512\nfuse.diskseqfs rw,nosuid,noexec,relatime\n', stderr: '' },
-    )
+    t.strictSame({ code, stdout, stderr }, { code: 0, stdout: '512\nfuse.diskseqfs rw,nosuid,noexec,relatime\n', stderr: '' })
   })
 
   t.test('hands on options, of this program and of mount(8)', async (t) => {
@@ -153,10 +150,7 @@ t.test('mount -t fuse.diskseqfs', async (t) => {
        show
        umount "$tree"`,
     )
-    t.strictSame(
-      { code, stdout, stderr },
-      { code: 0, stdout: 'fuse.diskseqfs rw,nosuid,noexec,noatime\n', stderr: '' },
-    )
+    t.strictSame({ code, stdout, stderr }, { code: 0, stdout: 'fuse.diskseqfs rw,nosuid,noexec,noatime\n', stderr: '' })
   })
 
   for (const [options, says] of [
@@ -227,10 +221,7 @@ t.test('a line in fstab', async (t) => {
          umount "$tree"
          show`,
       )
-      t.strictSame(
-        { code, stdout, stderr },
-        { code: 0, stdout: 'fuse.diskseqfs rw,nosuid,noexec,relatime\n', stderr: '' },
-      )
+      t.strictSame({ code, stdout, stderr }, { code: 0, stdout: 'fuse.diskseqfs rw,nosuid,noexec,relatime\n', stderr: '' })
     })
   }
 
@@ -257,11 +248,26 @@ t.test('the helper alone', async (t) => {
   for (const file of [helper, join(dir, 'diskseqfs')]) chmodSync(file, 0o755)
 
   for (const [args, words] of [
-    [['none', '/a b'], ['mount', '/a b']],
-    [['none', '/a', '-o', 'rw,linger=7'], ['mount', '/a', '-o', 'rw,linger=7']],
-    [['none', '/a', '-s', '-n', '-v', '-o', 'rw', '-o', 'hold=1', '-t', 'fuse.diskseqfs'], ['mount', '/a', '-o', 'rw,hold=1']],
-    [['none', '/a', '-sv', '-o', 'context="a b,c"'], ['mount', '/a', '-o', 'context="a b,c"']],
-    [['none', '/a', '-N', '/proc/self/ns/mnt'], ['mount', '/a']],
+    [
+      ['none', '/a b'],
+      ['mount', '/a b'],
+    ],
+    [
+      ['none', '/a', '-o', 'rw,linger=7'],
+      ['mount', '/a', '-o', 'rw,linger=7'],
+    ],
+    [
+      ['none', '/a', '-s', '-n', '-v', '-o', 'rw', '-o', 'hold=1', '-t', 'fuse.diskseqfs'],
+      ['mount', '/a', '-o', 'rw,hold=1'],
+    ],
+    [
+      ['none', '/a', '-sv', '-o', 'context="a b,c"'],
+      ['mount', '/a', '-o', 'context="a b,c"'],
+    ],
+    [
+      ['none', '/a', '-N', '/proc/self/ns/mnt'],
+      ['mount', '/a'],
+    ],
   ] as const) {
     t.test(`${args.join(' ')}`, async (t) => {
       const { code, stdout, stderr } = await run(helper, [...args])
@@ -271,7 +277,11 @@ t.test('the helper alone', async (t) => {
   }
 
   // As mount(8) documents its own: 1 incorrect invocation, 32 mount failure.
-  for (const [own, code] of [[1, 32], [2, 1], [127, 32]] as const) {
+  for (const [own, code] of [
+    [1, 32],
+    [2, 1],
+    [127, 32],
+  ] as const) {
     t.test(`the program's exit code ${own} is mount(8)'s ${code}`, async (t) => {
       exits(own)
       t.equal((await run(helper, ['none', '/a'])).code, code)
@@ -282,7 +292,16 @@ t.test('the helper alone', async (t) => {
     t.strictSame(await run(helper, ['none', '/a', '-f', '-o', 'rw']), { code: 0, stdout: '', stderr: '' })
   })
 
-  for (const args of [[], ['none'], ['none', ''], ['none', '-o'], ['-o', 'rw'], ['none', '/a', '/b'], ['none', '/a', '-x'], ['none', '/a', '-o']]) {
+  for (const args of [
+    [],
+    ['none'],
+    ['none', ''],
+    ['none', '-o'],
+    ['-o', 'rw'],
+    ['none', '/a', '/b'],
+    ['none', '/a', '-x'],
+    ['none', '/a', '-o'],
+  ]) {
     t.test(`is asked wrongly: ${args.join(' ')}`, async (t) => {
       const { code, stdout, stderr } = await run(helper, args)
       t.strictSame({ code, stdout }, { code: 1, stdout: '' })

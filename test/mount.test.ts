@@ -225,7 +225,10 @@ t.test('in the background', async (t) => {
     t.equal((await shell(`cd '${dir}'; mkdir tree; ${mountCommand(join(dir, 'tree'))}`)).code, 0)
     const pid = daemonOf(dir)
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-    const [, , , session, terminal] = stat.slice(stat.lastIndexOf(')') + 2).split(' ').map(Number)
+    const [, , , session, terminal] = stat
+      .slice(stat.lastIndexOf(')') + 2)
+      .split(' ')
+      .map(Number)
     t.equal(session, pid, 'it leads a session of its own')
     t.equal(terminal, 0, 'without a terminal')
     t.equal((await shell(`readlink /proc/${pid}/cwd`)).stdout, '/\n')
@@ -274,10 +277,7 @@ t.test('without arguments the tree is at /dev/disk/by-diskseq', async (t) => {
      grep -c fuse.diskseqfs.*by-diskseq /proc/self/mountinfo || true`,
     { isolated: true },
   )
-  t.strictSame(
-    { code, stdout, stderr },
-    { code: 0, stdout: '/dev/disk/by-diskseq\nanswers\nunmounted\n0\n', stderr: '' },
-  )
+  t.strictSame({ code, stdout, stderr }, { code: 0, stdout: '/dev/disk/by-diskseq\nanswers\nunmounted\n0\n', stderr: '' })
 })
 
 t.test('a mount point that is missing is made, its parents too', async (t) => {
@@ -340,7 +340,8 @@ t.test('-o', async (t) => {
   ] as const) {
     for (const flags of [[], ['-f']]) {
       t.test(`${options} is refused (${flags[0] ?? 'background'})`, (t) =>
-        refused(t, { script: (dir) => mountCommand(...flags, join(dir, 'tree'), '-o', options), code: 2, says }))
+        refused(t, { script: (dir) => mountCommand(...flags, join(dir, 'tree'), '-o', options), code: 2, says }),
+      )
     }
   }
 })
@@ -439,11 +440,12 @@ const faults: readonly (Omit<Refusal, 'script'> & {
   },
   {
     name: 'another one is starting there',
-    before: (dir) => `mkdir '${dir}/tree'; ${lockedAs(dir, '(umask 077; mkdir -p "${lock%/*}"; : >"$lock")')} exec 9<>"$lock"; flock --nonblock 9\n`,
+    before: (dir) =>
+      `mkdir '${dir}/tree'; ${lockedAs(dir, '(umask 077; mkdir -p "${lock%/*}"; : >"$lock")')} exec 9<>"$lock"; flock --nonblock 9\n`,
     says: /tree: another diskseqfs is starting there; it has locked \/run\/diskseqfs\/\d+:\d+@\d+\.lock/,
   },
   {
-    name: 'its lock is anybody\'s',
+    name: "its lock is anybody's",
     before: (dir) => `mkdir '${dir}/tree'; ${lockedAs(dir, 'mkdir -p -m 700 "${lock%/*}"; : >"$lock"; chmod 644 "$lock"')}\n`,
     says: /\.lock: others than root can open it, so it is no lock; remove it/,
   },
@@ -492,7 +494,11 @@ for (const flags of [[], ['-f']]) {
         const dead = await serve(dir)
         dead.kill('SIGKILL')
         await dead.ended()
-        t.equal(errnoOf(() => readdirSync(dir)), 'ENOTCONN', 'a dead mount')
+        t.equal(
+          errnoOf(() => readdirSync(dir)),
+          'ENOTCONN',
+          'a dead mount',
+        )
         if (flags.length > 0) {
           const { child, stderr } = spawnMount('-f', path)
           await until(() => child.exitCode !== null || stderr().includes('"msg":"mounted"'), PATIENCE_MS)
@@ -502,7 +508,11 @@ for (const flags of [[], ['-f']]) {
           t.strictSame({ code, stderr }, { code: 0, stderr: '' }, path)
         }
         t.equal(mountsBelow(dir).length, 1, 'one mount')
-        t.equal(errnoOf(() => readdirSync(dir)), undefined, 'which answers')
+        t.equal(
+          errnoOf(() => readdirSync(dir)),
+          undefined,
+          'which answers',
+        )
         for (const pid of processesOf(parent)) process.kill(pid, 'SIGTERM')
         await until(() => processesOf(parent).length === 0)
         await shell(`umount -l '${dir}' 2>/dev/null || true`)
@@ -551,7 +561,7 @@ t.test('twin: where it locks the mount point itself, anybody can', async (t) => 
   await t.rejects(whileLocked(t, 'lock-on-mountpoint'), /another diskseqfs is starting there/)
 })
 
-t.test('the lock of a mount point is root\'s alone, and ends with the daemon', async (t) => {
+t.test("the lock of a mount point is root's alone, and ends with the daemon", async (t) => {
   let lock = ''
   const tree = await startTree(t, { before: async (mountpoint) => void (lock = lockOf(mountpoint)) })
   const { uid, mode } = statSync(lock)
@@ -706,7 +716,10 @@ t.test('whatever becomes of its output, the tree answers and the daemon ends wel
       const disk = loopDisk(t)
       const dir = place(t)
       const daemon = await serve(dir, { redirect })
-      t.equal(errnoOf(() => openSync(join(dir, '999999999'), 'r')), 'ENOENT')
+      t.equal(
+        errnoOf(() => openSync(join(dir, '999999999'), 'r')),
+        'ENOENT',
+      )
       t.ok(reads(join(dir, disk.diskseq())))
       daemon.kill('SIGTERM')
       t.strictSame(await daemon.ended(), [0, null])
@@ -734,7 +747,11 @@ t.test('whatever becomes of its output, the tree answers and the daemon ends wel
       const daemon = await serve(tree, { args: ['--log-format', format], stdio: ['ignore', 'ignore', writer] })
       closeSync(writer)
       closeSync(reader)
-      for (let i = 0; i < 20; i++) t.equal(errnoOf(() => openSync(join(tree, `99999990${i}`), 'r')), 'ENOENT')
+      for (let i = 0; i < 20; i++)
+        t.equal(
+          errnoOf(() => openSync(join(tree, `99999990${i}`), 'r')),
+          'ENOENT',
+        )
       await sleep(1200) // until the line that counts what was left out
       t.ok(reads(join(tree, disk.diskseq())))
       t.equal(daemon.exitCode(), null)
@@ -856,7 +873,10 @@ t.test('the log', async (t) => {
     const tree = await startTree(t)
     const began = performance.now()
     for (let i = 0; i < FLOOD; i++) {
-      t.equal(errnoOf(() => openSync(join(tree.mountpoint, String(987650000 + i)), 'r')), 'ENOENT')
+      t.equal(
+        errnoOf(() => openSync(join(tree.mountpoint, String(987650000 + i)), 'r')),
+        'ENOENT',
+      )
     }
     const most = 10 * (Math.ceil((performance.now() - began) / 1000) + 1)
     const written = () => tree.log().filter(({ msg }) => msg === 'refused an open').length

@@ -7,14 +7,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { UserError } from '../src/util/errno.js'
-import {
-  isDead,
-  mountData,
-  mountsAt,
-  MountWatch,
-  parseMountOptions,
-  prepareMountpoint,
-} from '../src/util/mountpoint.js'
+import { isDead, mountData, mountsAt, MountWatch, parseMountOptions, prepareMountpoint } from '../src/util/mountpoint.js'
 import { native } from '../src/native.js'
 import { sleep, until } from './helpers/tree.js'
 
@@ -46,7 +39,14 @@ t.test('flags of the mount are passed on', async (t) => {
 
 t.test('options of the program are found', async (t) => {
   const { own, flags, labels } = parseMountOptions('ro,linger=5ms,hold=30,hold=40', OWN)
-  t.strictSame([...own], [['linger', '5ms'], ['hold', '40']], 'the last one counts')
+  t.strictSame(
+    [...own],
+    [
+      ['linger', '5ms'],
+      ['hold', '40'],
+    ],
+    'the last one counts',
+  )
   t.equal(flags, ALWAYS | MS_RDONLY)
   t.strictSame(labels, [])
   t.strictSame([...parseMountOptions('linger=', OWN).own], [['linger', '']])
@@ -80,9 +80,29 @@ t.test('what would make the tree useless is refused, and why is said', async (t)
 
 t.test('what is not known is refused by its name', async (t) => {
   for (const option of [
-    'nosuch', 'nosuch=1', 'RO', 'ro=1', 'max_read=4096', 'fd=3', 'rootmode=40000', 'user_id=5', 'noatimes',
-    'linger', 'context', 'sync', 'bind', 'remount', ' ro', 'x', '=', '=1',
-    'toString', 'constructor', 'hasOwnProperty', '__proto__', 'valueOf',
+    'nosuch',
+    'nosuch=1',
+    'RO',
+    'ro=1',
+    'max_read=4096',
+    'fd=3',
+    'rootmode=40000',
+    'user_id=5',
+    'noatimes',
+    'linger',
+    'context',
+    'sync',
+    'bind',
+    'remount',
+    ' ro',
+    'x',
+    '=',
+    '=1',
+    'toString',
+    'constructor',
+    'hasOwnProperty',
+    '__proto__',
+    'valueOf',
   ]) {
     refused(t, `ro,${option}`, /not known.*--help/)
   }
@@ -97,9 +117,7 @@ t.test('what is meant for others is left to them', async (t) => {
 
 t.test('the kernel is told to check permissions, for everybody', async (t) => {
   const data = mountData(7, parseMountOptions('ro,linger=5,context="a:b,c"', OWN)).split(/,(?![^"]*"$)/)
-  t.strictSame(data, [
-    'fd=7', 'rootmode=40000', 'user_id=0', 'group_id=0', 'default_permissions', 'allow_other', 'context="a:b,c"',
-  ])
+  t.strictSame(data, ['fd=7', 'rootmode=40000', 'user_id=0', 'group_id=0', 'default_permissions', 'allow_other', 'context="a:b,c"'])
 })
 
 /** A directory for mount points. */

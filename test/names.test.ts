@@ -86,7 +86,12 @@ onEachTransport('a good name is the disk, the partition, or the symlink', async 
     fsyncSync(fd)
     closeSync(fd)
     const at = start * 512
-    t.ok(readFileSync(disk.file).subarray(at, at + 512).equals(mark), 'what is written is where it should be')
+    t.ok(
+      readFileSync(disk.file)
+        .subarray(at, at + 512)
+        .equals(mark),
+      'what is written is where it should be',
+    )
   }
   const link = join(tree.mountpoint, `${n}-part12`)
   t.equal(readlinkSync(link), `${n}p12`, 'the symlink is relative')
@@ -98,7 +103,11 @@ onEachTransport('a good name is the disk, the partition, or the symlink', async 
   for (const name of [`${n}p12`, `${n}-part12`]) {
     t.strictSame(failures(join(tree.mountpoint, name)), ['ENOENT'], `${name}: gone with the partition`)
   }
-  t.equal(errorOf(() => opens(join(tree.mountpoint, `${n}p1`))), '', 'the other partition is still there')
+  t.equal(
+    errorOf(() => opens(join(tree.mountpoint, `${n}p1`))),
+    '',
+    'the other partition is still there',
+  )
 })
 
 onEachTransport('any other name is ENOENT, and opens nothing', async (t, args) => {
@@ -111,18 +120,85 @@ onEachTransport('any other name is ENOENT, and opens nothing', async (t, args) =
   const n = loop.diskseq()
   const wrapped = (seq: string, bits: bigint) => String(BigInt(seq) + (1n << bits))
   const names = [
-    '0', '00', '05', '-1', '+5', '5p', '5p0', '5p01', '5-part0', '5-part', '5-part01', '18446744073709551616',
-    '99999999999999999999', '18446744073709551615', '18446744073709551615p1', '4503599627370496', '4503599627370495p2047',
-    'a', 'loop0', '...', '-', 'p', 'p1', '-part1', '.hidden', ' ', '\n', '*', '%', '\\', 'sda', 'by-diskseq',
+    '0',
+    '00',
+    '05',
+    '-1',
+    '+5',
+    '5p',
+    '5p0',
+    '5p01',
+    '5-part0',
+    '5-part',
+    '5-part01',
+    '18446744073709551616',
+    '99999999999999999999',
+    '18446744073709551615',
+    '18446744073709551615p1',
+    '4503599627370496',
+    '4503599627370495p2047',
+    'a',
+    'loop0',
+    '...',
+    '-',
+    'p',
+    'p1',
+    '-part1',
+    '.hidden',
+    ' ',
+    '\n',
+    '*',
+    '%',
+    '\\',
+    'sda',
+    'by-diskseq',
     ...[z, n].flatMap((seq) => [
-      `0${seq}`, `-${seq}`, `+${seq}`, ` ${seq}`, `${seq} `, `${seq}\n`, `\n${seq}`, `${seq}.`, `${seq},`, `${seq}.0`,
-      `${seq}e0`, `0x${BigInt(seq).toString(16)}`, `${seq}n`, `${seq}p`, `${seq}p0`, `${seq}-part`, `${seq}-part0`,
-      `${seq}-part1`, `${seq}p1`, `${seq}p3`, `${wrapped(seq, 64n)}`, `${wrapped(seq, 52n)}`, `${wrapped(seq, 32n)}`,
-      `${wrapped(seq, 65n)}`, [...seq].map((digit) => String.fromCodePoint(0xff10 + Number(digit))).join(''),
+      `0${seq}`,
+      `-${seq}`,
+      `+${seq}`,
+      ` ${seq}`,
+      `${seq} `,
+      `${seq}\n`,
+      `\n${seq}`,
+      `${seq}.`,
+      `${seq},`,
+      `${seq}.0`,
+      `${seq}e0`,
+      `0x${BigInt(seq).toString(16)}`,
+      `${seq}n`,
+      `${seq}p`,
+      `${seq}p0`,
+      `${seq}-part`,
+      `${seq}-part0`,
+      `${seq}-part1`,
+      `${seq}p1`,
+      `${seq}p3`,
+      `${wrapped(seq, 64n)}`,
+      `${wrapped(seq, 52n)}`,
+      `${wrapped(seq, 32n)}`,
+      `${wrapped(seq, 65n)}`,
+      [...seq].map((digit) => String.fromCodePoint(0xff10 + Number(digit))).join(''),
     ]),
-    `${n}p02`, `${n}-part02`, `${n}p+2`, `${n}p-2`, `${n}P2`, `${n}part2`, `${n}-Part2`, `${n}--part2`, `${n}-part-2`,
-    `${n}p2p2`, `${n}p2-part2`, `${n}-part2p2`, `${n}p2 `, `${n}p2\n`, `${n}-part2\n`, `${n}p2050`, `${n}p258`,
-    `${n}p65538`, `${n}p4294967298`, `${n}p18446744073709551618`,
+    `${n}p02`,
+    `${n}-part02`,
+    `${n}p+2`,
+    `${n}p-2`,
+    `${n}P2`,
+    `${n}part2`,
+    `${n}-Part2`,
+    `${n}--part2`,
+    `${n}-part-2`,
+    `${n}p2p2`,
+    `${n}p2-part2`,
+    `${n}-part2p2`,
+    `${n}p2 `,
+    `${n}p2\n`,
+    `${n}-part2\n`,
+    `${n}p2050`,
+    `${n}p258`,
+    `${n}p65538`,
+    `${n}p4294967298`,
+    `${n}p18446744073709551618`,
   ]
   const wrong = names.filter((name) => {
     const got = failures(`${tree.mountpoint}/${name}`)
@@ -132,7 +208,16 @@ onEachTransport('any other name is ENOENT, and opens nothing', async (t, args) =
 
   const bytes = (...tail: (number | string)[]) =>
     Buffer.concat([`${tree.mountpoint}/`, ...tail].map((part) => Buffer.from(typeof part === 'number' ? [part] : part)))
-  for (const path of [bytes(0xff), bytes(n, 0xff), bytes(0xb2), bytes(0xc0, 0xb5), bytes(n, 'p', 0xb2), bytes(n, 0x80), bytes(0x7f), bytes(1)]) {
+  for (const path of [
+    bytes(0xff),
+    bytes(n, 0xff),
+    bytes(0xb2),
+    bytes(0xc0, 0xb5),
+    bytes(n, 'p', 0xb2),
+    bytes(n, 0x80),
+    bytes(0x7f),
+    bytes(1),
+  ]) {
     t.strictSame(failures(path), ['ENOENT'], `bytes ${path.subarray(tree.mountpoint.length + 1).toString('hex')}`)
   }
   t.strictSame(failures(`${tree.mountpoint}/${'1'.repeat(255)}`), ['ENOENT'], '255 characters')
@@ -149,7 +234,11 @@ onEachTransport('any other name is ENOENT, and opens nothing', async (t, args) =
   }
   t.strictSame(openDevices(tree.pid), [])
   for (const below of [`${z}/`, `${z}/.`, `${z}/..`, `${z}/1`, `${n}-part2/x`]) {
-    t.equal(errorOf(() => opens(`${tree.mountpoint}/${below}`)), 'ENOTDIR', `${below}: a disk is no directory`)
+    t.equal(
+      errorOf(() => opens(`${tree.mountpoint}/${below}`)),
+      'ENOTDIR',
+      `${below}: a disk is no directory`,
+    )
   }
 })
 
@@ -177,8 +266,16 @@ function compare(t: Test, listed: string[], before: Set<string>, after: Set<stri
   t.equal(new Set(listed).size, listed.length, 'no name twice')
   const names = new Set(listed)
   // Other programs' devices come and go while this runs.
-  t.strictSame([...before].filter((name) => after.has(name) && !names.has(name)), [], 'nothing is missing')
-  t.strictSame(listed.filter((name) => !before.has(name) && !after.has(name)), [], 'nothing is listed that is not there')
+  t.strictSame(
+    [...before].filter((name) => after.has(name) && !names.has(name)),
+    [],
+    'nothing is missing',
+  )
+  t.strictSame(
+    listed.filter((name) => !before.has(name) && !after.has(name)),
+    [],
+    'nothing is listed that is not there',
+  )
 }
 
 onEachTransport('the listing is what sysfs has', async (t, args) => {
@@ -274,7 +371,11 @@ onEachTransport('a partition left over on an empty loop device has no name', asy
   await blk('partition', 'add', disk.path, '1', '64', '64')
   const tree = await startTree(t, { args })
   const old = `${disk.diskseq()}p1`
-  t.equal(errorOf(() => opens(join(tree.mountpoint, old))), '', 'the partition can be opened')
+  t.equal(
+    errorOf(() => opens(join(tree.mountpoint, old))),
+    '',
+    'the partition can be opened',
+  )
   while (openDevices(tree.pid).length > 0) await sleep(1)
   // losetup leaves partitions alone that it was not asked to scan for.
   disk.detach()
@@ -294,25 +395,33 @@ onEachTransport('the shape of the tree cannot be changed, not even by root', asy
   const n = disk.diskseq()
   const there = (name: string) => join(tree.mountpoint, name)
   const calls: Record<string, () => unknown> = {
-    'create': () => openSync(there('x'), 'wx'),
+    create: () => openSync(there('x'), 'wx'),
     'create by a good name': () => openSync(there('4000000000'), 'w'),
     'create by a good name that is gone': () => openSync(there(`${n}p9`), constants.O_CREAT | constants.O_RDWR),
-    'mkdir': () => mkdirSync(there('x')),
+    mkdir: () => mkdirSync(there('x')),
     'mkdir of a directory and the ones above': () => mkdirSync(there('x/y/z'), { recursive: true }),
     'unlink of a disk': () => unlinkSync(there(n)),
     'unlink of a partition': () => unlinkSync(there(`${n}p1`)),
     'unlink of a symlink': () => unlinkSync(there(`${n}-part1`)),
-    'rename': () => renameSync(there(n), there('x')),
+    rename: () => renameSync(there(n), there('x')),
     'rename over another': () => renameSync(there(n), there(`${n}-part1`)),
-    'symlink': () => symlinkSync('/dev/null', there('x')),
-    'link': () => linkSync(there(n), there('x')),
+    symlink: () => symlinkSync('/dev/null', there('x')),
+    link: () => linkSync(there(n), there('x')),
   }
   for (const [what, call] of Object.entries(calls)) t.equal(errorOf(call), 'EPERM', what)
   const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY
   // The library does not know of such files.
   const refused = args.includes('fuse-native') ? 'ENOTSUP' : 'EPERM'
-  t.equal(errorOf(() => openSync(tree.mountpoint, O_TMPFILE | constants.O_RDWR)), refused, 'a file without a name')
-  t.equal(errorOf(() => rmdirSync(there(n))), 'ENOTDIR', 'rmdir')
+  t.equal(
+    errorOf(() => openSync(tree.mountpoint, O_TMPFILE | constants.O_RDWR)),
+    refused,
+    'a file without a name',
+  )
+  t.equal(
+    errorOf(() => rmdirSync(there(n))),
+    'ENOTDIR',
+    'rmdir',
+  )
   for (const args of [
     ['mknod', there('x'), 'b', '7', '0'],
     ['mknod', there('x'), 'p'],
@@ -328,9 +437,17 @@ onEachTransport('the shape of the tree cannot be changed, not even by root', asy
   }
   t.ok(existsSync(there(n)) && existsSync(there(`${n}-part1`)), 'all is still there')
   for (const flags of ['w', 'a', 'w+', constants.O_CREAT | constants.O_RDONLY]) {
-    t.equal(errorOf(() => opens(there(n), flags)), '', `a disk can be opened with flags ${flags} (O_CREAT)`)
+    t.equal(
+      errorOf(() => opens(there(n), flags)),
+      '',
+      `a disk can be opened with flags ${flags} (O_CREAT)`,
+    )
   }
-  t.equal(errorOf(() => opens(there(n), 'wx')), 'EEXIST', 'but not with O_EXCL as well')
+  t.equal(
+    errorOf(() => opens(there(n), 'wx')),
+    'EEXIST',
+    'but not with O_EXCL as well',
+  )
 })
 
 t.test('udev, which removes links of its own from before the mount, hears that there is none', async (t) => {

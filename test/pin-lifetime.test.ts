@@ -36,7 +36,14 @@ function callOf(text: string): Call {
 const intents = new Intents(real)
 
 /** Of a thread that is seen there. */
-const seen = (syscall: string, { stack = '', state = 'S', memory = 0x1000, userUs = -1, faults = 0 } = {}): SeenThread => [syscall, stack, state, memory, userUs, faults]
+const seen = (syscall: string, { stack = '', state = 'S', memory = 0x1000, userUs = -1, faults = 0 } = {}): SeenThread => [
+  syscall,
+  stack,
+  state,
+  memory,
+  userUs,
+  faults,
+]
 
 /** Any wait here is cut short or prolonged by as much on a busy machine. */
 const SLACK_MS = 40
@@ -165,7 +172,10 @@ const OPENAT = callOf(IN_OPENAT)
 const MOUNT = callOf(IN_MOUNT)
 const RING = callOf(IN_RING)
 
-for (const [what, call, text] of [['open(2)', OPENAT, IN_OPENAT], ['mount(2)', MOUNT, IN_MOUNT]] as const) {
+for (const [what, call, text] of [
+  ['open(2)', OPENAT, IN_OPENAT],
+  ['mount(2)', MOUNT, IN_MOUNT],
+] as const) {
   t.test(`a pin stays for as long as its caller is in its ${what}, and ends soon after`, async (t) => {
     const { state, nodes, answered } = fixture(t)
     state.threads.set(4711, seen(text, { state: 'D' }))
@@ -178,7 +188,10 @@ for (const [what, call, text] of [['open(2)', OPENAT, IN_OPENAT], ['mount(2)', M
     t.ok(performance.now() - start < SOON_MS, `${Math.round(performance.now() - start)} ms`)
     t.equal(node.pin, undefined)
     t.equal(node.nlookup, 1, 'the kernel has its inode still')
-    t.notOk(state.told.some((what) => what.startsWith('prune')), 'and was not made to forget it')
+    t.notOk(
+      state.told.some((what) => what.startsWith('prune')),
+      'and was not made to forget it',
+    )
     t.equal(nodes.size, 1)
   })
 }
@@ -377,7 +390,10 @@ t.test('after a close the kernel is told to forget the inode if somebody may be 
   state.threads.set(4711, seen(RUNNING, { state: 'R' }))
   const node = answered(OPENAT)
   await sleep(100)
-  t.notOk(state.told.some((what) => what.startsWith('prune')), 'not before')
+  t.notOk(
+    state.told.some((what) => what.startsWith('prune')),
+    'not before',
+  )
   state.onPrune = () => forget(node)
   lifetime.closedByUser(node)
   await until(() => state.unpinned.length > 0, 20 + SLACK_MS)
@@ -660,7 +676,7 @@ t.test('a look that gets stuck', async (t) => {
     t.ok(state.held.length <= 400, `${state.held.length} threads are taken`)
     const node = answered(OPENAT, 6000)
     await until(() => node.pin === undefined)
-    t.strictSame(state.unpinned, [node.name], 'somebody else\'s pin ends')
+    t.strictSame(state.unpinned, [node.name], "somebody else's pin ends")
     state.stuck.clear()
     for (const finish of state.held.splice(0)) finish()
     await until(() => state.unpinned.length === 201)

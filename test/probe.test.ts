@@ -21,7 +21,10 @@ async function guarded(t: Test, program = join(ROOT, 'native/diskseqfs-guard')) 
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
   cleanup(t, () => rmSync(mountpoint, { recursive: true }))
   const { NODE_OPTIONS: _, ...env } = process.env
-  const guard = spawn(program, [process.execPath, join(ROOT, 'test/helpers/silent-daemon.mjs'), mountpoint], { stdio: ['ignore', 'pipe', 'inherit'], env })
+  const guard = spawn(program, [process.execPath, join(ROOT, 'test/helpers/silent-daemon.mjs'), mountpoint], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env,
+  })
   let said = ''
   guard.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
   const ended = new Promise((resolve) => guard.on('close', resolve))

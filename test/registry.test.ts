@@ -40,8 +40,7 @@ function fixture(t: Test, { directory: given, cpuMs }: { directory?: string; cpu
       scanBlock(path, done: ScanCallback) {
         state.scans++
         native.scanBlock(path, (error, next, took) => {
-          const deliver = () =>
-            state.scanError !== 0 ? done(state.scanError, () => [], cpuMs ?? took) : done(error, next, cpuMs ?? took)
+          const deliver = () => (state.scanError !== 0 ? done(state.scanError, () => [], cpuMs ?? took) : done(error, next, cpuMs ?? took))
           if (state.held) state.waiting.push(deliver)
           else deliver()
         })
@@ -63,9 +62,7 @@ function fixture(t: Test, { directory: given, cpuMs }: { directory?: string; cpu
       write(kname, ['MAJOR=9', `MINOR=${minor}`, `DEVNAME=${kname}`, 'DEVTYPE=disk', `DISKSEQ=${diskseq}`])
     },
     partition(kname: string, diskseq: number, partition: number, minor = 0) {
-      write(kname, [
-        'MAJOR=259', `MINOR=${minor}`, `DEVNAME=${kname}`, 'DEVTYPE=partition', `DISKSEQ=${diskseq}`, `PARTN=${partition}`,
-      ])
+      write(kname, ['MAJOR=259', `MINOR=${minor}`, `DEVNAME=${kname}`, 'DEVTYPE=partition', `DISKSEQ=${diskseq}`, `PARTN=${partition}`])
     },
     bind(kname: string) {
       mkdirSync(join(directory, kname, 'loop'), { recursive: true })
@@ -253,7 +250,11 @@ t.test('many who wait share a scan', async (t) => {
   const before = state.scans
   const answers = await Promise.all(Array.from({ length: 1000 }, (_, i) => slowly(`${4500 + i}`)))
   t.ok(state.scans - before <= 2, `${state.scans - before} for a thousand`)
-  t.strictSame(answers.filter((kname) => kname !== undefined), ['sda'], 'and each gets the answer to its own question')
+  t.strictSame(
+    answers.filter((kname) => kname !== undefined),
+    ['sda'],
+    'and each gets the answer to its own question',
+  )
   t.equal(answers[500], 'sda')
 })
 
@@ -338,7 +339,10 @@ t.test('numbers that were given out before two scans need no other to be proven 
 })
 
 t.test('nor do those that had been given out when an earlier daemon was at work', async (t) => {
-  for (const [highest, scans] of [[50n, 0], [0n, 1]] as const) {
+  for (const [highest, scans] of [
+    [50n, 0],
+    [0n, 1],
+  ] as const) {
     const { registry, disk, state, slowly } = fixture(t)
     disk('sda', 1)
     disk('sdb', 60)

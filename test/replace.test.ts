@@ -90,7 +90,16 @@ async function underLoad(t: Test, { mountpoint }: RunningTree, steady: LoopDisk,
   let going = true
   let times = 0
   const load = blk('churn', '--mode', 'tree', '--dir', mountpoint, '--seconds', '10').finally(() => (going = false))
-  const opener = blk('openlat', '--path', join(mountpoint, steady.diskseq()), '--count', '1000000', '--seconds', '10', '--close-immediately')
+  const opener = blk(
+    'openlat',
+    '--path',
+    join(mountpoint, steady.diskseq()),
+    '--count',
+    '1000000',
+    '--seconds',
+    '10',
+    '--close-immediately',
+  )
   while (going && times < TIMES) {
     await sleep(SERVES_MS)
     await change()

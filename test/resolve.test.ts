@@ -1,6 +1,18 @@
 /** `diskseqfs resolve`: from whatever names a device to its path in the tree. */
 import { execFileSync, spawn } from 'node:child_process'
-import { closeSync, existsSync, fstatSync, mkdirSync, mkdtempSync, openSync, rmdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 
@@ -60,11 +72,7 @@ t.test('a partition is found by path, number and kernel name', async (t) => {
   const partition = `${disk.path}p3`
   await until(() => existsSync(partition))
   for (const argument of [partition, majmin(partition), `${disk.kname}p3`]) {
-    t.strictSame(
-      await resolve(argument),
-      { code: 0, stdout: `${PREFIX}/${disk.diskseq()}p3\n`, stderr: '' },
-      argument,
-    )
+    t.strictSame(await resolve(argument), { code: 0, stdout: `${PREFIX}/${disk.diskseq()}p3\n`, stderr: '' }, argument)
   }
   disk.deletePartition(3)
 })
@@ -166,7 +174,11 @@ t.test('control characters never reach the terminal raw', async (t) => {
     t.notMatch(stderr, CONTROL)
     const json = await resolve('--json', argument)
     t.notMatch(json.stdout, CONTROL, 'nor in JSON')
-    t.equal((JSON.parse(json.stdout) as { devices: { argument: string }[] }).devices[0]?.argument, argument, 'which tells the argument as it is')
+    t.equal(
+      (JSON.parse(json.stdout) as { devices: { argument: string }[] }).devices[0]?.argument,
+      argument,
+      'which tells the argument as it is',
+    )
   }
 })
 

@@ -1,5 +1,18 @@
 /** What the daemon needs and may not get: descriptors, memory, the processor, a clock that is right. */
-import { closeSync, existsSync, fstatSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmdirSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -81,12 +94,20 @@ t.test('without descriptors an open fails, and says why; it comes back', async (
   const { tree, disks } = await manyDisksFewDescriptors(t)
   await limit(tree, NONE)
   const errors = openErrors(disks)
-  t.strictSame(errors, disks.map(() => 'EIO'), 'each fails')
+  t.strictSame(
+    errors,
+    disks.map(() => 'EIO'),
+    'each fails',
+  )
   await until(() => tree.log().some((line) => line['errno'] === 'EMFILE'))
   t.pass('the log says what is missing')
   t.ok((await run('ls', [tree.mountpoint])).stdout.split('\n').length > DISKS, 'the directory can be read')
   const late = loopDisk(t)
-  t.not(errorOf(() => statSync(join(tree.mountpoint, late.diskseq()))), 'ENOENT', 'a new disk is not said to be missing')
+  t.not(
+    errorOf(() => statSync(join(tree.mountpoint, late.diskseq()))),
+    'ENOENT',
+    'a new disk is not said to be missing',
+  )
   await limit(tree, NOFILE)
   t.strictSame(openErrors(disks), [], 'all can be opened again, one after another')
   await until(() => errorOf(() => statSync(join(tree.mountpoint, late.diskseq()))) === '', 5000)
@@ -177,7 +198,16 @@ async function stopped(t: Test, { twin, hold, ms }: { twin: Twin; hold: number; 
   await startBlk(t, 'hold', '--path', join(tree.mountpoint, held.diskseq()))
   await sleep(100)
   const callers = await startBlk(
-    t, 'abuse', '--dir', tree.mountpoint, '--threads', '12', '--kinds', 'open,stat,list', '--names', other.diskseq(),
+    t,
+    'abuse',
+    '--dir',
+    tree.mountpoint,
+    '--threads',
+    '12',
+    '--kinds',
+    'open,stat,list',
+    '--names',
+    other.diskseq(),
   )
   await callers.ask()
   await sleep(200)
@@ -207,7 +237,11 @@ t.test('twin: a hold that goes by the clock is over', async (t) => {
   t.notOk(pinned, 'the disk is not held any more')
 })
 
-const released = (tree: RunningTree, path: string) => until(() => !openDevices(tree.pid).includes(path), 2000).then(() => true, () => false)
+const released = (tree: RunningTree, path: string) =>
+  until(() => !openDevices(tree.pid).includes(path), 2000).then(
+    () => true,
+    () => false,
+  )
 
 t.test('a wall clock that jumps changes nothing', async (t) => {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-hung-'))
@@ -226,8 +260,16 @@ t.test('a wall clock that jumps changes nothing', async (t) => {
   closeSync(openSync(path, 'r'))
   t.ok(await released(tree, disk.path), 'one that is not in use is let go of')
   const late = zramDisk(t)
-  t.equal(errorOf(() => statSync(join(tree.mountpoint, late.diskseq()))), '', 'a new disk is there')
-  t.equal(errorOf(() => statSync(join(tree.mountpoint, '4000000000'))), 'ENOENT', 'what is not there is not')
+  t.equal(
+    errorOf(() => statSync(join(tree.mountpoint, late.diskseq()))),
+    '',
+    'a new disk is there',
+  )
+  t.equal(
+    errorOf(() => statSync(join(tree.mountpoint, '4000000000'))),
+    'ENOENT',
+    'what is not there is not',
+  )
   server.kill('SIGUSR1')
   await sleep(100)
   const began = performance.now()

@@ -5,7 +5,19 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, closeSync, copyFileSync, mkdirSync, mkdtempSync, openSync, readdirSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  closeSync,
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 
@@ -53,7 +65,11 @@ t.test('both paths are one device', async (t) => {
     t.equal(statSync(first).mode & 0o777, 0o640, 'a change is seen by the other')
     chmodSync(first, 0o600)
   }
-  t.strictSame(readdirSync(directoryOf(mountpoint, disk)), [basename(disk.path), `${basename(disk.path)}p1`], 'the directory of a disk has it and its partitions')
+  t.strictSame(
+    readdirSync(directoryOf(mountpoint, disk)),
+    [basename(disk.path), `${basename(disk.path)}p1`],
+    'the directory of a disk has it and its partitions',
+  )
   t.ok(readdirSync(join(mountpoint, DM_NAME)).includes(zram.diskseq()))
   t.notOk(readdirSync(mountpoint).includes(DM_NAME), 'the directory of all of them is not listed')
   t.equal(await realpath(pathOf(mountpoint, disk)), pathOf(mountpoint, disk), 'it is no symlink')
@@ -79,14 +95,27 @@ t.test('what is no path of a disk has none', async (t) => {
     [join(mountpoint, DM_NAME), DM_NAME],
     [mountpoint, basename(disk.path)],
   ] as const
-  for (const [where, name] of wrong) t.equal(errorOf(() => statSync(join(where, name))), 'ENOENT', join(where, name))
+  for (const [where, name] of wrong)
+    t.equal(
+      errorOf(() => statSync(join(where, name))),
+      'ENOENT',
+      join(where, name),
+    )
   const gone = pathOf(mountpoint, other)
   const seen = statSync(gone).ino
   other.detach()
-  t.match(errorOf(() => openSync(gone, 'r')), /^ENOENT|ENXIO$/, 'nor has a disk that is gone')
+  t.match(
+    errorOf(() => openSync(gone, 'r')),
+    /^ENOENT|ENXIO$/,
+    'nor has a disk that is gone',
+  )
   const next = loopDisk(t)
   t.equal(next.path, other.path, 'the next one is called the same')
-  t.match(errorOf(() => openSync(gone, 'r')), /^ENOENT|ENXIO$/, 'which is not found there')
+  t.match(
+    errorOf(() => openSync(gone, 'r')),
+    /^ENOENT|ENXIO$/,
+    'which is not found there',
+  )
   t.not(statSync(pathOf(mountpoint, next)).ino, seen)
   for (const change of [() => mkdirSync(join(directory, 'x')), () => rmSync(pathOf(mountpoint, disk))]) t.equal(errorOf(change), 'EPERM')
 })
@@ -101,7 +130,17 @@ t.test('a disk of which no event has told is found, without a search', async (t)
 async function churn(t: Test, mountpoint: string, parts: boolean) {
   const sum = { right: 0, wrong: 0, errors: {} as Record<string, number> }
   for (let round = 0; round < 4 && sum.right < 5000 && sum.wrong === 0; round++) {
-    const found = await blk('churn', '--mode', 'tree', '--dir', mountpoint, '--seconds', '5', '--kernel-names', ...(parts ? ['--parts'] : []))
+    const found = await blk(
+      'churn',
+      '--mode',
+      'tree',
+      '--dir',
+      mountpoint,
+      '--seconds',
+      '5',
+      '--kernel-names',
+      ...(parts ? ['--parts'] : []),
+    )
     sum.right += found.opens_ok
     sum.wrong += found.wrong_diskseq + found.wrong_data
     addCounts(sum.errors, found['errors'])
@@ -116,7 +155,11 @@ for (const parts of [false, true]) {
     const { right, wrong, errors } = await churn(t, mountpoint, parts)
     t.equal(wrong, 0)
     t.ok(right > 1000, `${right} right`)
-    t.strictSame(Object.keys(errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'), [], 'no errno but those for a disk that is gone')
+    t.strictSame(
+      Object.keys(errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
+      [],
+      'no errno but those for a disk that is gone',
+    )
   })
 }
 
@@ -164,7 +207,8 @@ t.test('so it is after a restart, also one who had it open before', async (t) =>
 
 t.test('directories of disks that are gone are not kept', async (t) => {
   const { mountpoint, pid } = await startTree(t)
-  const watches = () => run('sh', ['-c', `grep -c ^inotify /proc/${pid}/fdinfo/* | awk -F: '{ n += $2 } END { print n }'`]).then(({ stdout }) => Number(stdout))
+  const watches = () =>
+    run('sh', ['-c', `grep -c ^inotify /proc/${pid}/fdinfo/* | awk -F: '{ n += $2 } END { print n }'`]).then(({ stdout }) => Number(stdout))
   for (let i = 0; i < 20; i++) {
     const disk = loopDisk(t)
     closeSync(openSync(pathOf(mountpoint, disk), 'r'))
@@ -258,7 +302,7 @@ async function isUser(t: Test, twin?: Twin): Promise<boolean> {
   return found
 }
 
-t.test("who holds a device for others is no user of its node in /dev", async (t) => {
+t.test('who holds a device for others is no user of its node in /dev', async (t) => {
   t.notOk(await isUser(t))
 })
 
@@ -274,7 +318,7 @@ t.test('twin: it is not where looking is all that it does', async (t) => {
   t.strictSame(await looked(t, 'mount', 'done-when-seen'), { held: false, after: false })
 })
 
-t.test('a number that somebody goes on with is no other disk\'s meanwhile', async (t) => {
+t.test("a number that somebody goes on with is no other disk's meanwhile", async (t) => {
   const disk = loopDisk(t)
   const { mountpoint, pid } = await startTree(t)
   const program = await looker(t, 'mount', pathOf(mountpoint, disk))
@@ -297,6 +341,12 @@ t.test('the library in between has the second path as well', async (t) => {
   const { mountpoint } = await startTree(t, { args: ['--transport', 'fuse-native'] })
   closeSync(openSync(pathOf(mountpoint, disk), 'r'))
   t.strictSame(readdirSync(directoryOf(mountpoint, disk)), [basename(disk.path)])
-  t.equal(errorOf(() => statSync(join(mountpoint, disk.diskseq(), 'x'))), 'ENOTDIR')
-  t.equal(errorOf(() => statSync(join(directoryOf(mountpoint, disk), 'loop'))), 'ENOENT')
+  t.equal(
+    errorOf(() => statSync(join(mountpoint, disk.diskseq(), 'x'))),
+    'ENOTDIR',
+  )
+  t.equal(
+    errorOf(() => statSync(join(directoryOf(mountpoint, disk), 'loop'))),
+    'ENOENT',
+  )
 })

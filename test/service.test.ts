@@ -128,7 +128,9 @@ time.sleep(60)
 /** What a guard takes for kept that was started with one descriptor and these variables. */
 async function taken(t: Test, fds: string, names: string, pid = '$$'): Promise<string> {
   const start = `exec env LISTEN_PID=${pid} LISTEN_FDS="$1" LISTEN_FDNAMES="$2" "$0" python3 -c "$3" 3</dev/null`
-  const guard = spawn('sh', ['-c', start, join(ROOT, 'native/diskseqfs-guard'), fds, names, TELLS], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const guard = spawn('sh', ['-c', start, join(ROOT, 'native/diskseqfs-guard'), fds, names, TELLS], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
   let said = ''
   guard.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
   cleanup(t, () => {
@@ -143,5 +145,6 @@ t.test('the guard takes what it was given, and no descriptor of its own', async 
   t.equal(await taken(t, '1', 'pins'), 'pins 1, end')
   t.equal(await taken(t, '4', 'pins:pins:pins:pins'), 'pins 1, end', 'more than there are')
   t.equal(await taken(t, '1', 'pins', '1'), 'end', 'of another process')
-  for (const number of ['', 'x', '1x', '-1', ' 1', '99999999999999999999']) t.equal(await taken(t, number, 'pins'), number.startsWith('9') ? 'pins 1, end' : 'end', number)
+  for (const number of ['', 'x', '1x', '-1', ' 1', '99999999999999999999'])
+    t.equal(await taken(t, number, 'pins'), number.startsWith('9') ? 'pins 1, end' : 'end', number)
 })

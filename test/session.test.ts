@@ -47,8 +47,7 @@ interface Answer {
 
 /** Answers EACCES, so that an operation which nobody expected is seen. */
 const refuseAll = new Proxy({} as TreeOperations, {
-  get: (_, name) =>
-    name === 'forget' || name === 'turnEnds' ? () => {} : (...args: unknown[]) => (args.at(-1) as Reply).error(E.EACCES),
+  get: (_, name) => (name === 'forget' || name === 'turnEnds' ? () => {} : (...args: unknown[]) => (args.at(-1) as Reply).error(E.EACCES)),
 })
 
 /** A session whose kernel is this test. With memory of an earlier one it goes on where that ended. */
@@ -122,8 +121,20 @@ function fixture(operations: Partial<TreeOperations> = {}, memory?: ArrayBuffer)
 }
 
 const OPERATIONS: (keyof TreeOperations)[] = [
-  'turnEnds', 'lookup', 'forget', 'getattr', 'setattr', 'readlink', 'opendir', 'readdir', 'statfs',
-  'getxattr', 'listxattr', 'setxattr', 'removexattr', 'unlink',
+  'turnEnds',
+  'lookup',
+  'forget',
+  'getattr',
+  'setattr',
+  'readlink',
+  'opendir',
+  'readdir',
+  'statfs',
+  'getxattr',
+  'listxattr',
+  'setxattr',
+  'removexattr',
+  'unlink',
 ]
 
 function bound(operations: TreeOperations): TreeOperations {
@@ -196,7 +207,9 @@ const attrBytes = (attr: Attr) => {
   times.writeBigInt64LE(BigInt(attr.mtime), 8)
   times.writeBigInt64LE(BigInt(attr.ctime), 16)
   return cat(
-    u64(attr.ino, BigInt(attr.size), 0n), times, u32(attr.atimeNs, attr.mtimeNs, attr.ctimeNs),
+    u64(attr.ino, BigInt(attr.size), 0n),
+    times,
+    u32(attr.atimeNs, attr.mtimeNs, attr.ctimeNs),
     u32(attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, 4096, 0),
   )
 }
@@ -215,7 +228,7 @@ function crowd(busyMs = 0) {
   const held: Reply[] = []
   const made = fixture({
     lookup(_, __, name, reply) {
-      for (const end = performance.now() + busyMs; performance.now() < end; );
+      for (const end = performance.now() + busyMs; performance.now() < end;);
       order.push(name)
       if (name.startsWith('held')) held.push(reply)
       else reply.error(E.ENOENT)
@@ -386,8 +399,14 @@ t.test('a daemon that takes over answers who waited for a turn', async (t) => {
   const { wants, state, session, order } = crowd()
   for (let i = 0; i < 10; i++) wants(60001, `a${i}`)
   state.ready()
-  const left = session.state.unanswered().map(({ message }) => message.string(0)).sort()
-  t.strictSame(left, Array.from({ length: 10 }, (_, i) => `a${i}`).filter((name) => !order.includes(name)))
+  const left = session.state
+    .unanswered()
+    .map(({ message }) => message.string(0))
+    .sort()
+  t.strictSame(
+    left,
+    Array.from({ length: 10 }, (_, i) => `a${i}`).filter((name) => !order.includes(name)),
+  )
   session.close()
 })
 
@@ -495,7 +514,13 @@ t.test('STATFS is answered with fuse_kstatfs, and nothing of an earlier answer i
   t.equal(payload.length, 80)
   t.strictSame(shown(ask(Opcode.STATFS)), success(payload))
   ask(Opcode.READLINK)
-  t.equal(shown(ask(Opcode.INIT, init(7, 38)))[0]?.payload.subarray(28).every((byte) => byte === 0), true, 'nor in INIT')
+  t.equal(
+    shown(ask(Opcode.INIT, init(7, 38)))[0]
+      ?.payload.subarray(28)
+      .every((byte) => byte === 0),
+    true,
+    'nor in INIT',
+  )
 })
 
 t.test('xattrs', async (t) => {
@@ -526,8 +551,12 @@ t.test('xattrs', async (t) => {
   t.strictSame(shown(ask(Opcode.SETXATTR, cat(u32(0, 0), cstring('user.b')))), success(Buffer.alloc(0)))
   t.strictSame(shown(ask(Opcode.REMOVEXATTR, cstring('user.b'))), failure(E.ENODATA))
   t.strictSame(asked, [
-    [CALLER.tid, CALLER.uid, ROOT, 'user.a', 0], [CALLER.tid, CALLER.uid, ROOT, 'user.a', 64], [CALLER.tid, CALLER.uid, ROOT, 0],
-    [CALLER.uid, ROOT, 'user.b', 'a\0b\xff', 2], [CALLER.uid, ROOT, 'user.b', '', 0], [CALLER.uid, ROOT, 'user.b'],
+    [CALLER.tid, CALLER.uid, ROOT, 'user.a', 0],
+    [CALLER.tid, CALLER.uid, ROOT, 'user.a', 64],
+    [CALLER.tid, CALLER.uid, ROOT, 0],
+    [CALLER.uid, ROOT, 'user.b', 'a\0b\xff', 2],
+    [CALLER.uid, ROOT, 'user.b', '', 0],
+    [CALLER.uid, ROOT, 'user.b'],
   ])
 })
 
@@ -571,7 +600,13 @@ t.test('INIT: of a newer kernel in the same protocol, too', async (t) => {
 
 t.test('INIT: one too old, or without what is needed, is refused', async (t) => {
   const needed = (1 << 18) | (1 << 20)
-  for (const [major, minor, flags] of [[7, 22, needed], [6, 99, needed], [7, 38, 1 << 18], [7, 38, 1 << 20], [7, 38, 0]] as const) {
+  for (const [major, minor, flags] of [
+    [7, 22, needed],
+    [6, 99, needed],
+    [7, 38, 1 << 18],
+    [7, 38, 1 << 20],
+    [7, 38, 0],
+  ] as const) {
     const { ask, started } = fixture()
     t.strictSame(shown(ask(Opcode.INIT, init(major, minor, flags))), failure(E.EPROTO), `${major}.${minor} ${flags}`)
     await t.rejects(started, { message: new RegExp(`protocol ${major}\\.${minor} is too old`) })
@@ -597,7 +632,11 @@ t.test('lookups that are forgotten are counted, and not answered', async (t) => 
   ask(Opcode.FORGET, u64(3n), { nodeid: 0xd000n })
   ask(Opcode.BATCH_FORGET, cat(u32(2, 0), u64(0xe000n, 1n, 2n ** 63n, 2n ** 64n - 1n)))
   ask(Opcode.BATCH_FORGET, u32(0, 0))
-  t.strictSame(forgotten, [[0xd000n, 3n], [0xe000n, 1n], [2n ** 63n, 2n ** 64n - 1n]])
+  t.strictSame(forgotten, [
+    [0xd000n, 3n],
+    [0xe000n, 1n],
+    [2n ** 63n, 2n ** 64n - 1n],
+  ])
   t.strictSame(answers, [])
 })
 
@@ -661,7 +700,10 @@ t.test('a string does not go on into what an earlier request left', async (t) =>
     request(Opcode.LOOKUP, Buffer.from('13'), { unique: 4n, nodeid: ROOT }),
   )
   state.ready()
-  t.match(answers, [{ unique: 2n, error: E.ENOENT }, { unique: 4n, error: E.EIO }])
+  t.match(answers, [
+    { unique: 2n, error: E.ENOENT },
+    { unique: 4n, error: E.EIO },
+  ])
 })
 
 t.test('SETXATTR whose value goes beyond the request is EIO', async (t) => {
@@ -680,7 +722,11 @@ t.test('what comes a moment later is answered before the event loop sleeps; but 
   reads.push(ask())
   soon.push(ask(), -E.EINTR, ask(), -E.EAGAIN, ask())
   state.ready()
-  t.strictSame(answers.map(({ unique }) => unique), [2n, 4n, 6n], 'one after another, until nothing comes')
+  t.strictSame(
+    answers.map(({ unique }) => unique),
+    [2n, 4n, 6n],
+    'one after another, until nothing comes',
+  )
   t.equal(soon.length, 1)
   soon.push(...Array.from({ length: 1000 }, ask))
   state.ready()
@@ -774,7 +820,10 @@ t.test('INTERRUPT reaches the request it is for, once', async (t) => {
   ask(Opcode.INTERRUPT, u64(first))
   t.strictSame(interrupted, [1], 'nor for one that is answered')
   replies[1]?.error(E.EINTR)
-  t.match(answers, [{ unique: first, error: E.ENOENT }, { unique: second, error: E.EINTR }])
+  t.match(answers, [
+    { unique: first, error: E.ENOENT },
+    { unique: second, error: E.EINTR },
+  ])
   t.equal(answers.length, 2, 'and is not answered itself')
   t.strictSame(errors, [])
 })
@@ -817,7 +866,10 @@ t.test('reading goes on after a signal and a request that was withdrawn, and sto
   const getattr = (unique: bigint) => request(Opcode.GETATTR, Buffer.alloc(16), { unique, nodeid: 5n, uid: 0 })
   reads.push(-E.EINTR, getattr(2n), -E.ENOENT, getattr(4n), -E.EAGAIN, getattr(6n))
   state.ready()
-  t.match(answers.map(({ unique }) => unique), [2n, 4n])
+  t.match(
+    answers.map(({ unique }) => unique),
+    [2n, 4n],
+  )
   state.ready()
   t.equal(answers.length, 3)
 })
@@ -926,7 +978,7 @@ t.test('a directory that many have open takes the memory of one', async (t) => {
 
 function direntNames(payload: Buffer): string[] {
   const found: string[] = []
-  for (let at = 0; at < payload.length; ) {
+  for (let at = 0; at < payload.length;) {
     const length = payload.readUInt32LE(at + 16)
     found.push(payload.toString('latin1', at + 24, at + 24 + length))
     at += (24 + length + 7) & ~7
@@ -1034,7 +1086,11 @@ t.test('a symlink is told from its id, which nobody has to have been given', asy
   t.equal(answer?.payload.readBigUInt64LE(16), nodeid)
   t.equal(answer?.payload.readBigUInt64LE(24), 4n, 'as long as what it says')
   t.equal(answer?.payload.readUInt32LE(16 + 60), 0o120777)
-  t.match(ask(Opcode.READLINK, Buffer.alloc(0), { nodeid: linkId(seq(13), 1, 'unknown') as bigint }), [{ error: E.EINVAL }], 'what looks like a device is none')
+  t.match(
+    ask(Opcode.READLINK, Buffer.alloc(0), { nodeid: linkId(seq(13), 1, 'unknown') as bigint }),
+    [{ error: E.EINVAL }],
+    'what looks like a device is none',
+  )
 })
 
 /** All bytes of what is written without being asked for. */
@@ -1086,10 +1142,10 @@ t.test('a notice has nothing of the answer before it', async (t) => {
   session.prune(5n)
   ask(Opcode.READLINK)
   session.invalidate(5n)
-  t.strictSame(answers.filter(({ unique }) => unique === 0n), [
-    notice(9, cat(u32(1, 0), u64(0n, 5n))),
-    notice(2, u64(5n, 2n ** 64n - 1n, 0n)),
-  ])
+  t.strictSame(
+    answers.filter(({ unique }) => unique === 0n),
+    [notice(9, cat(u32(1, 0), u64(0n, 5n))), notice(2, u64(5n, 2n ** 64n - 1n, 0n))],
+  )
 })
 
 t.test('each of 20,000 requests gets one answer, or none if it expects none', async (t) => {
@@ -1106,14 +1162,22 @@ t.test('each of 20,000 requests gets one answer, or none if it expects none', as
   let thrown = 0
   const give = (reply: Reply, name: string) => {
     switch (below(10)) {
-      case 0: return reply.error(1 + below(130))
-      case 1: return reply.ok()
-      case 2: return void reply.entry(ENTRY)
-      case 3: return reply.attr(ATTR, { seconds: 0, nanoseconds: 0 })
-      case 4: return reply.data(new Uint8Array(below(5000)))
-      case 5: return reply.statfs(255)
-      case 6: return reply.open(1n)
-      default: return reply.error(name === 'lookup' ? E.ENOENT : E.EOPNOTSUPP)
+      case 0:
+        return reply.error(1 + below(130))
+      case 1:
+        return reply.ok()
+      case 2:
+        return void reply.entry(ENTRY)
+      case 3:
+        return reply.attr(ATTR, { seconds: 0, nanoseconds: 0 })
+      case 4:
+        return reply.data(new Uint8Array(below(5000)))
+      case 5:
+        return reply.statfs(255)
+      case 6:
+        return reply.open(1n)
+      default:
+        return reply.error(name === 'lookup' ? E.ENOENT : E.EOPNOTSUPP)
     }
   }
   const anything = Object.fromEntries(
@@ -1180,7 +1244,11 @@ t.test('each of 20,000 requests gets one answer, or none if it expects none', as
   const wrong = [...expected].filter(([unique, count]) => (got.get(unique) ?? 0) !== count)
   t.strictSame(wrong, [])
   t.equal(misshapen, 0)
-  t.strictSame([...got.keys()].filter((unique) => !expected.has(unique)), [], 'and nothing else is answered')
+  t.strictSame(
+    [...got.keys()].filter((unique) => !expected.has(unique)),
+    [],
+    'and nothing else is answered',
+  )
   t.ok(thrown > 500, `${thrown} handlers threw`)
 })
 

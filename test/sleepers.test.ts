@@ -28,7 +28,10 @@ t.test('a caller is looked at until it sleeps', async (t) => {
   t.equal(looks.length, length, 'and not after that')
 })
 
-for (const [who, uid] of [['root', 0], ['another user', 60_002]] as const) {
+for (const [who, uid] of [
+  ['root', 0],
+  ['another user', 60_002],
+] as const) {
   t.test(`whoever has many of them waits for these alone: ${who} does not`, async (t) => {
     const { asleep, looks, ended, add } = fixture()
     for (let tid = 1000; tid < 2000; tid++) add(tid, 60_001)

@@ -135,7 +135,20 @@ t.test(`${SECONDS} s of everything at once`, { timeout: (SECONDS + 120) * 1000 }
   const start = snapshot(tree)
 
   const churns = [[], ['--parts']].map((options) =>
-    blk('churn', '--mode', 'tree', '--dir', tree.mountpoint, '--seconds', String(SECONDS), '--recyclers', '2', '--openers', '4', ...options),
+    blk(
+      'churn',
+      '--mode',
+      'tree',
+      '--dir',
+      tree.mountpoint,
+      '--seconds',
+      String(SECONDS),
+      '--recyclers',
+      '2',
+      '--openers',
+      '4',
+      ...options,
+    ),
   )
   const abuser = await startBlk(t, 'abuse', '--dir', tree.mountpoint, '--uid', NOBODY, '--threads', '20')
   const restarts = { SIGTERM: 0, SIGKILL: 0 }

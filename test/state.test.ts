@@ -46,11 +46,19 @@ t.test('what somebody else keeps after the next daemon has opened the memory is 
   before.keep(request(3n))
   before.takePin(7n)
   t.strictSame(uniques(opened.unanswered()), [2n, 3n])
-  t.strictSame(opened.pinRecords().map(({ id }) => id), [7n])
+  t.strictSame(
+    opened.pinRecords().map(({ id }) => id),
+    [7n],
+  )
   opened.keep(request(4n))
   opened.takePin(8n)
   t.strictSame(uniques(next(memory).unanswered()), [2n, 3n, 4n], 'nor written over')
-  t.strictSame(next(memory).pinRecords().map(({ id }) => id), [7n, 8n])
+  t.strictSame(
+    next(memory)
+      .pinRecords()
+      .map(({ id }) => id),
+    [7n, 8n],
+  )
 })
 
 t.test('requests of any size are kept whole, until they are dropped', async (t) => {
@@ -66,7 +74,10 @@ t.test('requests of any size are kept whole, until they are dropped', async (t) 
   state.interrupt(slots[2] as number)
   const rest = next(memory).unanswered()
   t.strictSame(uniques(rest), [1n, 3n, 4n])
-  t.strictSame(rest.filter(({ interrupted }) => interrupted).map(({ message }) => message.header().unique), [3n])
+  t.strictSame(
+    rest.filter(({ interrupted }) => interrupted).map(({ message }) => message.header().unique),
+    [3n],
+  )
 })
 
 t.test('a request that is kept and still in hand is found once', async (t) => {
@@ -96,7 +107,10 @@ t.test('a quarter of the room is kept for root', async (t) => {
   const state = next(memory)
   const kept = (count: number, length: number, uid: number) =>
     Array.from({ length: count }, () => state.keep(request(1n, length, uid))).filter((slot) => slot >= 0)
-  for (const [count, length] of [[STATE_SMALL_COUNT, 48], [STATE_BIG_COUNT, 5000]] as const) {
+  for (const [count, length] of [
+    [STATE_SMALL_COUNT, 48],
+    [STATE_BIG_COUNT, 5000],
+  ] as const) {
     const users = kept(count, length, 1000)
     t.equal(users.length, count * 0.75)
     t.equal(kept(count, length, 0).length, count * 0.25, 'root has the rest')

@@ -97,8 +97,7 @@ function call(t: Test, path: string, file = blkPath(), args = ['openlat', '--cou
   return { kill: (signal) => void child.kill(signal), ended }
 }
 
-const complaints = (tree: RunningTree) =>
-  tree.log().filter((line) => line['level'] !== 'info' && line['msg'] !== undefined)
+const complaints = (tree: RunningTree) => tree.log().filter((line) => line['level'] !== 'info' && line['msg'] !== undefined)
 
 t.test('an open of a disk that hangs fails in time, and works again when the disk does', async (t) => {
   const { tree, stuck, hang, recover } = await setup(t)
@@ -160,10 +159,14 @@ t.test('twin: if nobody hears that callers want to give up, they stay', async (t
 async function delays({ tree, stuck, other }: Stuck, seconds: number): Promise<Map<string, number>> {
   const found = await blk(
     'delays',
-    '--dir', tree.mountpoint,
-    '--hung', basename(stuck[0] as string),
-    '--other', basename(other),
-    '--seconds', String(seconds),
+    '--dir',
+    tree.mountpoint,
+    '--hung',
+    basename(stuck[0] as string),
+    '--other',
+    basename(other),
+    '--seconds',
+    String(seconds),
   )
   const max = new Map<string, number>()
   for (const [what, { max_ms, unexpected }] of Object.entries(found)) {
@@ -213,7 +216,10 @@ t.test('twin: if lookups wait for the disk, others wait with them', async (t) =>
   t.comment(JSON.stringify([...max]))
   t.ok((max.get('mkdir') ?? 0) > BOUND_MS, 'a mkdir waits')
   const innocent = ['open', 'open with O_CREAT', 'open of a missing name', 'stat', 'listing']
-  t.ok(innocent.some((what) => (max.get(what) ?? 0) > BOUND_MS), 'and others wait for that mkdir')
+  t.ok(
+    innocent.some((what) => (max.get(what) ?? 0) > BOUND_MS),
+    'and others wait for that mkdir',
+  )
   await caller.ended
 })
 
@@ -272,7 +278,16 @@ async function setupHundreds(t: Test, { twin, disks = HUNDREDS }: { twin?: Twin;
 async function callersOf({ tree, stuck }: Stuck, t: Test) {
   const names = stuck.map((path) => basename(path)).join()
   const callers = await startBlk(
-    t, 'abuse', '--dir', tree.mountpoint, '--kinds', 'open', '--threads', String(2 * HUNDREDS), '--names', names,
+    t,
+    'abuse',
+    '--dir',
+    tree.mountpoint,
+    '--kinds',
+    'open',
+    '--threads',
+    String(2 * HUNDREDS),
+    '--names',
+    names,
   )
   await callers.ask()
   return callers

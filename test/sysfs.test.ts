@@ -49,8 +49,15 @@ t.test('a node may lie in a directory of its own', async (t) => {
 
 t.test('only loop devices and their partitions need the check of a bound device', async (t) => {
   for (const [kname, loop] of [
-    ['loop0', true], ['loop12', true], ['loop12p3', true],
-    ['sda', false], ['nvme0n1', false], ['loop', false], ['loopback0', false], ['xloop0', false], ['loop-control', false],
+    ['loop0', true],
+    ['loop12', true],
+    ['loop12p3', true],
+    ['sda', false],
+    ['nvme0n1', false],
+    ['loop', false],
+    ['loopback0', false],
+    ['xloop0', false],
+    ['loop-control', false],
   ] as const) {
     t.equal(parseDevice(kname, DISK)?.loop, loop, kname)
   }
@@ -66,7 +73,7 @@ const having = (text: string, key: string, value: string) => text.replace(new Re
 
 t.test('what has no node, no diskseq or nonsense in it is no device', async (t) => {
   const texts: Record<string, string> = {
-    'nothing': '',
+    nothing: '',
     'hidden path of a multipath disk': 'DEVTYPE=disk\nDISKSEQ=9\n',
     'no DEVNAME': without(DISK, 'DEVNAME'),
     'empty DEVNAME': having(DISK, 'DEVNAME', ''),
@@ -90,7 +97,7 @@ t.test('what has no node, no diskseq or nonsense in it is no device', async (t) 
     'PARTN huge': having(PARTITION, 'PARTN', '9'.repeat(30)),
     'PARTN=1x': having(PARTITION, 'PARTN', '1x'),
     'partition without DISKSEQ': without(PARTITION, 'DISKSEQ'),
-    'garbage': Buffer.from(Array.from({ length: 4096 }, (_, i) => (i * 73 + 11) & 0xff)).toString('latin1'),
+    garbage: Buffer.from(Array.from({ length: 4096 }, (_, i) => (i * 73 + 11) & 0xff)).toString('latin1'),
     'NULs for newlines': DISK.replaceAll('\n', '\0'),
     'keys without values': DISK.replaceAll('=', ''),
   }
@@ -103,7 +110,10 @@ t.test('the number of a partition that a disk claims is not believed', async (t)
 
 t.test('a value may hold the sign that ends its key, or nothing; a key stands at the start of a line', async (t) => {
   const text = 'A=b=c\nBA=x\nnothing\n\nB=\nC=d'
-  t.strictSame(['A', 'b', 'BA', 'nothing', 'B', 'C', 'D'].map((key) => valueOf(text, key)), ['b=c', undefined, 'x', undefined, '', 'd', undefined])
+  t.strictSame(
+    ['A', 'b', 'BA', 'nothing', 'B', 'C', 'D'].map((key) => valueOf(text, key)),
+    ['b=c', undefined, 'x', undefined, '', 'd', undefined],
+  )
 })
 
 t.test('devices are the same only if name, number and kernel name are', async (t) => {
@@ -138,9 +148,7 @@ function fakeSysfs(t: Test) {
 
 const scan = (sysfs: Sysfs) =>
   new Promise<{ error: number; knames: string[]; devices: Device[]; cpuMs: number }>((resolve) =>
-    sysfs.scan((error, devices, cpuMs) =>
-      resolve({ error, knames: devices.map((device) => device.kname).sort(), devices, cpuMs }),
-    ),
+    sysfs.scan((error, devices, cpuMs) => resolve({ error, knames: devices.map((device) => device.kname).sort(), devices, cpuMs })),
   )
 
 t.test('a scan and a read of each device say the same', async (t) => {
@@ -245,7 +253,10 @@ t.test('a real loop device is there while it is bound', async (t) => {
   const disk = loopDisk(t)
   const device = sysfs.read(disk.kname)
   t.match(device, { kname: disk.kname, devname: disk.kname, major: 7, partition: 0, loop: true, name: disk.diskseq() })
-  t.ok((await scan(sysfs)).devices.some((found) => sameDevice(found, device as Device)), 'a scan finds it too')
+  t.ok(
+    (await scan(sysfs)).devices.some((found) => sameDevice(found, device as Device)),
+    'a scan finds it too',
+  )
   t.ok(sysfs.shows(device as Device), 'sysfs shows it')
   disk.detach()
   t.notOk(sysfs.shows(device as Device), 'detached')

@@ -15,8 +15,7 @@ const GROUP = 61001
 /** NGROUPS_MAX */
 const GROUPS_MAX = 65536
 
-const look = (threads: (number | boolean)[]) =>
-  new Promise<(SeenThread | undefined)[]>((resolve) => native.lookAtThreads(threads, resolve))
+const look = (threads: (number | boolean)[]) => new Promise<(SeenThread | undefined)[]>((resolve) => native.lookAtThreads(threads, resolve))
 const lookAt = async (tid: number, stack = false) => (await look([tid, stack]))[0]
 
 const credentials = (tid: number, groups: number[] = []) =>
@@ -76,7 +75,11 @@ t.test('a thread that computes: what it has spent outside of the kernel grows', 
   await until(async () => (first = await spent()) > 0)
   await until(async () => (await spent()) > first)
   t.equal((await lookAt(pid))?.[2], 'R')
-  const user = Number(readFileSync(`/proc/${pid}/stat`, 'latin1').replace(/^.*\) /s, '').split(' ')[11])
+  const user = Number(
+    readFileSync(`/proc/${pid}/stat`, 'latin1')
+      .replace(/^.*\) /s, '')
+      .split(' ')[11],
+  )
   const us = await spent()
   t.ok(us / 1e4 >= user - 1 && us / 1e4 <= user + 50, `${us} us; its file said ${user} ticks`)
 })
@@ -152,10 +155,15 @@ t.test('a thread that is not the first of its process', async (t) => {
   const worker = new Worker('require("worker_threads").parentPort.postMessage(0); setInterval(() => {}, 1000)', { eval: true })
   t.teardown(() => worker.terminate())
   await once(worker, 'message')
-  const tids = readdirSync('/proc/self/task').map(Number).filter((tid) => tid !== process.pid)
+  const tids = readdirSync('/proc/self/task')
+    .map(Number)
+    .filter((tid) => tid !== process.pid)
   const found = await look(tids.flatMap((tid) => [tid, false]))
   t.ok(tids.length > 0)
-  t.ok(found.some((one) => one?.[2] === 'S' && /^\d/.test(one[0])), `of ${tids.length} some sleep in a call`)
+  t.ok(
+    found.some((one) => one?.[2] === 'S' && /^\d/.test(one[0])),
+    `of ${tids.length} some sleep in a call`,
+  )
 })
 
 t.test('the page faults of a thread are its own', async (t) => {
@@ -172,7 +180,10 @@ print(flush=True)
 thread.join()`
   const python = child(t, 'python3', ['-c', script])
   await once(python.stdout as NodeJS.ReadableStream, 'data')
-  const second = () => readdirSync(`/proc/${python.pid}/task`).map(Number).find((tid) => tid !== python.pid)
+  const second = () =>
+    readdirSync(`/proc/${python.pid}/task`)
+      .map(Number)
+      .find((tid) => tid !== python.pid)
   await until(() => second() !== undefined)
   const faults = async () => (await look([python.pid, false, second() as number, false])).map((one) => one?.[5] as number)
   let before: number[] = []
@@ -238,10 +249,18 @@ time.sleep(60)`
   const python = child(t, 'python3', ['-c', script])
   await once(python.stdout as NodeJS.ReadableStream, 'data')
   const last = first + GROUPS_MAX - 1
-  t.strictSame(
-    await credentials(python.pid, [first, last, first + 30_000, first - 1, last + 1, GROUP]),
-    [USER, GROUP, 0n, GROUPS_MAX, true, true, true, false, false, false],
-  )
+  t.strictSame(await credentials(python.pid, [first, last, first + 30_000, first - 1, last + 1, GROUP]), [
+    USER,
+    GROUP,
+    0n,
+    GROUPS_MAX,
+    true,
+    true,
+    true,
+    false,
+    false,
+    false,
+  ])
 })
 
 t.test('reading many groups does not hold up who is busy with something else', async (t) => {
@@ -288,7 +307,13 @@ t.test('who is behind a user namespace, however many are within each other', asy
 })
 
 t.test('a name is neither a group nor a capability', async (t) => {
-  const { pid } = child(t, 'setpriv', [...PLAIN, '--clear-groups', 'sh', '-c', "printf '\\nGroups:\\t4 5' >/proc/$$/comm; while :; do sleep 1; done"])
+  const { pid } = child(t, 'setpriv', [
+    ...PLAIN,
+    '--clear-groups',
+    'sh',
+    '-c',
+    "printf '\\nGroups:\\t4 5' >/proc/$$/comm; while :; do sleep 1; done",
+  ])
   await until(() => readFileSync(`/proc/${pid}/comm`, 'latin1').includes('Groups'))
   t.strictSame(await credentials(pid, [4, 5]), [USER, GROUP, 0n, 0, false, false])
 })

@@ -7,19 +7,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import {
-  loopDisk,
-  openDevices,
-  run,
-  type Seen,
-  sleep,
-  startTree,
-  TOLD_MS,
-  type Twin,
-  until,
-  watchNode,
-  zramDisk,
-} from './helpers/tree.js'
+import { loopDisk, openDevices, run, type Seen, sleep, startTree, TOLD_MS, type Twin, until, watchNode, zramDisk } from './helpers/tree.js'
 
 async function setup(t: Test, twin?: Twin) {
   const disk = loopDisk(t)

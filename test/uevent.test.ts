@@ -55,7 +55,11 @@ t.test('and the number its disk had then', async (t) => {
     t.equal(about(uevent('loop0', { DISKSEQ: nonsense }))?.diskseq, undefined, String(nonsense))
   }
   const { socket, answers, numbers } = fakeSocket()
-  answers.push({ message: uevent('sda') }, { message: uevent('sdb', { DISKSEQ: undefined }) }, { message: uevent('sdc', { DISKSEQ: '15' }, 'remove') })
+  answers.push(
+    { message: uevent('sda') },
+    { message: uevent('sdb', { DISKSEQ: undefined }) },
+    { message: uevent('sdc', { DISKSEQ: '15' }, 'remove') },
+  )
   answers.push({ message: uevent('sdd'), port: 4321 })
   socket.drain()
   t.strictSame(numbers, ['sda 13', 'sdc 15 gone'], "but for a forger's")
@@ -322,9 +326,18 @@ s.sendto(bytes.fromhex(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3])))
   forge('forged0', 0, KERNEL_GROUP)
   await until(() => arrived.some(({ text }) => text.includes('forged0')))
   const forged = arrived.filter(({ text }) => text.includes('forged0'))
-  t.ok(forged.every(({ port }) => port !== 0), 'it has the port of its sender')
-  t.ok(forged.some(({ group }) => group === KERNEL_GROUP), 'in the group of the kernel')
-  t.ok(forged.every(({ text }) => blockEventOf(Buffer.from(text, 'latin1'), text.length)?.kname === 'forged0'), 'well-formed')
+  t.ok(
+    forged.every(({ port }) => port !== 0),
+    'it has the port of its sender',
+  )
+  t.ok(
+    forged.some(({ group }) => group === KERNEL_GROUP),
+    'in the group of the kernel',
+  )
+  t.ok(
+    forged.every(({ text }) => blockEventOf(Buffer.from(text, 'latin1'), text.length)?.kname === 'forged0'),
+    'well-formed',
+  )
 
   // The first netlink socket of a process has the process's id for its port.
   forge('forged1', process.pid, 0)

@@ -130,9 +130,7 @@ function readdir(path, done) {
   if (path !== '/') return done(-E.ENOTDIR)
   const devices = registry.devices()
   if (listed?.devices !== devices) {
-    const names = devices.flatMap(({ name, diskseq, partition }) =>
-      partition === 0 ? [name] : [name, linkName(diskseq, partition)],
-    )
+    const names = devices.flatMap(({ name, diskseq, partition }) => (partition === 0 ? [name] : [name, linkName(diskseq, partition)]))
     listed = { devices, names: ['.', '..', ...names] }
   }
   done(0, listed.names)

@@ -35,9 +35,7 @@ function scan(sysfs: Sysfs): Promise<Device[]> {
     sysfs.scan((error, devices) => {
       if (error === 0) resolve(devices)
       else {
-        reject(
-          new UserError(`cannot read ${sysfs.classDirectory}: ${errnoName(error)}; is sysfs mounted at /sys?`),
-        )
+        reject(new UserError(`cannot read ${sysfs.classDirectory}: ${errnoName(error)}; is sysfs mounted at /sys?`))
       }
     })
   })
@@ -110,9 +108,7 @@ function table(disks: readonly Listed[]): string {
   return rows
     .map((row) =>
       row
-        .map((cell, column) =>
-          right.has(column) ? cell.padStart(widths[column]!) : cell.padEnd(widths[column]!),
-        )
+        .map((cell, column) => (right.has(column) ? cell.padStart(widths[column]!) : cell.padEnd(widths[column]!)))
         .join(' ')
         .trimEnd(),
     )
@@ -142,4 +138,3 @@ export function toJson(value: unknown): string {
 export function printable(text: string): string {
   return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, '?')
 }
-

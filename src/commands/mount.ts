@@ -66,9 +66,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   const inBackground = process.env[BACKGROUND] === '1'
   const { logger: log, flush } = await createLogger(
     options.logLevel,
-    inBackground
-      ? { kind: 'syslog', native }
-      : { kind: 'stderr', format: options.logFormat ?? defaultFormat() },
+    inBackground ? { kind: 'syslog', native } : { kind: 'stderr', format: options.logFormat ?? defaultFormat() },
   )
   const guard = options.transport === 'fuse-native' ? undefined : Guard.ofThisProcess(native, log)
   const manager = guard === undefined ? ServiceManager.ofThisProcess(native, log) : undefined

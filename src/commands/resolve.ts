@@ -123,9 +123,7 @@ function verify(target: Target): Omit<Resolved, 'argument'> {
 function requireDmName(target: Target, kname: string): void {
   const name = sysfs.attribute(kname, 'dm/name')?.trimEnd()
   // The kernel's names may hold what a path cannot; libdevmapper writes it as \xNN.
-  const wanted = target.dmName?.replace(/\\x([0-9a-f]{2})/g, (_, hex: string) =>
-    String.fromCharCode(Number.parseInt(hex, 16)),
-  )
+  const wanted = target.dmName?.replace(/\\x([0-9a-f]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
   if (name !== wanted) {
     throw new UserError(
       `${printable(target.path)} leads to ${name === undefined ? kname : `the device-mapper device ${printable(name)}`}, not to ${printable(wanted ?? '')}`,

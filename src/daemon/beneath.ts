@@ -113,7 +113,10 @@ export class Beneath {
 
   private linksOf({ diskseq, partition, name, kname, devname }: Device): [string, string][] {
     const node = `${this.toDev}/${devname}`
-    const links: [string, string][] = [[name, node], [`${DM_NAME}/${diskseq}/${kname}`, `../../${node}`]]
+    const links: [string, string][] = [
+      [name, node],
+      [`${DM_NAME}/${diskseq}/${kname}`, `../../${node}`],
+    ]
     if (partition !== 0) links.push([linkName(diskseq, partition), node])
     return links
   }

@@ -123,7 +123,10 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   private readonly uevents: UeventSocket
   private lifetime: PinLifetime | undefined
   private crowd: Crowd | undefined
-  private readonly dead = new DeadNames((id) => this.prune(id), () => this.lifetime?.pruneAll())
+  private readonly dead = new DeadNames(
+    (id) => this.prune(id),
+    () => this.lifetime?.pruneAll(),
+  )
   private opener: PinOpener | undefined
   private intents: Intents | undefined
   private readonly touching = new Map<string, boolean>()
@@ -196,13 +199,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     const beneath = openBeneath(this.mountpoint)
     const fuse = openFuse()
     const transport = this.connect(fuse)
-    const rc = this.native.mount(
-      SOURCE,
-      this.mountpoint,
-      FSTYPE,
-      this.options.mount.flags,
-      mountData(fuse, this.options.mount),
-    )
+    const rc = this.native.mount(SOURCE, this.mountpoint, FSTYPE, this.options.mount.flags, mountData(fuse, this.options.mount))
     if (rc < 0) {
       throw new UserError(
         rc === -E.EPERM
@@ -220,9 +217,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     // Both walk a path into this mount: only now, and on another thread.
     const [mountFd, watchFd, root] = await Promise.all([
       this.descriptor('fspick', (done) => this.native.pickMount(this.mountpoint, done)),
-      this.descriptor('inotify', (done) =>
-        this.native.inotifyWatch(this.mountpoint, WATCH_MASK, done),
-      ),
+      this.descriptor('inotify', (done) => this.native.inotifyWatch(this.mountpoint, WATCH_MASK, done)),
       this.descriptor('open_tree', (done) => this.native.cloneMount(this.mountpoint, '.', done)),
     ])
     this.root = root
@@ -245,7 +240,11 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   private survive(device: string, own: Readonly<Record<string, number>>): void {
     const { native, guard, stateFd, lock, log } = this
     const all = { lock, ...own, state: stateFd }
-    this.estate = new Map(Object.entries(all).filter(([, fd]) => fd >= 0).map(([name, fd]) => [name, [fd]]))
+    this.estate = new Map(
+      Object.entries(all)
+        .filter(([, fd]) => fd >= 0)
+        .map(([name, fd]) => [name, [fd]]),
+    )
     this.survives = guard !== undefined
     if (guard !== undefined && !this.inherited) for (const [name, fds] of this.offer()) guard.put(name, fds)
     if (guard !== undefined) return
@@ -354,7 +353,8 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   /** A daemon of an earlier version has not left that directory. */
   private find(name: string, target: string, directory: string, use: (fd: number) => void): void {
     this.native.cloneMount(target, directory, (error, fd) => {
-      if (error !== 0) return this.log.warn({ errno: errnoName(error), name }, 'a directory that earlier versions did not leave cannot be had')
+      if (error !== 0)
+        return this.log.warn({ errno: errnoName(error), name }, 'a directory that earlier versions did not leave cannot be had')
       use(fd)
       this.estate.set(name, [fd])
       this.guard?.put(name, [fd])
@@ -380,22 +380,20 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   }
 
   /** Of a disk that is gone, say: nobody may get its number before the callers are through. */
-  private outlive(
-    fd: number,
-    place: number,
-    record: PinRecord,
-    until = monotonicMs() + this.options.holdSeconds * 1000,
-  ): void {
+  private outlive(fd: number, place: number, record: PinRecord, until = monotonicMs() + this.options.holdSeconds * 1000): void {
     const { callers, more } = record
-    this.native.lookAtThreads(callers.flatMap((caller) => [caller.tid, this.intents?.wantsStack(callOf(caller)) ?? false]), (seen) => {
-      const left = callers.filter((caller, i) => this.intents?.mayStillBeIn(callOf(caller), seen[i]))
-      if ((left.length > 0 || more) && monotonicMs() < until) {
-        setTimeout(() => this.outlive(fd, place, { ...record, callers: left }, until), OUTLIVE_MS).unref()
-        return
-      }
-      this.vault?.drop(place)
-      this.native.closeDevice(fd, () => {})
-    })
+    this.native.lookAtThreads(
+      callers.flatMap((caller) => [caller.tid, this.intents?.wantsStack(callOf(caller)) ?? false]),
+      (seen) => {
+        const left = callers.filter((caller, i) => this.intents?.mayStillBeIn(callOf(caller), seen[i]))
+        if ((left.length > 0 || more) && monotonicMs() < until) {
+          setTimeout(() => this.outlive(fd, place, { ...record, callers: left }, until), OUTLIVE_MS).unref()
+          return
+        }
+        this.vault?.drop(place)
+        this.native.closeDevice(fd, () => {})
+      },
+    )
   }
 
   /** Takes the mount away, busy or not: open files stay open, they are the devices themselves. */
@@ -582,7 +580,12 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     if (directory !== undefined) {
       this.closes?.unwatch(device.diskseq)
       const has = () => this.invalidate(directory)
-      this.dead.add({ id: directory, get known() { return has() } })
+      this.dead.add({
+        id: directory,
+        get known() {
+          return has()
+        },
+      })
     }
     const node = this.nodes.known(device)
     if (node === undefined) return
@@ -605,7 +608,9 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   /** @throws UserError where the ids of callers mean somebody else in /proc, or nobody */
   private requireOwnProc(): void {
     if (procIsOwn()) return
-    throw new UserError('/proc is of another pid namespace, so that callers cannot be seen; mount /proc of this one (unshare --mount-proc), or run this where /proc is of')
+    throw new UserError(
+      '/proc is of another pid namespace, so that callers cannot be seen; mount /proc of this one (unshare --mount-proc), or run this where /proc is of',
+    )
   }
 
   private async claimMountpoint(): Promise<void> {
@@ -613,9 +618,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     let top = mountsAt(path).at(-1)
     while (top !== undefined) {
       if (top.type !== FSTYPE) {
-        throw new UserError(
-          `${path}: busy, ${top.type} (${top.source}) is mounted there; unmount it or choose another directory`,
-        )
+        throw new UserError(`${path}: busy, ${top.type} (${top.source}) is mounted there; unmount it or choose another directory`)
       }
       if (!(await isDead(this.native, path))) {
         throw new UserError(`${path}: already served by another diskseqfs; see diskseqfs unmount --help`)
@@ -632,10 +635,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     }
   }
 
-  private descriptor(
-    what: string,
-    call: (done: (error: number, fd: number) => void) => void,
-  ): Promise<number> {
+  private descriptor(what: string, call: (done: (error: number, fd: number) => void) => void): Promise<number> {
     return new Promise((resolve, reject) => {
       call((error, fd) => {
         if (error === 0) resolve(fd)
@@ -654,9 +654,7 @@ function blockNames(directory: string): string[] {
   try {
     return readdirSync(directory)
   } catch (error) {
-    throw new UserError(
-      `cannot read ${directory}: ${errnoName(errnoOf(error))}; is sysfs mounted at /sys?`,
-    )
+    throw new UserError(`cannot read ${directory}: ${errnoName(errnoOf(error))}; is sysfs mounted at /sys?`)
   }
 }
 

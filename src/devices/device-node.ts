@@ -77,11 +77,7 @@ export class DeviceNodes {
   /** Whether what was last looked at is that device's node. */
   private isOf({ major, minor }: Device): boolean {
     const fields = this.fields
-    return (
-      ((fields[STAT.MODE] as number) & S_IFMT) === S_IFBLK &&
-      fields[STAT.RDEV_MAJOR] === major &&
-      fields[STAT.RDEV_MINOR] === minor
-    )
+    return ((fields[STAT.MODE] as number) & S_IFMT) === S_IFBLK && fields[STAT.RDEV_MAJOR] === major && fields[STAT.RDEV_MINOR] === minor
   }
 
   stat(fd: number): NodeStat {
@@ -156,10 +152,7 @@ export class DeviceNodes {
     return -this.native.removexattr(fd, name)
   }
 
-  private sized(
-    call: (into: Uint8Array) => number,
-    translate = (errno: number) => errno,
-  ): Uint8Array | number {
+  private sized(call: (into: Uint8Array) => number, translate = (errno: number) => errno): Uint8Array | number {
     for (;;) {
       const size = call(EMPTY)
       if (size <= 0) return size < 0 ? translate(-size) : EMPTY

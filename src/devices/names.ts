@@ -100,11 +100,7 @@ const PARTITION_MAX = 0xff
 export function inodeId(diskseq: DiskSeq, partition: number, minor: number): NodeId | undefined {
   if (partition === 0) return diskseq >> DISKSEQ_BITS === 0n ? diskseq << DISKSEQ_SHIFT : undefined
   if (partition > PARTITION_MAX || diskseq >> PARTITION_DISKSEQ_BITS !== 0n) return undefined
-  return (
-    PARTITION_INODE |
-    (((diskseq << NUMBER_BITS) | BigInt(partition)) << MINOR_BITS) |
-    (BigInt(minor) & MINOR_MASK)
-  )
+  return PARTITION_INODE | (((diskseq << NUMBER_BITS) | BigInt(partition)) << MINOR_BITS) | (BigInt(minor) & MINOR_MASK)
 }
 
 /** What a symlink in the tree is for; all of them but the last lead to the name of a device. */

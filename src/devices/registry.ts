@@ -39,7 +39,7 @@ export interface RegistryListener {
 /** Where a device stands in a list in the order of {@link Registry.devices}, or would. */
 function firstFrom(devices: readonly Device[], { diskseq, partition }: Pick<Device, 'diskseq' | 'partition'>): number {
   let low = 0
-  for (let high = devices.length; low < high; ) {
+  for (let high = devices.length; low < high;) {
     const middle = (low + high) >> 1
     const device = devices[middle] as Device
     if (device.diskseq < diskseq || (device.diskseq === diskseq && device.partition < partition)) low = middle + 1

@@ -67,8 +67,13 @@ function reply(failed: (errno: number) => void, expected: Partial<Reply>): Reply
     throw new Error('an answer of the wrong kind')
   }
   return {
-    entry: unexpected, attr: unexpected, open: unexpected, data: unexpected,
-    xattrSize: unexpected, statfs: unexpected, ok: unexpected,
+    entry: unexpected,
+    attr: unexpected,
+    open: unexpected,
+    data: unexpected,
+    xattrSize: unexpected,
+    statfs: unexpected,
+    ok: unexpected,
     error: failed,
     onInterrupt() {}, // the library does not tell
     ...expected,
@@ -117,9 +122,7 @@ export class FuseNativeTransport implements Transport {
     }
     const fuse = new this.Fuse(this.mountpoint, this.handlers(), options)
     await new Promise<void>((resolve, reject) =>
-      fuse.mount((error) =>
-        error === null ? resolve() : reject(new UserError(`cannot mount at ${this.mountpoint}: ${error.message}`)),
-      ),
+      fuse.mount((error) => (error === null ? resolve() : reject(new UserError(`cannot mount at ${this.mountpoint}: ${error.message}`)))),
     )
     this.log.warn(
       { holdMs: HOLD_MS },
@@ -136,24 +139,32 @@ export class FuseNativeTransport implements Transport {
 
   /** Finds the node of a path, and has it held. Directories are found without attributes. */
   private find(path: string, failed: Done, found: (id: bigint, attr: Attr | undefined) => void): void {
-    const names = Buffer.from(path).toString('latin1').split('/').filter((name) => name !== '')
+    const names = Buffer.from(path)
+      .toString('latin1')
+      .split('/')
+      .filter((name) => name !== '')
     const fail = (errno: number) => failed(-errno)
     const step = (directory: bigint): void => {
       const name = names.shift()
       if (name === undefined) return found(directory, undefined)
-      this.operations.lookup(SOMEBODY, directory, name, reply(fail, {
-        entry: ({ nodeid, attr }) => {
-          if ((attr.mode & S_IFMT) === S_IFDIR) {
-            step(nodeid)
+      this.operations.lookup(
+        SOMEBODY,
+        directory,
+        name,
+        reply(fail, {
+          entry: ({ nodeid, attr }) => {
+            if ((attr.mode & S_IFMT) === S_IFDIR) {
+              step(nodeid)
+              return true
+            }
+            this.hold(nodeid)
+            const errno = names.length > 0 ? E.ENOTDIR : this.objection(path, attr)
+            if (errno === 0) found(nodeid, attr)
+            else fail(errno)
             return true
-          }
-          this.hold(nodeid)
-          const errno = names.length > 0 ? E.ENOTDIR : this.objection(path, attr)
-          if (errno === 0) found(nodeid, attr)
-          else fail(errno)
-          return true
-        },
-      }))
+          },
+        }),
+      )
     }
     step(FUSE_ROOT_ID)
   }
@@ -183,7 +194,12 @@ export class FuseNativeTransport implements Transport {
 
   private change(path: string, change: AttrChange, done: Done): void {
     this.find(path, done, (id) =>
-      this.operations.setattr(SOMEBODY, id, change, reply((errno) => done(-errno), { attr: () => (done(0), true) })),
+      this.operations.setattr(
+        SOMEBODY,
+        id,
+        change,
+        reply((errno) => done(-errno), { attr: () => (done(0), true) }),
+      ),
     )
   }
 
@@ -195,44 +211,72 @@ export class FuseNativeTransport implements Transport {
         this.find(path, done, (id, attr) => {
           if (attr !== undefined) {
             const answer = (permissions: number) => done(0, stat({ ...attr, mode: attr.mode & (S_IFMT | permissions) }))
-            return operations.getxattr(SOMEBODY, id, ACL_ACCESS, 0, reply(() => answer(0o777), { xattrSize: () => answer(0o700) }))
+            return operations.getxattr(
+              SOMEBODY,
+              id,
+              ACL_ACCESS,
+              0,
+              reply(() => answer(0o777), { xattrSize: () => answer(0o700) }),
+            )
           }
-          operations.getattr(SOMEBODY, id, reply((errno) => done(-errno), { attr: (root) => (done(0, stat(root)), true) }))
+          operations.getattr(
+            SOMEBODY,
+            id,
+            reply((errno) => done(-errno), { attr: (root) => (done(0, stat(root)), true) }),
+          )
         }),
       readlink: (path: string, done: Done<[string?]>) =>
         this.find(path, done, (id) =>
-          operations.readlink(SOMEBODY, id, reply((errno) => done(-errno), { data: (target) => done(0, Buffer.from(target).toString()) })),
+          operations.readlink(
+            SOMEBODY,
+            id,
+            reply((errno) => done(-errno), { data: (target) => done(0, Buffer.from(target).toString()) }),
+          ),
         ),
       readdir: (path: string, done: Done<[string[]?]>) =>
         this.find(path, done, (id) => {
           const fail = (errno: number) => done(-errno)
-          operations.opendir(id, reply(fail, {
-            open: () => {
-              const names: string[] = []
-              const more = (cookie: bigint) =>
-                operations.readdir(id, cookie, LISTING_MAX, reply(fail, {
-                  data: (bytes) => {
-                    const last = decodeNames(bytes, names)
-                    if (last !== undefined) return more(last)
-                    done(0, names)
-                  },
-                }))
-              more(0n)
-              return true
-            },
-          }))
+          operations.opendir(
+            id,
+            reply(fail, {
+              open: () => {
+                const names: string[] = []
+                const more = (cookie: bigint) =>
+                  operations.readdir(
+                    id,
+                    cookie,
+                    LISTING_MAX,
+                    reply(fail, {
+                      data: (bytes) => {
+                        const last = decodeNames(bytes, names)
+                        if (last !== undefined) return more(last)
+                        done(0, names)
+                      },
+                    }),
+                  )
+                more(0n)
+                return true
+              },
+            }),
+          )
         }),
       statfs: (_: string, done: Done<[object?]>) =>
-        operations.statfs(reply((errno) => done(-errno), {
-          statfs: (namemax) => done(0, { bsize: 4096, frsize: 4096, namemax }),
-        })),
+        operations.statfs(
+          reply((errno) => done(-errno), {
+            statfs: (namemax) => done(0, { bsize: 4096, frsize: 4096, namemax }),
+          }),
+        ),
       chmod: (path: string, mode: number, done: Done) => this.change(path, { mode }, done),
       chown: (path: string, uid: number, gid: number, done: Done) =>
         this.change(path, { ...(uid >>> 0 !== KEEP_ID && { uid }), ...(gid >>> 0 !== KEEP_ID && { gid }) }, done),
       ...Object.fromEntries(
         Object.entries(SHAPE_CHANGES).map(([name, count]) => [name, (...given: unknown[]) => (given[count] as Done)(-E.EPERM)]),
       ),
-      unlink: (_: string, done: Done) => operations.unlink(SOMEBODY, reply((errno) => done(-errno), {})),
+      unlink: (_: string, done: Done) =>
+        operations.unlink(
+          SOMEBODY,
+          reply((errno) => done(-errno), {}),
+        ),
     }
   }
 }

@@ -486,9 +486,7 @@ export class FuseSession implements Transport, Inodes {
     }
     if (major < FUSE_MAJOR || minor < FUSE_MINOR_MIN || (flags & wanted) !== wanted) {
       reply.error(E.EPROTO)
-      this.started?.reject(
-        new Error(`the kernel's FUSE protocol ${major}.${minor} is too old for diskseqfs`),
-      )
+      this.started?.reject(new Error(`the kernel's FUSE protocol ${major}.${minor} is too old for diskseqfs`))
     } else {
       reply.init(wanted)
       this.started?.resolve()

@@ -51,11 +51,7 @@ export const Opcode = {
 } as const
 
 /** Requests the kernel expects no answer to. */
-export const UNANSWERED: ReadonlySet<number> = new Set([
-  Opcode.FORGET,
-  Opcode.BATCH_FORGET,
-  Opcode.INTERRUPT,
-])
+export const UNANSWERED: ReadonlySet<number> = new Set([Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT])
 
 /** Flags of fuse_init_in and fuse_init_out. */
 export const InitFlag = {
@@ -374,7 +370,7 @@ export interface Dirent {
 export function decodeNames(bytes: Uint8Array, names: string[]): bigint | undefined {
   const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
   let cookie: bigint | undefined
-  for (let at = 0; at < buffer.length; ) {
+  for (let at = 0; at < buffer.length;) {
     const end = at + DIRENT_SIZE + buffer.readUInt32LE(at + 16)
     cookie = buffer.readBigUInt64LE(at + 8)
     names.push(buffer.toString('latin1', at + DIRENT_SIZE, end))

@@ -152,9 +152,7 @@ export class Access {
       .split('\n')
       .some((line) => {
         const [, outside, length] = line.trim().split(/\s+/).map(Number)
-        return (
-          outside !== undefined && length !== undefined && id >= outside && id < outside + length
-        )
+        return outside !== undefined && length !== undefined && id >= outside && id < outside + length
       })
   }
 }
@@ -178,9 +176,7 @@ export function granted(node: Permissions, uid: number, groups: ReadonlySet<numb
   const user = entries.find((entry) => entry.tag === AclTag.USER && entry.id === uid)
   if (user !== undefined) return allows(user.permissions & mask)
   const ofGroups = entries.filter(
-    (entry) =>
-      (entry.tag === AclTag.GROUP_OBJ && groups.has(node.gid)) ||
-      (entry.tag === AclTag.GROUP && groups.has(entry.id)),
+    (entry) => (entry.tag === AclTag.GROUP_OBJ && groups.has(node.gid)) || (entry.tag === AclTag.GROUP && groups.has(entry.id)),
   )
   if (ofGroups.length > 0) return ofGroups.some((entry) => allows(entry.permissions & mask))
   return allows(node.mode)

@@ -96,7 +96,10 @@ export class CloseWatch {
     this.native.inotifyAdd(this.fd, this.root, id, WATCH_MASK, (error, wd) => {
       if (error === 0) this.directories.set(wd, diskseq)
       else if (this.fd >= 0 && this.failures.take()) {
-        this.log.warn({ errno: errnoName(error), diskseq: String(diskseq) }, 'a directory cannot be watched; udev may not be told of a writer')
+        this.log.warn(
+          { errno: errnoName(error), diskseq: String(diskseq) },
+          'a directory cannot be watched; udev may not be told of a writer',
+        )
       }
       if (this.watched.get(diskseq) === waiters) this.watched.set(diskseq, error === 0 ? wd : -1)
       else this.remove(error === 0 ? wd : -1)
@@ -147,7 +150,7 @@ export class CloseWatch {
       this.log.error({ errno: errnoName(n) }, 'reading inotify failed; closes are noticed late from now on')
       return this.close()
     }
-    for (let at = 0; at + EVENT_SIZE <= n; ) {
+    for (let at = 0; at + EVENT_SIZE <= n;) {
       const wd = this.buffer.readInt32LE(at)
       const mask = this.buffer.readUInt32LE(at + 4)
       const length = this.buffer.readUInt32LE(at + 12)

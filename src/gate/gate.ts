@@ -316,14 +316,7 @@ export class Gate {
     return this.parts.devnodes.statOf(device)
   }
 
-  private lookupToOpen(
-    request: LookupRequest,
-    call: Call,
-    walked: Walked | undefined,
-    node: Node,
-    device: Device,
-    stat: NodeStat,
-  ): void {
+  private lookupToOpen(request: LookupRequest, call: Call, walked: Walked | undefined, node: Node, device: Device, stat: NodeStat): void {
     const { caller } = request
     const { pin } = node
     const may = walked !== undefined || (!call.blind && (this.parts.access.certain(caller, stat) || this.purpose(call) === 'unclear'))

@@ -74,12 +74,7 @@ export class Node {
   }
 
   get unused(): boolean {
-    return (
-      this.nlookup === 0 &&
-      this.attempts === 0 &&
-      this.pin === undefined &&
-      this.opening === undefined
-    )
+    return this.nlookup === 0 && this.attempts === 0 && this.pin === undefined && this.opening === undefined
   }
 }
 

@@ -64,7 +64,20 @@ export interface Call {
 /** A call of which no more is known than what it is for, and its number if that. */
 export function someCall(intent: Intent, number = -1): Call {
   const unknown = intent === 'unknown'
-  return { intent, number, print: 0, keeps: unknown, follows: true, shape: false, locks: unknown, blind: false, setsTimes: false, asks: false, userUs: -1, faults: -1 }
+  return {
+    intent,
+    number,
+    print: 0,
+    keeps: unknown,
+    follows: true,
+    shape: false,
+    locks: unknown,
+    blind: false,
+    setsTimes: false,
+    asks: false,
+    userUs: -1,
+    faults: -1,
+  }
 }
 
 /** In place of the number of a call: until its process ends. */

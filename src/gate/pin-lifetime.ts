@@ -269,10 +269,13 @@ export class PinLifetime {
     if (due >= this.timerAt || this.closed) return
     clearTimeout(this.timer)
     this.timerAt = due
-    this.timer = setTimeout(() => {
-      this.timerAt = Infinity
-      this.lookAtThoseDue()
-    }, Math.max(0, Math.ceil(due - monotonicMs())))
+    this.timer = setTimeout(
+      () => {
+        this.timerAt = Infinity
+        this.lookAtThoseDue()
+      },
+      Math.max(0, Math.ceil(due - monotonicMs())),
+    )
   }
 
   /** @param alone whether it takes nobody's time */
@@ -379,7 +382,8 @@ export class PinLifetime {
       node.looksInARow--
       return this.look([node])
     }
-    const limit = left === 0 && node.unseen ? PRUNE_DELAY_MAX_MS : node.goesOn && now - node.usedAt < SOON_MS ? GOING_ON_LOOK_MS : LOOK_DELAY_MAX_MS
+    const limit =
+      left === 0 && node.unseen ? PRUNE_DELAY_MAX_MS : node.goesOn && now - node.usedAt < SOON_MS ? GOING_ON_LOOK_MS : LOOK_DELAY_MAX_MS
     node.lookAt = Math.max(now + node.lookDelay, now + left * LOOK_DELAY_MS_PER_CALLER)
     if (left === 0 && !node.unseen) node.lookAt = Math.max(now + 1, node.lingerUntil)
     node.lookDelay = Math.min(node.lookDelay * 2, limit)

@@ -70,30 +70,19 @@ export class PinOpener {
   }
 
   protected openVerified(device: Device, flags: number, nodes: number, done: (result: PinResult) => void): void {
-    this.native.openDevice(
-      this.directory,
-      device.devname,
-      flags,
-      device.loop,
-      nodes,
-      (error, fd, major, minor, diskseq, uevent) => {
-        if (error !== 0) {
-          return done(device.loop && error === E.ENXIO ? { mismatch: 'not bound' } : { errno: error })
-        }
-        this.count++
-        const pin = { fd, device }
-        const found = parseDevice(device.kname, uevent)
-        const matches =
-          found !== undefined &&
-          sameDevice(found, device) &&
-          diskseq === device.diskseq &&
-          major === device.major &&
-          minor === device.minor
-        if (matches) return done({ pin })
-        this.close(pin)
-        done({ mismatch: `found ${found === undefined ? 'no device' : found.name} (diskseq ${diskseq})` })
-      },
-    )
+    this.native.openDevice(this.directory, device.devname, flags, device.loop, nodes, (error, fd, major, minor, diskseq, uevent) => {
+      if (error !== 0) {
+        return done(device.loop && error === E.ENXIO ? { mismatch: 'not bound' } : { errno: error })
+      }
+      this.count++
+      const pin = { fd, device }
+      const found = parseDevice(device.kname, uevent)
+      const matches =
+        found !== undefined && sameDevice(found, device) && diskseq === device.diskseq && major === device.major && minor === device.minor
+      if (matches) return done({ pin })
+      this.close(pin)
+      done({ mismatch: `found ${found === undefined ? 'no device' : found.name} (diskseq ${diskseq})` })
+    })
   }
 
   /** Whether a descriptor that an earlier daemon opened is that very device. */

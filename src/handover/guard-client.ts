@@ -29,7 +29,8 @@ export class Guard {
   private received = new Map<string, number[]>()
   /** What is complete: it came with this message, behind the descriptors. */
   private complete: { readonly last: string; readonly kept: Descriptors } | undefined
-  private waiting: { readonly last: string; readonly done: (kept: Descriptors) => void; readonly failed: (error: Error) => void } | undefined
+  private waiting:
+    { readonly last: string; readonly done: (kept: Descriptors) => void; readonly failed: (error: Error) => void } | undefined
   private ends: (() => void) | undefined
   private gone = false
   /** What is {@link GIVEN} should the guard ask for it. */

@@ -35,8 +35,7 @@ export const STATE_SIZE = layout.STATE_SIZE
 /** Of the slots for requests, so many parts, of which one is root's; as the guard has it. */
 const ROOT_PARTS = 4
 
-const isRoots = (request: Uint8Array): boolean =>
-  new DataView(request.buffer, request.byteOffset).getUint32(UID_AT, true) === 0
+const isRoots = (request: Uint8Array): boolean => new DataView(request.buffer, request.byteOffset).getUint32(UID_AT, true) === 0
 
 /** Which mount the state belongs to. */
 export interface MountIdentity {

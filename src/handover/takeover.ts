@@ -72,8 +72,8 @@ function mountOf(state: SharedState | undefined): MountEntry | undefined {
  * @returns undefined where nobody can go on there with what was kept
  */
 export function inherit(native: Calls, kept: Descriptors, mountpoint: string): Inherited | undefined {
-  const [fuse, mountFd, closes, lock, stateFd] = [KEPT.fuse, KEPT.mount, KEPT.closes, KEPT.lock, KEPT.state].map(
-    (name) => kept.get(name)?.at(-1),
+  const [fuse, mountFd, closes, lock, stateFd] = [KEPT.fuse, KEPT.mount, KEPT.closes, KEPT.lock, KEPT.state].map((name) =>
+    kept.get(name)?.at(-1),
   )
   const state = stateOf(native, kept)
   const mount = mountOf(state)

@@ -2,14 +2,7 @@
  * The tree: names and answers. Who may have a node, and what keeps it that
  * node, is decided by the gate.
  */
-import {
-  type Attr,
-  type Dirent,
-  encodeDev,
-  encodeDirents,
-  FUSE_ROOT_ID,
-  type Validity,
-} from '../fuse/wire.js'
+import { type Attr, type Dirent, encodeDev, encodeDirents, FUSE_ROOT_ID, type Validity } from '../fuse/wire.js'
 import type { Crowd } from '../gate/crowd.js'
 import type { DeviceNodes } from '../devices/device-node.js'
 import {
@@ -59,8 +52,7 @@ const STATFS_NAME_LENGTH = 255
 const NOTHING = new Uint8Array(0)
 
 /** Behind these two come the nodes, by {@link entryCookie}. */
-const dots = (ino: NodeId): Dirent[] =>
-  ['.', '..'].map((name, i) => ({ ino, cookie: BigInt(i + 1), mode: S_IFDIR, name }))
+const dots = (ino: NodeId): Dirent[] => ['.', '..'].map((name, i) => ({ ino, cookie: BigInt(i + 1), mode: S_IFDIR, name }))
 
 /** Bytes of the shortest entry, which bounds how many fit into an answer. */
 const DIRENT_MIN = 32
@@ -285,12 +277,7 @@ export class Tree implements TreeOperations {
   }
 
   /** Calls `use` with a descriptor that is this node's device for certain. */
-  private pinned(
-    caller: Caller,
-    node: Node,
-    reply: Reply,
-    use: (device: Device, fd: number) => void,
-  ): void {
+  private pinned(caller: Caller, node: Node, reply: Reply, use: (device: Device, fd: number) => void): void {
     this.parts.gate.change({
       caller,
       node,
@@ -368,13 +355,7 @@ export class Tree implements TreeOperations {
   }
 
   /** @param size 0 asks how large the value is */
-  private readXattr(
-    caller: Caller,
-    nodeid: bigint,
-    size: number,
-    reply: Reply,
-    read: (fd: number) => Uint8Array | number,
-  ): void {
+  private readXattr(caller: Caller, nodeid: bigint, size: number, reply: Reply, read: (fd: number) => Uint8Array | number): void {
     const link = this.link(nodeid)
     if (link?.kind === 'unknown') return this.wait(caller, link, reply, () => reply.error(E.ESTALE))
     const node = this.node(nodeid)
@@ -414,14 +395,7 @@ export class Tree implements TreeOperations {
     reply.data(value)
   }
 
-  setxattr(
-    caller: Caller,
-    nodeid: bigint,
-    name: string,
-    value: Uint8Array,
-    flags: number,
-    reply: Reply,
-  ): void {
+  setxattr(caller: Caller, nodeid: bigint, name: string, value: Uint8Array, flags: number, reply: Reply): void {
     this.changeXattr(caller, nodeid, reply, (fd) => this.parts.devnodes.setXattr(fd, name, value, flags))
   }
 
@@ -438,12 +412,7 @@ export class Tree implements TreeOperations {
     reply.error(this.parts.intents.isUdevWorker(caller.tid) ? E.ENOENT : E.EPERM)
   }
 
-  private changeXattr(
-    caller: Caller,
-    nodeid: bigint,
-    reply: Reply,
-    change: (fd: number) => number,
-  ): void {
+  private changeXattr(caller: Caller, nodeid: bigint, reply: Reply, change: (fd: number) => number): void {
     const node = this.node(nodeid)
     if (node === undefined) return reply.error(EOPNOTSUPP)
     this.pinned(caller, node, reply, (_, fd) => {
@@ -517,7 +486,7 @@ const asked = ({ name, diskseq, partition }: Name, directory: NodeId): Asked => 
 /** Index of the first device of which an entry may come after that cookie. */
 function firstAfter(devices: readonly Device[], cookie: bigint): number {
   let low = 0
-  for (let high = devices.length; low < high; ) {
+  for (let high = devices.length; low < high;) {
     const middle = (low + high) >> 1
     const { diskseq, partition } = devices[middle] as Device
     if (entryCookie(diskseq, partition) + 1n > cookie) high = middle

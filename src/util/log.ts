@@ -10,15 +10,7 @@ import pino from 'pino'
 import type { Native } from '../native.js'
 
 export type LogLevel = 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'silent'
-export const LOG_LEVELS: readonly LogLevel[] = [
-  'fatal',
-  'error',
-  'warn',
-  'info',
-  'debug',
-  'trace',
-  'silent',
-]
+export const LOG_LEVELS: readonly LogLevel[] = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent']
 /** `journal` is text with the `<N>` in front from which systemd takes the priority, sd-daemon(3). */
 export type LogFormat = 'pretty' | 'json' | 'journal'
 export const LOG_FORMATS: readonly LogFormat[] = ['pretty', 'json', 'journal']

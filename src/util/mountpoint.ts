@@ -1,5 +1,18 @@
 /** Mount points, mount options, and what is mounted where. */
-import { chmodSync, closeSync, existsSync, lstatSync, mkdirSync, readlinkSync, openSync, readFileSync, readSync, realpathSync, statSync, unlinkSync } from 'node:fs'
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readlinkSync,
+  openSync,
+  readFileSync,
+  readSync,
+  realpathSync,
+  statSync,
+  unlinkSync,
+} from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
@@ -66,10 +79,7 @@ export function parseMountOptions(text: string, own: readonly string[]): MountOp
     const key = at < 0 ? option : option.slice(0, at)
     const value = at < 0 ? undefined : option.slice(at + 1)
     if (key === 'nodev') {
-      throw new UserError(
-        'mount option nodev: no device could be opened through such a mount; remove it',
-        2,
-      )
+      throw new UserError('mount option nodev: no device could be opened through such a mount; remove it', 2)
     }
     if (key === 'suid' || key === 'exec') {
       throw new UserError(`mount option ${key}: the tree is always mounted no${key}; remove it`, 2)

@@ -55,7 +55,9 @@ function start(t: Test, release: Release, diskseq: string): Fresh {
 /** What is left of roots: directories, mounts, processes. */
 function remains(): string[] {
   const roots = existsSync(ROOTS) ? readdirSync(ROOTS) : []
-  const mounts = readFileSync('/proc/self/mounts', 'utf8').split('\n').filter((line) => line.includes(ROOTS))
+  const mounts = readFileSync('/proc/self/mounts', 'utf8')
+    .split('\n')
+    .filter((line) => line.includes(ROOTS))
   const processes = readdirSync('/proc').filter((pid) => {
     try {
       return /^\d/.test(pid) && readlinkSync(`/proc/${pid}/root`).startsWith(ROOTS)
@@ -100,7 +102,11 @@ export async function makeRun(release: Release): Promise<void> {
     t.ok(said('mounted'), 'it mounts')
     const after = disks()
     const listed = said('names')?.split(' ') ?? []
-    t.strictSame(before.filter((name) => after.includes(name) && !listed.includes(name)), [], 'all disks are in the tree')
+    t.strictSame(
+      before.filter((name) => after.includes(name) && !listed.includes(name)),
+      [],
+      'all disks are in the tree',
+    )
     t.match(output, new RegExp(`^b.* ${disk.diskseq()}$`, 'm'), 'and shown')
     t.equal(said('content'), CONTENT, 'a name opens its disk')
     t.equal(said('unmounted'), '', 'Ctrl-C unmounts')

@@ -31,9 +31,21 @@ writeFileSync(file, 'x'.repeat(5000))
 
 /** Descriptors of every kind that do not block; new ones are among them for a while. */
 const standing = [
-  -1, -2147483648, 2147483647, 99999, openSync(file, 'r+'), openSync(directory, 'r'), openSync('/dev/null', 'r+'),
-  openSync('/dev/zero', 'r+'), openSync('/proc/self/status', 'r'), native.openDirectory('/dev'), native.openNode(native.openDirectory('/dev'), 'null'),
-  native.selfSocket(), native.selfSocket(), native.sharedMemory(8192), native.ueventOpen(4096),
+  -1,
+  -2147483648,
+  2147483647,
+  99999,
+  openSync(file, 'r+'),
+  openSync(directory, 'r'),
+  openSync('/dev/null', 'r+'),
+  openSync('/dev/zero', 'r+'),
+  openSync('/proc/self/status', 'r'),
+  native.openDirectory('/dev'),
+  native.openNode(native.openDirectory('/dev'), 'null'),
+  native.selfSocket(),
+  native.selfSocket(),
+  native.sharedMemory(8192),
+  native.ueventOpen(4096),
 ]
 /** A directory for nodes, and one for links. */
 const nodes = native.makeNodes()
@@ -48,16 +60,45 @@ const keep = (result: number) => {
 }
 
 const size = () => c.pick([0, 1, 2, 7, 8, 11, 12, 13, 16, 100, 255, 4095, 4096, 4097, 65536, 1 << 20])
-const number = () => c.pick([0, 1, -1, 7, 0.5, 4096, 2 ** 31 - 1, -(2 ** 31), 2 ** 32 - 1, 2 ** 53, 1e300, -1e300, NaN, Infinity, -Infinity])
+const number = () =>
+  c.pick([0, 1, -1, 7, 0.5, 4096, 2 ** 31 - 1, -(2 ** 31), 2 ** 32 - 1, 2 ** 53, 1e300, -1e300, NaN, Infinity, -Infinity])
 const bytes = () => {
   const whole = new Uint8Array(size())
   return c.oneIn(4) ? whole.subarray(c.below(whole.length + 1)) : whole
 }
 const text = () =>
   c.pick([
-    '', '\0', 'a\0b', '/', '.', '..', '../x', file, directory, `${directory}/none`, `${file}\0/x`, '/dev/null', 'null', 'zero', 'loop0', '@', '@x', '@\0',
-    'x'.repeat(107), 'x'.repeat(108), `@${'x'.repeat(106)}`, `@${'x'.repeat(107)}`, 'x'.repeat(4096), 'x'.repeat(70000), '\ud800', '\u{10ffff}', 'user.a', 'system.posix_acl_access',
-    '/proc/self/syscall', '/proc/self/status', '/sys/class/block',
+    '',
+    '\0',
+    'a\0b',
+    '/',
+    '.',
+    '..',
+    '../x',
+    file,
+    directory,
+    `${directory}/none`,
+    `${file}\0/x`,
+    '/dev/null',
+    'null',
+    'zero',
+    'loop0',
+    '@',
+    '@x',
+    '@\0',
+    'x'.repeat(107),
+    'x'.repeat(108),
+    `@${'x'.repeat(106)}`,
+    `@${'x'.repeat(107)}`,
+    'x'.repeat(4096),
+    'x'.repeat(70000),
+    '\ud800',
+    '\u{10ffff}',
+    'user.a',
+    'system.posix_acl_access',
+    '/proc/self/syscall',
+    '/proc/self/status',
+    '/sys/class/block',
   ])
 /** Nothing is mounted there, and it is no place to mount at: that directory nobody makes. */
 const nowhere = () => c.pick(['', '\0', `${directory}/missing/none`, `${directory}/missing/none\0x`, 'x'.repeat(5000)])
@@ -101,7 +142,8 @@ function checkStatus(text: Buffer): void {
   // The kernel writes each once.
   if ([uids, gids, groups, effective].some((field) => field.length > 1)) return
   const shown = JSON.stringify(text.toString('latin1'))
-  if ([uids, gids, groups, effective].some((field) => field.length === 0)) return must(found === undefined, `${shown}: something is missing`)
+  if ([uids, gids, groups, effective].some((field) => field.length === 0))
+    return must(found === undefined, `${shown}: something is missing`)
   const ids = /^\d+\t\d+\t\d+\t(\d{1,9})$/
   const [, uid] = ids.exec(uids[0] as string) ?? []
   const [, gid] = ids.exec(gids[0] as string) ?? []
@@ -111,7 +153,10 @@ function checkStatus(text: Buffer): void {
   const [foundUid, foundGid, capabilities, ...member] = found
   must(foundUid === Number(uid) && foundGid === Number(gid), `${shown}: ${foundUid}:${foundGid}`)
   must(capabilities === BigInt(`0x${effective[0]}`), `${shown}: capabilities ${capabilities}`)
-  const own = (groups[0] as string).split(' ').filter((group) => group !== '').map(Number)
+  const own = (groups[0] as string)
+    .split(' ')
+    .filter((group) => group !== '')
+    .map(Number)
   must(member[0] === own.includes(NODE_GROUP) && member[1] === own.includes(61001), `${shown}: groups ${member}`)
 }
 
@@ -142,7 +187,8 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   openFile: () => keep(native.openFile(text())),
   readAgain: () => native.readAgain(fd(), bytes()),
   openDirectory: () => keep(native.openDirectory(text())),
-  lockFile: () => keep(native.lockFile(c.pick([nowhere(), directory, `${directory}/lock`, '/dev/null', '/proc/self/comm', '', '\0']) as string)),
+  lockFile: () =>
+    keep(native.lockFile(c.pick([nowhere(), directory, `${directory}/lock`, '/dev/null', '/proc/self/comm', '', '\0']) as string)),
   unlock: () => native.unlock(fd()),
   openNode: () => keep(native.openNode(fd(), text())),
   fstat: () => native.fstat(fd(), new Float64Array(c.pick([0, 1, 11, 12, 13]))),
@@ -154,7 +200,8 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   listxattr: () => native.listxattr(fd(), bytes()),
   setxattr: () => native.setxattr(c.pick([-1, standing[4]]) as number, text(), bytes(), number()),
   removexattr: () => native.removexattr(c.pick([-1, standing[4]]) as number, text()),
-  openDevice: () => native.openDevice(fd(), c.pick([text(), 'null', 'zero']), constants.O_RDONLY, c.oneIn(2), c.pick([-1, 99999, nodes]), fdLater(1)),
+  openDevice: () =>
+    native.openDevice(fd(), c.pick([text(), 'null', 'zero']), constants.O_RDONLY, c.oneIn(2), c.pick([-1, 99999, nodes]), fdLater(1)),
   makeNodes: () => native.close(native.makeNodes()),
   closeDevice: () => native.closeDevice(opened.pop() ?? -1, later()),
   readSoon: () => native.readSoon(fd(), bytes(), c.pick([0, 1, 100]), c.oneIn(2)),
@@ -192,7 +239,8 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   datagramOpen: () => keep(native.datagramOpen(text())),
   datagramSend: () => native.datagramSend(fd(), text()),
   packetConnect: () => keep(native.packetConnect(nobody())),
-  packetListen: () => keep(native.packetListen(c.pick([`${directory}/listens`, ...['', '\0', '@', `${directory}/none/x`, 'x'.repeat(108)]]))),
+  packetListen: () =>
+    keep(native.packetListen(c.pick([`${directory}/listens`, ...['', '\0', '@', `${directory}/none/x`, 'x'.repeat(108)]]))),
   packetAccept: () => keep(native.packetAccept(fd())),
   sharedMemory: () => keep(native.sharedMemory(c.pick([0, 1, 4096, 65536, -1, NaN, 2 ** 53, 1e300]))),
   mapMemory: () => {
@@ -201,7 +249,12 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
     if (typeof memory !== 'number') new Uint8Array(memory)[memory.byteLength - 1] = 1
   },
   selfSocket: () => keep(native.selfSocket()),
-  sendDescriptors: () => native.sendDescriptors(fd(), text(), Array.from({ length: c.pick([0, 1, 2, 252, 253, 254, 1000]) }, () => c.pick(standing.slice(4)))),
+  sendDescriptors: () =>
+    native.sendDescriptors(
+      fd(),
+      text(),
+      Array.from({ length: c.pick([0, 1, 2, 252, 253, 254, 1000]) }, () => c.pick(standing.slice(4))),
+    ),
   receiveDescriptors: () => {
     const socket = native.selfSocket()
     const count = c.pick([0, 1, 2, 253])
@@ -230,7 +283,9 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   },
 }
 
-const missing = Object.entries(native).filter(([name, value]) => typeof value === 'function' && !(name in FUNCTIONS)).map(([name]) => name)
+const missing = Object.entries(native)
+  .filter(([name, value]) => typeof value === 'function' && !(name in FUNCTIONS))
+  .map(([name]) => name)
 const untested = missing.filter((name) => !['overrun', 'useAfterFree', 'overflow', 'leak'].includes(name))
 if (untested.length > 0) throw new Error(`no arguments for ${untested}`)
 
@@ -252,7 +307,7 @@ for (let round = 0; round <= rounds; round++) {
   for (let i = 0; i < 200; i++) FUNCTIONS[c.pick(names)]?.()
   // What waits in the standing sockets are descriptors, too.
   for (const socket of [standing[11], standing[12]] as number[]) {
-    for (let found; typeof (found = native.receiveDescriptors(socket, new Uint8Array(1), false)) !== 'number'; ) {
+    for (let found; typeof (found = native.receiveDescriptors(socket, new Uint8Array(1), false)) !== 'number';) {
       for (const each of found.slice(1)) native.close(each)
     }
   }

@@ -8,8 +8,8 @@ import type { Choices } from './choices.js'
 
 /** At and around the sizes that something depends on. */
 const NUMBERS = [
-  0, 1, 2, 3, 4, 7, 8, 9, 10, 15, 16, 23, 24, 31, 32, 39, 40, 63, 64, 87, 88, 127, 128, 255, 256, 257, 1023, 1024, 4095, 4096,
-  65535, 65536, 131072, 0x7fffffff, 0x80000000, 0xfffffffe, 0xffffffff,
+  0, 1, 2, 3, 4, 7, 8, 9, 10, 15, 16, 23, 24, 31, 32, 39, 40, 63, 64, 87, 88, 127, 128, 255, 256, 257, 1023, 1024, 4095, 4096, 65535, 65536,
+  131072, 0x7fffffff, 0x80000000, 0xfffffffe, 0xffffffff,
 ]
 const number = (c: Choices) => (c.oneIn(4) ? c.below(2 ** 32) : c.pick(NUMBERS))
 
@@ -58,9 +58,25 @@ export function name(c: Choices): Buffer {
   const n = diskseq(c)
   const partition = c.oneIn(6) ? c.pick([255, 256, 1023, 1024, 9999, 99999, 100000]) : 1 + c.below(PARTITIONS + 1)
   const text = c.pick([
-    nodeName(n, 0), nodeName(n, partition), linkName(n, partition),
-    `${n}p0`, `0${n}`, `${n}-part`, `+${n}`, `${n}p0${partition}`, ` ${n}`, `${n}\n`, `${n}p${partition}p1`, '0', '',
-    '18446744073709551615', '18446744073709551616', '99999999999999999999', '..', 'autorun.inf', 'x'.repeat(255),
+    nodeName(n, 0),
+    nodeName(n, partition),
+    linkName(n, partition),
+    `${n}p0`,
+    `0${n}`,
+    `${n}-part`,
+    `+${n}`,
+    `${n}p0${partition}`,
+    ` ${n}`,
+    `${n}\n`,
+    `${n}p${partition}p1`,
+    '0',
+    '',
+    '18446744073709551615',
+    '18446744073709551616',
+    '99999999999999999999',
+    '..',
+    'autorun.inf',
+    'x'.repeat(255),
   ])
   const bytes = Buffer.from(text, 'latin1')
   return c.oneIn(4) ? mutate(c, bytes, 1) : bytes
@@ -78,7 +94,9 @@ function kernelName(c: Choices): Buffer {
   const index = c.below(DISKS)
   const partition = c.below(PARTITIONS + 1)
   const loop = c.oneIn(2)
-  return Buffer.from(`${loop ? `loop${index}` : `sd${String.fromCharCode(97 + index)}`}${partition === 0 ? '' : `${loop ? 'p' : ''}${partition}`}`)
+  return Buffer.from(
+    `${loop ? `loop${index}` : `sd${String.fromCharCode(97 + index)}`}${partition === 0 ? '' : `${loop ? 'p' : ''}${partition}`}`,
+  )
 }
 
 /** Node ids of the world's nodes, and any others. */
@@ -107,10 +125,35 @@ const UIDS = [0, 1000, 60001, 0xffffffff]
 export const UNIQUE_FIRST = 1000n
 
 const OPCODES = [
-  Opcode.LOOKUP, Opcode.LOOKUP, Opcode.LOOKUP, Opcode.LOOKUP, Opcode.LOOKUP, Opcode.LOOKUP, Opcode.GETATTR, Opcode.GETATTR, Opcode.FORGET, Opcode.BATCH_FORGET,
-  Opcode.INTERRUPT, Opcode.SETATTR, Opcode.READLINK, Opcode.OPENDIR, Opcode.READDIR, Opcode.READDIR, Opcode.RELEASEDIR,
-  Opcode.STATFS, Opcode.GETXATTR, Opcode.SETXATTR, Opcode.LISTXATTR, Opcode.REMOVEXATTR, Opcode.UNLINK,
-  Opcode.FSYNCDIR, Opcode.MKDIR, Opcode.RENAME2, Opcode.TMPFILE, Opcode.INIT, Opcode.DESTROY,
+  Opcode.LOOKUP,
+  Opcode.LOOKUP,
+  Opcode.LOOKUP,
+  Opcode.LOOKUP,
+  Opcode.LOOKUP,
+  Opcode.LOOKUP,
+  Opcode.GETATTR,
+  Opcode.GETATTR,
+  Opcode.FORGET,
+  Opcode.BATCH_FORGET,
+  Opcode.INTERRUPT,
+  Opcode.SETATTR,
+  Opcode.READLINK,
+  Opcode.OPENDIR,
+  Opcode.READDIR,
+  Opcode.READDIR,
+  Opcode.RELEASEDIR,
+  Opcode.STATFS,
+  Opcode.GETXATTR,
+  Opcode.SETXATTR,
+  Opcode.LISTXATTR,
+  Opcode.REMOVEXATTR,
+  Opcode.UNLINK,
+  Opcode.FSYNCDIR,
+  Opcode.MKDIR,
+  Opcode.RENAME2,
+  Opcode.TMPFILE,
+  Opcode.INIT,
+  Opcode.DESTROY,
 ]
 const XATTRS = ['user.a', 'system.posix_acl_access', 'security.selinux', 'trusted.x', '']
 
@@ -198,8 +241,15 @@ export function uevent(c: Choices): Buffer {
   const action = c.pick(['add', 'change', 'remove', 'bind', 'ADD', ''])
   const path = c.pick([`/devices/virtual/block/${kname}`, kname, `/${kname}`, '/', '', '/../../etc/passwd', `/a/${kname}/`])
   const fields = [
-    `ACTION=${action}`, `DEVPATH=${path}`, c.pick(['SUBSYSTEM=block', 'SUBSYSTEM=net', 'XSUBSYSTEM=block', 'SUBSYSTEM=block=']),
-    'MAJOR=7', 'MINOR=0', `DEVNAME=${kname}`, 'DEVTYPE=disk', 'DISKSEQ=13', `SEQNUM=${c.below(1000)}`,
+    `ACTION=${action}`,
+    `DEVPATH=${path}`,
+    c.pick(['SUBSYSTEM=block', 'SUBSYSTEM=net', 'XSUBSYSTEM=block', 'SUBSYSTEM=block=']),
+    'MAJOR=7',
+    'MINOR=0',
+    `DEVNAME=${kname}`,
+    'DEVTYPE=disk',
+    'DISKSEQ=13',
+    `SEQNUM=${c.below(1000)}`,
   ]
   if (c.oneIn(4)) fields.splice(c.below(fields.length), 1)
   if (c.oneIn(8)) fields.push(`DEVPATH=/devices/other/${c.text(c.below(6))}`)
@@ -212,11 +262,30 @@ export function sysfsText(c: Choices): Buffer {
   const partition = c.oneIn(2)
   const value = (usual: string) =>
     c.oneIn(6)
-      ? c.pick(['', '0', '-1', '007', '1e3', '0x10', ' 1', '1 ', '99999999', '18446744073709551615', '18446744073709551616', 'x', '../../etc', '1\r', '1\0'])
+      ? c.pick([
+          '',
+          '0',
+          '-1',
+          '007',
+          '1e3',
+          '0x10',
+          ' 1',
+          '1 ',
+          '99999999',
+          '18446744073709551615',
+          '18446744073709551616',
+          'x',
+          '../../etc',
+          '1\r',
+          '1\0',
+        ])
       : usual
   const lines = [
-    `MAJOR=${value('259')}`, `MINOR=${value('3')}`, `DEVNAME=${value('loop0')}`,
-    `DEVTYPE=${value(partition ? 'partition' : 'disk')}`, `DISKSEQ=${value('13')}`,
+    `MAJOR=${value('259')}`,
+    `MINOR=${value('3')}`,
+    `DEVNAME=${value('loop0')}`,
+    `DEVTYPE=${value(partition ? 'partition' : 'disk')}`,
+    `DISKSEQ=${value('13')}`,
     ...(partition || c.oneIn(8) ? [`PARTN=${value('2')}`] : []),
   ]
   if (c.oneIn(5)) lines.splice(c.below(lines.length), 1)
@@ -251,11 +320,26 @@ export function statusText(c: Choices): Buffer {
   const groups = c.pick(['', '4 ', '61001 70000 ', `${NODE_GROUP} `, `4 ${NODE_GROUP} 70000 `, `1${NODE_GROUP} ${NODE_GROUP}1 `])
   const caps = c.pick(['0000000000000000', '000001ffffffffff', '0000000000000002', '0000000000000004', '0000000000000008'])
   const comm = c.pick([
-    'qemu', `\rGroups:\t${NODE_GROUP}\r`, '\rCapEff:\t2\r', 'Groups:\t6 ', '\x85CapEff:\t2', '\vCapEff:\t2\v', 'a\\nGroups:\t6', c.text(15).replace(/[\n\0]/g, ''),
+    'qemu',
+    `\rGroups:\t${NODE_GROUP}\r`,
+    '\rCapEff:\t2\r',
+    'Groups:\t6 ',
+    '\x85CapEff:\t2',
+    '\vCapEff:\t2\v',
+    'a\\nGroups:\t6',
+    c.text(15).replace(/[\n\0]/g, ''),
   ])
   const lines = [
-    `Name:\t${comm}`, 'State:\tS (sleeping)', 'Uid:\t60001\t60001\t60001\t60001', 'Gid:\t60001\t60001\t60001\t60001',
-    'FDSize:\t64', `Groups:\t${groups} `, 'NStgid:\t4711', 'CapInh:\tffffffffffffffff', `CapEff:\t${caps}`, 'CapBnd:\t000001ffffffffff',
+    `Name:\t${comm}`,
+    'State:\tS (sleeping)',
+    'Uid:\t60001\t60001\t60001\t60001',
+    'Gid:\t60001\t60001\t60001\t60001',
+    'FDSize:\t64',
+    `Groups:\t${groups} `,
+    'NStgid:\t4711',
+    'CapInh:\tffffffffffffffff',
+    `CapEff:\t${caps}`,
+    'CapBnd:\t000001ffffffffff',
   ]
   if (c.oneIn(6)) lines.splice(1 + c.below(lines.length - 1), 1)
   if (c.oneIn(12)) lines.push(`Groups:\t${NODE_GROUP} `)
@@ -265,7 +349,16 @@ export function statusText(c: Choices): Buffer {
 
 /** /proc/TID/stat, do_task_stat (fs/proc/array.c): of the name nothing is escaped but line feeds. */
 export function statText(c: Choices): Buffer {
-  const comm = c.pick(['qemu', ') S 1 2 3', '(', ')', '', 'a b', ') R 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0', c.text(15).replace(/[\n\0]/g, '')])
+  const comm = c.pick([
+    'qemu',
+    ') S 1 2 3',
+    '(',
+    ')',
+    '',
+    'a b',
+    ') R 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0',
+    c.text(15).replace(/[\n\0]/g, ''),
+  ])
   const fields = Array.from({ length: 49 }, () => String(c.oneIn(3) ? c.pick([-1, 0, 1, 94000000000000]) : number(c)))
   const whole = Buffer.from(`4711 (${comm}) ${c.pick(['S', 'D', 'R', 'Z'])} ${fields.join(' ')}\n`, 'latin1')
   return c.oneIn(4) ? mutate(c, whole) : c.oneIn(8) ? whole.subarray(0, c.below(whole.length)) : whole
@@ -326,7 +419,9 @@ export function patches(c: Choices): Buffer {
 /** Of one socket each: how many messages; of each the number of descriptors, the length, the text. */
 export function vaultMessages(c: Choices): Buffer {
   const message = () => {
-    const place = Buffer.from(c.oneIn(3) ? c.pick(['', ' ', '0x1', '1e0', '-1', '1.5', 'x', '00', '4096', '999999999999999999']) : String(c.below(6)))
+    const place = Buffer.from(
+      c.oneIn(3) ? c.pick(['', ' ', '0x1', '1e0', '-1', '1.5', 'x', '00', '4096', '999999999999999999']) : String(c.below(6)),
+    )
     const text = c.oneIn(8) ? c.bytes(c.below(30)) : place
     return cat(Buffer.from([c.oneIn(4) ? c.below(4) : 1, text.length]), text)
   }

@@ -12,7 +12,7 @@ import { generate, SURFACES, type Surface } from './surfaces.js'
 
 const [inputs = '10000000', seed = String(Date.now() % 2 ** 31), only] = process.argv.slice(2)
 /** Of all inputs; what takes a world of its own for each comes in smaller numbers. */
-const SHARES: Readonly<Record<string, number>> = { 'FUSE requests': 60, 'uevents': 10, 'names': 10, 'sysfs': 6, 'hand-over': 1 }
+const SHARES: Readonly<Record<string, number>> = { 'FUSE requests': 60, uevents: 10, names: 10, sysfs: 6, 'hand-over': 1 }
 const shown = SURFACES.filter(({ name }) => only === undefined || name === only)
 const shares = shown.map(({ name }) => SHARES[name] ?? 2)
 const all = shares.reduce((sum, share) => sum + share, 0)

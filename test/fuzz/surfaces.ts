@@ -5,7 +5,17 @@
  */
 import { Access, granted } from '../../src/gate/access.js'
 import { CloseWatch } from '../../src/gate/closes.js'
-import { directoryId, inodeId, linkId, type LinkKind, linkName, nodeName, parseDiskSeq, parseId, parseName } from '../../src/devices/names.js'
+import {
+  directoryId,
+  inodeId,
+  linkId,
+  type LinkKind,
+  linkName,
+  nodeName,
+  parseDiskSeq,
+  parseId,
+  parseName,
+} from '../../src/devices/names.js'
 import { E } from '../../src/util/errno.js'
 import { type Call, Intents, someCall } from '../../src/gate/intent.js'
 import type { Logger } from '../../src/util/log.js'
@@ -105,7 +115,7 @@ export const handover: Surface = {
 
 function patch(memory: ArrayBuffer, changes: Buffer): void {
   const bytes = new Uint8Array(memory)
-  for (let at = 0; at + 5 <= changes.length; ) {
+  for (let at = 0; at + 5 <= changes.length;) {
     const content = changes.subarray(at + 5, at + 5 + (changes[at + 4] as number))
     const to = changes.readUInt32LE(at)
     if (to + content.length <= bytes.length) bytes.set(content, to)
@@ -217,7 +227,10 @@ export const vault: Surface = single('vault', make.vaultMessages, (bytes) => {
   for (let i = 0; i < 3; i++) kept.drop(kept.put(7n, 1))
   // Of what stands behind a pin nobody knows; no daemon puts it there.
   const known = new Set(pins.map(({ fd }) => queueOf.get(fd)))
-  must([...queues.values()].every((queue) => queue.length === 0 || known.has(queue)), 'descriptors wait in a socket that nobody takes them from')
+  must(
+    [...queues.values()].every((queue) => queue.length === 0 || known.has(queue)),
+    'descriptors wait in a socket that nobody takes them from',
+  )
   kept.close()
   must(open.size === 0, `${open.size} descriptors are left`)
 })
@@ -227,7 +240,8 @@ export const names = (parse = parseName): Surface =>
     const text = bytes.toString('latin1')
     const parsed = parse(text)
     const [, first = '', kind, second = ''] = /^([^p-]*)(-part|p)?(.*)$/s.exec(text) ?? []
-    const decimal = (digits: string, most: number) => digits.length >= 1 && digits.length <= most && [...digits].every((d) => d >= '0' && d <= '9') && digits[0] !== '0'
+    const decimal = (digits: string, most: number) =>
+      digits.length >= 1 && digits.length <= most && [...digits].every((d) => d >= '0' && d <= '9') && digits[0] !== '0'
     const isName = decimal(first, 20) && BigInt(first) < 2n ** 64n && (kind === undefined ? second === '' : decimal(second, 5))
     must((parsed !== undefined) === isName, `${JSON.stringify(text)} is ${isName ? 'a' : 'no'} name`)
     if (parsed === undefined) return
@@ -254,64 +268,81 @@ const remade = (parsed: NonNullable<ReturnType<typeof parseId>>) =>
       ? directoryId(parsed.diskseq)
       : linkId(parsed.diskseq, parsed.partition, parsed.kind)
 
-export const nodeIds: Surface = single('node ids', (c) => {
-  const bytes = Buffer.alloc(8)
-  bytes.writeBigUInt64LE(BigInt.asUintN(64, make.anId(c)))
-  return bytes
-}, (bytes) => {
-  if (bytes.length < 8) return
-  const id = bytes.readBigUInt64LE()
-  const parsed = parseId(id)
-  if (parsed === undefined) return
-  must(parsed.diskseq >= 1n && parsed.diskseq < 2n ** 64n, `diskseq ${parsed.diskseq}`)
-  must(remade(parsed) === id, `node id ${id} is taken for one that it is not`)
-})
+export const nodeIds: Surface = single(
+  'node ids',
+  (c) => {
+    const bytes = Buffer.alloc(8)
+    bytes.writeBigUInt64LE(BigInt.asUintN(64, make.anId(c)))
+    return bytes
+  },
+  (bytes) => {
+    if (bytes.length < 8) return
+    const id = bytes.readBigUInt64LE()
+    const parsed = parseId(id)
+    if (parsed === undefined) return
+    must(parsed.diskseq >= 1n && parsed.diskseq < 2n ** 64n, `diskseq ${parsed.diskseq}`)
+    must(remade(parsed) === id, `node id ${id} is taken for one that it is not`)
+  },
+)
 
 /** The first byte says whose message it is. */
-export const uevents: Surface = single('uevents', (c) => Buffer.concat([Buffer.from([c.below(8)]), make.uevent(c)]), (bytes) => {
-  const [sender = 0] = bytes
-  const message = bytes.subarray(1)
-  const changed: string[] = []
-  let waiting = true
-  let lost = 0
-  const socket = new UeventSocket(
-    {
-      Poll: class {
-        pause() {}
-        resume() {}
-        close() {}
+export const uevents: Surface = single(
+  'uevents',
+  (c) => Buffer.concat([Buffer.from([c.below(8)]), make.uevent(c)]),
+  (bytes) => {
+    const [sender = 0] = bytes
+    const message = bytes.subarray(1)
+    const changed: string[] = []
+    let waiting = true
+    let lost = 0
+    const socket = new UeventSocket(
+      {
+        Poll: class {
+          pause() {}
+          resume() {}
+          close() {}
+        },
+        ueventOpen: () => 5,
+        close: () => 0,
+        ueventReceive: (_, into, from) => {
+          if (!waiting) return -E.EAGAIN
+          waiting = false
+          from.set([sender === 6 ? 4711 : 0, sender === 5 ? 2 : 1, sender === 7 || message.length > into.length ? 1 : 0])
+          into.fill(0xff)
+          return message.copy(into)
+        },
       },
-      ueventOpen: () => 5,
-      close: () => 0,
-      ueventReceive: (_, into, from) => {
-        if (!waiting) return -E.EAGAIN
-        waiting = false
-        from.set([sender === 6 ? 4711 : 0, sender === 5 ? 2 : 1, sender === 7 || message.length > into.length ? 1 : 0])
-        into.fill(0xff)
-        return message.copy(into)
+      {
+        changed: (knames) => void changed.push(...knames),
+        numbered: (_, diskseq) => must(diskseq >= 1n && diskseq < 2n ** 64n, `diskseq ${diskseq}`),
+        lost: () => void lost++,
       },
-    },
-    {
-      changed: (knames) => void changed.push(...knames),
-      numbered: (_, diskseq) => must(diskseq >= 1n && diskseq < 2n ** 64n, `diskseq ${diskseq}`),
-      lost: () => void lost++,
-    },
-    quiet,
-  )
-  socket.open()
-  socket.drain()
-  socket.close()
-  const truncated = sender === 7 || message.length > 8192
-  const kernels = sender !== 5 && sender !== 6
-  must(lost === (truncated && kernels ? 1 : 0), 'a message that was cut off went unnoticed, or one that was not')
-  const parts = message.toString('latin1').split('\0')
-  const path = parts.slice(1, -1).find((part) => part.startsWith('DEVPATH=') && part.length > 8)?.slice(8)
-  const component = path?.split('/').at(-1) ?? ''
-  const block = parts.at(-1) === '' && /^[a-z]+@\//.test(parts[0] as string) && parts.slice(1, -1).includes('SUBSYSTEM=block')
-  const expected = kernels && !truncated && block && !['', '.', '..'].includes(component) ? [component] : []
-  must(changed.length === expected.length && changed[0] === expected[0], `names ${JSON.stringify(changed)}, not ${JSON.stringify(expected)}`)
-  must(changed.every((kname) => !kname.includes('/') && !kname.includes('\0')), 'a name that leads elsewhere')
-})
+      quiet,
+    )
+    socket.open()
+    socket.drain()
+    socket.close()
+    const truncated = sender === 7 || message.length > 8192
+    const kernels = sender !== 5 && sender !== 6
+    must(lost === (truncated && kernels ? 1 : 0), 'a message that was cut off went unnoticed, or one that was not')
+    const parts = message.toString('latin1').split('\0')
+    const path = parts
+      .slice(1, -1)
+      .find((part) => part.startsWith('DEVPATH=') && part.length > 8)
+      ?.slice(8)
+    const component = path?.split('/').at(-1) ?? ''
+    const block = parts.at(-1) === '' && /^[a-z]+@\//.test(parts[0] as string) && parts.slice(1, -1).includes('SUBSYSTEM=block')
+    const expected = kernels && !truncated && block && !['', '.', '..'].includes(component) ? [component] : []
+    must(
+      changed.length === expected.length && changed[0] === expected[0],
+      `names ${JSON.stringify(changed)}, not ${JSON.stringify(expected)}`,
+    )
+    must(
+      changed.every((kname) => !kname.includes('/') && !kname.includes('\0')),
+      'a name that leads elsewhere',
+    )
+  },
+)
 
 export const sysfs: Surface = single('sysfs', make.sysfsText, (bytes) => {
   const native = {
@@ -336,9 +367,15 @@ export const sysfs: Surface = single('sysfs', make.sysfsText, (bytes) => {
   const first = (key: string) => lines.find((line) => line.startsWith(`${key}=`))?.slice(key.length + 1)
   const { major, minor, diskseq, partition, devname, name } = device
   must(first('DISKSEQ') === String(diskseq) && diskseq >= 1n && diskseq < 2n ** 64n, `diskseq ${diskseq}`)
-  must(Number(first('MAJOR')) === major && Number(first('MINOR')) === minor && Number.isInteger(major) && Number.isInteger(minor), `${major}:${minor}`)
+  must(
+    Number(first('MAJOR')) === major && Number(first('MINOR')) === minor && Number.isInteger(major) && Number.isInteger(minor),
+    `${major}:${minor}`,
+  )
   must(devname !== '' && first('DEVNAME') === devname, `node ${devname}`)
-  must(first('DEVTYPE') === (partition === 0 ? 'disk' : 'partition') && Number.isInteger(partition) && partition >= 0, `partition ${partition}`)
+  must(
+    first('DEVTYPE') === (partition === 0 ? 'disk' : 'partition') && Number.isInteger(partition) && partition >= 0,
+    `partition ${partition}`,
+  )
   must(partition > 99999 || parseName(name)?.diskseq === diskseq, `${name} is no name`)
   must(parseDevice('loop0', lines.join('\n')) !== undefined, 'it is not seen again')
 })
@@ -356,13 +393,17 @@ const O_DIRECTORY = 0o200000
 
 /** Open a file: the argument that is a path, and the flags (a number: at that index). */
 const OPEN: Readonly<Record<string, { path: number; flags: number | 'of creat' | 'elsewhere' }>> = {
-  open: { path: 0, flags: 1 }, openat: { path: 1, flags: 2 }, creat: { path: 0, flags: 'of creat' },
-  openat2: { path: 1, flags: 'elsewhere' }, open_by_handle_at: { path: 1, flags: 2 },
+  open: { path: 0, flags: 1 },
+  openat: { path: 1, flags: 2 },
+  creat: { path: 0, flags: 'of creat' },
+  openat2: { path: 1, flags: 'elsewhere' },
+  open_by_handle_at: { path: 1, flags: 2 },
 }
 const RING = 'io_uring_enter'
 /** All others that are known open nothing; the first argument of these is no pointer but a descriptor, or a number. */
 const LATER: Readonly<Record<string, number>> = { fanotify_mark: 4, symlinkat: 2, symlink: 1 }
-const BY_DESCRIPTOR = /^(fstat|newfstatat|statx|readlinkat|faccessat2?|f(get|list|set|remove)xattr|\w+xattrat|fstatfs|inotify_add_watch|name_to_handle_at|open_tree|file_[gs]etattr|execveat|fchmodat2?|fchownat|futimesat|utimensat|mkdirat|mknodat|linkat|renameat2?|unlinkat)$/
+const BY_DESCRIPTOR =
+  /^(fstat|newfstatat|statx|readlinkat|faccessat2?|f(get|list|set|remove)xattr|\w+xattrat|fstatfs|inotify_add_watch|name_to_handle_at|open_tree|file_[gs]etattr|execveat|fchmodat2?|fchownat|futimesat|utimensat|mkdirat|mknodat|linkat|renameat2?|unlinkat)$/
 const pointerOf = (name: string) => OPEN[name]?.path ?? LATER[name] ?? (BY_DESCRIPTOR.test(name) ? 1 : 0)
 const nameOf = new Map(Object.entries(syscalls).map(([name, number]) => [number, name]))
 
@@ -424,80 +465,101 @@ export const syscallFiles = (intentsOf: (native: Native) => Intents = (native) =
 
 const BUSY = 'running'
 /** Lines by which callers were known. */
-const KNOWN = ['openat', RING, 'newfstatat'].map((name) => `${syscalls[name]} 0x3 0x7f0000000000 0x80000 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n`)
+const KNOWN = ['openat', RING, 'newfstatat'].map(
+  (name) => `${syscalls[name]} 0x3 0x7f0000000000 0x80000 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n`,
+)
 const intentsIn = (text: string) =>
-  new Intents({ ...real, openFile: () => 5, readAgain: (_: number, into: Uint8Array) => Buffer.from(text).copy(into), close: () => 0 } as Native)
+  new Intents({
+    ...real,
+    openFile: () => 5,
+    readAgain: (_: number, into: Uint8Array) => Buffer.from(text).copy(into),
+    close: () => 0,
+  } as Native)
 
 const STACKS = ['', 'io_issue_sqe', '__io_issue_sqe', 'io_cqring_wait', 'fuse_do_getattr'].map((name) => name && `[<0>] ${name}+0x1/0x2\n`)
 
 /** What threads are seen doing, by callers in calls of each kind: in doubt they are in theirs still. */
-export const threadLooks: Surface = single('threads', (c) => {
-  const text = c.oneIn(4) ? Buffer.from(c.pick([...KNOWN, 'running\n', ''])) : make.syscallLine(c)
-  return Buffer.concat([Buffer.from([c.below(256)]), text])
-}, (bytes) => {
-  const [how = 0] = bytes
-  const text = bytes.toString('latin1', 1)
-  const stack = STACKS[how % STACKS.length] as string
-  const state = ['S', 'D', 'R', ''][(how >> 2) & 3] as string
-  const memory = [0, 0x1000, -1, 2 ** 47][(how >> 4) & 3] as number
-  const userUs = [-1, 0, 5, 1e15][(how >> 6) & 3] as number
-  const seen: SeenThread = [text, stack, state, memory, userUs, 7]
-  const intents = new Intents(real)
-  const opens = (number: number) => OPEN[nameOf.get(number) ?? ''] !== undefined
-  const number = Number(LINE.exec(text)?.[1])
-  const check = (call: Call, own: string | undefined) => {
-    const ring = nameOf.get(call.number) === RING
-    const opening = call.intent === 'open' && opens(number)
-    let expected: boolean
-    if (text === '') expected = memory !== 0
-    else if (text.startsWith(BUSY)) expected = true
-    else if (!OUTSIDE.test(text) && !LINE.test(text)) expected = true
-    else if (ring) expected = stack === '' || /_issue_/.test(stack)
-    else if (OUTSIDE.test(text)) expected = false
-    // Asleep in an open(2) before the device is open, it is in a request of ours.
-    else if (own === undefined && opening) expected = state !== 'S' || stack === '' || /fuse/.test(stack)
-    else if (own === undefined) expected = number === call.number
-    else expected = text === own || (opening && state === 'D')
-    const may = intents.mayStillBeIn(call, seen)
-    must(may === expected, `${JSON.stringify(seen)}: ${expected ? 'perhaps still in' : 'out of'} call ${call.number}`)
-    if (!text.startsWith(BUSY)) return
-    const later: SeenThread = [text, stack, state, memory, userUs + 1, 7]
-    const faulted: SeenThread = [text, stack, state, memory, userUs, 8]
-    must(intents.mayStillBeIn(call, seen), 'a thread is out of its call for no reason')
-    must(intents.mayStillBeIn(call, later) === (ring || userUs < 0), 'a thread that has been elsewhere is not')
-    must(intents.mayStillBeIn(call, faulted) === ring, 'nor is one that has touched memory')
-  }
-  for (const own of KNOWN) check(intentsIn(own).of(TID), own)
-  check(someCall('open', syscalls['openat']), undefined)
-  check(someCall('unknown', 165), undefined)
-  must(!intents.mayStillBeIn(someCall('open'), undefined), 'a thread that is gone is in a call')
-})
+export const threadLooks: Surface = single(
+  'threads',
+  (c) => {
+    const text = c.oneIn(4) ? Buffer.from(c.pick([...KNOWN, 'running\n', ''])) : make.syscallLine(c)
+    return Buffer.concat([Buffer.from([c.below(256)]), text])
+  },
+  (bytes) => {
+    const [how = 0] = bytes
+    const text = bytes.toString('latin1', 1)
+    const stack = STACKS[how % STACKS.length] as string
+    const state = ['S', 'D', 'R', ''][(how >> 2) & 3] as string
+    const memory = [0, 0x1000, -1, 2 ** 47][(how >> 4) & 3] as number
+    const userUs = [-1, 0, 5, 1e15][(how >> 6) & 3] as number
+    const seen: SeenThread = [text, stack, state, memory, userUs, 7]
+    const intents = new Intents(real)
+    const opens = (number: number) => OPEN[nameOf.get(number) ?? ''] !== undefined
+    const number = Number(LINE.exec(text)?.[1])
+    const check = (call: Call, own: string | undefined) => {
+      const ring = nameOf.get(call.number) === RING
+      const opening = call.intent === 'open' && opens(number)
+      let expected: boolean
+      if (text === '') expected = memory !== 0
+      else if (text.startsWith(BUSY)) expected = true
+      else if (!OUTSIDE.test(text) && !LINE.test(text)) expected = true
+      else if (ring) expected = stack === '' || /_issue_/.test(stack)
+      else if (OUTSIDE.test(text)) expected = false
+      // Asleep in an open(2) before the device is open, it is in a request of ours.
+      else if (own === undefined && opening) expected = state !== 'S' || stack === '' || /fuse/.test(stack)
+      else if (own === undefined) expected = number === call.number
+      else expected = text === own || (opening && state === 'D')
+      const may = intents.mayStillBeIn(call, seen)
+      must(may === expected, `${JSON.stringify(seen)}: ${expected ? 'perhaps still in' : 'out of'} call ${call.number}`)
+      if (!text.startsWith(BUSY)) return
+      const later: SeenThread = [text, stack, state, memory, userUs + 1, 7]
+      const faulted: SeenThread = [text, stack, state, memory, userUs, 8]
+      must(intents.mayStillBeIn(call, seen), 'a thread is out of its call for no reason')
+      must(intents.mayStillBeIn(call, later) === (ring || userUs < 0), 'a thread that has been elsewhere is not')
+      must(intents.mayStillBeIn(call, faulted) === ring, 'nor is one that has touched memory')
+    }
+    for (const own of KNOWN) check(intentsIn(own).of(TID), own)
+    check(someCall('open', syscalls['openat']), undefined)
+    check(someCall('unknown', 165), undefined)
+    must(!intents.mayStillBeIn(someCall('open'), undefined), 'a thread that is gone is in a call')
+  },
+)
 
 const CALLER = { tid: TID, uid: 60001, gid: 60001 }
 const NODE = { mode: 0o060660, uid: 0, gid: make.NODE_GROUP }
 
 /** What is found of who a thread is: only what is certain counts against it. */
-export const credentials: Surface = single('credentials', (c) => c.bytes(5), (bytes) => {
-  const [uid = 0, gid = 0, capabilities = 0, groups = 0, member = 0] = bytes
-  const found: ThreadCredentials | undefined =
-    uid % 8 === 7
-      ? undefined
-      : [uid % 4 === 0 ? 0 : 60001, gid % 4 === 0 ? 0 : 60001, BigInt(capabilities) | (BigInt(groups & 0x20) << 16n), groups * 1000, member % 2 === 1]
-  const native = {
-    credentials: (_: number, __: readonly number[], done: (found: ThreadCredentials | undefined) => void) => done(found),
-    readFile: () => -E.ENOENT,
-    userNamespace: () => undefined,
-  }
-  // Of the user namespaces nothing is known; then a capability counts.
-  const access = new Access(native)
-  for (const purpose of ['open', 'by number', 'unclear'] as const) {
-    let may: boolean | undefined
-    access.mayOpen(CALLER, NODE, purpose, (answer) => (may = answer))
-    const certain = found !== undefined && found[0] === CALLER.uid && found[1] === CALLER.gid && purpose !== 'unclear'
-    const can = certain && ((found[4] ?? false) || (found[2] & 6n) !== 0n || (purpose === 'by number' && (found[2] & (1n << 21n)) !== 0n))
-    must(may === (!certain || can), `${JSON.stringify(found, big)}: ${may ? 'may' : 'may not'} open`)
-  }
-})
+export const credentials: Surface = single(
+  'credentials',
+  (c) => c.bytes(5),
+  (bytes) => {
+    const [uid = 0, gid = 0, capabilities = 0, groups = 0, member = 0] = bytes
+    const found: ThreadCredentials | undefined =
+      uid % 8 === 7
+        ? undefined
+        : [
+            uid % 4 === 0 ? 0 : 60001,
+            gid % 4 === 0 ? 0 : 60001,
+            BigInt(capabilities) | (BigInt(groups & 0x20) << 16n),
+            groups * 1000,
+            member % 2 === 1,
+          ]
+    const native = {
+      credentials: (_: number, __: readonly number[], done: (found: ThreadCredentials | undefined) => void) => done(found),
+      readFile: () => -E.ENOENT,
+      userNamespace: () => undefined,
+    }
+    // Of the user namespaces nothing is known; then a capability counts.
+    const access = new Access(native)
+    for (const purpose of ['open', 'by number', 'unclear'] as const) {
+      let may: boolean | undefined
+      access.mayOpen(CALLER, NODE, purpose, (answer) => (may = answer))
+      const certain = found !== undefined && found[0] === CALLER.uid && found[1] === CALLER.gid && purpose !== 'unclear'
+      const can = certain && ((found[4] ?? false) || (found[2] & 6n) !== 0n || (purpose === 'by number' && (found[2] & (1n << 21n)) !== 0n))
+      must(may === (!certain || can), `${JSON.stringify(found, big)}: ${may ? 'may' : 'may not'} open`)
+    }
+  },
+)
 
 export const acls: Surface = single('ACLs', make.acl, (bytes) => {
   const node = { ...NODE, mode: 0o060670, acl: bytes }
@@ -532,9 +594,24 @@ export const closes: Surface = single('inotify', make.inotifyEvents, (bytes) => 
   )
   readable()
   watch.close()
-  must(told.every((name) => !name.includes('\0')), 'a name with more behind it')
+  must(
+    told.every((name) => !name.includes('\0')),
+    'a name with more behind it',
+  )
 })
 
 export const SURFACES: readonly Surface[] = [
-  requests(), handover, state(), vault, names(), nodeIds, uevents, sysfs, syscallFiles(), threadLooks, credentials, acls, closes,
+  requests(),
+  handover,
+  state(),
+  vault,
+  names(),
+  nodeIds,
+  uevents,
+  sysfs,
+  syscallFiles(),
+  threadLooks,
+  credentials,
+  acls,
+  closes,
 ]

@@ -128,9 +128,15 @@ function fits(directory: bigint, name: string, id: bigint): boolean {
     const same = found !== undefined && found.diskseq === wanted?.diskseq && found.partition === wanted.partition
     return same && found.kind !== 'directory' && found.kind !== 'kernel' && wanted.symlink === (found.kind === 'part')
   }
-  if (directory === DM_ID) return found?.diskseq === parseDiskSeq(name) && (found?.kind === 'directory' || found?.kind === 'waiting') && found.partition === 0
+  if (directory === DM_ID)
+    return found?.diskseq === parseDiskSeq(name) && (found?.kind === 'directory' || found?.kind === 'waiting') && found.partition === 0
   const parent = parseId(directory)
-  return parent?.kind === 'directory' && found?.diskseq === parent.diskseq && ['inode', 'kernel', 'unknown', 'own'].includes(found.kind) && KERNEL_NAME.test(name)
+  return (
+    parent?.kind === 'directory' &&
+    found?.diskseq === parent.diskseq &&
+    ['inode', 'kernel', 'unknown', 'own'].includes(found.kind) &&
+    KERNEL_NAME.test(name)
+  )
 }
 
 /** A request that the kernel waits for the answer of. */
@@ -244,16 +250,43 @@ export class World {
     const { nodes } = this
     const lifetime = (this.lifetime = new PinLifetime(native, nodes, opener, intents, settings, log, this.state, session))
     const crowd = (this.crowd = new Crowd(session, intents))
-    this.dead = new DeadNames((id) => session.prune(id), () => lifetime.pruneAll())
+    this.dead = new DeadNames(
+      (id) => session.prune(id),
+      () => lifetime.pruneAll(),
+    )
     const access = new Access(native)
     const gate = new Gate({ registry, sysfs, nodes, devnodes, opener, lifetime, intents, access, crowd, options: settings, log })
-    this.tree = new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, whenReady: (_, ready) => ready(), inherits: from !== undefined })
+    this.tree = new Tree({
+      registry,
+      sysfs,
+      nodes,
+      devnodes,
+      gate,
+      crowd,
+      lifetime,
+      intents,
+      whenReady: (_, ready) => ready(),
+      inherits: from !== undefined,
+    })
   }
 
   /** What of the daemon itself is of interest here. */
   private daemon(): RegistryListener & { adopt(pin: KeptPin): void } {
     const { opener, vault, lifetime, nodes, registry, intents, sysfs, dead, state } = this
-    const parts = { opener, vault, lifetime, nodes, registry, intents, sysfs, dead, state, transport: this.session, native: this.native(), options: { holdSeconds: 0.02 } }
+    const parts = {
+      opener,
+      vault,
+      lifetime,
+      nodes,
+      registry,
+      intents,
+      sysfs,
+      dead,
+      state,
+      transport: this.session,
+      native: this.native(),
+      options: { holdSeconds: 0.02 },
+    }
     return Object.assign(Object.create(Daemon.prototype) as Daemon & { adopt(pin: KeptPin): void }, parts)
   }
 
@@ -341,7 +374,8 @@ export class World {
 
   /** An answer, as fuse_dev_do_write (fs/fuse/dev.c) looks at it and further. */
   private answered(bytes: Buffer): number {
-    if (bytes.length < OUT_HEADER_SIZE || bytes.readUInt32LE(0) !== bytes.length) return this.wrong('an answer has another length than it says', bytes)
+    if (bytes.length < OUT_HEADER_SIZE || bytes.readUInt32LE(0) !== bytes.length)
+      return this.wrong('an answer has another length than it says', bytes)
     if (bytes.length > OUT_HEADER_SIZE + PAYLOAD_MAX) return this.wrong('an answer is too long', bytes)
     const error = bytes.readInt32LE(4)
     const unique = bytes.readBigUInt64LE(8)
@@ -376,7 +410,8 @@ export class World {
     if (code !== FUSE_NOTIFY_PRUNE) return this.wrong(`notification ${code}`, bytes)
     if (this.old) return -E.EINVAL
     const id = body.readBigUInt64LE(16)
-    if (body.readUInt32LE(0) !== 1 || body.readUInt32LE(4) !== 0 || body.readBigUInt64LE(8) !== 0n) return this.wrong('a prune of what?', bytes)
+    if (body.readUInt32LE(0) !== 1 || body.readUInt32LE(4) !== 0 || body.readBigUInt64LE(8) !== 0n)
+      return this.wrong('a prune of what?', bytes)
     const kind = parseId(id)?.kind
     if (kind !== 'inode' && kind !== 'directory') return this.wrong('the kernel was told to forget what is no device', bytes)
     if (this.forgetful && !this.calm) setImmediate(() => this.drop(id))
@@ -410,15 +445,24 @@ export class World {
 
   /** How long the payload of a success is. */
   private static readonly SIZES: Readonly<Record<number, number>> = {
-    [Opcode.LOOKUP]: 128, [Opcode.GETATTR]: 104, [Opcode.SETATTR]: 104, [Opcode.OPENDIR]: 16, [Opcode.STATFS]: 80,
-    [Opcode.INIT]: 64, [Opcode.RELEASEDIR]: 0, [Opcode.FSYNCDIR]: 0, [Opcode.DESTROY]: 0, [Opcode.SETXATTR]: 0,
+    [Opcode.LOOKUP]: 128,
+    [Opcode.GETATTR]: 104,
+    [Opcode.SETATTR]: 104,
+    [Opcode.OPENDIR]: 16,
+    [Opcode.STATFS]: 80,
+    [Opcode.INIT]: 64,
+    [Opcode.RELEASEDIR]: 0,
+    [Opcode.FSYNCDIR]: 0,
+    [Opcode.DESTROY]: 0,
+    [Opcode.SETXATTR]: 0,
     [Opcode.REMOVEXATTR]: 0,
   }
 
   private check(waiting: Waiting, payload: Buffer, bytes: Buffer): void {
     const { opcode, nodeid, name } = waiting
     const size = World.SIZES[opcode]
-    if (size !== undefined && payload.length !== size) return void this.wrong(`opcode ${opcode} answered with ${payload.length} bytes`, bytes)
+    if (size !== undefined && payload.length !== size)
+      return void this.wrong(`opcode ${opcode} answered with ${payload.length} bytes`, bytes)
     switch (opcode) {
       case Opcode.LOOKUP: {
         const id = payload.readBigUInt64LE(0)
@@ -429,10 +473,12 @@ export class World {
         if (payload.readBigUInt64LE(16) !== 0n || payload.readUInt32LE(32) !== 0) return void this.wrong('a name may be cached', bytes)
         if (payload.readBigUInt64LE(24) !== 0n) return void this.wrong('attributes are valid for long', bytes)
         this.counts.set(id, (this.counts.get(id) ?? 0n) + 1n)
-        if (payload.readBigUInt64LE(8) !== BigInt(payload.readUInt32LE(40 + 76))) return void this.wrong('an inode is taken for one with another number', bytes)
+        if (payload.readBigUInt64LE(8) !== BigInt(payload.readUInt32LE(40 + 76)))
+          return void this.wrong('an inode is taken for one with another number', bytes)
         const trusted = payload.readUInt32LE(36) !== 0
         if (parsed.kind !== 'inode') this.goOn(waiting, parsed.kind === 'unknown' ? Opcode.GETATTR : Opcode.READLINK, id, Buffer.alloc(16))
-        else if (!trusted && this.threadDoes(waiting.caller.readUInt32LE(8)) === OPENS) this.goOn(waiting, Opcode.GETATTR, id, Buffer.alloc(16))
+        else if (!trusted && this.threadDoes(waiting.caller.readUInt32LE(8)) === OPENS)
+          this.goOn(waiting, Opcode.GETATTR, id, Buffer.alloc(16))
         return this.checkAttr(id, payload.subarray(40), trusted, bytes)
       }
       case Opcode.GETATTR: {
@@ -494,7 +540,7 @@ export class World {
   private checkDirents({ room, cookie, nodeid }: Waiting, payload: Buffer, bytes: Buffer): void {
     if (payload.length > room) return void this.wrong('more directory entries than there is room for', bytes)
     let last = cookie
-    for (let at = 0; at < payload.length; ) {
+    for (let at = 0; at < payload.length;) {
       const length = payload.readUInt32LE(at + 16)
       const name = payload.toString('latin1', at + 24, at + 24 + length)
       const next = payload.readBigUInt64LE(at + 8)
@@ -572,7 +618,13 @@ export class World {
         return
       case 9:
         if (disk !== undefined) {
-          const nonsense = ['', 'DISKSEQ=0\n', 'MAJOR=x\n', '\0'.repeat(99), `MAJOR=7\nMINOR=0\nDEVNAME=loop0\nDEVTYPE=disk\nDISKSEQ=${13 + d}\n`]
+          const nonsense = [
+            '',
+            'DISKSEQ=0\n',
+            'MAJOR=x\n',
+            '\0'.repeat(99),
+            `MAJOR=7\nMINOR=0\nDEVNAME=loop0\nDEVTYPE=disk\nDISKSEQ=${13 + d}\n`,
+          ]
           if (b % 2 === 0) delete disk.nonsense
           else disk.nonsense = nonsense[d % nonsense.length] as string
         }
@@ -756,7 +808,10 @@ export class World {
       scanBlock: (_, done) => {
         const errno = this.scanErrno
         this.scanErrno = 0
-        const list = errno !== 0 ? [] : this.disks.flatMap((disk) => [disk.kname, disk.nonsense ?? ueventText(disk), disk.bound || !disk.kname.startsWith('loop')])
+        const list =
+          errno !== 0
+            ? []
+            : this.disks.flatMap((disk) => [disk.kname, disk.nonsense ?? ueventText(disk), disk.bound || !disk.kname.startsWith('loop')])
         setImmediate(done, errno, () => list.splice(0), 0)
       },
       readSoon: () => -E.EAGAIN,
@@ -774,7 +829,12 @@ export class World {
         const i = tid - TID_FIRST
         const nothing = this.calm || i < 0 || i >= TIDS || i === 2
         const capabilities = i === 4 ? 1n << 21n : i === 5 ? 2n : 0n
-        setImmediate(done, nothing ? undefined : [STRANGER, STRANGER, capabilities, i === 6 ? 65536 : 3, ...groups.map((gid) => i === 3 && gid === NODE_GROUP)])
+        setImmediate(
+          done,
+          nothing
+            ? undefined
+            : [STRANGER, STRANGER, capabilities, i === 6 ? 65536 : 3, ...groups.map((gid) => i === 3 && gid === NODE_GROUP)],
+        )
       },
       setSlice: () => 0,
       userNamespace: (tid) => (tid === TID_FIRST + 5 ? STRANGER + 1 : tid === TID_FIRST + 6 ? -1 : undefined),
@@ -846,7 +906,9 @@ export class World {
       disks: this.disks,
       sockets: this.sockets.map((queue) => [...queue]),
       counts: new Map(this.counts),
-      waiting: new Map([...this.waiting].map(([unique, waiting]) => [unique, waiting.map((each) => ({ ...each, opens: -1, atOnce: false }))])),
+      waiting: new Map(
+        [...this.waiting].map(([unique, waiting]) => [unique, waiting.map((each) => ({ ...each, opens: -1, atOnce: false }))]),
+      ),
       damaged: false,
     }
   }
@@ -861,10 +923,14 @@ export class World {
       () => (finish(), (this.options.from?.damaged ?? false) || this.waiting.size === 0),
       () => `${this.waiting.size} requests without an answer, the first of opcode ${[...this.waiting.values()][0]?.[0]?.opcode}`,
     )
-    await this.until(() => this.hidden(this.session, 'pending') === 0, () => 'requests are pending')
+    await this.until(
+      () => this.hidden(this.session, 'pending') === 0,
+      () => 'requests are pending',
+    )
     if (this.options.from === undefined) {
       for (const node of this.nodes) {
-        if (BigInt(node.nlookup) !== (this.counts.get(node.id) ?? 0n)) this.wrong(`node ${node.name} counts ${node.nlookup} lookups, the kernel ${this.counts.get(node.id)}`)
+        if (BigInt(node.nlookup) !== (this.counts.get(node.id) ?? 0n))
+          this.wrong(`node ${node.name} counts ${node.nlookup} lookups, the kernel ${this.counts.get(node.id)}`)
       }
     }
     for (const node of this.nodes) if (node.inherited) this.counts.set(node.id, 1n << 40n)
@@ -872,7 +938,13 @@ export class World {
     await this.until(
       () => (finish(), this.lifetime['hold'](), this.nodes.size === 0 && this.opener.count === 0),
       () => {
-        const nodes = [...this.nodes].map(({ name, attempts, pin, nlookup, inherited }) => ({ name, attempts, pinned: pin !== undefined, nlookup, inherited }))
+        const nodes = [...this.nodes].map(({ name, attempts, pin, nlookup, inherited }) => ({
+          name,
+          attempts,
+          pinned: pin !== undefined,
+          nlookup,
+          inherited,
+        }))
         return `left: ${JSON.stringify(nodes)}, ${this.opener.count} devices`
       },
     )
@@ -921,4 +993,3 @@ function ueventText({ kname, major, minor, diskseq, partition }: Disk): string {
   const type = partition === 0 ? 'DEVTYPE=disk' : `DEVTYPE=partition\nPARTN=${partition}`
   return `MAJOR=${major}\nMINOR=${minor}\nDEVNAME=${kname}\n${type}\nDISKSEQ=${diskseq}\n`
 }
-

@@ -8,7 +8,7 @@ import { ROOT } from './root.js'
 const SOURCES = join(ROOT, 'test/helpers/blk')
 
 /** The same once more, with its code and data below 4 GiB, where 32-bit programs have theirs. */
-const KINDS = { 'blk': ['-static-pie', '-fPIE'], 'blk-fixed': ['-static', '-no-pie', '-fno-pie'] } as const
+const KINDS = { blk: ['-static-pie', '-fPIE'], 'blk-fixed': ['-static', '-no-pie', '-fno-pie'] } as const
 export type BlkKind = keyof typeof KINDS
 
 export function blkPath(kind: BlkKind = 'blk'): string {

@@ -80,7 +80,10 @@ export async function imageFile(t: Test, kind: Image): Promise<string> {
   cleanup(t, () => rmSync(directory, { recursive: true }))
   const image = join(directory, 'image')
   writeFileSync(image, '')
-  const { bytes, make: [make, ...args] } = IMAGES[kind]
+  const {
+    bytes,
+    make: [make, ...args],
+  } = IMAGES[kind]
   truncateSync(image, bytes)
   const { code, stderr } = await run(make, [...args, image])
   if (code !== 0) throw new Error(stderr)

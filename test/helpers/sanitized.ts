@@ -14,13 +14,26 @@ import { dirname, join, resolve } from 'node:path'
 import { ROOT } from './root.js'
 
 const BUILT = join(ROOT, 'build/asan')
-const FLAGS = ['-g1', '-O1', '-fno-omit-frame-pointer', '-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-Wall', '-Wextra', '-Werror']
+const FLAGS = [
+  '-g1',
+  '-O1',
+  '-fno-omit-frame-pointer',
+  '-fsanitize=address,undefined',
+  '-fno-sanitize-recover=all',
+  '-Wall',
+  '-Wextra',
+  '-Werror',
+]
 
 /** Whatever is below these. */
 function files(paths: readonly string[]): string[] {
   return paths.flatMap((path) =>
     statSync(path).isDirectory()
-      ? files(readdirSync(path).filter((name) => name !== 'build').map((name) => join(path, name)))
+      ? files(
+          readdirSync(path)
+            .filter((name) => name !== 'build')
+            .map((name) => join(path, name)),
+        )
       : [path],
   )
 }
@@ -38,7 +51,8 @@ function built(name: string, sources: readonly string[], make: (output: string) 
   return output
 }
 
-const cc = (output: string, ...args: string[]) => execFileSync('cc', ['-std=gnu17', ...FLAGS, '-o', output, ...args], { cwd: ROOT, stdio: 'inherit' })
+const cc = (output: string, ...args: string[]) =>
+  execFileSync('cc', ['-std=gnu17', ...FLAGS, '-o', output, ...args], { cwd: ROOT, stdio: 'inherit' })
 
 /** The guard itself. */
 export const guardPath = () => built('diskseqfs-guard', ['native'], (output) => cc(output, 'native/guard.c', 'native/guard-store.c'))
@@ -61,8 +75,18 @@ function tree(): string {
     execFileSync(
       process.env['CXX'] ?? 'g++',
       [
-        '-shared', '-fPIC', '-std=c++17', ...FLAGS, '-Wno-unused-parameter', '-DNAPI_VERSION=8', '-DNAPI_DISABLE_CPP_EXCEPTIONS', '-D_FILE_OFFSET_BITS=64',
-        ...include.map((path) => `-I${path}`), '-o', output, 'test/fuzz/addon.cc',
+        '-shared',
+        '-fPIC',
+        '-std=c++17',
+        ...FLAGS,
+        '-Wno-unused-parameter',
+        '-DNAPI_VERSION=8',
+        '-DNAPI_DISABLE_CPP_EXCEPTIONS',
+        '-D_FILE_OFFSET_BITS=64',
+        ...include.map((path) => `-I${path}`),
+        '-o',
+        output,
+        'test/fuzz/addon.cc',
       ],
       { cwd: ROOT, stdio: 'inherit' },
     ),
@@ -94,7 +118,11 @@ export async function ended(command: string, args: readonly string[], env: NodeJ
 export async function node(script: string, ...args: string[]): Promise<Ended & { leaks: string[] }> {
   compiled ??= tree()
   const libraries = ['libasan.so', 'libubsan.so'].map((name) =>
-    realpathSync(execFileSync(process.env['CXX'] ?? 'g++', [`-print-file-name=${name}`]).toString().trim()),
+    realpathSync(
+      execFileSync(process.env['CXX'] ?? 'g++', [`-print-file-name=${name}`])
+        .toString()
+        .trim(),
+    ),
   )
   const { NODE_OPTIONS: _, ...environment } = process.env
   const result = await ended(process.execPath, ['--expose-gc', join(compiled, 'test/fuzz', script), ...args], {
@@ -105,6 +133,8 @@ export async function node(script: string, ...args: string[]): Promise<Ended & {
     ASAN_OPTIONS: 'detect_leaks=1:quarantine_size_mb=32:exitcode=0:abort_on_error=1',
     UBSAN_OPTIONS: 'print_stacktrace=1:abort_on_error=1',
   })
-  const leaks = result.err.split('\n\n').filter((part) => /^(Direct|Indirect) leak/.test(part) && / (native|test\/fuzz)\/\w+\.cc:/.test(part))
+  const leaks = result.err
+    .split('\n\n')
+    .filter((part) => /^(Direct|Indirect) leak/.test(part) && / (native|test\/fuzz)\/\w+\.cc:/.test(part))
   return { ...result, leaks }
 }

@@ -39,7 +39,10 @@ export async function stoppedCaller(
   await meanwhile(tree)
   disk.detach()
   const recycle = async () => (await run('losetup', [disk.path, other])).code === 0
-  const recycled = await until(recycle, twin === 'none' ? wantedMs : WANTED_MAX_MS).then(() => true, () => false)
+  const recycled = await until(recycle, twin === 'none' ? wantedMs : WANTED_MAX_MS).then(
+    () => true,
+    () => false,
+  )
   if (recycled) cleanup(t, () => run('losetup', ['--detach', disk.path]))
   const { stopped, error, diskseq } = JSON.parse(await caller.ask()) as { stopped: boolean; error: number; diskseq: number }
   t.ok(stopped, 'until now')

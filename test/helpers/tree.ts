@@ -210,13 +210,26 @@ export async function startTree(
     apart,
     before = async () => {},
     parent = tmpdir(),
-  }: { parent?: string; twin?: Twin; args?: string[]; expectErrors?: boolean; limits?: string[]; apart?: 'own proc' | 'outer proc' | undefined; before?: (mountpoint: string) => Promise<void> } = {},
+  }: {
+    parent?: string
+    twin?: Twin
+    args?: string[]
+    expectErrors?: boolean
+    limits?: string[]
+    apart?: 'own proc' | 'outer proc' | undefined
+    before?: (mountpoint: string) => Promise<void>
+  } = {},
 ): Promise<RunningTree> {
   const mountpoint = mkdtempSync(join(parent, 'diskseqfs-test-'))
   chmodSync(mountpoint, 0o755)
   await before(mountpoint)
   const command = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
-  const [file, ...given] = [...(limits.length > 0 ? ['prlimit', ...limits] : []), ...(apart ? [blkPath(), 'pid-namespace', ...(apart === 'own proc' ? ['--own-proc'] : [])] : []), process.execPath, ...command]
+  const [file, ...given] = [
+    ...(limits.length > 0 ? ['prlimit', ...limits] : []),
+    ...(apart ? [blkPath(), 'pid-namespace', ...(apart === 'own proc' ? ['--own-proc'] : [])] : []),
+    process.execPath,
+    ...command,
+  ]
   const child = spawn(file as string, given, { stdio: ['ignore', 'pipe', 'pipe'], env: ENVIRONMENT })
   const log = gather(child)
   const ended = new Promise<number | null>((resolve) => child.on('close', resolve))
@@ -331,7 +344,12 @@ export async function startManaged(
     endGuard: (signal) => child.stdin.write(signal === 'SIGKILL' ? 'kill\n' : 'term\n'),
     hold: (held) => (held ? writeFileSync(hold, '') : rmSync(hold, { force: true })),
     log: log.lines,
-    said: () => log.text().split('\n').filter((line) => line.startsWith('diskseqfs-guard:')).join('\n'),
+    said: () =>
+      log
+        .text()
+        .split('\n')
+        .filter((line) => line.startsWith('diskseqfs-guard:'))
+        .join('\n'),
   }
 }
 
@@ -361,10 +379,7 @@ const sysfsDiskseq = (kname: string) => readFileSync(`/sys/class/block/${kname}/
  *
  * @param args more arguments for losetup
  */
-export function loopDisk(
-  t: Test,
-  { size = 1 << 20, args = [], file }: { size?: number; args?: string[]; file?: string } = {},
-): LoopDisk {
+export function loopDisk(t: Test, { size = 1 << 20, args = [], file }: { size?: number; args?: string[]; file?: string } = {}): LoopDisk {
   if (file === undefined) {
     const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-disk-'))
     cleanup(t, () => rmSync(directory, { recursive: true }))
@@ -380,8 +395,7 @@ export function loopDisk(
     cleanup(t, () => void execFileSync(blkPath(), ['loop-remove', '--nr', number]))
   }
   const partitions = new Set<number>()
-  const partition = (...args: (string | number)[]) =>
-    void execFileSync(blkPath(), ['partition', ...args.map(String)], { encoding: 'utf8' })
+  const partition = (...args: (string | number)[]) => void execFileSync(blkPath(), ['partition', ...args.map(String)], { encoding: 'utf8' })
   const deletePartition = (number: number, look?: string) => {
     partition('del', path, number, ...(look === undefined ? [] : [look]))
     partitions.delete(number)

@@ -219,7 +219,10 @@ const FAULTS = 5
 /** Of a whole process, from the third on. */
 function statOf(tid) {
   const stat = readFileSync(`/proc/${tid}/stat`, 'latin1')
-  return stat.slice(stat.lastIndexOf(')') + 2).split(' ').map(Number)
+  return stat
+    .slice(stat.lastIndexOf(')') + 2)
+    .split(' ')
+    .map(Number)
 }
 
 /** Minor and major ones of all its threads. */
@@ -229,12 +232,13 @@ const codeOf = (tid) => statOf(tid)[23]
 /** For all it knows the medium of each disk may be changed. */
 const removable = {
   ...native,
-  readFile: (path, into) => (path.endsWith('/removable') ? Buffer.from(into.buffer, into.byteOffset).write('1\n') : native.readFile(path, into)),
+  readFile: (path, into) =>
+    path.endsWith('/removable') ? Buffer.from(into.buffer, into.byteOffset).write('1\n') : native.readFile(path, into),
 }
 
 const twins = {
   /** Nothing is switched off. */
-  'none': {},
+  none: {},
   /** The same, and each disk takes a second to open. */
   'opens-late': {
     opener: (...given) => {
@@ -245,8 +249,7 @@ const twins = {
   },
   /** Nothing held: an O_PATH descriptor of the node keeps no number from being reused. */
   'no-pins': {
-    opener: (calls, directory) =>
-      new OtherPins(calls, directory, (device, done) => done(calls.openNode(directory, device.devname))),
+    opener: (calls, directory) => new OtherPins(calls, directory, (device, done) => done(calls.openNode(directory, device.devname))),
   },
   /** Whoever may set the times of an inode in the kernel gets one of ours. */
   'own-inodes': {
@@ -300,8 +303,7 @@ const twins = {
   'always-inspect': { intents: withIntents(inspectsEverything) },
   /** Who asks does not matter. */
   'no-access-rule': {
-    access: () =>
-      Object.assign(new Access(native), { mayOpen: (_, __, ___, done) => done(true), certain: () => true }),
+    access: () => Object.assign(new Access(native), { mayOpen: (_, __, ___, done) => done(true), certain: () => true }),
   },
   /** The kernel cannot be told to forget one name (before Linux 6.18). */
   'no-prune': { patch: () => void (FuseSession.prototype.prune = () => false) },
@@ -336,8 +338,7 @@ const twins = {
   'no-vault': {
     native: {
       ...native,
-      sendDescriptors: (socket, text, fds) =>
-        /^\d+$/.test(text) ? text.length : native.sendDescriptors(socket, text, fds),
+      sendDescriptors: (socket, text, fds) => (/^\d+$/.test(text) ? text.length : native.sendDescriptors(socket, text, fds)),
     },
   },
   /** Of the inodes that an earlier daemon gave the kernel nothing is known. */
@@ -414,7 +415,9 @@ const twins = {
     patch() {
       const { parse } = Intents.prototype
       Intents.prototype.parse = function (tid, bytes, length) {
-        const text = Buffer.from(bytes.buffer, bytes.byteOffset, length).toString('latin1').replace(/ 0x0\n$/, ' 0x7f0000000001\n')
+        const text = Buffer.from(bytes.buffer, bytes.byteOffset, length)
+          .toString('latin1')
+          .replace(/ 0x0\n$/, ' 0x7f0000000001\n')
         return parse.call(this, tid, Buffer.from(text, 'latin1'), text.length)
       }
     },
@@ -528,7 +531,10 @@ const twins = {
     },
   },
   /** The daemon may not open any disk (a device cgroup, say). */
-  'may-not-open': { opener: (calls, directory) => Object.assign(new PinOpener(calls, directory), { open: (_, done) => setImmediate(done, { errno: EPERM }) }) },
+  'may-not-open': {
+    opener: (calls, directory) =>
+      Object.assign(new PinOpener(calls, directory), { open: (_, done) => setImmediate(done, { errno: EPERM }) }),
+  },
   /** All users are one: they wait for each other. */
   'one-user': { native: { ...native, userNamespace: () => 1 } },
   /** Callers are read without asking first whether they are off the run queue. */
@@ -569,7 +575,7 @@ const twins = {
     },
   },
   /** What was asked is remembered for ever. */
-  'hoards': {
+  hoards: {
     native: reading(native, (n) => {
       if (n > 0) hoard.push(Buffer.alloc(16384, 1))
       return n
@@ -578,7 +584,7 @@ const twins = {
   /** Who has given another daemon its turn ends, whatever becomes of that one. */
   'no-comeback': { patch: () => void (Daemon.prototype.goOn = () => process.exit(0)) },
   /** Requests are not read; all else goes on. */
-  'mute': {
+  mute: {
     native: {
       ...native,
       read: (...given) => (mute ? EAGAIN : native.read(...given)),
@@ -640,7 +646,7 @@ const twins = {
   /** What was found out while a caller waited does not count when it asks again. */
   'no-walk-memory': { patch: () => void (Gate.prototype.walkedBy = () => undefined) },
   /** Directories but the root are not watched for closes. */
-  'unwatched': { patch: () => void (CloseWatch.prototype.watch = (_, ready) => ready()) },
+  unwatched: { patch: () => void (CloseWatch.prototype.watch = (_, ready) => ready()) },
   /** Who has looked at a device by the kernel's name is done with it. */
   'done-when-seen': { patch: () => void (Intents.prototype.goesOn = () => false) },
   /** Of devices that come and go, links beneath the tree are told nothing. */
@@ -652,15 +658,15 @@ const twins = {
     },
   },
   /** No uevent ever arrives. */
-  'deaf': { native: { ...native, ueventReceive: () => EAGAIN } },
+  deaf: { native: { ...native, ueventReceive: () => EAGAIN } },
 }
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     'open-timeout': { type: 'string', default: '10' },
-    'hold': { type: 'string', default: '30' },
-    'transport': { type: 'string', default: 'session' },
+    hold: { type: 'string', default: '30' },
+    transport: { type: 'string', default: 'session' },
     'note-answers': { type: 'boolean', default: false },
   },
 })

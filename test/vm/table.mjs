@@ -16,6 +16,9 @@ const line = (name, cells) => console.log([name.padEnd(width), ...cells.map((cel
 line('case', RELEASES)
 for (const name of names) {
   const rows = RELEASES.map((release) => results.get(release)?.find((row) => row.name === name))
-  line(name, rows.map((row) => (row === undefined ? '-' : `${row.ok ? 'ok' : 'FAILED'} (${row.seconds} s)`)))
+  line(
+    name,
+    rows.map((row) => (row === undefined ? '-' : `${row.ok ? 'ok' : 'FAILED'} (${row.seconds} s)`)),
+  )
   for (const [i, row] of rows.entries()) for (const note of row?.notes ?? []) console.log(`    ${RELEASES[i]}: ${note}`)
 }

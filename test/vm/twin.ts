@@ -55,6 +55,9 @@ export async function withLink<T>(t: Test, vm: Vm, changes: readonly Change[], u
   try {
     return await use()
   } finally {
-    await vm.run(`udevadm settle --timeout=300; mv ${INSTALLED}.aside ${INSTALLED}; udevadm trigger --subsystem-match=block; udevadm settle --timeout=300`, 600_000)
+    await vm.run(
+      `udevadm settle --timeout=300; mv ${INSTALLED}.aside ${INSTALLED}; udevadm trigger --subsystem-match=block; udevadm settle --timeout=300`,
+      600_000,
+    )
   }
 }

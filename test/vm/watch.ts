@@ -94,6 +94,7 @@ export async function watched(vm: Vm, deeds: readonly Deed[], names: string, uni
 /** In a few words, with the longest of the gaps. */
 export function inWords({ what, looks, seconds, gaps, troubles }: Watched): string {
   const longest = Math.max(0, ...gaps.map(({ ms }) => ms))
-  const gap = gaps.length === 0 ? 'no name led nowhere' : `${new Set(gaps.map(({ name }) => name)).size} names led nowhere, for ${longest} ms at most`
+  const gap =
+    gaps.length === 0 ? 'no name led nowhere' : `${new Set(gaps.map(({ name }) => name)).size} names led nowhere, for ${longest} ms at most`
   return `${what} (${seconds.toFixed(1)} s, looked at ${looks} times): ${[gap, ...troubles].join('; ')}`
 }

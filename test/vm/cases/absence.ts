@@ -118,7 +118,10 @@ async function twin(t: Test, vm: Vm): Promise<void> {
     )
     t.ok(Number(longest) > 10 * ANSWER_MS, `twin: a service manager that waits like anybody else has not answered for ${longest.trim()} ms`)
   } finally {
-    await vm.run(`${ASK}; rm /run/systemd/system/diskseqfs.service; systemctl daemon-reload; systemctl restart diskseqfs; leads there; udevadm settle --timeout=300`, 300_000)
+    await vm.run(
+      `${ASK}; rm /run/systemd/system/diskseqfs.service; systemctl daemon-reload; systemctl restart diskseqfs; leads there; udevadm settle --timeout=300`,
+      300_000,
+    )
   }
 }
 

@@ -97,7 +97,8 @@ async function shared(t: Test, vm: Vm): Promise<void> {
     for n in a b; do truncate -s 1M /run/twin-$n; mkswap -q -L twins /run/twin-$n; done
     led() { udevadm settle; local real=$(readlink -f /dev/disk/by-label/twins); echo "$1: $(cat /sys/class/block/\${real##*/}/loop/backing_file) $(readlink /dev/disk/by-label/twins | grep -c /by-diskseq/.dm/)"; }
     gone() { udevadm settle; [ ! -L /dev/disk/by-label/twins ] && echo gone; }`
-  const prefer = (file: string) => `echo 'ATTR{loop/backing_file}=="/run/twin-${file}", OPTIONS+="link_priority=10"' >/run/udev/rules.d/62-twin.rules; udevadm control --reload`
+  const prefer = (file: string) =>
+    `echo 'ATTR{loop/backing_file}=="/run/twin-${file}", OPTIONS+="link_priority=10"' >/run/udev/rules.d/62-twin.rules; udevadm control --reload`
   t.equal(
     await vm.run(`
       ${twins}
@@ -213,6 +214,10 @@ export const all: Case = {
     }
     t.equal(await vm.run(LINKS), stock.links, 'given back')
     t.equal(await vm.run(IN_TREE), '', 'all of them')
-    t.equal(await vm.run("journalctl -b -q --no-pager -p warning -u systemd-udevd -o cat | grep diskseqfs || true"), '', 'nothing was warned of')
+    t.equal(
+      await vm.run('journalctl -b -q --no-pager -p warning -u systemd-udevd -o cat | grep diskseqfs || true'),
+      '',
+      'nothing was warned of',
+    )
   },
 }

@@ -25,7 +25,10 @@ async function times(vm: Vm): Promise<Times> {
   const output = await vm.run(`
     systemctl show -P UserspaceTimestampMonotonic -P FinishTimestampMonotonic
     systemctl show -P ActiveEnterTimestampMonotonic local-fs.target`)
-  const [userspace, finish, localFs] = output.trim().split('\n').map((us) => Number(us) / 1e6) as [number, number, number]
+  const [userspace, finish, localFs] = output
+    .trim()
+    .split('\n')
+    .map((us) => Number(us) / 1e6) as [number, number, number]
   return { userspace: finish - userspace, localFs: localFs - userspace }
 }
 
@@ -42,7 +45,8 @@ function spread(values: readonly number[]): string {
   return `${median(values).toFixed(1)} s (${Math.min(...values).toFixed(1)}-${Math.max(...values).toFixed(1)})`
 }
 
-const PROBES = 'for target in fs device abstraction fs_uuid; do grub-probe --target=$target /; done; for path in /home /srv; do grub-probe $path; done'
+const PROBES =
+  'for target in fs device abstraction fs_uuid; do grub-probe --target=$target /; done; for path in /home /srv; do grub-probe $path; done'
 
 async function booted(t: Test, vm: Vm): Promise<void> {
   t.equal((await vm.attempt('systemctl is-system-running --wait')).output, 'running\n')
@@ -108,7 +112,9 @@ export const boot: Case = {
         await t.test('the first one', (t) => booted(t, vm))
         // Whoever opens a device that is being taken down is refused, which is no complaint of the daemon's.
         t.equal(
-          await vm.run(`journalctl -b -1 -q -u diskseqfs -o cat --no-pager -p warning --after-cursor='${cursor}' | grep -v '^refused an open' || true`),
+          await vm.run(
+            `journalctl -b -1 -q -u diskseqfs -o cat --no-pager -p warning --after-cursor='${cursor}' | grep -v '^refused an open' || true`,
+          ),
           '',
           'before it, the daemon ended without complaint',
         )
@@ -124,7 +130,10 @@ export const boot: Case = {
           /^\/dev\/disk\/by-diskseq\/\S*\d+\n$/,
           'twin: with the links of the root in the tree it names a number that is another one at the next boot',
         )
-        note(t, `findmnt /srv: ${(await vm.run('findmnt -n -o SOURCE /srv')).trim()}, swap: ${(await vm.run('swapon --noheadings --show=NAME')).trim()}`)
+        note(
+          t,
+          `findmnt /srv: ${(await vm.run('findmnt -n -o SOURCE /srv')).trim()}, swap: ${(await vm.run('swapon --noheadings --show=NAME')).trim()}`,
+        )
         note(t, (await vm.run('systemd-analyze blame --no-pager | grep diskseqfs')).trim())
       }
     }

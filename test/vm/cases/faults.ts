@@ -21,7 +21,11 @@ async function nbd(t: Test, vm: Vm): Promise<void> {
     until [ ! -e /run/silent ]; do sleep 0.2; done
     kill -TERM $!
     wait $! || true`)
-  const name = (await vm.run('for ((i = 0; i < 100; i++)); do [ "$(cat /sys/block/nbd0/size 2>/dev/null)" = 2048 ] && break; sleep 0.1; done; sleep 1; cat /sys/block/nbd0/diskseq')).trim()
+  const name = (
+    await vm.run(
+      'for ((i = 0; i < 100; i++)); do [ "$(cat /sys/block/nbd0/size 2>/dev/null)" = 2048 ] && break; sleep 0.1; done; sleep 1; cat /sys/block/nbd0/diskseq',
+    )
+  ).trim()
   const stock = vm.start('dd if=/dev/nbd0 of=/dev/null count=1 status=none')
   const began = Date.now()
   const { output } = await vm.attempt(
@@ -30,7 +34,13 @@ async function nbd(t: Test, vm: Vm): Promise<void> {
   const seconds = (Date.now() - began) / 1000
   t.equal(output, 'Connection timed out\nblock special file\n', 'a caller of the disk that is silent gets an error, and may look at it')
   t.ok(seconds < OPEN_TIMEOUT_S + SLACK_S, `after ${seconds.toFixed(0)} s`)
-  const waits = await Promise.race([stock.ended().then(() => 'ended', () => 'ended'), sleep(100, 'waits')])
+  const waits = await Promise.race([
+    stock.ended().then(
+      () => 'ended',
+      () => 'ended',
+    ),
+    sleep(100, 'waits'),
+  ])
   t.equal(waits, 'waits', "twin: whoever opened the device's own node still waits")
   await vm.run('rm /run/silent')
   await Promise.all([silent.ended(), stock.ended()])

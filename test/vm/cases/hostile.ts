@@ -33,16 +33,20 @@ const ping = `
     echo $((($(date +%s%N) - before) / 1000000))`
 
 async function answers(vm: Vm, dir: string, names: string, more = ''): Promise<{ ms: number[]; output: string }> {
-  const output = await vm.run(`
+  const output = await vm.run(
+    `
     ${attack(dir, names)}
     mkdir -p /run/hostile
     sleep 3
     for ((i = 0; i < ${ROUNDS}; i++)); do ${ping}; done
-    ${more}`, 600_000)
+    ${more}`,
+    600_000,
+  )
   return { ms: [...output.matchAll(/^\d+$/gm)].map(Number).sort((a, b) => a - b), output }
 }
 
-const state = (vm: Vm) => vm.run(`
+const state = (vm: Vm) =>
+  vm.run(`
   systemctl show -P MainPID -P StatusText -P NRestarts -P ActiveState diskseqfs
   findmnt -no FSTYPE ${TREE}`)
 
@@ -50,22 +54,31 @@ export const hostile: Case = {
   name: 'users who mean harm',
   shortOn: 'trixie',
   async run(t: Test, vm: Vm) {
-    const [name = '', other = ''] = (await vm.run(`
+    const [name = '', other = ''] = (
+      await vm.run(`
       cp /share/blk /var/tmp/blk
       for i in 1 2; do
         truncate -s 8M /var/tmp/hostile$i.img
         loop=$(losetup --find --show /var/tmp/hostile$i.img)
         cat /sys/block/\${loop#/dev/}/diskseq
-      done`)).trim().split('\n')
+      done`)
+    )
+      .trim()
+      .split('\n')
     try {
       const before = await state(vm)
-      const rss = async () => Number(await vm.run('awk \'/VmRSS/ { print $2 }\' /proc/$(' + DAEMON + ')/status')) / 1024
+      const rss = async () => Number(await vm.run("awk '/VmRSS/ { print $2 }' /proc/$(" + DAEMON + ')/status')) / 1024
       const memory = await rss()
       const elsewhere = await answers(vm, '/run', 'x')
-      const { ms, output } = await answers(vm, TREE, name, `
+      const { ms, output } = await answers(
+        vm,
+        TREE,
+        name,
+        `
         become /var/tmp/blk hold --flags path --path ${TREE}/${name} < <(sleep 60) >/dev/null &
         become /var/tmp/blk watch --path ${TREE}/${name} < <(sleep 60) >/dev/null &
-        /var/tmp/blk openlat --path ${TREE}/${other} --count 200 --seconds 20 --close-immediately`)
+        /var/tmp/blk openlat --path ${TREE}/${other} --count 200 --seconds 20 --close-immediately`,
+      )
       const [most = Infinity, usual = Infinity] = [ms.at(-2), elsewhere.ms.at(-2)]
       note(t, `a mount and an answer of the service manager: ${most} ms at most but for one, ${usual} ms while they do the same elsewhere`)
       t.ok(most <= Math.max(ANSWERS_MS, 3 * usual), 'the service manager answers')

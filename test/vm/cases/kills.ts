@@ -37,7 +37,12 @@ const ways: readonly Way[] = [
   { what: 'the daemon, once a second', times: DAEMONS, script: `pkill -KILL -P $(${GUARD}) -f '^[^ ]*node' || true; sleep 1` },
   { what: 'the guard', times: GUARDS, script: 'kill -KILL $old; another_guard' },
   { what: 'both at once', times: GUARDS, script: `kill -STOP $old; kill -KILL $(${DAEMON}) $old; another_guard` },
-  { what: 'the daemon, on a third of a processor', times: SHORT ? 1 : 5, script: `pkill -KILL -P $(${GUARD}) -f '^[^ ]*node'; another_daemon; sleep 10`, busy: true },
+  {
+    what: 'the daemon, on a third of a processor',
+    times: SHORT ? 1 : 5,
+    script: `pkill -KILL -P $(${GUARD}) -f '^[^ ]*node'; another_daemon; sleep 10`,
+    busy: true,
+  },
 ]
 
 const WAITS = `
@@ -142,9 +147,16 @@ async function upgrades(t: Test, vm: Vm): Promise<void> {
       ),
     )
   }
-  t.strictSame(outcomes, outcomes.map(() => `${DISKS}\n0\n`), `${UPGRADES} upgrades`)
+  t.strictSame(
+    outcomes,
+    outcomes.map(() => `${DISKS}\n0\n`),
+    `${UPGRADES} upgrades`,
+  )
   note(t, `upgraded ${UPGRADES} times with ${DISKS} disks open`)
-  await vm.run(`kill $(cat /run/holder); for d in $(cat /run/disks); do losetup -d $d; done; rm -rf /run/held /run/upgrade* /run/disk*; udevadm settle --timeout=300`, 300_000)
+  await vm.run(
+    `kill $(cat /run/holder); for d in $(cat /run/disks); do losetup -d $d; done; rm -rf /run/held /run/upgrade* /run/disk*; udevadm settle --timeout=300`,
+    300_000,
+  )
 }
 
 // Each once: restart.ts; again and again: test/handover.test.ts.

@@ -225,8 +225,7 @@ async function lifecycle(vm: Vm, setup: Setup): Promise<Facts> {
 }
 
 /** Of each disk: the first when its letter is among `letters`, else the second. */
-const each = (letters: string, yes: string, no: string): string =>
-  DISKS.map((disk) => (letters.includes(disk) ? yes : no)).join(' ')
+const each = (letters: string, yes: string, no: string): string => DISKS.map((disk) => (letters.includes(disk) ? yes : no)).join(' ')
 
 async function check(t: Test, vm: Vm, namespaces: 'mount' | 'none'): Promise<Facts> {
   const found = await lifecycle(vm, { namespaces, tree: true })

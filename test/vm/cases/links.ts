@@ -37,7 +37,10 @@ static void dawdle(int one_of, long ms) {
 ]
 
 const LOOKS_FIRST: readonly Change[] = [
-  ['  bool locked = lock();\n  struct device device = look(kernel);\n', '  struct device device = look(kernel);\n  bool locked = lock();\n'],
+  [
+    '  bool locked = lock();\n  struct device device = look(kernel);\n',
+    '  struct device device = look(kernel);\n  bool locked = lock();\n',
+  ],
 ]
 
 /** What was done wrong before: a node is pointed at, whether or not the device is still there, or has the name. */

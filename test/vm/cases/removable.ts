@@ -112,7 +112,11 @@ async function tooSlow(t: Test, vm: Vm): Promise<void> {
       vm.run(`/share/blk mount --path ${path} --dir /mnt`),
     ])
     const seconds = (Date.now() - began) / 1000
-    t.equal(opened.output, 'Connection timed out\nblock special file\n', 'who opens a drive that is too slow gets ETIMEDOUT, and may look at it')
+    t.equal(
+      opened.output,
+      'Connection timed out\nblock special file\n',
+      'who opens a drive that is too slow gets ETIMEDOUT, and may look at it',
+    )
     t.equal(mounted, '{"error":110}\n', 'and so does who mounts it')
     t.ok(seconds < OPEN_TIMEOUT_S + SLACK_S, `after ${seconds.toFixed(0)} s`)
     const { errors, n, max_ns } = await others()

@@ -18,7 +18,7 @@ const BLOCKED_S = 30
 /** Of the daemon that serves, which its guard tells the service manager. */
 export const DAEMON = "systemctl show -P StatusText diskseqfs | sed -n 's/.*(daemon \\([0-9]*\\))$/\\1/p'"
 
-const MOUNT_ID = "awk '$5 == \"/dev/disk/by-diskseq\" { print $1 }' /proc/self/mountinfo"
+const MOUNT_ID = 'awk \'$5 == "/dev/disk/by-diskseq" { print $1 }\' /proc/self/mountinfo'
 
 /** Waits until another process than $before serves the tree. */
 /** Shell: `another` waits until there is a daemon that serves and is not the one in `$before`. */
@@ -54,12 +54,7 @@ async function endings(t: Test, vm: Vm): Promise<void> {
   )
   await served(t, vm, 'its guard killed', 'systemctl kill --kill-who=main -s KILL diskseqfs')
   await served(t, vm, 'both killed', `guard=$(systemctl show -P MainPID diskseqfs); kill -STOP $guard; kill -KILL $(${DAEMON}) $guard`)
-  await served(
-    t,
-    vm,
-    'upgraded',
-    'dpkg -i /run/upgrade.deb',
-  )
+  await served(t, vm, 'upgraded', 'dpkg -i /run/upgrade.deb')
 }
 
 /** The same package, newer. */
@@ -97,7 +92,10 @@ async function inUse(t: Test, vm: Vm): Promise<void> {
     'no errno but those for a disk that is gone',
   )
   t.ok(recycled['opens_ok'] > 10, `${recycled['opens_ok']} opens of recycled disks`)
-  note(t, `restarted, killed three times, upgraded: 0 wrong of ${recycled['opens_ok']}, longest wait ${(steady['max_ns'] / 1e9).toFixed(1)} s`)
+  note(
+    t,
+    `restarted, killed three times, upgraded: 0 wrong of ${recycled['opens_ok']}, longest wait ${(steady['max_ns'] / 1e9).toFixed(1)} s`,
+  )
 }
 
 /**

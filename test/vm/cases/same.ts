@@ -379,11 +379,7 @@ async function withVolumes<T>(vm: Vm, use: () => Promise<T>): Promise<T> {
 
 /** With the file system mounted and idle and swap on, the service stops, starts and restarts. */
 async function inUse(t: Test, vm: Vm): Promise<void> {
-  t.notMatch(
-    await vm.run('df --output=pcent,ipcent /dev/disk/by-diskseq'),
-    /100%/,
-    'the tree is not full, also not for who watches inodes',
-  )
+  t.notMatch(await vm.run('df --output=pcent,ipcent /dev/disk/by-diskseq'), /100%/, 'the tree is not full, also not for who watches inodes')
   const deeds = ['stop', 'start', 'restart'].map((what) => ({ what, script: `systemctl ${what} diskseqfs` }))
   try {
     for (const result of await watched(vm, deeds, '/dev/mapper/* /dev/vm/*', "srv-same.mount 'dev-mapper-vm\\x2dsame.device'")) {
@@ -405,7 +401,11 @@ const RULES = '/usr/lib/udev/rules.d'
 async function twins(t: Test, vm: Vm, stock: Answers): Promise<void> {
   const again = 'udevadm control --reload; udevadm trigger --subsystem-match=block; udevadm settle --timeout=300'
   const differs = async (what: string, says: string) => {
-    const { printed } = await askAll(vm, DIRECTORY, PROBES.filter((probe) => probe.what === what))
+    const { printed } = await askAll(
+      vm,
+      DIRECTORY,
+      PROBES.filter((probe) => probe.what === what),
+    )
     t.not(printed.get(what), stock.printed.get(what), `twin: ${says}`)
   }
   await withLink(t, vm, [['return says_swap("/etc/fstab", fstab_says, links, content) ||', 'return false &&']], async () => {

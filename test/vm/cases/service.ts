@@ -12,7 +12,11 @@ async function inTree(t: Test, vm: Vm, when: string): Promise<void> {
   await vm.run('udevadm settle')
   const { tree, stock, left, wrong } = await links(vm)
   t.ok(tree.length > 5, `${when}: ${tree.length} links into the tree`)
-  t.strictSame({ stock, left, wrong }, { stock: [], left: LEFT_ALONE, wrong: [] }, `${when}: and no others, but of those that are left alone`)
+  t.strictSame(
+    { stock, left, wrong },
+    { stock: [], left: LEFT_ALONE, wrong: [] },
+    `${when}: and no others, but of those that are left alone`,
+  )
 }
 
 async function stockLinks(t: Test, vm: Vm, when: string): Promise<void> {
@@ -92,17 +96,15 @@ export const service: Case = {
     await vm.run('rm -r /dev/mine')
     t.equal(await vm.run('findmnt -n /dev/disk/by-diskseq || echo no mount'), 'no mount\n')
     await vm.run('udevadm settle')
-    t.match(
-      await vm.run('readlink /dev/disk/by-diskseq/1'),
-      /^\.\.\/\.\.\/vda\n$/,
-      "stopped: udev's own links are in disk/by-diskseq",
-    )
+    t.match(await vm.run('readlink /dev/disk/by-diskseq/1'), /^\.\.\/\.\.\/vda\n$/, "stopped: udev's own links are in disk/by-diskseq")
 
     const beneath = '[ ! -e /dev/disk/by-diskseq/.dm ] || find /dev/disk/by-diskseq/.dm -type l'
     t.equal(await vm.run(beneath), '', 'and nothing that no name leads to')
     await vm.run('systemctl start diskseqfs')
     if (!SHORT) {
-      await withLink(t, vm, [['  if (has_daemon()) return 0;\n  DIR *tree', '  return 0;\n  DIR *tree']], () => vm.run('systemctl stop diskseqfs; udevadm settle'))
+      await withLink(t, vm, [['  if (has_daemon()) return 0;\n  DIR *tree', '  return 0;\n  DIR *tree']], () =>
+        vm.run('systemctl stop diskseqfs; udevadm settle'),
+      )
       t.not(await vm.run(beneath), '', 'twin: it is the program that takes these away')
       await vm.run('systemctl start diskseqfs')
     }
@@ -111,7 +113,9 @@ export const service: Case = {
       t.equal(await vm.run(`systemctl is-active '${unit}'`), 'active\n', unit)
     }
 
-    await vm.run('ln -s /dev/null /etc/udev/rules.d/61-diskseqfs.rules; systemctl stop diskseqfs; systemctl start diskseqfs; udevadm settle')
+    await vm.run(
+      'ln -s /dev/null /etc/udev/rules.d/61-diskseqfs.rules; systemctl stop diskseqfs; systemctl start diskseqfs; udevadm settle',
+    )
     await stockLinks(t, vm, 'switched off')
     await vm.run('udevadm trigger --settle /dev/vda')
     t.match(await vm.run('udevadm info -q property /dev/vda'), /^DISKSEQ=1$/m, "systemd's property is left alone")
@@ -149,7 +153,11 @@ export const removal: Case = {
       t.equal(await vm.run(twin), 'unmounted\n', 'twin: where it loses that name, systemd unmounts it')
     }
     await vm.run(`${UNMOUNT}; rm -f ${KEPT_NAMES}; udevadm control --reload`)
-    t.equal(await vm.run('for path in /dev/mapper/gone /dev/disk/by-diskseq/.dm; do [ ! -L $path ] && [ ! -e $path ] || echo $path; done'), '', 'names of devices that are gone, and all beneath')
+    t.equal(
+      await vm.run('for path in /dev/mapper/gone /dev/disk/by-diskseq/.dm; do [ ! -L $path ] && [ ! -e $path ] || echo $path; done'),
+      '',
+      'names of devices that are gone, and all beneath',
+    )
     await stockLinks(t, vm, 'removed')
     await vm.run('udevadm settle')
     t.match(await vm.run('readlink /dev/disk/by-diskseq/1'), /vda/, "udev's own links are back")

@@ -55,7 +55,11 @@ async function dmsetup(t: Test, vm: Vm): Promise<void> {
     losetup --detach $loop
     trap 'rm /run/table.img' EXIT
     dmsetup create table --table "$table" 2>&1 | sed -n 's/.*failed: //p' || true`)
-  t.match(output, /^its disk\nNo such (file or directory|device)\n$/, 'dmsetup makes a table of the disk in the name, and none when that is gone')
+  t.match(
+    output,
+    /^its disk\nNo such (file or directory|device)\n$/,
+    'dmsetup makes a table of the disk in the name, and none when that is gone',
+  )
 }
 
 export const tables: Case = {

@@ -37,10 +37,7 @@ const EXPECTED: Record<string, [string, string]> = {
 }
 
 /** By its first path, whose last component is no name of the kernel's. */
-const FAILS_BY_NUMBER = [
-  'findmnt UUID:  (status 1)',
-  'umount /dev/dm-N: umount: /dev/dm-N: not mounted. (status 32)',
-]
+const FAILS_BY_NUMBER = ['findmnt UUID:  (status 1)', 'umount /dev/dm-N: umount: /dev/dm-N: not mounted. (status 32)']
 
 /**
  * It opens the partition exclusively, closes it, and removes it at once; if the
@@ -219,13 +216,13 @@ const PARTITIONS = `
 `
 
 const PARTITIONS_ANSWERS: Record<string, string> = {
-  'p1': 'loop51p1',
-  'p2': 'loop51p2',
-  'part2': 'loop51p2',
+  p1: 'loop51p1',
+  p2: 'loop51p2',
+  part2: 'loop51p2',
   'by-uuid link of a partition': 'right',
   'fsck of a partition': '/dev/disk/by-diskseq/Np1',
-  'source': '/dev/disk/by-diskseq/Np1',
-  'lsblk': 'loop51 loop loop51p1 part /mnt/tools loop51p2 part',
+  source: '/dev/disk/by-diskseq/Np1',
+  lsblk: 'loop51 loop loop51p1 part /mnt/tools loop51p2 part',
   'unit of N': 'active',
   'unit of Np1': 'active',
   'unit of N-part1': 'active',
@@ -328,7 +325,10 @@ export const tools: Case = {
     const different = new Set(refused)
     for (const [key, [, answer]] of Object.entries(differences)) if (failed([key, answer])) different.add(key)
     t.strictSame(
-      [...numbered].filter(failed).map(([key, answer]) => (different.has(key) ? key : `${key}: ${answer}`)).sort(),
+      [...numbered]
+        .filter(failed)
+        .map(([key, answer]) => (different.has(key) ? key : `${key}: ${answer}`))
+        .sort(),
       [...different, ...FAILS_BY_NUMBER].sort(),
       'by path in the tree: works and fails where the name does',
     )
