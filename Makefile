@@ -49,7 +49,7 @@ GUARD = native/diskseqfs-guard
 
 build: $(ADDON) $(LINK) $(GUARD) dist/cli.js
 
-$(GUARD): native/guard.c native/guard-store.c native/guard-store.h native/state.h
+$(GUARD): native/guard/guard.c native/guard/store.c native/guard/store.h native/shared/state.h
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.c,$^)
 
 # Static, where there is a static libc: udev starts it for each event of such a device, and
@@ -74,7 +74,7 @@ $(DEPS): package.json package-lock.json | setup
 # that they are beside node.
 NODE_GYP = node-gyp --loglevel=warn --jobs=max --nodedir="$$(node -p 'path.resolve(process.execPath, "../..")')"
 
-$(ADDON): $(wildcard native/*.cc native/*.h native/*.gyp) | $(DEPS)
+$(ADDON): $(wildcard native/addon/* native/shared/*) native/binding.gyp | $(DEPS)
 	@echo 'setup: compiling the addon'
 	@$(NODE_GYP) -C native rebuild
 

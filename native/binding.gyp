@@ -3,19 +3,19 @@
     {
       "target_name": "diskseqfs_native",
       "sources": [
-        "addon.cc",
-        "blockdev.cc",
-        "constants.cc",
-        "descriptor.cc",
-        "inotify.cc",
-        "links.cc",
-        "memory.cc",
-        "mount.cc",
-        "poll.cc",
-        "sockets.cc",
-        "tasks.cc",
-        "threads.cc",
-        "uevent.cc"
+        "addon/addon.cc",
+        "addon/blockdev.cc",
+        "addon/constants.cc",
+        "addon/descriptor.cc",
+        "addon/inotify.cc",
+        "addon/links.cc",
+        "addon/memory.cc",
+        "addon/mount.cc",
+        "addon/poll.cc",
+        "addon/sockets.cc",
+        "addon/tasks.cc",
+        "addon/threads.cc",
+        "addon/uevent.cc"
       ],
       "include_dirs": [
         "<!@(node -p \"require('node-addon-api').include_dir\")"

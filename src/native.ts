@@ -102,7 +102,7 @@ export interface Native {
   /**
    * Opens `name` below `dir` (with O_NONBLOCK and O_CLOEXEC), for a loop
    * device checks that it is bound, and reads what identifies it. The order of
-   * these steps is part of the guarantee: see `native/blockdev.cc`.
+   * these steps is part of the guarantee: see `native/addon/blockdev.cc`.
    *
    * @param nodes where to make a node to open it by, see {@link makeNodes}; -1: `name` itself is opened
    */
@@ -144,7 +144,7 @@ export interface Native {
 
   /**
    * What threads are doing: undefined for one that is gone. Each second argument tells
-   * whether its kernel stack is wanted; see `native/threads.cc`.
+   * whether its kernel stack is wanted; see `native/addon/threads.cc`.
    */
   lookAtThreads(threads: readonly (number | boolean)[], done: (seen: (SeenThread | undefined)[]) => void): void
   /** Of a thread, and of which of some groups it is a member; undefined where that cannot be read. */
@@ -173,7 +173,7 @@ export interface Native {
   packetListen(path: string): number
   packetAccept(fd: number): number
 
-  /** Offsets and sizes of `native/state.h`, bytes. */
+  /** Offsets and sizes of `native/shared/state.h`, bytes. */
   readonly layout: Readonly<Record<LayoutField, number>>
   /** A descriptor of memory, all zeros. */
   sharedMemory(bytes: number): number

@@ -1,5 +1,5 @@
 /**
- * The daemon's side of the guard (native/guard.c), which has started it, keeps what
+ * The daemon's side of the guard (native/guard/guard.c), which has started it, keeps what
  * the next daemon needs, and starts that one when this one ends.
  *
  * A daemon that goes on with the mount of another one is told all that is kept,

@@ -7,19 +7,19 @@
 #undef NODE_API_MODULE
 #define NODE_API_MODULE(name, init)
 
-#include "../../native/addon.cc"
-#include "../../native/blockdev.cc"
-#include "../../native/constants.cc"
-#include "../../native/descriptor.cc"
-#include "../../native/inotify.cc"
-#include "../../native/links.cc"
-#include "../../native/memory.cc"
-#include "../../native/mount.cc"
-#include "../../native/poll.cc"
-#include "../../native/sockets.cc"
-#include "../../native/tasks.cc"
-#include "../../native/threads.cc"
-#include "../../native/uevent.cc"
+#include "../../native/addon/addon.cc"
+#include "../../native/addon/blockdev.cc"
+#include "../../native/addon/constants.cc"
+#include "../../native/addon/descriptor.cc"
+#include "../../native/addon/inotify.cc"
+#include "../../native/addon/links.cc"
+#include "../../native/addon/memory.cc"
+#include "../../native/addon/mount.cc"
+#include "../../native/addon/poll.cc"
+#include "../../native/addon/sockets.cc"
+#include "../../native/addon/tasks.cc"
+#include "../../native/addon/threads.cc"
+#include "../../native/addon/uevent.cc"
 
 namespace {
 

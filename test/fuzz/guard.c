@@ -1,4 +1,4 @@
-// The guard (native/guard.c), fed with garbage. Built with sanitizers, see
+// The guard (native/guard/guard.c), fed with garbage. Built with sanitizers, see
 // test/helpers/sanitized.ts.
 //
 //   guard-fuzz run COUNT SEED     its functions, in this process
@@ -31,10 +31,10 @@ static int stat_socket_as_fuse(int fd, struct stat *file) {
 #define fstat stat_socket_as_fuse
 #define main guard_main
 #ifndef GUARD
-#define GUARD "../../native/guard.c"
+#define GUARD "../../native/guard/guard.c"
 #endif
 #include GUARD
-#include "../../native/guard-store.c"
+#include "../../native/guard/store.c"
 #undef main
 #undef fstat
 

@@ -9,9 +9,9 @@ import type { Test } from 'tap'
 import { ROOT } from './root.js'
 import { cleanup } from './tree.js'
 
-const NATIVE = join(ROOT, 'native')
+const NATIVE = join(ROOT, 'native/guard')
 const GUARD = join(NATIVE, 'guard.c')
-const STORE = join(NATIVE, 'guard-store.c')
+const STORE = join(NATIVE, 'store.c')
 
 /** What stands there, exactly once, and what is to stand there. */
 export type Change = readonly [mechanism: string, off: string]

@@ -55,13 +55,13 @@ const cc = (output: string, ...args: string[]) =>
   execFileSync('cc', ['-std=gnu17', ...FLAGS, '-o', output, ...args], { cwd: ROOT, stdio: 'inherit' })
 
 /** The guard itself. */
-export const guardPath = () => built('diskseqfs-guard', ['native'], (output) => cc(output, 'native/guard.c', 'native/guard-store.c'))
+export const guardPath = () => built('diskseqfs-guard', ['native'], (output) => cc(output, 'native/guard/guard.c', 'native/guard/store.c'))
 
 /** What feeds it, or the functions of `guard` (a path). */
-export function guardFuzzPath(guard = join(ROOT, 'native/guard.c')): string {
-  if (guard !== join(ROOT, 'native/guard.c')) {
+export function guardFuzzPath(guard = join(ROOT, 'native/guard/guard.c')): string {
+  if (guard !== join(ROOT, 'native/guard/guard.c')) {
     const output = `${guard}.fuzz`
-    cc(output, `-DGUARD="${guard}"`, `-I${join(ROOT, 'native')}`, 'test/fuzz/guard.c')
+    cc(output, `-DGUARD="${guard}"`, `-I${join(ROOT, 'native/guard')}`, 'test/fuzz/guard.c')
     return output
   }
   return built('guard-fuzz', ['native', 'test/fuzz/guard.c'], (output) => cc(output, 'test/fuzz/guard.c'))

@@ -116,7 +116,7 @@ function invalidating() {
   }
 }
 
-/** What native/threads.cc does on another thread, whatever it has to wait for. */
+/** What native/addon/threads.cc does on another thread, whatever it has to wait for. */
 function lookAtOnce(threads, done) {
   const read = (tid, file) => {
     try {

@@ -1,8 +1,8 @@
 // diskseqfs-guard: starts the daemon, and stands in for it while there is none.
 //
 // It is the service's main process. What a daemon needs to go on with the mount of
-// another one it keeps (guard-store.h): the FUSE connection, the memory they share
-// (state.h), the sockets in which pins wait. It hands them to each daemon that it
+// another one it keeps (store.h): the FUSE connection, the memory they share
+// (../shared/state.h), the sockets in which pins wait. It hands them to each daemon that it
 // starts, and starts the next one as soon as one has ended.
 //
 // When a daemon dies, whoever looks at the tree waits for the next one. The service
@@ -62,8 +62,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "guard-store.h"
-#include "state.h"
+#include "store.h"
+#include "../shared/state.h"
 
 // In ticks of a second each, counted by wake-ups: a clock that jumps, or a
 // machine that stood still, costs one.

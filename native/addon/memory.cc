@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include "addon.h"
-#include "state.h"
+#include "../shared/state.h"
 #include "tasks.h"
 
 namespace diskseqfs {

@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "guard-store.h"
+#include "store.h"
 
 #include <errno.h>
 #include <fcntl.h>
