@@ -146,9 +146,9 @@ lint: $(DEPS)
 MINUTES = 30
 soak: build
 	KILLS=200 STORM=10000 SOAK_MINUTES=$(MINUTES) tap --timeout=$$(($(MINUTES) * 60 + 900)) \
-		test/handover.test.ts test/storm.test.ts test/soak.test.ts
+		test/live/handover.test.ts test/live/storm.test.ts test/live/soak.test.ts
 
-# The short form is test/fuzz.test.ts and test/asan.test.ts.
+# The short form is test/fuzz/fuzz.test.ts and test/fuzz/asan.test.ts.
 INPUTS = 10000000
 fuzz: build
 	rm -rf build/fuzz

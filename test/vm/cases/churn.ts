@@ -1,5 +1,5 @@
 /**
- * The tree's own churn test (test/churn.test.ts) on the release's kernel: disks
+ * The tree's own churn test (test/live/churn.test.ts) on the release's kernel: disks
  * recycled as fast as can be, each opened by its sequence number, and every
  * descriptor must be the disk in its name. Beside it the same through the links
  * that udev makes on the stock system. On kernels before 6.11 a daemon that

@@ -1,7 +1,7 @@
 /**
  * Everything at once that somebody without any rights can do to the tree, with the real service:
  * the service manager answers, the daemon and the guard go on, and root opens disks. What each of
- * it does to root's opens, with its twins: test/hostile.test.ts.
+ * it does to root's opens, with its twins: test/live/hostile.test.ts.
  */
 import type { Test } from 'tap'
 

@@ -159,7 +159,7 @@ async function upgrades(t: Test, vm: Vm): Promise<void> {
   )
 }
 
-// Each once: restart.ts; again and again: test/handover.test.ts.
+// Each once: restart.ts; again and again: test/live/handover.test.ts.
 const shortOn = 'none'
 
 export const kills: readonly Case[] = [

@@ -89,7 +89,7 @@ async function mounts(vm: Vm, count: number, directory = ''): Promise<Counts> {
 
 export const mountsCase: Case = {
   name: "mount(8) by names whose numbers become other names'",
-  // As long as it takes; what keeps the disk meanwhile is shown in test/second-path.test.ts.
+  // As long as it takes; what keeps the disk meanwhile is shown in test/live/second-path.test.ts.
   shortOn: 'none',
   before: (vm) => mounts(vm, SOME),
   async run(t: Test, vm: Vm, before: unknown) {

@@ -1,0 +1,253 @@
+/**
+ * Somebody without any rights who asks the tree for all there is and all there
+ * is not, with a hundred threads: no disk is opened for it, nothing of it is
+ * remembered, and root is served meanwhile. How quickly: bench/faults.ts.
+ */
+import { chmodSync } from 'node:fs'
+import { release } from 'node:os'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { Intents } from '../../src/gate/intent.js'
+import { native } from '../../src/native.js'
+import { blk } from '../helpers/blk.js'
+import {
+  cleanup,
+  descriptors,
+  loopDisk,
+  manyDisks,
+  openDevices,
+  report,
+  resident,
+  run,
+  type RunningBlk,
+  type RunningTree,
+  sleep,
+  startBlk,
+  startTree,
+  threads,
+  type Twin,
+  until,
+  watchNode,
+  zramDisk,
+} from '../helpers/tree.js'
+
+const NOBODY = '65534'
+const THREADS = '100'
+const SECONDS = 1
+/** A machine that is busy may take long, but not as long as a hundred threads' requests. */
+const BOUND_MS = 500
+/** What a heap may keep that has been at work; each thread has asked some thousand times. */
+const MORE_MIB = 40
+
+/** What was asked, how often, and what it failed with. */
+type Outcome = Record<'names' | 'numbers' | 'stat' | 'open' | 'list', { n: number; errors: Record<string, number> }>
+
+function start(t: Test, tree: RunningTree, ...args: string[]): Promise<RunningBlk> {
+  return startBlk(t, 'abuse', '--dir', tree.mountpoint, '--threads', THREADS, ...args)
+}
+
+async function setup(t: Test, twin: Twin) {
+  const zram = zramDisk(t)
+  const loop = loopDisk(t)
+  loop.addPartition(1, 64, 64)
+  for (const path of [zram.path, loop.path, `${loop.path}p1`]) chmodSync(path, 0o600)
+  const tree = await startTree(t, { twin })
+  const seen = [await watchNode(t, zram.path, tree), await watchNode(t, loop.path, tree), await watchNode(t, `${loop.path}p1`, tree)]
+  const opens = async () => {
+    let count = 0
+    for (const since of seen) count += (await since()).open
+    return count
+  }
+  await opens()
+  return { tree, opens, loop, names: [zram.diskseq(), loop.diskseq(), `${loop.diskseq()}p1`], mine: zram.diskseq() }
+}
+
+t.test('a hundred threads of nobody have no disk opened', async (t) => {
+  const { tree, opens, names } = await setup(t, 'none')
+  const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
+  await nobody.ask()
+  for (let i = 0; i < SECONDS * 10; i++) {
+    await sleep(100)
+    const open = openDevices(tree.pid)
+    if (open.length > 0) t.fail(`open: ${open}`)
+  }
+  const outcome = JSON.parse(await nobody.end()) as Outcome
+  t.equal(await opens(), 0, 'nobody has seen any of them opened')
+  for (const [what, errno] of [
+    ['names', 'ENOENT'],
+    ['numbers', 'ENOENT'],
+    ['open', 'EACCES'],
+    // Who reads a directory may hold its lock for ever: see Tree.rootAttr().
+    ['list', 'EACCES'],
+  ] as const) {
+    const { n, errors } = outcome[what]
+    t.ok(n > 100, `${n} times ${what}`)
+    t.strictSame(errors, { [errno]: n }, `each is ${errno}`)
+  }
+  const { n, errors } = outcome.stat
+  t.ok(n > 100, `${n} times stat`)
+  t.strictSame(errors, {}, 'which anybody may')
+})
+
+t.test('twin: without a look at who asks, disks are opened for nobody', async (t) => {
+  const { tree, opens, names } = await setup(t, 'no-access-rule')
+  const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
+  await nobody.ask()
+  await sleep(500)
+  await nobody.end()
+  t.ok((await opens()) > 0, 'they were seen to be opened')
+})
+
+t.test('root is served meanwhile', async (t) => {
+  const { tree, mine, names } = await setup(t, 'none')
+  const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
+  await nobody.ask()
+  const path = join(tree.mountpoint, mine)
+  const { n, max_ns, errors } = await blk('openlat', '--path', path, '--count', '2000', '--seconds', String(SECONDS))
+  t.strictSame(errors, {}, `${n} opens`)
+  t.ok(n >= 100, 'more than a hundred')
+  t.ok(max_ns / 1e6 < BOUND_MS, `${(max_ns / 1e6).toFixed(1)} ms at most`)
+  await nobody.end()
+})
+
+const SOMEBODY_ELSE = '65533'
+/** Fewer than are read at once. */
+const CROWD = 50
+
+/**
+ * Many threads of one user ask while the daemon is stopped, then another user
+ * does, and root last. When it goes on: how many of the crowd are answered
+ * before each of those two.
+ */
+async function answeredBefore(t: Test, twin: Twin): Promise<{ somebodyElse: number; root: number }> {
+  zramDisk(t)
+  const tree = await startTree(t, { twin, args: ['--note-answers'] })
+  const intents = new Intents(native)
+  cleanup(t, () => intents.close())
+  const start = (uid: string, count: number) =>
+    startBlk(t, 'abuse', '--dir', tree.mountpoint, '--uid', uid, '--threads', String(count), '--kinds', 'names')
+  const askers: [RunningBlk, number][] = [
+    [await start(NOBODY, CROWD), CROWD],
+    [await start(SOMEBODY_ELSE, 1), 1],
+    [await start('0', 1), 1],
+  ]
+  await report(tree) // up to now, nobody is of interest
+  process.kill(tree.pid, 'SIGSTOP')
+  cleanup(t, () => process.kill(tree.pid, 'SIGCONT'))
+  for (const [{ pid, ask }, count] of askers) {
+    await ask()
+    const waiting = () => threads(pid).filter((tid) => intents.of(Number(tid)).intent !== 'unknown')
+    await until(() => waiting().length === count)
+  }
+  process.kill(tree.pid, 'SIGCONT')
+  await Promise.all(askers.map(([asker]) => asker.end()))
+  const answered = (await report(tree))['answered'] as number[]
+  const crowdBefore = (uid: string) => answered.slice(0, answered.indexOf(Number(uid))).filter((other) => other === Number(NOBODY)).length
+  return { somebodyElse: crowdBefore(SOMEBODY_ELSE), root: crowdBefore('0') }
+}
+
+t.test('who asks once does not stand behind a crowd that came first', async (t) => {
+  const { somebodyElse, root } = await answeredBefore(t, 'none')
+  t.ok(root <= 1, `root is answered after ${root} of them`)
+  // On the way to a name the kernel asks for the directory's ACL. Those two of the crowd who were
+  // told of it ask for their names then, which comes before the ACL, whoever waits for that.
+  t.ok(somebodyElse <= 4, `another user after ${somebodyElse}`)
+})
+
+t.test('twin: if requests are answered as they come, both do', async (t) => {
+  const { somebodyElse, root } = await answeredBefore(t, 'as-they-come')
+  t.ok(root >= CROWD, `root is answered after ${root} of them`)
+  t.ok(somebodyElse >= CROWD, `another user after ${somebodyElse}`)
+})
+
+async function remembered(tree: RunningTree): Promise<Record<string, number>> {
+  const { nodes, dead, pending, waiting } = await report(tree)
+  return { nodes, dead, pending, waiting }
+}
+
+const NOTHING = { nodes: 0, dead: 0, pending: 0, waiting: 0 }
+
+/** Memory that has grown from one time to the next, when it had grown to its size before, MiB. */
+async function growth(t: Test, tree: RunningTree, ask: () => Promise<unknown>): Promise<number> {
+  await ask()
+  await ask()
+  const before = resident(tree.pid)
+  await ask()
+  const more = resident(tree.pid) - before
+  t.comment(`${before.toFixed(0)} MiB, then ${more.toFixed(0)} more`)
+  return more
+}
+
+t.test('of it nothing is remembered but disks that are there, as long as they are', async (t) => {
+  const { tree, names, loop } = await setup(t, 'none')
+  const before = descriptors(tree.pid).length
+  const more = await growth(t, tree, async () => {
+    const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
+    await nobody.ask()
+    await sleep(SECONDS * 1000)
+    await nobody.end()
+  })
+  t.ok(more < MORE_MIB, 'memory does not grow')
+  // The kernel keeps their names: who asks for one that it knows needs no lock.
+  const { nodes = 0, ...rest } = await remembered(tree)
+  t.ok(nodes <= names.length, `${nodes} nodes of ${names.length} disks`)
+  t.strictSame({ nodes: 0, ...rest }, NOTHING, 'and no request')
+  loop.detach()
+  const kept = 1 // the other disk
+  await until(async () => JSON.stringify(await remembered(tree)) === JSON.stringify({ ...NOTHING, nodes: kept }), 10_000)
+  t.pass('nor are disks that are gone')
+  // Of threads that asked last, a file in /proc each: see Intents.
+  t.ok(descriptors(tree.pid).length <= before + 64 + 8, `${descriptors(tree.pid).length - before} more descriptors`)
+})
+
+const CACHED = 100
+
+/** Of the names that the kernel has, how many it forgets when one of those disks goes. */
+async function forgotten(t: Test, twin: Twin): Promise<number> {
+  const loop = loopDisk(t)
+  await manyDisks(t, CACHED, loop.file)
+  const tree = await startTree(t, { twin })
+  await run('ls', ['-lL', tree.mountpoint])
+  const { nodes: before = 0 } = await remembered(tree)
+  t.ok(before > CACHED, `${before} names`)
+  loop.detach()
+  const count = async () => before - ((await remembered(tree))['nodes'] ?? 0)
+  await until(async () => (await count()) > 0, 3000).catch(() => {})
+  await sleep(100)
+  return count()
+}
+
+const [MAJOR = 0, MINOR = 0] = release().split('.').map(Number)
+const PRUNES = MAJOR > 6 || (MAJOR === 6 && MINOR >= 18)
+
+t.test('the name of a disk that is gone is forgotten, and no other', async (t) => {
+  if (!PRUNES) return void t.comment('FUSE_NOTIFY_PRUNE came with Linux 6.18: here it is forgotten when there are many')
+  t.equal(await forgotten(t, 'none'), 1)
+})
+
+t.test('twin: where the kernel cannot be told which, it is not', async (t) => {
+  t.equal(await forgotten(t, 'no-prune'), 0)
+})
+
+t.test('twin: a daemon that remembers what it is asked grows', async (t) => {
+  const { tree, names } = await setup(t, 'hoards')
+  const more = await growth(t, tree, async () => {
+    const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
+    await nobody.ask()
+    await sleep(500)
+    await nobody.end()
+  })
+  t.ok(more > MORE_MIB, 'its memory grows')
+})
+
+t.test('directories that nobody closes cost nothing', async (t) => {
+  const { tree } = await setup(t, 'none')
+  const before = resident(tree.pid)
+  // Root, as nobody else may open it.
+  await startBlk(t, 'abuse-directories', '--dir', tree.mountpoint, '--uid', '0', '--count', '10000')
+  t.strictSame(await remembered(tree), NOTHING)
+  const more = resident(tree.pid) - before
+  t.ok(more < MORE_MIB, `${more.toFixed(1)} MiB more`)
+})

@@ -1,0 +1,238 @@
+/**
+ * Links beneath the mount: the same names, for whoever does not see it, and for all as soon as
+ * it is gone. They are right through arrivals, removals, and the end of every part.
+ */
+import {
+  chmodSync,
+  closeSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readlinkSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { basename, join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { cleanup, errorOf, loopDisk, type LoopDisk, run, sleep, startBlk, startManaged, startTree, until } from '../helpers/tree.js'
+
+/** Below /dev, where such links are kept. */
+function parentOf(t: Test): string {
+  const parent = mkdtempSync('/dev/diskseqfs-beneath-')
+  cleanup(t, () => rmSync(parent, { recursive: true }))
+  return parent
+}
+
+/** /dev as somebody sees it who has it without the mounts below. */
+async function otherView(t: Test): Promise<string> {
+  const view = mkdtempSync(join(tmpdir(), 'diskseqfs-view-'))
+  const { code, stderr } = await run('mount', ['--bind', '/dev', view])
+  if (code !== 0) throw new Error(stderr)
+  cleanup(t, async () => {
+    await run('umount', [view])
+    rmdirSync(view)
+  })
+  return view
+}
+
+/** All names of a disk and its partition. */
+const namesOf = (disk: LoopDisk) => {
+  const n = disk.diskseq()
+  const kname = basename(disk.path)
+  return [n, `${n}p1`, `${n}-part1`, `.dm/${n}/${kname}`, `.dm/${n}/${kname}p1`]
+}
+/** Which device's node each name leads to. */
+const leads = (directory: string, names: readonly string[]) => names.map((name) => statSync(join(directory, name)).rdev)
+
+/** Names of the form that the tree has, with those in .dm. */
+function linksIn(directory: string): string[] {
+  const below = (path: string): string[] => {
+    try {
+      return readdirSync(join(directory, path), { withFileTypes: true }).flatMap((entry) =>
+        entry.isDirectory() ? below(join(path, entry.name)) : [join(path, entry.name)],
+      )
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+      return [] // it has gone with its device
+    }
+  }
+  return below('').sort()
+}
+
+const own = (disk: LoopDisk, part: boolean) => statSync(disk.path + (part ? 'p1' : '')).rdev
+
+t.test('whoever does not see the mount finds the devices by the same names', async (t) => {
+  const parent = parentOf(t)
+  const view = await otherView(t)
+  const disk = loopDisk(t)
+  disk.addPartition(1, 64, 64)
+  const { mountpoint, stop } = await startTree(t, { parent })
+  const covered = join(view, mountpoint.slice('/dev'.length))
+  const names = namesOf(disk)
+  await until(() => linksIn(covered).includes(names.at(-1)!))
+  const expected = [false, true, true, false, true].map((part) => own(disk, part))
+  t.strictSame(leads(covered, names), expected)
+  t.strictSame(leads(mountpoint, names), expected, 'as in the tree')
+  t.match(readlinkSync(join(covered, disk.diskseq())), /^(\.\.\/)+loop\d+$/, 'with links that lead to the own node')
+  t.equal(lstatSync(covered).mode & 0o777, 0o711, 'nobody but root can keep the directory locked by reading it')
+  t.equal(lstatSync(join(covered, '.dm')).mode & 0o777, 0o711)
+
+  const later = loopDisk(t)
+  await until(() => errorOf(() => statSync(join(covered, later.diskseq()))) === '')
+  later.addPartition(1, 64, 64)
+  await until(() => errorOf(() => statSync(join(covered, `${later.diskseq()}p1`))) === '')
+  const gone = namesOf(later)
+  later.detach()
+  await until(() => !linksIn(covered).some((name) => gone.includes(name)))
+  t.equal(
+    errorOf(() => lstatSync(join(covered, '.dm', gone[0]!))),
+    'ENOENT',
+    'its directory is gone as well',
+  )
+  t.pass('they come and go with the devices')
+
+  await stop()
+  t.strictSame(linksIn(mountpoint), [], 'where udev does not know of them, they are gone when the tree is')
+  t.equal(lstatSync(mountpoint).mode & 0o777, 0o755)
+})
+
+t.test("a name by the kernel's name is there beneath before the tree answers for it", async (t) => {
+  const parent = parentOf(t)
+  const view = await otherView(t)
+  const { mountpoint } = await startTree(t, { parent })
+  const covered = join(view, mountpoint.slice('/dev'.length))
+  for (let i = 0; i < 50; i++) {
+    const disk = loopDisk(t)
+    const name = `.dm/${disk.diskseq()}/${basename(disk.path)}`
+    statSync(join(mountpoint, name))
+    if (errorOf(() => statSync(join(covered, name))) !== '') t.fail(`${name} is not there`)
+    disk.detach()
+  }
+  t.pass('fifty times')
+})
+
+t.test('who keeps the directory locked holds up nobody', async (t) => {
+  const parent = parentOf(t)
+  const view = await otherView(t)
+  const { mountpoint, stop } = await startTree(t, { parent })
+  const holder = await startBlk(
+    t,
+    'directory',
+    '--dir',
+    join(view, mountpoint.slice('/dev'.length)),
+    '--mode',
+    'lock',
+    '--uid',
+    '0',
+    '--threads',
+    '1',
+  )
+  for (let i = 0; i < 3; i++) {
+    const disk = loopDisk(t)
+    const began = performance.now()
+    closeSync(openSync(join(mountpoint, `.dm/${disk.diskseq()}/${basename(disk.path)}`), 'r'))
+    const ms = performance.now() - began
+    t.ok(ms < 1000, `${ms.toFixed(0)} ms`)
+  }
+  const began = performance.now()
+  // The kernel needs the lock to unmount, so it goes on afterwards.
+  const stopped = stop()
+  await sleep(500)
+  await holder.end()
+  await stopped
+  t.ok(performance.now() - began < 5000, 'and it ends')
+  rmSync(parent, { recursive: true })
+  mkdirSync(mountpoint, { recursive: true })
+})
+
+t.test('twin: where a LOOKUP waits for the links, it waits for that lock', async (t) => {
+  const parent = parentOf(t)
+  const view = await otherView(t)
+  const { mountpoint } = await startTree(t, { parent, twin: 'waits-for-links' })
+  const covered = join(view, mountpoint.slice('/dev'.length))
+  const holder = await startBlk(t, 'directory', '--dir', covered, '--mode', 'lock', '--uid', '0', '--threads', '1')
+  const disk = loopDisk(t)
+  const opener = run('dd', [`if=${join(mountpoint, `.dm/${disk.diskseq()}/${basename(disk.path)}`)}`, 'of=/dev/null', 'count=1'])
+  t.equal(await Promise.race([opener, sleep(1000, 'waits')]), 'waits')
+  await holder.end()
+  t.equal((await opener).code, 0)
+  rmSync(join(covered, 'x'), { recursive: true, force: true })
+})
+
+t.test('twin: where nothing keeps them, nothing is there', async (t) => {
+  const parent = parentOf(t)
+  const view = await otherView(t)
+  const { mountpoint } = await startTree(t, { parent, twin: 'no-links-beneath' })
+  const disk = loopDisk(t)
+  const name = `.dm/${disk.diskseq()}/${basename(disk.path)}`
+  statSync(join(mountpoint, name))
+  t.equal(
+    errorOf(() => statSync(join(view, mountpoint.slice('/dev'.length), name))),
+    'ENOENT',
+  )
+})
+
+t.test("what was there before is mended, and what is no name of the tree's is left alone", async (t) => {
+  const parent = parentOf(t)
+  const view = await otherView(t)
+  const disk = loopDisk(t)
+  const { mountpoint } = await startTree(t, {
+    parent,
+    before: async (path) => {
+      symlinkSync('../../null', join(path, disk.diskseq()))
+      symlinkSync('../../null', join(path, '4000000000'))
+      symlinkSync('../../null', join(path, 'mine'))
+      mkdirSync(join(path, '.dm/4000000000'), { recursive: true })
+      symlinkSync('../../../../null', join(path, '.dm/4000000000/dm-9'))
+    },
+  })
+  const covered = join(view, mountpoint.slice('/dev'.length))
+  await until(() => !linksIn(covered).includes('4000000000'))
+  t.strictSame(leads(covered, [disk.diskseq()]), [own(disk, false)])
+  t.equal(
+    errorOf(() => lstatSync(join(covered, '.dm/4000000000'))),
+    'ENOENT',
+  )
+  t.equal(readlinkSync(join(covered, 'mine')), '../../null')
+  rmSync(join(covered, 'mine'))
+})
+
+t.test('they are right again after a restart, and nothing dangles when the mount is taken away', async (t) => {
+  const parent = parentOf(t)
+  const view = await otherView(t)
+  const [stays, goes] = [loopDisk(t), loopDisk(t)]
+  const tree = await startManaged(t, { parent })
+  const covered = join(view, tree.mountpoint.slice('/dev'.length))
+  await until(() => linksIn(covered).includes(goes.diskseq()))
+  const old = namesOf(goes)
+  tree.hold(true)
+  const ready = tree.ready()
+  tree.end('SIGKILL')
+  goes.detach()
+  const comes = loopDisk(t)
+  tree.hold(false)
+  await until(() => tree.ready() > ready, 20_000)
+  await until(() => linksIn(covered).includes(comes.diskseq()))
+  await until(() => !linksIn(covered).some((name) => old.includes(name)))
+  t.pass('what went while there was no daemon is gone')
+  const names = [stays.diskseq(), `.dm/${stays.diskseq()}/${basename(stays.path)}`]
+  t.strictSame(leads(tree.mountpoint, names), [own(stays, false), own(stays, false)])
+  await run('umount', ['--lazy', tree.mountpoint])
+  t.strictSame(leads(tree.mountpoint, names), [own(stays, false), own(stays, false)], 'without the mount, at once')
+  chmodSync(tree.mountpoint, 0o755)
+  rmSync(join(tree.mountpoint, '.dm'), { recursive: true, force: true })
+  for (const name of linksIn(tree.mountpoint)) rmSync(join(tree.mountpoint, name))
+})
+
+t.test('outside of /dev there are none', async (t) => {
+  const { mountpoint, stop } = await startTree(t)
+  await stop()
+  t.strictSame(readdirSync(mountpoint), [])
+})

@@ -1,0 +1,112 @@
+/**
+ * The guarantee itself: disks recycled as fast as the kernel lets them, and
+ * six openers, half of them SCHED_IDLE (preempted between the answer and the
+ * open as often as can be), that open by number. Every descriptor must be the
+ * disk in its name. Without the pins, and through plain symlinks as udev makes
+ * them, the same run must show wrong opens: else it proves nothing.
+ */
+import { mkdtempSync, rmdirSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { addCounts, blk } from '../helpers/blk.js'
+import { startTree } from '../helpers/tree.js'
+
+const SECONDS = 30
+const TWIN_SECONDS = 10
+const OPENS_MIN = 20_000
+/** A machine that is busy with other things as well gets there later. */
+const ROUNDS_MAX = 4
+
+interface Options {
+  readonly mode?: 'tree' | 'links'
+  readonly parts: boolean
+  readonly seconds: number
+  readonly more?: readonly string[]
+  /** Goes on until so much has happened, or for {@link ROUNDS_MAX} times the seconds. */
+  readonly until: (sum: Counts) => boolean
+}
+
+const FIELDS = [
+  'opens_ok',
+  'opens_ok_idle',
+  'opens_ok_part',
+  'wrong_diskseq',
+  'wrong_data',
+  'wrong_part',
+  'recycles',
+  'minor_moves',
+] as const
+
+interface Counts extends Record<(typeof FIELDS)[number], number> {
+  readonly errors: Record<string, number>
+}
+
+async function churn(t: Test, dir: string, { mode = 'tree', parts, seconds, more = [], until }: Options): Promise<Counts> {
+  const sum = { ...Object.fromEntries(FIELDS.map((field) => [field, 0])), errors: {} } as Counts
+  for (let round = 0; round < ROUNDS_MAX && !(round > 0 && until(sum)); round++) {
+    const result = await blk('churn', '--mode', mode, '--dir', dir, '--seconds', String(seconds), ...(parts ? ['--parts'] : []), ...more)
+    for (const field of FIELDS) sum[field] += result[field]
+    addCounts(sum.errors, result['errors'])
+  }
+  const { opens_ok, opens_ok_idle, wrong_diskseq, wrong_data, recycles, errors } = sum
+  t.comment(
+    `${t.name}: ${opens_ok} opens right (${opens_ok_idle} by SCHED_IDLE), ` +
+      `${wrong_diskseq} wrong disks, ${wrong_data} wrong contents, ` +
+      `${recycles} disks recycled, errors ${JSON.stringify(errors)}`,
+  )
+  return sum
+}
+
+for (const parts of [false, true]) {
+  const what = parts ? 'partitions' : 'disks'
+
+  t.test(`${what}: every open reaches the disk in its name`, async (t) => {
+    const tree = await startTree(t)
+    const result = await churn(t, tree.mountpoint, { parts, seconds: SECONDS, until: ({ opens_ok }) => opens_ok >= OPENS_MIN })
+    t.equal(result.wrong_diskseq, 0, 'no open reached another disk')
+    t.equal(result.wrong_data, 0, "no open read another disk's data")
+    t.ok(result.opens_ok >= OPENS_MIN, `at least ${OPENS_MIN} opens`)
+    t.ok(result.opens_ok_idle > 0, 'some of them by SCHED_IDLE openers')
+    t.ok(result.recycles > 1000, 'numbers were reused all the time')
+    t.strictSame(
+      Object.keys(result.errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
+      [],
+      'no errno but those for a disk that is gone',
+    )
+    if (parts) t.ok(result.minor_moves > 0, 'partition numbers moved between disks')
+  })
+
+  t.test(`${what}, twin: plain symlinks let wrong opens through`, async (t) => {
+    const dir = mkdtempSync(join(tmpdir(), 'diskseqfs-links-'))
+    t.teardown(() => rmdirSync(dir))
+    const result = await churn(t, dir, { mode: 'links', parts, seconds: TWIN_SECONDS, until: ({ wrong_diskseq }) => wrong_diskseq > 0 })
+    t.ok(result.wrong_diskseq > 0, 'opens reached other disks')
+  })
+}
+
+t.test('disks, twin: without pins, wrong opens get through', async (t) => {
+  const tree = await startTree(t, { twin: 'no-pins', expectErrors: true })
+  const result = await churn(t, tree.mountpoint, { parts: false, seconds: TWIN_SECONDS, until: ({ wrong_diskseq }) => wrong_diskseq > 0 })
+  t.ok(result.wrong_diskseq > 0, 'opens reached other disks')
+})
+
+// The number of a partition is free for others some ms after the partition is
+// gone (an RCU grace period), so here the answers must be late to be wrong;
+// and there must be enough other partitions to take the number.
+const MANY = { parts: true, seconds: TWIN_SECONDS, more: ['--live-us', '20000', '--devices', '16', '--slots', '32'] }
+
+t.test('partitions: late answers are right as well', async (t) => {
+  const tree = await startTree(t, { twin: 'none+slow' })
+  const result = await churn(t, tree.mountpoint, { ...MANY, until: ({ opens_ok_part }) => opens_ok_part > 100 })
+  t.equal(result.wrong_diskseq + result.wrong_data, 0, 'no open reached another disk')
+  t.ok(result.opens_ok_part > 100, 'more than a hundred partitions opened')
+})
+
+t.test('partitions, twin: with only the whole disk pinned, wrong opens get through', async (t) => {
+  const tree = await startTree(t, { twin: 'whole-disk-pins+slow', expectErrors: true })
+  const result = await churn(t, tree.mountpoint, { ...MANY, until: ({ wrong_part }) => wrong_part > 0 })
+  t.ok(result.wrong_part > 0, 'opens reached other partitions')
+})

@@ -1,0 +1,62 @@
+/** Waiting for the next request: while that pays, and hardly ever where it does not. */
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { Patience } from '../../src/fuse/busy-poll.js'
+import { blk } from '../helpers/blk.js'
+import { loopDisk, report, startTree, type Twin } from '../helpers/tree.js'
+
+/** How often it waits, of so many chances that all end alike. */
+function waits(patience: Patience, chances: number, came: boolean, ms = 0.01): number {
+  let count = 0
+  for (let i = 0; i < chances; i++) {
+    if (!patience.pays()) continue
+    count++
+    patience.waited(came, ms)
+  }
+  return count
+}
+
+t.test('it waits each time while the next request comes at once', async (t) => {
+  t.equal(waits(new Patience(), 1000, true), 1000)
+})
+
+t.test('in vain it waits ever more rarely', async (t) => {
+  const patience = new Patience()
+  t.equal(waits(patience, 1, false), 1, 'at first')
+  t.ok(waits(patience, 1000, false) <= 15, 'and then seldom')
+  t.ok(waits(patience, 10_000, false) >= 10, 'but now and then')
+})
+
+t.test('once it was worth it, it waits each time again', async (t) => {
+  const patience = new Patience()
+  waits(patience, 1000, false)
+  t.equal(waits(patience, 1200, true) > 1000, true)
+})
+
+t.test('a wait in which others had the processor was in vain', async (t) => {
+  t.ok(waits(new Patience(), 1000, true, 3) <= 15)
+})
+
+const OPENS = 300
+
+/** How often it has waited when so many opens came one by one, some ms after each other. */
+async function rare(t: Test, twin: Twin): Promise<number> {
+  const disk = loopDisk(t)
+  const tree = await startTree(t, { twin })
+  const path = join(tree.mountpoint, disk.diskseq())
+  const before = await report(tree)
+  await blk('openlat', '--path', path, '--count', String(OPENS), '--pause-ms', '2')
+  return (await report(tree))['waits'] - before['waits']
+}
+
+t.test('who opens a disk now and then costs no wait each time', async (t) => {
+  const waits = await rare(t, 'none')
+  t.ok(waits < OPENS / 2, `${waits} waits for ${OPENS} opens`)
+})
+
+t.test('now and then, twin: a wait each time is seen', async (t) => {
+  const waits = await rare(t, 'waits-always')
+  t.ok(waits >= OPENS, `${waits} waits for ${OPENS} opens`)
+})

@@ -1,0 +1,205 @@
+/** `diskseqfs unmount`: what it takes away, what it leaves alone, and that the daemon goes with it. */
+import { spawn } from 'node:child_process'
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, readSync, rmSync, symlinkSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { Intents } from '../../src/gate/intent.js'
+import { native } from '../../src/native.js'
+import { stoppedCaller } from '../helpers/stopped.js'
+import { cleanup, CLI, loopDisk, run, type RunningTree, startTree, until } from '../helpers/tree.js'
+
+const NOBODY = 65534
+
+/** Without the NODE_OPTIONS by which tap loads itself into each node. */
+const PROGRAM = ['--unset=NODE_OPTIONS', process.execPath, CLI]
+const unmount = (...args: string[]) => run('env', [...PROGRAM, 'unmount', ...args])
+
+const DONE = { code: 0, stdout: '', stderr: '' }
+
+function mounts(directory: string): number {
+  return readFileSync('/proc/self/mountinfo', 'utf8')
+    .split('\n')
+    .filter((line) => line.split(' ')[4] === directory).length
+}
+
+/** A directory of the test's own; whatever is mounted at `tree` in it goes with it. */
+function place(t: Test): string {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-unmount-'))
+  const tree = join(directory, 'tree')
+  mkdirSync(tree)
+  cleanup(t, async () => {
+    while (mounts(tree) > 0) await run('umount', ['--lazy', tree])
+    rmSync(directory, { recursive: true })
+  })
+  return tree
+}
+
+/** A daemon that serves `tree`. */
+async function serve(t: Test, tree: string) {
+  const child = spawn('env', [...PROGRAM, 'mount', '-f', tree], { stdio: ['ignore', 'ignore', 'pipe'] })
+  let log = ''
+  child.stderr.on('data', (chunk: Buffer) => (log += chunk.toString()))
+  const ended = new Promise((resolve) => child.on('close', (code, signal) => resolve(signal ?? code)))
+  cleanup(t, async () => {
+    child.kill('SIGKILL')
+    await ended
+  })
+  await until(() => child.exitCode !== null || log.includes('"msg":"mounted"'))
+  return { child, ended, log: () => log }
+}
+
+t.test('it takes the tree away and ends its daemon', async (t) => {
+  const tree = place(t)
+  const daemon = await serve(t, tree)
+  t.strictSame(await unmount(tree), DONE)
+  t.equal(mounts(tree), 0)
+  t.equal(await daemon.ended, 0, 'the daemon ends well')
+  t.match(daemon.log(), /the tree was unmounted/, 'and says why')
+  t.notMatch(daemon.log(), /"level":"(warn|error|fatal)"/)
+  t.strictSame(readdirSync(tree), [], 'the directory is there')
+})
+
+t.test('it ends a daemon in the background', async (t) => {
+  const tree = place(t)
+  t.strictSame(await run('env', [...PROGRAM, 'mount', tree]), DONE)
+  const daemon = readdirSync('/proc').find((pid) => {
+    try {
+      return /^\d+$/.test(pid) && readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').includes(tree)
+    } catch {
+      return false // it has ended meanwhile
+    }
+  })
+  t.strictSame(await unmount(tree), DONE)
+  await until(() => !existsSync(`/proc/${daemon}`))
+  t.equal(mounts(tree), 0)
+})
+
+t.test('a path may be written in any way', async (t) => {
+  const tree = place(t)
+  const parent = join(tree, '..')
+  symlinkSync('.', join(parent, 'self'))
+  symlinkSync('tree', join(parent, 'link'))
+  for (const path of [`${tree}/`, `${parent}/./self/tree`, join(parent, 'link')]) {
+    const daemon = await serve(t, tree)
+    t.strictSame(await unmount(path), DONE, path)
+    t.equal(mounts(tree), 0)
+    if (mounts(tree) > 0) await run('umount', [tree])
+    t.equal(await daemon.ended, 0)
+  }
+  const daemon = await serve(t, tree)
+  t.strictSame(await run('sh', ['-c', `cd '${parent}'; exec env ${PROGRAM.join(' ')} unmount tree`]), DONE, 'relative')
+  t.equal(await daemon.ended, 0)
+})
+
+t.test('an open file stays open, and is the disk', async (t) => {
+  const disk = loopDisk(t)
+  const tree = place(t)
+  const daemon = await serve(t, tree)
+  const fd = openSync(join(tree, disk.diskseq()), 'r')
+  cleanup(t, () => closeSync(fd))
+  t.strictSame(await unmount(tree), DONE)
+  t.equal(mounts(tree), 0)
+  t.equal(await daemon.ended, 0, 'the daemon does not wait for it')
+  t.equal(readSync(fd, Buffer.alloc(512), 0, 512, 0), 512)
+})
+
+/** The tree is taken away in that way. */
+const taken = (end: (tree: RunningTree) => unknown) => async (tree: RunningTree) => {
+  await end(tree)
+  await until(() => mounts(tree.mountpoint) === 0)
+}
+
+for (const [how, end] of [
+  ['an unmount', ({ mountpoint }: RunningTree) => unmount(mountpoint)],
+  ['SIGTERM', ({ pid }: RunningTree) => process.kill(pid, 'SIGTERM')],
+  ['umount --force', ({ mountpoint }: RunningTree) => run('umount', ['--force', '--lazy', mountpoint])],
+] as const) {
+  t.test(`whoever was answered before ${how} opens what he was promised`, async (t) => {
+    t.strictSame(await stoppedCaller(t, 'none', { meanwhile: taken(end), wantedMs: 2300 }), { recycled: false, opened: 'its disk' })
+  })
+
+  t.test(`twin: if pins end with the mount, after ${how} he opens another disk`, async (t) => {
+    t.strictSame(await stoppedCaller(t, 'no-settling', { meanwhile: taken(end) }), { recycled: true, opened: 'another disk' })
+  })
+}
+
+t.test('another open(2) of a caller, however long it takes, does not keep the daemon', async (t) => {
+  const disk = loopDisk(t)
+  const fifo = `${disk.file}.fifo`
+  await run('mkfifo', [fifo])
+  const tree = await startTree(t)
+  const caller = spawn('sh', ['-c', 'exec 3<"$0" 4<"$1"', join(tree.mountpoint, disk.diskseq()), fifo])
+  cleanup(t, () => caller.kill('SIGKILL'))
+  await until(() => existsSync(`/proc/${caller.pid}/fd/3`) && new Intents(native).of(caller.pid as number).intent === 'open')
+  const began = performance.now()
+  t.strictSame(await unmount(tree.mountpoint), DONE)
+  t.equal(await tree.ended, 0, 'it ends')
+  t.ok(performance.now() - began < 10_000, 'and has not waited for it')
+  t.equal(caller.exitCode, null, 'the other one is still there')
+})
+
+t.test('the mount of a daemon that was killed goes too', async (t) => {
+  const tree = place(t)
+  const { child, ended } = await serve(t, tree)
+  child.kill('SIGKILL')
+  await ended
+  t.throws(() => readdirSync(tree), { code: 'ENOTCONN' })
+  t.strictSame(await unmount(tree), DONE)
+  t.equal(mounts(tree), 0)
+})
+
+t.test('the mount of a daemon that is stopped goes too', async (t) => {
+  const tree = place(t)
+  const { child, ended } = await serve(t, tree)
+  child.kill('SIGSTOP')
+  t.strictSame(await unmount(tree), DONE)
+  t.equal(mounts(tree), 0)
+  child.kill('SIGCONT')
+  t.equal(await ended, 0)
+})
+
+t.test('nothing, something else, and what is not there are left alone', async (t) => {
+  const tree = place(t)
+  for (const path of [tree, join(tree, 'missing/too')]) {
+    t.strictSame(await unmount(path), { code: 1, stdout: '', stderr: `diskseqfs: ${path}: nothing is mounted there\n` })
+  }
+  await run('mount', ['-t', 'tmpfs', 'mine', tree])
+  t.strictSame(await unmount(tree), {
+    code: 1,
+    stdout: '',
+    stderr: `diskseqfs: ${tree}: tmpfs (mine) is mounted there, not diskseqfs\n`,
+  })
+  t.equal(mounts(tree), 1)
+})
+
+t.test('a tree that something else covers is left alone', async (t) => {
+  const tree = place(t)
+  const { child } = await serve(t, tree)
+  await run('mount', ['-t', 'tmpfs', 'mine', tree])
+  t.match(await unmount(tree), { code: 1, stderr: /tmpfs \(mine\) is mounted there/ })
+  t.equal(mounts(tree), 2)
+  t.equal(child.exitCode, null)
+})
+
+t.test('only root can', async (t) => {
+  const tree = place(t)
+  await run('chmod', ['755', join(tree, '..')])
+  const { child } = await serve(t, tree)
+  const outcome = await run('env', [...PROGRAM, 'unmount', tree], { uid: NOBODY, gid: NOBODY })
+  t.strictSame(outcome, { code: 1, stdout: '', stderr: `diskseqfs: ${tree}: only root can unmount the tree\n` })
+  t.equal(mounts(tree), 1)
+  t.equal(child.exitCode, null)
+})
+
+t.test('it can be mounted again at once', async (t) => {
+  const tree = place(t)
+  for (let round = 0; round < 5; round++) {
+    t.strictSame(await run('env', [...PROGRAM, 'mount', tree]), DONE)
+    t.ok(readdirSync(tree).length >= 0)
+    t.strictSame(await unmount(tree), DONE)
+  }
+  t.equal(mounts(tree), 0)
+})

@@ -1,0 +1,368 @@
+/** uevents: whose are believed, what is taken from them, and that no flood of them stops anything. */
+import { execFileSync } from 'node:child_process'
+
+import t, { type Test } from 'tap'
+
+import { E } from '../../../src/util/errno.js'
+import type { Logger } from '../../../src/util/log.js'
+import { native, type Native } from '../../../src/native.js'
+import { blockEventOf, UeventSocket } from '../../../src/devices/uevents.js'
+import { loopDisk, until } from '../../helpers/tree.js'
+
+const KERNEL_GROUP = 1
+const UDEV_GROUP = 2
+
+/** As lib/kobject_uevent.c writes it. */
+function uevent(kname: string, fields: Record<string, string | undefined> = {}, action = 'change'): Buffer {
+  const path = `/devices/virtual/block/${kname}`
+  const values = {
+    ACTION: action,
+    DEVPATH: path,
+    SUBSYSTEM: 'block',
+    MAJOR: '7',
+    MINOR: '0',
+    DEVNAME: kname,
+    DEVTYPE: 'disk',
+    DISKSEQ: '13',
+    SEQNUM: '4711',
+    ...fields,
+  }
+  const lines = Object.entries(values).filter(([, value]) => value !== undefined)
+  return Buffer.from(`${action}@${path}\0${lines.map(([key, value]) => `${key}=${value}\0`).join('')}`, 'latin1')
+}
+
+const named = (message: Buffer) => blockEventOf(message, message.length)?.kname
+
+t.test('an event names its device', async (t) => {
+  t.equal(named(uevent('loop0')), 'loop0')
+  t.equal(named(uevent('loop0', {}, 'add')), 'loop0')
+  t.equal(named(uevent('loop0', {}, 'remove')), 'loop0')
+  t.equal(named(uevent('cciss!c0d0', { DEVNAME: 'cciss/c0d0' })), 'cciss!c0d0')
+  t.equal(named(uevent('sda/sda1', { DEVTYPE: 'partition', PARTN: '1' })), 'sda1')
+  t.equal(named(uevent('loop0', { DISK_MEDIA_CHANGE: '1' })), 'loop0')
+})
+
+t.test('an event without a diskseq still names its device', async (t) => {
+  t.equal(named(uevent('loop0', { DISKSEQ: undefined, MAJOR: undefined, MINOR: undefined, DEVNAME: undefined })), 'loop0')
+})
+
+t.test('and the number its disk had then', async (t) => {
+  const about = (message: Buffer) => blockEventOf(message, message.length)
+  t.match(about(uevent('loop0')), { diskseq: 13n, gone: false })
+  t.match(about(uevent('loop0', {}, 'remove')), { diskseq: 13n, gone: true })
+  t.match(about(uevent('sda/sda1', { DEVTYPE: 'partition', PARTN: '1' }, 'remove')), { diskseq: 13n, gone: false }, 'of a partition')
+  for (const nonsense of [undefined, '', '0', '-1', '013', '1e3', '18446744073709551616']) {
+    t.equal(about(uevent('loop0', { DISKSEQ: nonsense }))?.diskseq, undefined, String(nonsense))
+  }
+  const { socket, answers, numbers } = fakeSocket()
+  answers.push(
+    { message: uevent('sda') },
+    { message: uevent('sdb', { DISKSEQ: undefined }) },
+    { message: uevent('sdc', { DISKSEQ: '15' }, 'remove') },
+  )
+  answers.push({ message: uevent('sdd'), port: 4321 })
+  socket.drain()
+  t.strictSame(numbers, ['sda 13', 'sdc 15 gone'], "but for a forger's")
+})
+
+t.test('other events name none', async (t) => {
+  t.equal(named(uevent('eth0', { SUBSYSTEM: 'net' })), undefined)
+  t.equal(named(uevent('x', { SUBSYSTEM: 'blocks' })), undefined)
+  t.equal(named(uevent('x', { SUBSYSTEM: 'xblock' })), undefined)
+  t.equal(named(uevent('x', { SUBSYSTEM: undefined })), undefined)
+  t.equal(named(uevent('x', { SUBSYSTEM: undefined, DM_SUBSYSTEM: 'block' })), undefined)
+})
+
+t.test('what is malformed names none', async (t) => {
+  const whole = uevent('loop0')
+  t.equal(blockEventOf(whole, whole.length - 1), undefined, 'no final NUL')
+  t.equal(blockEventOf(whole, 0), undefined, 'nothing')
+  const libudev = Buffer.concat([Buffer.from('libudev\0\xfe\xed\xca\xfe', 'latin1'), Buffer.alloc(28), whole])
+  t.equal(named(libudev), undefined, "udev's own")
+  t.equal(named(Buffer.from('change\0SUBSYSTEM=block\0DEVPATH=/devices/x/loop0\0')), undefined, 'no path in its header')
+  t.equal(named(Buffer.from('@/x\0SUBSYSTEM=block\0DEVPATH=/devices/x/loop0\0')), undefined, 'no action')
+  t.equal(named(Buffer.from('add@x\0SUBSYSTEM=block\0DEVPATH=/devices/x/loop0\0')), undefined, 'no absolute path')
+  t.equal(named(uevent('loop0', { DEVPATH: undefined })), undefined, 'no DEVPATH')
+  for (const path of ['', '/', '.', '..', '/devices/..', '/devices/.', '/devices/virtual/block/']) {
+    t.equal(named(uevent('loop0', { DEVPATH: path })), undefined, `DEVPATH=${path}`)
+  }
+})
+
+t.test('a name never leads out of its directory', async (t) => {
+  for (const path of ['/../../etc/passwd', '/devices/../..', 'a/b/../c', '../loop0', '/devices/..//x']) {
+    const name = named(uevent('loop0', { DEVPATH: path }))
+    t.ok(name === undefined || (!name.includes('/') && name !== '..' && name !== '.'), `DEVPATH=${path}`)
+  }
+})
+
+t.test('an event cut off anywhere never names another device', async (t) => {
+  const whole = uevent('loop12')
+  const names = new Set<string | undefined>()
+  for (let length = 0; length <= whole.length; length++) names.add(blockEventOf(whole, length)?.kname)
+  t.strictSame([...names], [undefined, 'loop12'])
+})
+
+t.test('noise names nothing, and throws nothing', async (t) => {
+  let state = 1
+  const random = () => (state = (Math.imul(state, 1103515245) + 12345) >>> 0) >>> 16
+  const noise = Buffer.alloc(8192)
+  let bad = 0
+  for (let round = 0; round < 200; round++) {
+    for (let i = 0; i < noise.length; i++) noise[i] = random()
+    noise[noise.length - 1] = 0
+    if (named(noise) !== undefined) bad++
+  }
+  const whole = uevent('loop0')
+  for (let round = 0; round < 20_000; round++) {
+    const bent = Buffer.from(whole)
+    bent[random() % bent.length] = random()
+    const name = named(bent)
+    if (name !== undefined && (name === '' || name === '.' || name === '..' || /[/\0]/.test(name))) bad++
+  }
+  t.equal(bad, 0)
+  t.equal(named(Buffer.alloc(8192, 'add@/')), undefined)
+  t.equal(named(Buffer.alloc(8192)), undefined)
+})
+
+/** What the socket answers next: a message, or a negated errno. */
+type Answer = number | { message: Buffer; port?: number; group?: number; truncated?: boolean }
+
+function fakeSocket(onChanged: (answers: Answer[]) => void = () => {}) {
+  const answers: Answer[] = []
+  const changes: string[][] = []
+  const numbers: string[] = []
+  const logged: string[] = []
+  let lost = 0
+  let received = 0
+  let ready = () => {}
+  const closed: number[] = []
+  let polls = 0
+  const fake: Pick<Native, 'Poll' | 'ueventOpen' | 'ueventReceive' | 'close'> = {
+    Poll: class {
+      constructor(_: number, callback: () => void) {
+        polls++
+        ready = callback
+      }
+      pause() {}
+      resume() {}
+      close() {
+        polls--
+      }
+    },
+    ueventOpen: () => 77,
+    ueventReceive(_, into, from) {
+      received++
+      const answer = answers.shift() ?? -E.EAGAIN
+      if (typeof answer === 'number') return answer
+      into.set(answer.message.subarray(0, into.length))
+      from.set([answer.port ?? 0, answer.group ?? KERNEL_GROUP, answer.truncated ? 1 : 0])
+      return Math.min(answer.message.length, into.length)
+    },
+    close: (fd) => (closed.push(fd), 0),
+  }
+  const note = (_: unknown, text?: string) => void logged.push(text ?? String(_))
+  const log = { error: note, warn: note, info: note, debug: note } as unknown as Logger
+  const socket = new UeventSocket(
+    fake,
+    {
+      changed(knames) {
+        changes.push([...knames])
+        onChanged(answers)
+      },
+      numbered: (kname, diskseq, gone) => void numbers.push(`${kname} ${diskseq}${gone ? ' gone' : ''}`),
+      lost: () => void lost++,
+    },
+    log,
+  )
+  socket.open()
+  return {
+    socket,
+    answers,
+    changes,
+    numbers,
+    logged,
+    fake,
+    ready: () => ready(),
+    lost: () => lost,
+    received: () => received,
+    closed: () => closed,
+    polls: () => polls,
+  }
+}
+
+t.test('only what the kernel itself sent to its own group is believed', async (t) => {
+  const { socket, answers, changes, lost } = fakeSocket()
+  answers.push(
+    { message: uevent('forged0'), port: 4321 },
+    { message: uevent('forged1'), group: UDEV_GROUP },
+    { message: uevent('forged2'), group: 0 },
+    { message: uevent('forged3'), group: KERNEL_GROUP | UDEV_GROUP },
+    { message: uevent('forged4'), port: 4321, truncated: true },
+    { message: uevent('real0') },
+  )
+  socket.drain()
+  t.strictSame(changes, [['real0']])
+  t.equal(lost(), 0, 'nor can anybody else make all devices be read again')
+})
+
+t.test('a truncated event is an event lost', async (t) => {
+  const { socket, answers, changes, lost, logged } = fakeSocket()
+  answers.push({ message: uevent('cut0'), truncated: true }, { message: uevent('loop1') })
+  socket.drain()
+  t.equal(lost(), 1)
+  t.equal(logged.length, 1)
+  t.strictSame(changes, [['loop1']])
+})
+
+t.test('an overflow is told, and what is left in the socket still read', async (t) => {
+  const { socket, answers, changes, lost, logged } = fakeSocket()
+  answers.push({ message: uevent('loop0') }, -E.ENOBUFS, { message: uevent('loop1') }, -E.EINTR, { message: uevent('loop2') })
+  socket.drain()
+  t.equal(lost(), 1)
+  t.equal(logged.length, 1)
+  t.strictSame(changes, [['loop0', 'loop1', 'loop2']])
+  t.equal(answers.length, 0)
+})
+
+t.test('an empty socket is no change', async (t) => {
+  const { socket, answers, changes, lost, received, logged } = fakeSocket()
+  answers.push(-E.EAGAIN, { message: uevent('later0') })
+  socket.drain()
+  t.strictSame(changes, [])
+  t.equal(received(), 1, 'and is asked once')
+  t.equal(lost(), 0)
+  t.strictSame(logged, [])
+  socket.drain()
+  t.strictSame(changes, [['later0']])
+})
+
+t.test('any other error is told, and ends the round', async (t) => {
+  const { socket, answers, changes, lost, logged } = fakeSocket()
+  answers.push({ message: uevent('loop0') }, -E.EIO, { message: uevent('loop1') })
+  socket.drain()
+  t.equal(lost(), 1)
+  t.equal(logged.length, 1)
+  t.strictSame(changes, [['loop0']], 'what was read before it counts')
+})
+
+t.test('a device is reported once, however many events it had', async (t) => {
+  const { ready, answers, changes } = fakeSocket()
+  for (let i = 0; i < 10; i++) answers.push({ message: uevent('loop0') })
+  ready()
+  t.strictSame(changes, [['loop0']])
+})
+
+t.test('ten thousand events of three devices are one report', async (t) => {
+  const { socket, answers, changes } = fakeSocket()
+  for (let i = 0; i < 10_000; i++) answers.push({ message: uevent(`loop${i % 3}`) })
+  socket.drain()
+  t.strictSame(changes, [['loop0', 'loop1', 'loop2']])
+})
+
+t.test('events that come of looking at devices cannot keep the loop from ending', async (t) => {
+  const storm = fakeSocket((answers) => {
+    if (storm.changes.length > 50) throw new Error('it does not end')
+    for (let i = 0; i < 100; i++) answers.push({ message: uevent(`loop${i % 3}`) })
+  })
+  storm.answers.push({ message: uevent('loop7') })
+  storm.ready()
+  t.strictSame(storm.changes, [['loop7']], 'what they cause waits for the next turn')
+  storm.ready()
+  t.strictSame(storm.changes, [['loop7'], ['loop0', 'loop1', 'loop2']])
+})
+
+t.test('a socket that is closed reads no more', async (t) => {
+  const { socket, answers, changes, closed, polls, received } = fakeSocket()
+  answers.push({ message: uevent('loop0') })
+  socket.close()
+  socket.drain()
+  t.strictSame(changes, [])
+  t.equal(received(), 0)
+  t.equal(polls(), 0)
+  socket.close()
+  t.strictSame(closed(), [77], 'and is closed once')
+})
+
+t.test('no socket, no start', async (t) => {
+  const { fake } = fakeSocket()
+  const socket = new UeventSocket({ ...fake, ueventOpen: () => -E.EPERM }, { changed() {}, numbered() {}, lost() {} }, {} as Logger)
+  t.throws(() => socket.open(), /uevents: EPERM/)
+})
+
+/** A socket of the kernel's, and all that arrives on it, believed or not. */
+function realSocket(t: Test) {
+  const arrived: { text: string; port: number; group: number }[] = []
+  const believed = new Set<string>()
+  const socket = new UeventSocket(
+    {
+      ...native,
+      ueventReceive(fd, into, from) {
+        const n = native.ueventReceive(fd, into, from)
+        if (n >= 0) {
+          const text = Buffer.from(into.buffer, 0, n).toString('latin1')
+          arrived.push({ text, port: from[0] as number, group: from[1] as number })
+        }
+        return n
+      },
+    },
+    { changed: (knames) => knames.forEach((kname) => believed.add(kname)), numbered() {}, lost() {} },
+    { warn() {}, error() {} } as unknown as Logger,
+  )
+  socket.open()
+  t.teardown(() => socket.close())
+  return { socket, arrived, believed }
+}
+
+t.test("what a process sends to the kernel's group arrives, and is not believed", async (t) => {
+  const { arrived, believed } = realSocket(t)
+  const send = `
+import socket, sys
+s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 15)
+s.bind((0, 0))
+s.sendto(bytes.fromhex(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3])))
+`
+  const forge = (kname: string, port: number, group: number) =>
+    execFileSync('python3', ['-c', send, uevent(kname).toString('hex'), String(port), String(group)])
+  forge('forged0', 0, KERNEL_GROUP)
+  await until(() => arrived.some(({ text }) => text.includes('forged0')))
+  const forged = arrived.filter(({ text }) => text.includes('forged0'))
+  t.ok(
+    forged.every(({ port }) => port !== 0),
+    'it has the port of its sender',
+  )
+  t.ok(
+    forged.some(({ group }) => group === KERNEL_GROUP),
+    'in the group of the kernel',
+  )
+  t.ok(
+    forged.every(({ text }) => blockEventOf(Buffer.from(text, 'latin1'), text.length)?.kname === 'forged0'),
+    'well-formed',
+  )
+
+  // The first netlink socket of a process has the process's id for its port.
+  forge('forged1', process.pid, 0)
+  await until(() => arrived.some(({ text }) => text.includes('forged1')))
+  t.notOk(believed.has('forged0') || believed.has('forged1'))
+})
+
+t.test('the event of a real device is there before the call that caused it returns', async (t) => {
+  const { socket, believed } = realSocket(t)
+  const disk = loopDisk(t)
+  socket.drain()
+  t.ok(believed.has(disk.kname), 'attached')
+  believed.clear()
+  disk.addPartition(1, 8, 64)
+  socket.drain()
+  t.ok(believed.has(`${disk.kname}p1`), 'a partition added')
+  believed.clear()
+  disk.deletePartition(1)
+  socket.drain()
+  t.ok(believed.has(`${disk.kname}p1`), 'and deleted')
+})
+
+t.test('the event of a real device wakes the daemon', async (t) => {
+  const { believed } = realSocket(t)
+  const disk = loopDisk(t)
+  await until(() => believed.has(disk.kname))
+  t.pass('without being asked')
+})

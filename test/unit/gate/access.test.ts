@@ -1,0 +1,621 @@
+/**
+ * Who could open a node: the rules here against the kernel's own, for every
+ * combination of owner, group, mode and ACL, and for real processes.
+ */
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { Access, granted, type Permissions, type Purpose } from '../../../src/gate/access.js'
+import { DeviceNodes } from '../../../src/devices/device-node.js'
+import { ACL_ACCESS } from '../../../src/fuse/wire.js'
+import { native, type ThreadCredentials } from '../../../src/native.js'
+import type { Caller } from '../../../src/fuse/transport.js'
+import { until } from '../../helpers/tree.js'
+
+/** Ids that no account needs to have. */
+const OWNER = 60001
+const NAMED_USER = 60002
+const STRANGER = 60003
+const GROUP = 61001
+const NAMED_GROUP = 61002
+const OTHER_GROUP = 61003
+
+interface Who {
+  readonly uid: number
+  readonly gid: number
+  readonly groups: readonly number[]
+}
+
+const PEOPLE: Record<string, Who> = {
+  'the owner': { uid: OWNER, gid: OTHER_GROUP, groups: [] },
+  'the owner, in its group': { uid: OWNER, gid: GROUP, groups: [NAMED_GROUP] },
+  'in the group': { uid: STRANGER, gid: GROUP, groups: [] },
+  'in the group, by supplement': { uid: STRANGER, gid: OTHER_GROUP, groups: [61004, GROUP] },
+  'in the named group': { uid: STRANGER, gid: NAMED_GROUP, groups: [] },
+  'in both groups': { uid: STRANGER, gid: GROUP, groups: [NAMED_GROUP] },
+  'the named user': { uid: NAMED_USER, gid: OTHER_GROUP, groups: [] },
+  'the named user, in both groups': { uid: NAMED_USER, gid: GROUP, groups: [NAMED_GROUP] },
+  'a stranger': { uid: STRANGER, gid: OTHER_GROUP, groups: [61004] },
+}
+
+const as = ({ uid, gid, groups }: Who) => [
+  '--reuid',
+  String(uid),
+  '--regid',
+  String(gid),
+  ...(groups.length > 0 ? ['--groups', groups.join()] : ['--clear-groups']),
+]
+
+/** A directory of files that anybody may reach, by the name of what is set on them. */
+function files(t: Test) {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-access-'))
+  chmodSync(directory, 0o755)
+  const fd = native.openDirectory(directory)
+  t.teardown(() => {
+    native.close(fd)
+    rmSync(directory, { recursive: true })
+  })
+  const nodes = new DeviceNodes(native, fd)
+  return {
+    directory,
+    add(name: string, mode: number, uid = OWNER, gid = GROUP) {
+      writeFileSync(join(directory, name), '')
+      chownSync(join(directory, name), uid, gid)
+      chmodSync(join(directory, name), mode)
+    },
+    permissions(name: string): Permissions {
+      const node = native.openNode(fd, name)
+      const { mode, uid, gid } = nodes.stat(node)
+      const acl = nodes.acl(node)
+      native.close(node)
+      return { mode, uid, gid, ...(acl !== undefined && { acl }) }
+    },
+  }
+}
+
+/** Names of the files that the kernel lets somebody open, for reading or for writing. */
+function openable(directory: string, who: Who): { names: Set<string>; tried: number } {
+  const script = `
+    exec 2>/dev/null
+    for f in *; do
+      if command : <"$f" || command : >>"$f"; then echo "$f"; else echo "- $f"; fi
+    done`
+  const lines = execFileSync('setpriv', [...as(who), 'sh', '-c', script], { cwd: directory, encoding: 'utf8' })
+    .trimEnd()
+    .split('\n')
+  return { names: new Set(lines.filter((line) => !line.startsWith('- '))), tried: lines.length }
+}
+
+function compare(t: Test, { directory, permissions }: ReturnType<typeof files>, names: string[]) {
+  for (const [what, who] of Object.entries(PEOPLE)) {
+    const { names: kernel, tried } = openable(directory, who)
+    t.equal(tried, names.length, `${what}: every file was tried`)
+    const groups = new Set([who.gid, ...who.groups])
+    const decided = new Set(names.filter((name) => granted(permissions(name), who.uid, groups)))
+    const only = (a: Set<string>, b: Set<string>) => [...a].filter((name) => !b.has(name))
+    t.strictSame(only(kernel, decided), [], `${what}: nothing is refused that the kernel allows`)
+    t.strictSame(only(decided, kernel), [], `${what}: nothing is allowed that the kernel refuses`)
+    t.ok(kernel.size > 0 && kernel.size < names.length, `${what}: some of each`)
+  }
+}
+
+const BITS = [0, 1, 2, 4, 6]
+
+t.test('modes: as the kernel decides', async (t) => {
+  const made = files(t)
+  const names: string[] = []
+  for (const user of BITS) {
+    for (const group of BITS) {
+      for (const other of BITS) {
+        const name = `${user}${group}${other}`
+        made.add(name, (user << 6) | (group << 3) | other)
+        names.push(name)
+      }
+    }
+  }
+  compare(t, made, names)
+})
+
+t.test('ACLs: as the kernel decides', async (t) => {
+  const made = files(t)
+  const names: string[] = []
+  const rwx = (bits: number) => `${bits & 4 ? 'r' : '-'}${bits & 2 ? 'w' : '-'}${bits & 1 ? 'x' : '-'}`
+  let acls = ''
+  for (const owner of [0, 6]) {
+    for (const namedUser of [undefined, 0, 2, 4]) {
+      for (const group of [0, 4]) {
+        for (const namedGroup of [undefined, 0, 2, 7]) {
+          for (const mask of [0, 1, 2, 4, 7]) {
+            for (const other of [0, 4]) {
+              if (namedUser === undefined && namedGroup === undefined) continue
+              const name = `u${owner}.${namedUser ?? 'x'}-g${group}.${namedGroup ?? 'x'}-m${mask}-o${other}`
+              made.add(name, 0)
+              names.push(name)
+              acls += [
+                `# file: ${name}`,
+                `user::${rwx(owner)}`,
+                ...(namedUser === undefined ? [] : [`user:${NAMED_USER}:${rwx(namedUser)}`]),
+                `group::${rwx(group)}`,
+                ...(namedGroup === undefined ? [] : [`group:${NAMED_GROUP}:${rwx(namedGroup)}`]),
+                `mask::${rwx(mask)}`,
+                `other::${rwx(other)}`,
+                '',
+                '',
+              ].join('\n')
+            }
+          }
+        }
+      }
+    }
+  }
+  execFileSync('setfacl', ['--restore=-'], { cwd: made.directory, input: acls })
+  t.ok(
+    names.every((name) => made.permissions(name).acl !== undefined),
+    `${names.length} files have an ACL`,
+  )
+  compare(t, made, names)
+})
+
+/** An ACL as the kernel gives it out, made by hand. */
+function acl(...entries: [tag: number, permissions: number, id?: number][]): Buffer {
+  const bytes = Buffer.alloc(4 + 8 * entries.length)
+  bytes.writeUInt32LE(2, 0)
+  entries.forEach(([tag, permissions, id = 0xffffffff], i) => {
+    bytes.writeUInt16LE(tag, 4 + 8 * i)
+    bytes.writeUInt16LE(permissions, 6 + 8 * i)
+    bytes.writeUInt32LE(id, 8 + 8 * i)
+  })
+  return bytes
+}
+
+t.test('an ACL that is not understood is a doubt', async (t) => {
+  const node = (bytes: Uint8Array) => ({ mode: 0o600, uid: 0, gid: 0, acl: bytes })
+  const good = acl([1, 6], [4, 0], [16, 7], [32, 0])
+  const stranger = (bytes: Uint8Array) => granted(node(bytes), STRANGER, new Set([GROUP]))
+  t.equal(stranger(good), false)
+  const later = Buffer.from(good)
+  later.writeUInt32LE(3, 0)
+  t.equal(stranger(later), true, 'another version')
+  t.equal(stranger(good.subarray(0, good.length - 1)), true, 'cut off')
+  t.equal(stranger(good.subarray(0, 3)), true, 'not even a version')
+  t.equal(stranger(Buffer.alloc(0)), true, 'empty')
+  t.equal(granted(node(Buffer.alloc(0)), 0, new Set()), true, 'its owner needs none')
+})
+
+t.test('an ACL may lie anywhere in memory', async (t) => {
+  const bytes = Buffer.concat([Buffer.from([1, 2, 3]), acl([1, 6], [2, 4, NAMED_USER], [4, 0], [16, 4], [32, 0])])
+  const node = { mode: 0o640, uid: 0, gid: 0, acl: bytes.subarray(3) }
+  t.equal(granted(node, NAMED_USER, new Set()), true)
+  t.equal(granted(node, STRANGER, new Set()), false)
+})
+
+const ROOTS: Permissions = { mode: 0o060600, uid: 0, gid: 0 }
+const DISK: Permissions = { mode: 0o060660, uid: 0, gid: GROUP }
+const TID = 4711
+
+const caller = { tid: TID, uid: STRANGER, gid: OTHER_GROUP }
+
+const CAP_CHOWN = 1n << 0n
+const CAP_DAC_OVERRIDE = 1n << 1n
+const CAP_DAC_READ_SEARCH = 1n << 2n
+const CAP_FOWNER = 1n << 3n
+const CAP_SYS_ADMIN = 1n << 21n
+const ALL_CAPS = (1n << 41n) - 1n
+
+/** What comes of it; `done` may be called at once, or later. */
+const may = (access: Access, who: Caller, node: Permissions, purpose: Purpose = 'open') =>
+  new Promise<boolean>((resolve) => access.mayOpen(who, node, purpose, resolve))
+
+/** One thread: who it is, by the addon; and its namespace, in a /proc of files. */
+function fakeThread(t: Test) {
+  const proc = mkdtempSync(join(tmpdir(), 'diskseqfs-proc-'))
+  t.teardown(() => rmSync(proc, { recursive: true }))
+  const thread = {
+    /** Who is behind its user namespace, if that is not ours. */
+    namespace: undefined as number | undefined,
+    there: true,
+    fsuid: STRANGER,
+    fsgid: OTHER_GROUP,
+    capabilities: 0n,
+    groups: [] as number[],
+    /** How often that was asked. */
+    asked: 0,
+  }
+  const access = new Access(
+    {
+      ...native,
+      userNamespace: () => thread.namespace,
+      credentials(tid, groups, done) {
+        thread.asked++
+        const { there, fsuid, fsgid, capabilities, groups: own } = thread
+        if (tid !== TID || !there) return done(undefined)
+        done([fsuid, fsgid, capabilities, own.length, ...groups.map((group) => own.includes(group))])
+      },
+    },
+    proc,
+  )
+  return {
+    access,
+    thread,
+    put: (file: string, text: string | Buffer) => writeFileSync(join(proc, `${TID}`, file), text),
+    task(namespace?: number) {
+      thread.namespace = namespace
+      mkdirSync(join(proc, `${TID}`), { recursive: true })
+    },
+    remove: (path: string) => rmSync(join(proc, path), { recursive: true }),
+  }
+}
+
+t.test('whom the mode allows may open, whatever else is known', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  t.equal(await may(access, { ...caller, uid: 0 }, ROOTS), true, 'root')
+  t.equal(await may(access, { ...caller, uid: OWNER }, { ...ROOTS, uid: OWNER }), true, 'the owner')
+  t.equal(await may(access, caller, { ...ROOTS, mode: 0o060666 }), true, 'anybody, whatever their group')
+  t.equal(thread.asked, 0, 'none of which needs to be found out')
+  thread.fsgid = GROUP
+  t.equal(await may(access, { ...caller, gid: GROUP }, DISK), true, 'the group')
+  t.equal(await may(access, { ...caller, gid: GROUP }, { ...ROOTS, mode: 0o060604 }), true, 'anybody who is not in it')
+  t.equal(await may(access, { ...caller, gid: GROUP }, { ...DISK, mode: 0o060606 }), false, 'but not who is')
+})
+
+t.test('certain is what the ids in the request tell', async (t) => {
+  const { access } = fakeThread(t)
+  for (const mode of BITS.flatMap((user) => BITS.flatMap((group) => BITS.map((rest) => (user << 6) | (group << 3) | rest)))) {
+    const allows = (bits: number) => (bits & 6) !== 0
+    const node = { mode: 0o060000 | mode, uid: OWNER }
+    const certain = (uid: number) => access.certain({ ...caller, uid }, node)
+    const name = mode.toString(8).padStart(3, '0')
+    if (!certain(0)) t.fail(`${name}: root`)
+    if (certain(OWNER) !== allows(mode >> 6)) t.fail(`${name}: the owner`)
+    if (certain(STRANGER)) t.fail(`${name}: another, as there may be an ACL`)
+  }
+  t.pass('for every mode')
+})
+
+t.test('who is certain may, says the kernel', async (t) => {
+  const made = files(t)
+  const { access } = fakeThread(t)
+  const names: string[] = []
+  for (const user of BITS) for (const group of BITS) for (const rest of BITS) names.push(`${user}${group}${rest}`)
+  for (const name of names) made.add(name, parseInt(name, 8))
+  for (const [what, who] of Object.entries(PEOPLE)) {
+    const { names: kernel } = openable(made.directory, who)
+    const node = (name: string) => made.permissions(name)
+    t.strictSame(
+      names.filter((name) => access.certain({ tid: 1, ...who }, node(name)) && !kernel.has(name)),
+      [],
+      `${what}: none too many`,
+    )
+    t.strictSame(
+      names.filter((name) => Access.hopeless({ tid: 1, ...who }, node(name)) && kernel.has(name)),
+      [],
+      `${what}: who is without hope may not`,
+    )
+  }
+})
+
+t.test('an ACL may shut out somebody whom the mode lets in', async (t) => {
+  const { access, task } = fakeThread(t)
+  task()
+  const shut = { mode: 0o060666, uid: 0, gid: 0, acl: acl([1, 6], [2, 0, STRANGER], [4, 6], [16, 6], [32, 6]) }
+  t.equal(granted(shut, STRANGER, new Set([OTHER_GROUP])), false, 'the kernel would not have it')
+  t.equal(await may(access, caller, shut), false)
+})
+
+t.test('without hope is whom nothing but ownership or a capability would let in', async (t) => {
+  const hopeless = (mode: number, uid: number) => Access.hopeless({ ...caller, uid }, { mode, uid: OWNER })
+  t.equal(hopeless(0o060600, STRANGER), true)
+  t.equal(hopeless(0o060711, STRANGER), true, 'to execute is nothing')
+  t.equal(hopeless(0o060600, OWNER), false)
+  t.equal(hopeless(0o060000, OWNER), false, 'who may change the mode')
+  for (const mode of [0o060640, 0o060620, 0o060604, 0o060602]) t.equal(hopeless(mode, STRANGER), false, mode.toString(8))
+})
+
+t.test('a supplementary group counts', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  t.equal(await may(access, caller, DISK), false, 'none')
+  thread.groups = [6100, GROUP * 10 + 1]
+  t.equal(await may(access, caller, DISK), false, 'others')
+  thread.groups = [4, GROUP, 70000]
+  t.equal(await may(access, caller, DISK), true)
+  t.equal(await may(access, caller, ROOTS), false, 'but not for what is not its own')
+  thread.groups = [...Array.from({ length: 60_000 }, (_, i) => 100_000 + i), GROUP]
+  t.equal(await may(access, caller, DISK), true, 'the last of very many')
+})
+
+t.test('so does one that only the ACL names', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  const node = { ...DISK, acl: acl([1, 6], [4, 0], [8, 4, NAMED_GROUP], [8, 4, 61005], [16, 4], [32, 0]) }
+  t.equal(await may(access, caller, node), false)
+  for (const group of [NAMED_GROUP, 61005]) {
+    thread.groups = [group]
+    t.equal(await may(access, caller, node), true, `${group}`)
+  }
+  thread.groups = [GROUP]
+  t.equal(await may(access, caller, node), false, "the node's own has no right")
+})
+
+t.test('a capability to override counts', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  for (const [capabilities, expected] of [
+    [0n, false],
+    [CAP_CHOWN, false],
+    [CAP_DAC_OVERRIDE, true],
+    [CAP_DAC_READ_SEARCH, true],
+    [CAP_FOWNER, false],
+    [ALL_CAPS & ~(CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH), false],
+    [ALL_CAPS, true],
+  ] as const) {
+    thread.capabilities = capabilities
+    t.equal(await may(access, caller, ROOTS), expected, capabilities.toString(16))
+  }
+})
+
+t.test('who may mount needs no right on the node, as long as it is not an open', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  t.equal(await may(access, caller, ROOTS, 'by number'), false, 'not who may not mount')
+  thread.capabilities = CAP_SYS_ADMIN
+  t.equal(await may(access, caller, ROOTS, 'by number'), true)
+  t.equal(await may(access, caller, ROOTS, 'open'), false, 'it does not open')
+  thread.capabilities = ALL_CAPS & ~(CAP_SYS_ADMIN | CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH)
+  t.equal(await may(access, caller, ROOTS, 'by number'), false, 'nor do other capabilities')
+  thread.capabilities = CAP_SYS_ADMIN
+  task(2)
+  t.equal(await may(access, caller, ROOTS, 'by number'), false, "in a user namespace of one's own no disk is mounted")
+})
+
+t.test('who may have other credentials than its thread may open', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  t.equal(await may(access, caller, ROOTS, 'unclear'), true)
+  t.equal(thread.asked, 0)
+})
+
+t.test('a request made with other ids than the thread has is a doubt', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  t.equal(await may(access, caller, ROOTS), false)
+  thread.fsuid = STRANGER + 1
+  t.equal(await may(access, caller, ROOTS), true, 'its user')
+  thread.fsuid = STRANGER
+  thread.fsgid = GROUP
+  t.equal(await may(access, caller, ROOTS), true, 'its group')
+})
+
+t.test("in a user namespace of one's own only over ids that exist there", async (t) => {
+  const { access, task, thread, put, remove } = fakeThread(t)
+  task(2)
+  thread.capabilities = ALL_CAPS
+  const maps = (uid: string, gid: string) => {
+    put('uid_map', uid)
+    put('gid_map', gid)
+    return may(access, caller, DISK)
+  }
+  const all = '         0          0 4294967295\n'
+  t.equal(await maps(all, all), true, 'all are mapped')
+  t.equal(await maps('         0      60003          1\n', `         0      61003          1\n`), false, "one's own are mapped")
+  t.equal(await maps(all, '         0      61003          1\n'), false, 'the group is not')
+  t.equal(await maps('         0      60003          1\n', all), false, 'the owner is not')
+  t.equal(await maps('', ''), false, 'nothing is, yet')
+  t.equal(await maps('0 60003 1\n1 0 1\n', `0 61003 1\n1 ${GROUP - 1} 2\n`), true, 'both, in a later line')
+  t.equal(await maps(all, `0 ${GROUP - 1} 1\n`), false, 'only the group before it')
+  t.equal(await maps(all, `0 ${GROUP + 1} 1\n`), false, 'only the group after it')
+  t.equal(await maps(all, `${GROUP} 500000 1000\n`), false, 'what it is called inside does not matter')
+  thread.capabilities = 0n
+  t.equal(await maps(all, all), false, 'without the capability the map is nothing')
+  thread.capabilities = ALL_CAPS
+  remove(`${TID}/gid_map`)
+  t.equal(await may(access, caller, DISK), true, 'a map that cannot be read is a doubt')
+})
+
+t.test('in doubt a caller may open', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  t.equal(await may(access, caller, ROOTS), false)
+  t.equal(await may(access, { ...caller, tid: 0 }, ROOTS), true, 'a caller out of sight')
+  t.equal(thread.asked, 1, 'of whom nothing is asked')
+  thread.there = false
+  t.equal(await may(access, caller, ROOTS), true, 'nobody can tell')
+})
+
+t.test('a namespace that cannot be seen is a doubt', async (t) => {
+  const { access, task, thread } = fakeThread(t)
+  task()
+  thread.capabilities = ALL_CAPS
+  t.equal(native.userNamespace(0x7fffffff), undefined, 'of a thread that is gone nothing is found')
+  t.equal(await may(access, caller, ROOTS), true)
+})
+
+/** Questions that are answered when the test says so. */
+function slowKernel(userNamespace: (tid: number) => number | undefined = () => undefined) {
+  const asked: { tid: number; answer: (groups?: number) => void }[] = []
+  const access = new Access({
+    ...native,
+    userNamespace,
+    credentials(tid, groups, done) {
+      const answer = (count = 1) => {
+        asked.splice(
+          asked.findIndex((one) => one.answer === answer),
+          1,
+        )
+        // Their ids are made of the thread's: 1007 is one of user 10.
+        done([Math.floor(tid / 100), OTHER_GROUP, 0n, count, ...groups.map(() => false)] as ThreadCredentials)
+      }
+      asked.push({ tid, answer })
+    },
+  })
+  const done: string[] = []
+  return {
+    access,
+    asked,
+    done,
+    tids: () => asked.map(({ tid }) => tid),
+    ask(tid: number) {
+      access.mayOpen({ tid, uid: Math.floor(tid / 100), gid: OTHER_GROUP }, DISK, 'open', (may) => done.push(`${tid} ${may}`))
+    },
+    answer: (tid: number, groups?: number) => asked.find((one) => one.tid === tid)?.answer(groups),
+  }
+}
+
+t.test('one question is put to the kernel at a time, and users take turns', async (t) => {
+  const { ask, asked, tids, answer, done } = slowKernel()
+  for (const tid of [1001, 1002, 1003, 2001, 2002, 3001]) ask(tid)
+  const order: number[] = []
+  while (asked.length > 0) {
+    t.equal(asked.length, 1, 'one at a time')
+    const [tid] = tids() as [number]
+    order.push(tid)
+    answer(tid)
+  }
+  t.strictSame(order, [1001, 1002, 2001, 3001, 1003, 2002], 'the first was alone when it came')
+  t.strictSame(
+    done,
+    order.map((tid) => `${tid} false`),
+    'and each is told',
+  )
+})
+
+t.test('a user with many groups keeps no other waiting', async (t) => {
+  const { ask, tids, answer, done } = slowKernel()
+  ask(1001)
+  answer(1001, 65_536) // from here on that is known
+  for (let tid = 1002; tid < 1050; tid++) ask(tid)
+  t.strictSame(tids(), [1002])
+  ask(2001)
+  t.strictSame(tids(), [1002, 2001], 'asked beside it')
+  answer(2001)
+  t.equal(done.at(-1), '2001 false', 'and told at once')
+  ask(3001)
+  answer(3001, 65_536)
+  ask(3002)
+  t.strictSame(tids(), [1002], 'those like it wait for each other')
+  answer(1002, 65_536)
+  answer(1003, 65_536)
+  t.strictSame(tids(), [3002], 'and take turns')
+})
+
+t.test('all ids that somebody has in namespaces of his own are one user', async (t) => {
+  const { ask, tids, answer } = slowKernel((tid) => (tid >= 100_000 ? 10 : undefined))
+  ask(100_001)
+  answer(100_001, 65_536)
+  for (let user = 1001; user < 1020; user++) ask(user * 100)
+  t.strictSame(tids(), [100_100], 'the next of them is known to have many groups')
+  ask(2001)
+  answer(2001)
+  ask(3001)
+  answer(100_100)
+  t.strictSame(tids(), [3001, 100_200], 'nobody else waits for any')
+  ask(3002)
+  ask(1001)
+  t.strictSame(tids(), [3001, 100_200], 'who made the namespace least of all')
+  answer(100_200, 1)
+  t.ok(tids().includes(100_300))
+})
+
+t.test('as many groups as people have are not many', async (t) => {
+  const { ask, tids, answer } = slowKernel()
+  ask(1001)
+  answer(1001, 1024)
+  ask(1002)
+  ask(2001)
+  t.strictSame(tids(), [1002], 'it is asked in the same line as all others')
+})
+
+t.test('an answer that leads to an error keeps nobody waiting', async (t) => {
+  const { access, ask, tids, answer, done } = slowKernel()
+  access.mayOpen({ tid: 1001, uid: 10, gid: OTHER_GROUP }, DISK, 'open', () => {
+    throw new Error('boom')
+  })
+  ask(2001)
+  t.throws(() => answer(1001), { message: 'boom' })
+  t.strictSame(tids(), [2001])
+  answer(2001)
+  t.strictSame(done, ['2001 false'])
+})
+
+t.test('who asks while an answer is given waits for it', async (t) => {
+  const { access, ask, tids, answer } = slowKernel()
+  access.mayOpen({ tid: 1001, uid: 10, gid: OTHER_GROUP }, DISK, 'open', () => {
+    ask(1002)
+    ask(1003)
+  })
+  answer(1001)
+  t.strictSame(tids(), [1002])
+})
+
+/** A process that sleeps; its id. */
+function sleeper(t: Test, args: string[]): number {
+  const child = spawn('setpriv', [...args, 'sleep', '60'], { stdio: 'ignore' })
+  t.teardown(() => child.kill('SIGKILL'))
+  return child.pid as number
+}
+
+const isSleeping = (pid: number) => readFileSync(`/proc/${pid}/status`, 'utf8').startsWith('Name:\tsleep\n')
+
+t.test('a real process: its supplementary groups, however many', async (t) => {
+  const access = new Access(native)
+  const many = Array.from({ length: 5000 }, (_, i) => 100_000 + i)
+  const who = { uid: STRANGER, gid: OTHER_GROUP, groups: [...many, GROUP + 100_000] }
+  const tid = sleeper(t, as(who))
+  await until(() => isSleeping(tid))
+  const of = { tid, uid: STRANGER, gid: OTHER_GROUP }
+  t.equal(await may(access, of, DISK), false)
+  t.equal(await may(access, of, { ...DISK, gid: GROUP + 100_000 }), true)
+  t.equal(await may(access, of, { ...DISK, gid: 102_500 }), true)
+})
+
+t.test('a real process: its capabilities', async (t) => {
+  const access = new Access(native)
+  const cap = ['--inh-caps', '+dac_read_search', '--ambient-caps', '+dac_read_search']
+  const who = as({ uid: STRANGER, gid: OTHER_GROUP, groups: [] })
+  const tid = sleeper(t, [...who, ...cap])
+  await until(() => isSleeping(tid))
+  t.equal(await may(access, { tid, uid: STRANGER, gid: OTHER_GROUP }, ROOTS), true)
+  const plain = sleeper(t, who)
+  await until(() => isSleeping(plain))
+  t.equal(await may(access, { tid: plain, uid: STRANGER, gid: OTHER_GROUP }, ROOTS), false, 'it has none')
+})
+
+t.test('root of a user namespace of its own: as the kernel decides', async (t) => {
+  const who = as({ uid: STRANGER, gid: OTHER_GROUP, groups: [] })
+  const probe = spawnSync('setpriv', [...who, 'unshare', '-U', '-r', 'true'], { encoding: 'utf8' })
+  if (probe.status !== 0) {
+    t.comment(`users may not make user namespaces here (${probe.stderr.trim()}), so none can be tested`)
+    return
+  }
+  const access = new Access(native)
+  const tid = sleeper(t, [...who, 'unshare', '-U', '-r'])
+  await until(() => isSleeping(tid))
+  const { directory, add, permissions } = files(t)
+  add('root', 0o600, 0, 0)
+  add('own', 0o000, STRANGER, OTHER_GROUP)
+  add('group', 0o000, STRANGER, GROUP)
+  add('owner', 0o000, OWNER, OTHER_GROUP)
+  for (const [name, expected] of [
+    ['root', false],
+    ['own', true],
+    ['group', false],
+    ['owner', false],
+  ] as const) {
+    t.equal(await may(access, { tid, uid: STRANGER, gid: OTHER_GROUP }, permissions(name)), expected, name)
+    const { status: code } = spawnSync('setpriv', [...who, 'unshare', '-U', '-r', 'sh', '-c', ': <"$0"', join(directory, name)])
+    t.equal(code === 0, expected, `${name}: the kernel says the same`)
+  }
+})
+
+t.test('the ACL of a file is the one that the kernel would hand to a FUSE mount', async (t) => {
+  const { directory, add, permissions } = files(t)
+  add('file', 0o600)
+  t.equal(permissions('file').acl, undefined, 'none')
+  execFileSync('setfacl', ['-m', `u:${NAMED_USER}:r`, join(directory, 'file')])
+  t.strictSame(permissions('file').acl, new Uint8Array(acl([1, 6], [2, 4, NAMED_USER], [4, 0], [16, 4], [32, 0])), ACL_ACCESS)
+})

@@ -1,0 +1,939 @@
+/** When pins end: not while anybody who was answered may be in his call, and soon after; and no work while there are none. */
+import { execFile } from 'node:child_process'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+
+import t, { type Test } from 'tap'
+
+import type { DiskSeq } from '../../../src/devices/names.js'
+import { type Call, Intents, UNSEEN } from '../../../src/gate/intent.js'
+import type { Logger } from '../../../src/util/log.js'
+import { native as real, type Native, type SeenThread } from '../../../src/native.js'
+import { type Node, NodeTable } from '../../../src/gate/inode.js'
+import type { Pin, PinOpener } from '../../../src/gate/pin.js'
+import { PinLifetime } from '../../../src/gate/pin-lifetime.js'
+import type { Device } from '../../../src/devices/sysfs.js'
+import { ROOT } from '../../helpers/root.js'
+import { sleep, until } from '../../helpers/tree.js'
+
+const MOUNT_FD = 55
+
+const line = (number: number, first = '0x7f0000000000') =>
+  `${number} ${first} 0x7f0000000000 0x80000 0x0 0x0 0x0 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n`
+const { openat, newfstatat, io_uring_enter } = real.syscalls as Record<string, number>
+const IN_OPENAT = line(openat as number, '0xffffff9c')
+const IN_MOUNT = line(165)
+const IN_RING = line(io_uring_enter as number, '0x3')
+const ELSEWHERE = line(newfstatat as number)
+const OUTSIDE = '-1 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n'
+const RUNNING = 'running\n'
+
+/** What a caller is found to do that is in the call which that line shows. */
+function callOf(text: string): Call {
+  const calls = { ...real, openFile: () => 5, readAgain: (_: number, into: Uint8Array) => Buffer.from(text).copy(into), close: () => 0 }
+  return new Intents(calls as Native).of(1)
+}
+
+const intents = new Intents(real)
+
+/** Of a thread that is seen there. */
+const seen = (syscall: string, { stack = '', state = 'S', memory = 0x1000, userUs = -1, faults = 0 } = {}): SeenThread => [
+  syscall,
+  stack,
+  state,
+  memory,
+  userUs,
+  faults,
+]
+
+/** Any wait here is cut short or prolonged by as much on a busy machine. */
+const SLACK_MS = 40
+/** From the end of the last call to that of the pin, ms: the longest time between two looks. */
+const SOON_MS = 32 + SLACK_MS
+
+interface Options {
+  lingerMs?: number
+  holdSeconds?: number
+}
+
+function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
+  const state = {
+    /** What threads do; the others are gone. */
+    threads: new Map<number, SeenThread>(),
+    /** Threads at which a look gets stuck. */
+    stuck: new Set<number>(),
+    /** Looks that are. */
+    held: [] as (() => void)[],
+    /** Looks: when, and at whom. */
+    looks: [] as { at: number; threads: number[] }[],
+    unpinned: [] as string[],
+    /** What the kernel was told, and looks, in this order. */
+    told: [] as string[],
+    /** Whether the kernel can be told to forget an inode. */
+    prunes: true,
+    onPrune: (_: bigint) => {},
+    /** Whether the kernel has an inode of the node. */
+    hasInode: true,
+    pruneError: 0,
+    pruneAlls: 0,
+    pruningAll: 0,
+    pruningAllAtOnce: 0,
+    /** How long it takes; until it is told, if undefined. */
+    pruneAllMs: 0 as number | undefined,
+    pending: [] as (() => void)[],
+    closedFds: [] as number[],
+    errors: 0,
+    written: [] as unknown[],
+  }
+  const nodes = new NodeTable()
+  const opener = { close: (pin: Pin) => void state.unpinned.push(pin.device.name) } as unknown as PinOpener
+  const lifetime = new PinLifetime(
+    {
+      prune(fd, done) {
+        if (fd !== MOUNT_FD) throw new Error(`pruned descriptor ${fd}`)
+        state.pruneAlls++
+        state.pruningAllAtOnce = Math.max(state.pruningAllAtOnce, ++state.pruningAll)
+        const finish = () => {
+          state.pruningAll--
+          done(state.pruneError)
+        }
+        if (state.pruneAllMs === undefined) state.pending.push(finish)
+        else setTimeout(finish, state.pruneAllMs)
+      },
+      close: (fd) => (state.closedFds.push(fd), 0),
+      lookAtThreads(asked, done) {
+        const threads = asked.filter((_, i) => i % 2 === 0) as number[]
+        state.looks.push({ at: performance.now(), threads })
+        state.told.push('look')
+        const finish = () => done(threads.map((tid) => state.threads.get(tid)))
+        if (threads.some((tid) => state.stuck.has(tid))) state.held.push(finish)
+        else setImmediate(finish)
+      },
+    },
+    nodes,
+    opener,
+    intents,
+    { lingerMs, holdSeconds },
+    { error: () => void state.errors++, debug() {} } as unknown as Logger,
+    {
+      pinnedFor: (index, caller, lingers) => void state.written.push([index, caller, lingers]),
+      notPinnedFor: (index, tid) => void state.written.push([index, tid]),
+    },
+    {
+      invalidate: (id) => (state.told.push(`invalidate ${id >> 12n}`), state.hasInode),
+      prune: (id) => {
+        if (!state.prunes) return false
+        state.told.push(`prune ${id >> 12n}`)
+        state.onPrune(id)
+        return true
+      },
+    },
+  )
+  lifetime.start(MOUNT_FD)
+  t.teardown(() => lifetime.close())
+  let next = 1
+  const pinned = (): Node => {
+    const name = String(next++)
+    const device = { name, diskseq: BigInt(name) as DiskSeq, partition: 0, minor: 0 } as Device
+    const node = nodes.of(device) as Node
+    node.pin = { fd: 100 + next, device, place: next }
+    return node
+  }
+  const again = (node: Node, call: Call, tid = 4711) => {
+    node.nlookup++
+    lifetime.answered(node, { tid, uid: 0, gid: 0 }, call)
+  }
+  return {
+    state,
+    nodes,
+    lifetime,
+    pinned,
+    /** A node as it is after a lookup that was answered with a pin. */
+    answered(call: Call, tid = 4711): Node {
+      const node = pinned()
+      again(node, call, tid)
+      return node
+    },
+    again,
+    forget: (node: Node) => lifetime.forget(node, node.nlookup),
+    /** A node as it is when an earlier daemon's pin has been taken over. */
+    inherited({ tid, call, more = false }: { tid?: number; call?: Call; more?: boolean }): Node {
+      const node = pinned()
+      node.inherited = node.kept = node.trusted = true
+      node.moreCallers = more
+      node.unseen = more || tid === undefined
+      node.callers = new Map(tid === undefined ? [] : [[tid, call as Call]])
+      lifetime.takenOver(node)
+      return node
+    },
+  }
+}
+
+const OPENAT = callOf(IN_OPENAT)
+const MOUNT = callOf(IN_MOUNT)
+const RING = callOf(IN_RING)
+
+for (const [what, call, text] of [
+  ['open(2)', OPENAT, IN_OPENAT],
+  ['mount(2)', MOUNT, IN_MOUNT],
+] as const) {
+  t.test(`a pin stays for as long as its caller is in its ${what}, and ends soon after`, async (t) => {
+    const { state, nodes, answered } = fixture(t)
+    state.threads.set(4711, seen(text, { state: 'D' }))
+    const node = answered(call)
+    await sleep(400)
+    t.strictSame(state.unpinned, [], 'however long that takes')
+    state.threads.set(4711, seen(ELSEWHERE))
+    const start = performance.now()
+    await until(() => state.unpinned.length > 0)
+    t.ok(performance.now() - start < SOON_MS, `${Math.round(performance.now() - start)} ms`)
+    t.equal(node.pin, undefined)
+    t.equal(node.nlookup, 1, 'the kernel has its inode still')
+    t.notOk(
+      state.told.some((what) => what.startsWith('prune')),
+      'and was not made to forget it',
+    )
+    t.equal(nodes.size, 1)
+  })
+}
+
+for (const [what, thread, ends] of [
+  ['is gone', undefined, true],
+  ['is outside of any call', seen(OUTSIDE), true],
+  ['is in another call', seen(ELSEWHERE), true],
+  ['is in the same call with other arguments, asleep', seen(IN_OPENAT.replace('0x80000', '0x80002')), true],
+  ['is in the same call with other arguments, and may be opening', seen(IN_OPENAT.replace('0x80000', '0x80002'), { state: 'D' }), false],
+  ['cannot be read', seen(''), false],
+  ['cannot be read, in an execve', seen('', { memory: 0 }), true],
+  ['shows garbage', seen('garbage'), false],
+  ['runs, and how long is not known', seen(RUNNING), false],
+] as const) {
+  t.test(`a pin ${ends ? 'ends' : 'stays'} if its caller ${what}`, async (t) => {
+    const { state, answered } = fixture(t)
+    if (thread !== undefined) state.threads.set(4711, thread)
+    answered(OPENAT)
+    await sleep(60)
+    t.strictSame(state.unpinned, ends ? ['1'] : [])
+  })
+}
+
+t.test('a caller that is starved may be in its call, until it has spent time outside of the kernel', async (t) => {
+  const { state, answered } = fixture(t)
+  state.threads.set(4711, seen(RUNNING, { state: 'R', userUs: 7000 }))
+  answered(OPENAT)
+  await sleep(300)
+  t.strictSame(state.unpinned, [], 'it was seen running, and has got nowhere since')
+  state.threads.set(4711, seen(RUNNING, { state: 'R', userUs: 8000 }))
+  await until(() => state.unpinned.length > 0)
+})
+
+t.test('a pin stays while any of its callers may be in its call', async (t) => {
+  const { state, answered, again } = fixture(t)
+  for (const tid of [1, 2, 3]) state.threads.set(tid, seen(IN_OPENAT))
+  const node = answered(OPENAT, 1)
+  again(node, OPENAT, 2)
+  again(node, MOUNT, 3)
+  for (const tid of [1, 3]) {
+    state.threads.delete(tid)
+    await sleep(60)
+    t.strictSame(state.unpinned, [])
+  }
+  t.strictSame([...(node.callers?.keys() ?? [])], [2], 'the others are not remembered')
+  state.threads.delete(2)
+  await until(() => state.unpinned.length > 0)
+})
+
+t.test('callers are looked at a few ms after the last answer, then ever more rarely', async (t) => {
+  const { state, answered, again } = fixture(t)
+  state.threads.set(4711, seen(IN_OPENAT))
+  const start = performance.now()
+  const node = answered(OPENAT)
+  t.equal(state.looks.length, 0)
+  await sleep(800)
+  const [first = 0] = state.looks.map(({ at }) => at - start)
+  t.ok(first >= 1 && first < 10 + SLACK_MS, `the first after ${first.toFixed(1)} ms`)
+  const { length } = state.looks
+  t.ok(length >= 10 && length <= 32, `${length} looks in 0.8 s`)
+  again(node, OPENAT)
+  const answer = performance.now()
+  await until(() => state.looks.length > length)
+  const next = (state.looks[length]?.at ?? 0) - answer
+  t.ok(next < 10 + SLACK_MS, `and again ${next.toFixed(1)} ms after another answer`)
+})
+
+/** Somebody opens a disk again and again; how often its pin ended meanwhile, and the longest time between two opens, ms. */
+async function againAndAgain(t: Test): Promise<{ ended: number; longest: number }> {
+  const { state, answered, again } = fixture(t)
+  const node = answered(OPENAT)
+  let longest = 0
+  for (let i = 0, last = performance.now(); i < 100; i++) {
+    const until = performance.now() + 0.5
+    while (performance.now() < until);
+    await new Promise(setImmediate)
+    again(node, OPENAT)
+    longest = Math.max(longest, performance.now() - last)
+    last = performance.now()
+  }
+  const ended = state.unpinned.length
+  await until(() => state.unpinned.length > 0)
+  return { ended, longest }
+}
+
+t.test('who opens one disk again and again finds it open', async (t) => {
+  // Not where the processor was somebody else's for so long that nobody opened it.
+  let found = await againAndAgain(t)
+  for (let i = 0; i < 50 && found.longest > 1.5; i++) found = await againAndAgain(t)
+  if (found.longest > 1.5) t.comment(`never in less than ${found.longest.toFixed(1)} ms: the machine is busy`)
+  else t.equal(found.ended, 0)
+})
+
+t.test('attributes are taken back before anybody is looked at', async (t) => {
+  const { state, answered } = fixture(t)
+  const node = answered(OPENAT)
+  node.trusted = true
+  await until(() => state.unpinned.length > 0)
+  t.strictSame(state.told, ['invalidate 1', 'look'])
+  t.equal(node.trusted, false)
+})
+
+t.test('attributes that were given during a look are taken back, and callers looked at once more', async (t) => {
+  const { state, answered } = fixture(t)
+  state.stuck.add(4711)
+  const node = answered(OPENAT)
+  await until(() => state.looks.length > 0)
+  node.trusted = true
+  state.stuck.clear()
+  state.held.pop()?.()
+  t.strictSame(state.unpinned, [], 'whoever has the inode may have opened it without asking')
+  await until(() => state.unpinned.length > 0)
+  t.strictSame(state.told, ['look', 'invalidate 1'])
+})
+
+t.test('a caller that is answered again during a look is not taken for one that has left', async (t) => {
+  const { state, answered, again } = fixture(t)
+  state.stuck.add(4711)
+  const node = answered(OPENAT)
+  await until(() => state.looks.length > 0)
+  again(node, callOf(IN_OPENAT), 4711)
+  state.stuck.clear()
+  state.held.pop()?.()
+  t.strictSame(state.unpinned, [])
+  t.equal(node.callers?.size, 1)
+  await until(() => state.unpinned.length > 0)
+})
+
+t.test('nobody keeps a pin by having the inode', async (t) => {
+  const { state, answered, again } = fixture(t)
+  const node = answered(OPENAT)
+  node.kept = node.trusted = true
+  again(node, OPENAT, 4712)
+  await until(() => state.unpinned.length > 0, 500)
+  t.equal(node.nlookup, 2)
+})
+
+t.test('a close brings a look, however long the node has been in use', async (t) => {
+  const { state, lifetime, answered } = fixture(t)
+  state.threads.set(4711, seen(IN_OPENAT))
+  const node = answered(OPENAT)
+  await sleep(400)
+  const before = state.looks.length
+  state.threads.clear()
+  lifetime.closedByUser(node)
+  await until(() => state.unpinned.length > 0)
+  t.ok(state.looks.length <= before + 2)
+  lifetime.closedByUser(node)
+  await sleep(30)
+  t.ok(state.looks.length <= before + 2, 'and none when it is not pinned')
+})
+
+/** How many looks there are without any that a timer brings, from here on. */
+async function looksWithoutTimers(t: Test, state: { looks: unknown[] }, begin: () => void): Promise<number> {
+  const { setTimeout } = globalThis
+  globalThis.setTimeout = (() => undefined) as unknown as typeof setTimeout
+  const back = () => (globalThis.setTimeout = setTimeout)
+  t.teardown(back)
+  const before = state.looks.length
+  begin()
+  for (let turn = 0; turn < 50; turn++) await new Promise((resolve) => setImmediate(resolve))
+  back()
+  return state.looks.length - before
+}
+
+t.test('after a close a caller that runs is looked at some times without a pause', async (t) => {
+  const { state, lifetime, answered } = fixture(t)
+  state.threads.set(4711, seen(RUNNING, { state: 'R' }))
+  const node = answered(OPENAT)
+  await sleep(50)
+  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(node)), 5)
+  t.equal(await looksWithoutTimers(t, state, () => {}), 0, 'and then as others are')
+  t.strictSame(state.unpinned, [])
+  state.threads.set(4711, seen(ELSEWHERE))
+  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(node)), 1, 'until it is seen elsewhere')
+  t.strictSame(state.unpinned, ['1'])
+})
+
+t.test('not where there are many callers, and not while others are answered', async (t) => {
+  const { state, lifetime, answered, again } = fixture(t)
+  for (const tid of [1, 2, 3]) state.threads.set(tid, seen(RUNNING, { state: 'R' }))
+  const node = answered(OPENAT, 1)
+  again(node, OPENAT, 2)
+  again(node, OPENAT, 3)
+  await sleep(50)
+  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(node)), 1, 'three callers')
+  const other = answered(OPENAT, 1)
+  await sleep(50)
+  lifetime.closedByUser(other)
+  t.ok((await looksWithoutTimers(t, state, () => answered(OPENAT, 2))) <= 1, 'another node')
+})
+
+t.test('after a close the kernel is told to forget the inode if somebody may be in his call still', async (t) => {
+  const { state, lifetime, answered, forget } = fixture(t)
+  state.threads.set(4711, seen(RUNNING, { state: 'R' }))
+  const node = answered(OPENAT)
+  await sleep(100)
+  t.notOk(
+    state.told.some((what) => what.startsWith('prune')),
+    'not before',
+  )
+  state.onPrune = () => forget(node)
+  lifetime.closedByUser(node)
+  await until(() => state.unpinned.length > 0, 20 + SLACK_MS)
+  t.equal(state.told.filter((what) => what.startsWith('prune')).length, 1)
+})
+
+t.test('and if it does not, somebody has it: then it is told once for each close', async (t) => {
+  const { state, lifetime, answered } = fixture(t)
+  state.threads.set(4711, seen(RUNNING, { state: 'R' }))
+  lifetime.closedByUser(answered(OPENAT))
+  await sleep(200)
+  t.equal(state.told.filter((what) => what.startsWith('prune')).length, 1)
+  t.strictSame(state.unpinned, [])
+})
+
+t.test('a thread that opens another device is done with the one before', async (t) => {
+  const { state, lifetime, pinned, answered, again } = fixture(t)
+  state.threads.set(4711, seen(RUNNING, { state: 'R' }))
+  for (let i = 0; i < 100; i++) answered(OPENAT)
+  await until(() => state.unpinned.length === 99, 20 + SLACK_MS)
+  const told = pinned()
+  lifetime.told(told, { tid: 4711, uid: 0, gid: 0 }, callOf(IN_OPENAT))
+  lifetime.attempted(told)
+  await until(() => state.unpinned.length === 100, 20 + SLACK_MS)
+  again(told, OPENAT)
+  await sleep(60)
+  t.equal(told.callers?.size, 1, 'not with the same one')
+})
+
+t.test('but not if it opens by number: one mount(2) may take several', async (t) => {
+  const { state, answered } = fixture(t)
+  state.threads.set(4711, seen(IN_MOUNT))
+  answered(MOUNT)
+  answered(MOUNT)
+  await sleep(60)
+  t.strictSame(state.unpinned, [])
+})
+
+t.test('FORGET', async (t) => {
+  t.test('ends those in open(2) at once: what they open has the inode', async (t) => {
+    const { state, nodes, answered, forget } = fixture(t)
+    state.threads.set(4711, seen(IN_OPENAT))
+    const node = answered(OPENAT)
+    await sleep(100)
+    forget(node)
+    await until(() => state.unpinned.length > 0, 20 + SLACK_MS)
+    t.equal(nodes.size, 0, 'nothing is left of it')
+  })
+
+  t.test('and those of io_uring', async (t) => {
+    const { state, answered, forget } = fixture(t)
+    state.threads.set(4711, seen(IN_RING, { stack: '[<0>] io_issue_sqe+0x1/0x2\n' }))
+    const node = answered(RING)
+    await sleep(100)
+    t.strictSame(state.unpinned, [])
+    forget(node)
+    await until(() => state.unpinned.length > 0, 20 + SLACK_MS)
+  })
+
+  t.test('but not those that open by number', async (t) => {
+    const { state, answered, again, forget } = fixture(t)
+    state.threads.set(4711, seen(IN_MOUNT))
+    state.threads.set(4712, seen(IN_OPENAT))
+    const node = answered(MOUNT)
+    again(node, OPENAT, 4712)
+    forget(node)
+    await sleep(200)
+    t.strictSame(state.unpinned, [])
+    t.strictSame([...(node.callers?.keys() ?? [])], [4711])
+    state.threads.delete(4711)
+    await until(() => state.unpinned.length > 0, SOON_MS)
+  })
+
+  t.test('of some of its lookups says nothing', async (t) => {
+    const { state, lifetime, answered, again } = fixture(t)
+    state.threads.set(4711, seen(IN_OPENAT))
+    const node = answered(OPENAT)
+    again(node, OPENAT)
+    lifetime.forget(node, 1)
+    await sleep(60)
+    t.strictSame(state.unpinned, [])
+  })
+
+  t.test('of a node without a pin ends it', async (t) => {
+    const { state, nodes, answered, forget } = fixture(t)
+    const node = answered(OPENAT)
+    await until(() => state.unpinned.length > 0)
+    forget(node)
+    t.equal(nodes.size, 0)
+    t.equal(state.unpinned.length, 1)
+  })
+})
+
+t.test('callers that cannot be seen', async (t) => {
+  t.test('are done some ms after the kernel has forgotten the inode, which it is made to', async (t) => {
+    const { state, nodes, answered, forget } = fixture(t, { lingerMs: 60 })
+    const node = answered(UNSEEN)
+    await until(() => state.told.includes('prune 1'))
+    t.strictSame(state.unpinned, [])
+    const start = performance.now()
+    forget(node)
+    await sleep(40)
+    t.strictSame(state.unpinned, [])
+    await until(() => state.unpinned.length > 0)
+    const took = performance.now() - start
+    t.ok(took >= 55 && took < 60 + SOON_MS, `${Math.round(took)} ms`)
+    t.equal(nodes.size, 0)
+    t.equal(state.pruneAlls, 0, 'other names stay')
+  })
+
+  t.test('the kernel is asked ever more rarely', async (t) => {
+    const { state, answered } = fixture(t)
+    answered(UNSEEN)
+    await sleep(800)
+    const prunes = state.told.filter((what) => what === 'prune 1').length
+    t.ok(prunes >= 5 && prunes <= 10, `${prunes} times in 0.8 s`)
+  })
+
+  t.test('a pin that lingers is kept for the next caller', async (t) => {
+    const { state, answered, again, forget } = fixture(t, { lingerMs: 20 })
+    const node = answered(UNSEEN)
+    const { pin } = node
+    forget(node)
+    await sleep(10)
+    state.threads.set(4712, seen(IN_OPENAT))
+    again(node, OPENAT, 4712)
+    await sleep(80)
+    t.strictSame(state.unpinned, [])
+    t.equal(node.pin, pin)
+    state.threads.clear()
+    await until(() => state.unpinned.length > 0)
+    t.strictSame(state.unpinned, ['1'], 'and closed once')
+  })
+
+  t.test('are not taken for done because others are', async (t) => {
+    const { state, answered, again } = fixture(t)
+    const node = answered(UNSEEN)
+    again(node, OPENAT, 4712)
+    await sleep(100)
+    t.strictSame(state.unpinned, [])
+  })
+
+  t.test('nor others because they are', async (t) => {
+    const { state, answered, again, forget } = fixture(t)
+    state.threads.set(4712, seen(IN_MOUNT))
+    const node = answered(UNSEEN)
+    again(node, MOUNT, 4712)
+    forget(node)
+    await sleep(100)
+    t.strictSame(state.unpinned, [])
+  })
+
+  t.test('do not count for the next pin', async (t) => {
+    const { state, lifetime, answered, again } = fixture(t)
+    const node = answered(UNSEEN)
+    const pin = node.pin as Pin
+    lifetime.unpin(node) // it has turned out to be another device
+    node.pin = pin
+    again(node, OPENAT, 4712)
+    await until(() => state.unpinned.length === 2)
+  })
+})
+
+t.test('kernels that cannot be told which name to forget are told to forget all', async (t) => {
+  t.test('never twice at once', async (t) => {
+    const { state, answered, again, forget } = fixture(t)
+    Object.assign(state, { prunes: false, pruneAllMs: 50 })
+    const node = answered(UNSEEN)
+    for (let i = 0; i < 20; i++) {
+      again(node, UNSEEN)
+      await sleep(8)
+    }
+    t.equal(state.pruningAllAtOnce, 1)
+    t.ok(state.pruneAlls >= 3)
+    forget(node)
+    await until(() => state.unpinned.length > 0)
+  })
+
+  t.test('not for the sake of callers that are seen', async (t) => {
+    const { state, answered } = fixture(t)
+    state.prunes = false
+    state.threads.set(4711, seen(IN_OPENAT))
+    answered(OPENAT)
+    await sleep(100)
+    t.equal(state.pruneAlls, 0)
+  })
+
+  t.test('and if that fails it is told, and tried again', async (t) => {
+    const { state, answered } = fixture(t)
+    Object.assign(state, { prunes: false, pruneError: 12 })
+    answered(UNSEEN)
+    await until(() => state.errors > 0)
+    const before = state.pruneAlls
+    await until(() => state.pruneAlls > before)
+  })
+
+  t.test('close() meanwhile leaves the descriptor to it', async (t) => {
+    const { state, lifetime, answered } = fixture(t)
+    Object.assign(state, { prunes: false, pruneAllMs: undefined })
+    answered(UNSEEN)
+    await until(() => state.pending.length > 0)
+    lifetime.close()
+    t.strictSame(state.closedFds, [], 'a prune still uses it')
+    state.pending.shift()?.()
+    t.strictSame(state.closedFds, [MOUNT_FD])
+    await sleep(30)
+    t.equal(state.pruneAlls, 1)
+  })
+})
+
+t.test('many callers', async (t) => {
+  t.test('those that are done are not remembered for ever', async (t) => {
+    const { state, answered, again } = fixture(t)
+    state.threads.set(4711, seen(IN_OPENAT))
+    const node = answered(OPENAT)
+    for (let tid = 10_000; tid < 20_000; tid++) {
+      again(node, OPENAT, tid)
+      if (tid % 100 === 0) await sleep(1)
+    }
+    t.ok((node.callers?.size ?? 0) < 2000, `${node.callers?.size} of 10,001, while they come`)
+    await sleep(SOON_MS)
+    t.strictSame([...(node.callers?.keys() ?? [])], [4711], 'and one that is not done is')
+  })
+
+  t.test('that stay in their calls are looked at more rarely', async (t) => {
+    const { state, answered, again } = fixture(t)
+    const node = answered(OPENAT)
+    for (let tid = 10_000; tid < 13_000; tid++) {
+      state.threads.set(tid, seen(IN_OPENAT))
+      again(node, OPENAT, tid)
+    }
+    await sleep(200)
+    const before = state.looks.length
+    await sleep(900)
+    t.ok(state.looks.length - before <= 4, `${state.looks.length - before} looks at 3,000 callers in 0.9 s`)
+  })
+})
+
+t.test('many nodes', async (t) => {
+  const { state, nodes, answered, forget } = fixture(t, { lingerMs: 20 })
+  for (let i = 0; i < 1000; i++) answered(OPENAT, 5000 + i)
+  for (let i = 0; i < 1000; i++) forget(answered(UNSEEN, 5000 + i))
+  await until(() => state.unpinned.length === 2000, 1000)
+  t.equal(new Set(state.unpinned).size, 2000)
+  t.equal(nodes.size, 1000)
+  t.ok(state.looks.length < 200, `${state.looks.length} looks: many nodes at a time`)
+})
+
+t.test('a look that gets stuck', async (t) => {
+  t.test('holds up no other node', async (t) => {
+    const { state, answered } = fixture(t)
+    state.stuck.add(4711)
+    const stuck = answered(OPENAT)
+    for (let i = 0; i < 20; i++) answered(OPENAT, 5000 + i)
+    await until(() => state.unpinned.length >= 20, 200)
+    t.ok(state.unpinned.length === 20 && stuck.pin !== undefined, 'its own stays')
+    await sleep(100)
+    for (let i = 0; i < 20; i++) {
+      const start = performance.now()
+      const before = state.unpinned.length
+      answered(OPENAT, 6000 + i)
+      await until(() => state.unpinned.length > before)
+      t.ok(performance.now() - start < SOON_MS, 'nor those that come later')
+    }
+    // With others, if they were due by then, and alone.
+    t.ok(state.held.length <= 2, 'and is not made again and again')
+    state.stuck.clear()
+    for (const finish of state.held.splice(0)) finish()
+    await until(() => stuck.pin === undefined)
+  })
+
+  t.test('at hundreds of callers takes two threads for each at most, and holds up nobody else', async (t) => {
+    const { state, answered } = fixture(t)
+    for (let tid = 1; tid <= 200; tid++) {
+      state.stuck.add(tid)
+      answered(OPENAT, tid)
+    }
+    await until(() => state.held.length >= 200)
+    await sleep(400)
+    t.ok(state.held.length <= 400, `${state.held.length} threads are taken`)
+    const node = answered(OPENAT, 6000)
+    await until(() => node.pin === undefined)
+    t.strictSame(state.unpinned, [node.name], "somebody else's pin ends")
+    state.stuck.clear()
+    for (const finish of state.held.splice(0)) finish()
+    await until(() => state.unpinned.length === 201)
+  })
+
+  t.test('at thousands of callers is made for some of them at a time', async (t) => {
+    const { state, answered } = fixture(t)
+    for (let tid = 1; tid <= 2000; tid++) {
+      state.stuck.add(tid)
+      answered(OPENAT, tid)
+    }
+    await sleep(1500)
+    t.ok(state.held.length <= 512, `${state.held.length} threads are taken`)
+    state.stuck.clear()
+    for (const finish of state.held.splice(0)) finish()
+    await until(() => state.unpinned.length === 2000)
+  })
+
+  t.test('may end when nothing is left to do', async (t) => {
+    const { state, lifetime, answered } = fixture(t)
+    state.stuck.add(4711)
+    answered(OPENAT)
+    await until(() => state.held.length > 0)
+    lifetime.close()
+    const before = timers()
+    for (const finish of state.held.splice(0)) finish()
+    t.strictSame(state.unpinned, ['1'])
+    t.equal(timers(), before)
+  })
+})
+
+t.test('a caller that is told of a node before it is pinned', async (t) => {
+  const { state, lifetime, pinned } = fixture(t)
+  const node = pinned()
+  const caller = { tid: 4711, uid: 0, gid: 0 }
+  t.equal(lifetime.expected(node, caller), undefined)
+  lifetime.told(node, caller, callOf(IN_OPENAT))
+  t.match(lifetime.expected(node, caller), { intent: 'open' }, 'is not looked at again when it asks')
+  t.equal(lifetime.expected(node, { ...caller, tid: 4712 }), undefined)
+  state.threads.set(4711, seen(IN_OPENAT))
+  lifetime.attempted(node)
+  await sleep(60)
+  t.strictSame(state.unpinned, [], 'finds it pinned')
+  state.threads.clear()
+  await until(() => state.unpinned.length > 0)
+  t.equal(lifetime.expected(node, caller), undefined)
+})
+
+t.test('an attempt to pin that served nobody leaves no pin', async (t) => {
+  const { state, lifetime, nodes, pinned } = fixture(t)
+  const node = pinned()
+  lifetime.attempted(node)
+  await until(() => state.unpinned.length > 0)
+  t.equal(nodes.size, 0)
+  const failed = pinned()
+  failed.pin = undefined
+  lifetime.attempted(failed)
+  t.equal(nodes.size, 0, 'nor does one that failed leave anything')
+})
+
+t.test('whoever takes over knows of a caller before it is answered', async (t) => {
+  const { state, lifetime, pinned } = fixture(t)
+  const node = pinned()
+  const place = node.pin?.place
+  const caller = { tid: 4711, uid: 0, gid: 0 }
+  lifetime.answering(node, caller, OPENAT)
+  lifetime.answering(node, caller, MOUNT)
+  lifetime.answering(node, caller, UNSEEN)
+  t.strictSame(state.written.splice(0), [
+    [place, { tid: 4711, call: openat, outlasts: false }, false],
+    [place, { tid: 4711, call: 165, outlasts: true }, false],
+    [place, { tid: 4711, call: -1, outlasts: true }, true],
+  ])
+  lifetime.notAnswered(node, caller)
+  t.strictSame(state.written, [[place, 4711]])
+  await until(() => state.unpinned.length > 0)
+  t.pass('and a pin that was for nobody after all ends')
+})
+
+t.test('pins that were taken over', async (t) => {
+  t.test('stay while a caller is in its call', async (t) => {
+    const { state, inherited } = fixture(t)
+    state.threads.set(4711, seen(IN_OPENAT))
+    const node = inherited({ tid: 4711, call: OPENAT })
+    await sleep(60)
+    t.strictSame(state.unpinned, [])
+    t.equal(state.told[0], 'invalidate 1', 'attributes that the other daemon gave are taken back first')
+    state.threads.clear()
+    await until(() => state.unpinned.length > 0)
+    t.equal(node.pin, undefined)
+  })
+
+  t.test('for callers that cannot be seen end when the kernel has no inode', async (t) => {
+    const { state, nodes, inherited } = fixture(t)
+    inherited({})
+    await sleep(60)
+    t.strictSame(state.unpinned, [], 'not while it has one')
+    state.hasInode = false
+    await until(() => state.unpinned.length > 0)
+    t.equal(nodes.size, 0)
+  })
+
+  t.test('for others of whom nothing is known end by the hold', { buffered: true }, async (t) => {
+    const { state, inherited } = fixture(t, { holdSeconds: 1 })
+    state.hasInode = false
+    const node = inherited({ more: true })
+    // The timer of the hold begins with the first answer.
+    await sleep(100)
+    t.strictSame(state.unpinned, [])
+    t.ok(node.unseen)
+    await until(() => state.unpinned.length > 0, 3000)
+  })
+
+  t.test("a late FORGET of an earlier daemon's inode does not end those of the next one", async (t) => {
+    const { state, nodes, lifetime, inherited, again } = fixture(t)
+    const node = inherited({})
+    // The inode of the first five lookups was dropped; then came another lookup, and was read first.
+    again(node, UNSEEN, 4712)
+    lifetime.forget(node, 5)
+    await sleep(50)
+    t.strictSame(state.unpinned, [], 'the kernel has the inode of that one')
+    lifetime.forget(node, 1)
+    state.hasInode = false
+    await until(() => state.unpinned.length === 1)
+    t.equal(nodes.size, 0, 'nothing is left of it')
+  })
+
+  t.test('twin: if its count is believed, it does', async (t) => {
+    const { state, lifetime, inherited, again } = fixture(t)
+    const node = inherited({})
+    again(node, UNSEEN, 4712)
+    node.inherited = false
+    lifetime.forget(node, 5)
+    await sleep(50)
+    t.strictSame(state.unpinned, ['1'])
+  })
+})
+
+t.test('close() drops every pin, once', async (t) => {
+  const { state, nodes, lifetime, answered, forget } = fixture(t, { lingerMs: 1000 })
+  state.threads.set(4711, seen(IN_OPENAT))
+  answered(OPENAT)
+  answered(MOUNT)
+  forget(answered(UNSEEN))
+  lifetime.close()
+  t.strictSame([...state.unpinned].sort(), ['1', '2', '3'])
+  t.strictSame(state.closedFds, [MOUNT_FD])
+  t.ok([...nodes].every((node) => node.pin === undefined))
+  const before = state.told.length
+  await sleep(60)
+  t.equal(state.unpinned.length, 3)
+  t.equal(state.told.length, before)
+  lifetime.close()
+  t.equal(state.unpinned.length, 3)
+  t.strictSame(state.closedFds, [MOUNT_FD])
+})
+
+t.test('whoever was answered is waited for until he is out of his call', async (t) => {
+  const { state, lifetime, answered } = fixture(t)
+  let drained = 0
+  lifetime.whenDrained(() => drained++)
+  t.equal(drained, 1, 'nobody was')
+  state.threads.set(4711, seen(IN_OPENAT))
+  answered(OPENAT)
+  answered(OPENAT, 4712)
+  lifetime.whenDrained(() => drained++)
+  await sleep(100)
+  t.equal(drained, 1)
+  state.threads.clear()
+  await until(() => drained === 2)
+  t.equal(state.unpinned.length, 2)
+})
+
+/** Timers that keep this process alive. */
+const timers = () => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length
+
+t.test('no timer runs while nothing is pinned, nor after close()', async (t) => {
+  const { state, lifetime, answered, forget } = fixture(t, { lingerMs: 10 })
+  const before = timers()
+  const settled = () => state.unpinned.length
+  answered(OPENAT)
+  t.ok(timers() > before, 'one that is pinned is looked after')
+  await until(() => settled() === 1)
+  await sleep(60)
+  t.equal(timers(), before, 'after an open')
+  forget(answered(UNSEEN))
+  await until(() => settled() === 2)
+  await sleep(60)
+  t.equal(timers(), before, 'after somebody who could not be seen')
+  answered(OPENAT)
+  forget(answered(UNSEEN))
+  lifetime.close()
+  t.equal(timers(), before, 'after close()')
+})
+
+t.test('a clock that jumps costs one tick of the hold', async (t) => {
+  const { state, answered } = fixture(t, { holdSeconds: 2 })
+  answered(UNSEEN)
+  await sleep(100)
+  const end = performance.now() + 2500
+  while (performance.now() < end);
+  await sleep(100)
+  t.strictSame(state.unpinned, [])
+  await until(() => state.unpinned.length > 0)
+})
+
+/** These take seconds, so they run side by side. */
+const SLOW = { buffered: true }
+t.jobs = 5
+
+t.test('where the kernel does not forget, who cannot be seen is done after the hold', SLOW, async (t) => {
+  const { state, answered, again } = fixture(t, { holdSeconds: 2 })
+  const start = performance.now()
+  const node = answered(UNSEEN)
+  state.threads.set(4712, seen(IN_OPENAT))
+  again(answered(UNSEEN), OPENAT, 4712)
+  await sleep(1500)
+  again(node, UNSEEN)
+  await until(() => !node.unseen)
+  const took = performance.now() - start
+  t.ok(took >= 2900 && took < 4000 + SLACK_MS, `${Math.round(took)} ms: an answer begins it anew`)
+  await until(() => state.unpinned.length > 0)
+  await sleep(100)
+  t.strictSame(state.unpinned, ['1'], 'another caller is in its call still')
+})
+
+t.test('a process that has closed it can exit', SLOW, async (t) => {
+  const url = (name: string) => JSON.stringify(join(ROOT, 'build/js', name))
+  const script = `
+    const { PinLifetime } = await import(${url('gate/pin-lifetime.js')})
+    const { NodeTable } = await import(${url('gate/inode.js')})
+    const { Intents, someCall, UNSEEN } = await import(${url('gate/intent.js')})
+    const { native } = await import(${url('native.js')})
+    const nodes = new NodeTable()
+    const log = { error() {}, debug() {} }
+    const inodes = { invalidate: () => true, prune: () => true }
+    const state = { pinnedFor() {}, notPinnedFor() {} }
+    const lifetime = new PinLifetime({ ...native, close: () => 0 }, nodes, { close() {} }, new Intents(native), { lingerMs: 60000, holdSeconds: 60 }, log, state, inodes)
+    lifetime.start(5)
+    for (const [diskseq, call] of [[1n, someCall('open')], [2n, UNSEEN]]) {
+      const node = nodes.of({ name: String(diskseq), diskseq, partition: 0, minor: 0 })
+      node.pin = { fd: 6, device: { name: 'x' } }
+      node.nlookup = 1
+      lifetime.answered(node, { tid: 1, uid: 0, gid: 0 }, call)
+    }
+    lifetime.close()`
+  const start = performance.now()
+  await promisify(execFile)(process.execPath, ['--input-type=module', '-e', script], { timeout: 20_000 })
+  t.ok(performance.now() - start < 10_000)
+})
+
+t.test('an open that ends when all is over begins nothing', async (t) => {
+  const timers = () => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
+  const { lifetime, answered } = fixture(t)
+  const before = timers()
+  lifetime.close()
+  for (const call of [OPENAT, MOUNT, UNSEEN]) answered(call)
+  t.equal(timers(), before, 'no timer that would keep the process')
+})

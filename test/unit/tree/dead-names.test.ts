@@ -1,0 +1,139 @@
+/** Names of devices that are gone: the kernel is told to forget them, a few at a time, until it has. */
+import t, { type Test } from 'tap'
+
+import { DeadNames } from '../../../src/tree/dead-names.js'
+import type { DiskSeq } from '../../../src/devices/names.js'
+import { Node } from '../../../src/gate/inode.js'
+import { sleep, until } from '../../helpers/tree.js'
+
+/** A kernel that is told to forget; `forgets` says of which ids it does. */
+function fixture(t: Test, { prunes = true, forgets = (_: bigint) => true }: { prunes?: boolean; forgets?: (id: bigint) => boolean } = {}) {
+  const nodes = new Map<bigint, Node>()
+  const told: bigint[] = []
+  const state = { prunedAll: 0, prunes, forgets }
+  const dead = new DeadNames(
+    (id) => {
+      if (!state.prunes) return false
+      told.push(id)
+      const node = nodes.get(id)
+      if (node !== undefined && state.forgets(id)) {
+        node.nlookup = 0
+        node.inherited = false
+      }
+      return true
+    },
+    () => void state.prunedAll++,
+  )
+  t.teardown(() => dead.close())
+  return {
+    dead,
+    told,
+    state,
+    nodes,
+    add(diskseq: number, nlookup = 1) {
+      const node = new Node(BigInt(diskseq) << 12n, BigInt(diskseq) as DiskSeq, 0)
+      node.nlookup = nlookup
+      nodes.set(node.id, node)
+      dead.add(node)
+      return node
+    },
+  }
+}
+
+t.test('a name that is gone is told to be forgotten, and then is no more', async (t) => {
+  const { dead, told, add } = fixture(t)
+  add(13)
+  add(14)
+  t.equal(dead.size, 2)
+  t.strictSame(told, [], 'not at once: who uses the device lets go of it a moment later')
+  await until(() => dead.size === 0)
+  t.strictSame(told, [13n << 12n, 14n << 12n], 'each once')
+})
+
+t.test('one that the kernel has forgotten by itself is not mentioned', async (t) => {
+  const { dead, told, add } = fixture(t)
+  add(13).nlookup = 0
+  await until(() => dead.size === 0)
+  t.strictSame(told, [])
+})
+
+t.test('one that somebody uses is tried again and again', async (t) => {
+  const { dead, told, state, add } = fixture(t, { forgets: () => false })
+  add(13)
+  await until(() => told.length >= 3)
+  t.equal(dead.size, 1)
+  state.forgets = () => true
+  await until(() => dead.size === 0)
+  const before = told.length
+  await sleep(700)
+  t.equal(told.length, before, 'and then no more')
+})
+
+t.test('one that an earlier daemon was asked for is told, too', async (t) => {
+  const { dead, told, add } = fixture(t)
+  add(13, 0).inherited = true
+  await until(() => told.length === 1)
+  await until(() => dead.size === 0)
+  t.pass('until it is forgotten')
+})
+
+t.test('however many there are, few are told at a time, and those in use keep none from their turn', async (t) => {
+  // The first thousand are in use.
+  const { dead, told, add } = fixture(t, { forgets: (id) => id > 1000n << 12n })
+  for (let diskseq = 1; diskseq <= 1100; diskseq++) add(diskseq)
+  await until(() => told.length > 0)
+  t.ok(told.length <= 256, `${told.length} at a time`)
+  await until(() => dead.size === 1000, 10_000)
+  t.equal(new Set(told).size, 1100, 'each has had its turn')
+})
+
+t.test('a name that is added twice is one', async (t) => {
+  const { dead, told, add } = fixture(t)
+  dead.add(add(13))
+  t.equal(dead.size, 1)
+  await until(() => dead.size === 0)
+  t.equal(told.length, 1)
+})
+
+t.test('a kernel that cannot be told which drops all names, when that is worth it', async (t) => {
+  const { state, add } = fixture(t, { prunes: false })
+  for (let diskseq = 1; diskseq <= 255; diskseq++) add(diskseq)
+  await sleep(1200)
+  t.equal(state.prunedAll, 0, 'not for a few')
+  add(256)
+  await until(() => state.prunedAll > 0)
+  t.equal(state.prunedAll, 1, 'once for all of them')
+})
+
+t.test('and not any more when they are forgotten', async (t) => {
+  const { dead, state, nodes, add } = fixture(t, { prunes: false })
+  for (let diskseq = 1; diskseq <= 300; diskseq++) add(diskseq)
+  await until(() => state.prunedAll === 1)
+  for (const node of nodes.values()) node.nlookup = 0
+  await until(() => dead.size === 0)
+  t.equal(state.prunedAll, 1)
+})
+
+t.test('a kernel that can be told which never drops all', async (t) => {
+  const { dead, state, add } = fixture(t)
+  for (let diskseq = 1; diskseq <= 1000; diskseq++) add(diskseq)
+  await until(() => dead.size === 0, 10_000)
+  t.equal(state.prunedAll, 0)
+})
+
+t.test('nothing runs while there are none, and after close()', async (t) => {
+  const { dead, told, add } = fixture(t, { forgets: () => false })
+  const timers = () => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
+  const before = timers()
+  const node = add(13)
+  t.equal(timers(), before + 1)
+  node.nlookup = 0
+  await until(() => dead.size === 0)
+  t.equal(timers(), before, 'the last one ends it')
+  add(14)
+  t.equal(timers(), before + 1, 'and the next begins it anew')
+  dead.close()
+  t.equal(timers(), before)
+  await sleep(700)
+  t.strictSame(told, [])
+})

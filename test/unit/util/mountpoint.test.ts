@@ -1,0 +1,233 @@
+/** Mount options, mount points, and what is mounted where. */
+import { execFileSync } from 'node:child_process'
+import { mkdirSync, mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { UserError } from '../../../src/util/errno.js'
+import { isDead, mountData, mountsAt, MountWatch, parseMountOptions, prepareMountpoint } from '../../../src/util/mountpoint.js'
+import { native } from '../../../src/native.js'
+import { sleep, until } from '../../helpers/tree.js'
+
+/** sys/mount.h */
+const MS_RDONLY = 1
+const MS_NOSUID = 2
+const MS_NODEV = 4
+const MS_NOEXEC = 8
+const MS_NOATIME = 1024
+const MS_RELATIME = 1 << 21
+
+const ALWAYS = MS_NOSUID | MS_NOEXEC
+const OWN = ['linger', 'hold']
+
+t.test('no options are all that is needed', async (t) => {
+  for (const text of ['', ',', ',,,', 'defaults', 'rw', 'defaults,rw']) {
+    t.strictSame(parseMountOptions(text, OWN), { flags: ALWAYS, labels: [], own: new Map() }, JSON.stringify(text))
+  }
+})
+
+t.test('flags of the mount are passed on', async (t) => {
+  t.equal(parseMountOptions('ro', OWN).flags, ALWAYS | MS_RDONLY)
+  t.equal(parseMountOptions('rw,noatime,relatime', OWN).flags, ALWAYS | MS_NOATIME | MS_RELATIME)
+  t.equal(parseMountOptions('nosuid,noexec,dev', OWN).flags, ALWAYS, 'what is the case anyway')
+  for (const text of ['', 'ro', 'dev', 'noatime']) {
+    t.equal(parseMountOptions(text, OWN).flags & (MS_NODEV | ALWAYS), ALWAYS, 'never nodev, always nosuid and noexec')
+  }
+})
+
+t.test('options of the program are found', async (t) => {
+  const { own, flags, labels } = parseMountOptions('ro,linger=5ms,hold=30,hold=40', OWN)
+  t.strictSame(
+    [...own],
+    [
+      ['linger', '5ms'],
+      ['hold', '40'],
+    ],
+    'the last one counts',
+  )
+  t.equal(flags, ALWAYS | MS_RDONLY)
+  t.strictSame(labels, [])
+  t.strictSame([...parseMountOptions('linger=', OWN).own], [['linger', '']])
+  t.strictSame([...parseMountOptions('linger=a=b', OWN).own], [['linger', 'a=b']])
+})
+
+t.test('a label may hold commas, in quotes', async (t) => {
+  const context = 'context="system_u:object_r:fixed_disk_device_t:s0:c1,c2"'
+  const { labels, own, flags } = parseMountOptions(`ro,${context},linger=7,fscontext=a:b:c,rootcontext="x,y",defcontext=z`, OWN)
+  t.strictSame(labels, [context, 'fscontext=a:b:c', 'rootcontext="x,y"', 'defcontext=z'])
+  t.strictSame([...own], [['linger', '7']])
+  t.equal(flags, ALWAYS | MS_RDONLY)
+})
+
+const refused = (t: Test, text: string, pattern: RegExp) => {
+  try {
+    parseMountOptions(text, OWN)
+    t.fail(`${text} was taken`)
+  } catch (error) {
+    t.type(error, UserError, text)
+    t.match((error as Error).message, pattern)
+    t.equal((error as UserError).exitCode, 2)
+  }
+}
+
+t.test('what would make the tree useless is refused, and why is said', async (t) => {
+  for (const text of ['nodev', 'ro,nodev', 'nodev,dev', 'dev,nodev']) refused(t, text, /nodev.*no device could be opened.*remove/)
+  refused(t, 'suid', /suid.*always mounted nosuid.*remove/)
+  refused(t, 'rw,exec', /exec.*always mounted noexec.*remove/)
+})
+
+t.test('what is not known is refused by its name', async (t) => {
+  for (const option of [
+    'nosuch',
+    'nosuch=1',
+    'RO',
+    'ro=1',
+    'max_read=4096',
+    'fd=3',
+    'rootmode=40000',
+    'user_id=5',
+    'noatimes',
+    'linger',
+    'context',
+    'sync',
+    'bind',
+    'remount',
+    ' ro',
+    'x',
+    '=',
+    '=1',
+    'toString',
+    'constructor',
+    'hasOwnProperty',
+    '__proto__',
+    'valueOf',
+  ]) {
+    refused(t, `ro,${option}`, /not known.*--help/)
+  }
+  refused(t, 'ro,nosuch=1,noatime', /nosuch=1/)
+  refused(t, 'ro,"rw"', /not known/)
+})
+
+t.test('what is meant for others is left to them', async (t) => {
+  const text = 'x-systemd.requires=foo.service,x-systemd.automount,x-mount.mkdir=0755,x-gvfs-hide,comment=x,_netdev,nofail,noauto,user=joe'
+  t.strictSame(parseMountOptions(text, OWN), { flags: ALWAYS, labels: [], own: new Map() })
+})
+
+t.test('the kernel is told to check permissions, for everybody', async (t) => {
+  const data = mountData(7, parseMountOptions('ro,linger=5,context="a:b,c"', OWN)).split(/,(?![^"]*"$)/)
+  t.strictSame(data, ['fd=7', 'rootmode=40000', 'user_id=0', 'group_id=0', 'default_permissions', 'allow_other', 'context="a:b,c"'])
+})
+
+/** A directory for mount points. */
+function temporary(t: Test) {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-mountpoint-'))
+  t.teardown(() => rmSync(directory, { recursive: true }))
+  return directory
+}
+
+/** A tmpfs; unmounted when the test ends. */
+function tmpfs(t: Test, directory: string, source: string) {
+  mkdirSync(directory, { recursive: true })
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=4k', source, directory])
+  let mounted = true
+  const unmount = () => {
+    if (mounted) execFileSync('umount', [directory])
+    mounted = false
+  }
+  t.teardown(unmount)
+  return unmount
+}
+
+t.test('what is mounted at a path is found, whatever its name', async (t) => {
+  const top = temporary(t)
+  for (const name of ['plain', 'with a space', 'tab\tand\nline', 'back\\slash', '\\040', 'ümläut', '#hash']) {
+    const directory = join(top, name)
+    t.strictSame(mountsAt(directory), [], 'nothing yet')
+    const unmount = tmpfs(t, directory, 'test source')
+    t.match(mountsAt(directory), [{ target: directory, type: 'tmpfs', source: 'test source' }], JSON.stringify(name))
+    t.strictSame(mountsAt(`${directory}x`), [])
+    t.strictSame(mountsAt(join(directory, 'below')), [])
+    unmount()
+    t.strictSame(mountsAt(directory), [], 'nothing any more')
+  }
+})
+
+t.test('of several mounts at one path, the topmost is last', async (t) => {
+  const directory = join(temporary(t), 'stack')
+  tmpfs(t, directory, 'first')
+  const unmount = tmpfs(t, directory, 'second')
+  const mounts = mountsAt(directory)
+  t.match(mounts, [{ source: 'first' }, { source: 'second' }])
+  t.not(mounts[0]?.id, mounts[1]?.id)
+  unmount()
+  t.match(mountsAt(directory), [{ source: 'first' }])
+})
+
+t.test('a watch tells when its mount is gone, and not before', async (t) => {
+  const top = temporary(t)
+  const directory = join(top, 'watched')
+  const unmount = tmpfs(t, directory, 'watched')
+  const [mount] = mountsAt(directory)
+  let gone = 0
+  const watch = new MountWatch(native, mount?.id as number, () => gone++)
+  let others = 0
+  const other = new MountWatch(native, 0, () => others++)
+  t.teardown(() => {
+    watch.close()
+    other.close()
+  })
+  await sleep(20) // until both are watching
+  tmpfs(t, join(top, 'another'), 'another')()
+  await until(() => others > 0)
+  t.equal(gone, 0, 'others come and go')
+  unmount()
+  await until(() => gone > 0)
+  t.pass('this one is gone')
+})
+
+t.test('a mount that is gone before its watch has begun is told, too', async (t) => {
+  const directory = join(temporary(t), 'brief')
+  const unmount = tmpfs(t, directory, 'brief')
+  const [mount] = mountsAt(directory)
+  let gone = 0
+  const early = new MountWatch(native, mount?.id as number, () => gone++)
+  unmount()
+  let never = 0
+  const late = new MountWatch(native, mount?.id as number, () => never++)
+  t.teardown(() => {
+    early.close()
+    late.close()
+  })
+  await until(() => gone > 0 && never > 0)
+  t.pass('both ways')
+})
+
+t.test('a mount point is made, and its path is the real one', async (t) => {
+  const top = temporary(t)
+  const directory = join(top, 'a/b c/d')
+  const before = process.umask(0o077)
+  t.teardown(() => process.umask(before))
+  t.equal(prepareMountpoint(directory), directory)
+  for (const made of ['a', 'a/b c', 'a/b c/d']) t.equal(statSync(join(top, made)).mode & 0o7777, 0o755, made)
+  t.equal(prepareMountpoint(directory), directory, 'also if it is there')
+  t.equal(prepareMountpoint(`${top}/a/../a/b c/d/`), directory)
+  symlinkSync(directory, join(top, 'link'))
+  t.equal(prepareMountpoint(join(top, 'link')), directory)
+})
+
+t.test('what is no directory is no mount point', async (t) => {
+  const top = temporary(t)
+  writeFileSync(join(top, 'file'), '')
+  for (const path of [join(top, 'file'), join(top, 'file/below')]) {
+    t.throws(() => prepareMountpoint(path), { name: 'UserError', message: /: not a directory/ }, path)
+  }
+  t.throws(() => prepareMountpoint('/proc/self/nothing'), { name: 'UserError', message: /cannot be made a mount point: ENOENT/ })
+})
+
+t.test('what lives is not dead', async (t) => {
+  const top = temporary(t)
+  t.equal(await isDead(native, top), false)
+  t.equal(await isDead(native, join(top, 'missing')), false)
+})
