@@ -1,5 +1,6 @@
 # make [build]       build the daemon
 # make run           build, then serve MOUNTPOINT in the foreground (as root)
+# make test          build, then run those tests that need no root, no disk and no mount
 # make check         build, then run the tests (as root)
 # make check-vm      the package, in virtual machines of both Debian releases (as root)
 # make check-fresh   "make run" on nothing but a minimal Debian (as root); FRESH="bookworm trixie"
@@ -109,6 +110,9 @@ run:
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make run: must be root to mount' >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
 	@scripts/run "$(MOUNTPOINT)"
+
+test: build
+	tap --jobs=2 $(wildcard test/unit/*/*.test.ts)
 
 check: build $(FUSE_NATIVE)
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make check: must be root to mount and to make loop devices' >&2; exit 1; }
@@ -229,4 +233,4 @@ clean:
 	rm -rf dist native/build .tap $(LINK) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
-.PHONY: build setup run check check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean
+.PHONY: build setup run test check check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean

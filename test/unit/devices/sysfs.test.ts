@@ -1,6 +1,5 @@
 /** sysfs: what is a device, what is none, and what a /sys/class/block holds. */
-import { execFileSync } from 'node:child_process'
-import { fstatSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { fstatSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -9,7 +8,6 @@ import t, { type Test } from 'tap'
 import { E, errnoName, Exhausted } from '../../../src/util/errno.js'
 import { native } from '../../../src/native.js'
 import { type Device, parseDevice, sameDevice, Sysfs, valueOf } from '../../../src/devices/sysfs.js'
-import { loopDisk, zramDisk } from '../../helpers/tree.js'
 
 const DISK = 'MAJOR=7\nMINOR=0\nDEVNAME=loop0\nDEVTYPE=disk\nDISKSEQ=13\n'
 const PARTITION =
@@ -246,39 +244,6 @@ t.test('an empty directory is no error, a missing one is', async (t) => {
   t.match(await scan(new Sysfs(native, join(directory, 'missing'))), { error: 2, knames: [] })
   writeFileSync(join(directory, 'file'), '')
   t.match(await scan(new Sysfs(native, join(directory, 'file'))), { error: 20, knames: [] })
-})
-
-t.test('a real loop device is there while it is bound', async (t) => {
-  const sysfs = new Sysfs(native)
-  const disk = loopDisk(t)
-  const device = sysfs.read(disk.kname)
-  t.match(device, { kname: disk.kname, devname: disk.kname, major: 7, partition: 0, loop: true, name: disk.diskseq() })
-  t.ok(
-    (await scan(sysfs)).devices.some((found) => sameDevice(found, device as Device)),
-    'a scan finds it too',
-  )
-  t.ok(sysfs.shows(device as Device), 'sysfs shows it')
-  disk.detach()
-  t.notOk(sysfs.shows(device as Device), 'detached')
-  execFileSync('losetup', [disk.path, disk.file])
-  t.teardown(() => execFileSync('losetup', ['--detach', disk.path]))
-  t.notOk(sysfs.shows(device as Device), 'what is there now is another disk')
-  t.ok(sysfs.shows(sysfs.read(disk.kname) as Device), 'which is shown')
-  sysfs.close()
-})
-
-t.test('a device that was removed and made again is another one', async (t) => {
-  const sysfs = new Sysfs(native)
-  t.teardown(() => sysfs.close())
-  const number = readFileSync('/sys/class/zram-control/hot_add', 'utf8').trim()
-  const device = sysfs.read(`zram${number}`) as Device
-  t.ok(sysfs.shows(device))
-  writeFileSync('/sys/class/zram-control/hot_remove', number)
-  t.notOk(sysfs.shows(device), 'gone')
-  const again = zramDisk(t)
-  t.equal(again.kname, device.kname, 'the same name')
-  t.notOk(sysfs.shows(device), 'not the same device')
-  t.ok(sysfs.shows(sysfs.read(again.kname) as Device))
 })
 
 t.test('however many devices are looked at, few files stay open, and none after close()', async (t) => {

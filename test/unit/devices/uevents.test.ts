@@ -1,35 +1,15 @@
 /** uevents: whose are believed, what is taken from them, and that no flood of them stops anything. */
-import { execFileSync } from 'node:child_process'
 
-import t, { type Test } from 'tap'
+import t from 'tap'
 
 import { E } from '../../../src/util/errno.js'
 import type { Logger } from '../../../src/util/log.js'
-import { native, type Native } from '../../../src/native.js'
+import { type Native } from '../../../src/native.js'
 import { blockEventOf, UeventSocket } from '../../../src/devices/uevents.js'
-import { loopDisk, until } from '../../helpers/tree.js'
+import { uevent } from '../../helpers/uevent.js'
 
 const KERNEL_GROUP = 1
 const UDEV_GROUP = 2
-
-/** As lib/kobject_uevent.c writes it. */
-function uevent(kname: string, fields: Record<string, string | undefined> = {}, action = 'change'): Buffer {
-  const path = `/devices/virtual/block/${kname}`
-  const values = {
-    ACTION: action,
-    DEVPATH: path,
-    SUBSYSTEM: 'block',
-    MAJOR: '7',
-    MINOR: '0',
-    DEVNAME: kname,
-    DEVTYPE: 'disk',
-    DISKSEQ: '13',
-    SEQNUM: '4711',
-    ...fields,
-  }
-  const lines = Object.entries(values).filter(([, value]) => value !== undefined)
-  return Buffer.from(`${action}@${path}\0${lines.map(([key, value]) => `${key}=${value}\0`).join('')}`, 'latin1')
-}
 
 const named = (message: Buffer) => blockEventOf(message, message.length)?.kname
 
@@ -287,82 +267,4 @@ t.test('no socket, no start', async (t) => {
   const { fake } = fakeSocket()
   const socket = new UeventSocket({ ...fake, ueventOpen: () => -E.EPERM }, { changed() {}, numbered() {}, lost() {} }, {} as Logger)
   t.throws(() => socket.open(), /uevents: EPERM/)
-})
-
-/** A socket of the kernel's, and all that arrives on it, believed or not. */
-function realSocket(t: Test) {
-  const arrived: { text: string; port: number; group: number }[] = []
-  const believed = new Set<string>()
-  const socket = new UeventSocket(
-    {
-      ...native,
-      ueventReceive(fd, into, from) {
-        const n = native.ueventReceive(fd, into, from)
-        if (n >= 0) {
-          const text = Buffer.from(into.buffer, 0, n).toString('latin1')
-          arrived.push({ text, port: from[0] as number, group: from[1] as number })
-        }
-        return n
-      },
-    },
-    { changed: (knames) => knames.forEach((kname) => believed.add(kname)), numbered() {}, lost() {} },
-    { warn() {}, error() {} } as unknown as Logger,
-  )
-  socket.open()
-  t.teardown(() => socket.close())
-  return { socket, arrived, believed }
-}
-
-t.test("what a process sends to the kernel's group arrives, and is not believed", async (t) => {
-  const { arrived, believed } = realSocket(t)
-  const send = `
-import socket, sys
-s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 15)
-s.bind((0, 0))
-s.sendto(bytes.fromhex(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3])))
-`
-  const forge = (kname: string, port: number, group: number) =>
-    execFileSync('python3', ['-c', send, uevent(kname).toString('hex'), String(port), String(group)])
-  forge('forged0', 0, KERNEL_GROUP)
-  await until(() => arrived.some(({ text }) => text.includes('forged0')))
-  const forged = arrived.filter(({ text }) => text.includes('forged0'))
-  t.ok(
-    forged.every(({ port }) => port !== 0),
-    'it has the port of its sender',
-  )
-  t.ok(
-    forged.some(({ group }) => group === KERNEL_GROUP),
-    'in the group of the kernel',
-  )
-  t.ok(
-    forged.every(({ text }) => blockEventOf(Buffer.from(text, 'latin1'), text.length)?.kname === 'forged0'),
-    'well-formed',
-  )
-
-  // The first netlink socket of a process has the process's id for its port.
-  forge('forged1', process.pid, 0)
-  await until(() => arrived.some(({ text }) => text.includes('forged1')))
-  t.notOk(believed.has('forged0') || believed.has('forged1'))
-})
-
-t.test('the event of a real device is there before the call that caused it returns', async (t) => {
-  const { socket, believed } = realSocket(t)
-  const disk = loopDisk(t)
-  socket.drain()
-  t.ok(believed.has(disk.kname), 'attached')
-  believed.clear()
-  disk.addPartition(1, 8, 64)
-  socket.drain()
-  t.ok(believed.has(`${disk.kname}p1`), 'a partition added')
-  believed.clear()
-  disk.deletePartition(1)
-  socket.drain()
-  t.ok(believed.has(`${disk.kname}p1`), 'and deleted')
-})
-
-t.test('the event of a real device wakes the daemon', async (t) => {
-  const { believed } = realSocket(t)
-  const disk = loopDisk(t)
-  await until(() => believed.has(disk.kname))
-  t.pass('without being asked')
 })

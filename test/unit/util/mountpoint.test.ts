@@ -1,15 +1,13 @@
-/** Mount options, mount points, and what is mounted where. */
-import { execFileSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+/** Mount options and mount points. */
+import { mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
 import { UserError } from '../../../src/util/errno.js'
-import { isDead, mountData, mountsAt, MountWatch, parseMountOptions, prepareMountpoint } from '../../../src/util/mountpoint.js'
+import { isDead, mountData, parseMountOptions, prepareMountpoint } from '../../../src/util/mountpoint.js'
 import { native } from '../../../src/native.js'
-import { sleep, until } from '../../helpers/tree.js'
 
 /** sys/mount.h */
 const MS_RDONLY = 1
@@ -126,83 +124,6 @@ function temporary(t: Test) {
   t.teardown(() => rmSync(directory, { recursive: true }))
   return directory
 }
-
-/** A tmpfs; unmounted when the test ends. */
-function tmpfs(t: Test, directory: string, source: string) {
-  mkdirSync(directory, { recursive: true })
-  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=4k', source, directory])
-  let mounted = true
-  const unmount = () => {
-    if (mounted) execFileSync('umount', [directory])
-    mounted = false
-  }
-  t.teardown(unmount)
-  return unmount
-}
-
-t.test('what is mounted at a path is found, whatever its name', async (t) => {
-  const top = temporary(t)
-  for (const name of ['plain', 'with a space', 'tab\tand\nline', 'back\\slash', '\\040', 'ümläut', '#hash']) {
-    const directory = join(top, name)
-    t.strictSame(mountsAt(directory), [], 'nothing yet')
-    const unmount = tmpfs(t, directory, 'test source')
-    t.match(mountsAt(directory), [{ target: directory, type: 'tmpfs', source: 'test source' }], JSON.stringify(name))
-    t.strictSame(mountsAt(`${directory}x`), [])
-    t.strictSame(mountsAt(join(directory, 'below')), [])
-    unmount()
-    t.strictSame(mountsAt(directory), [], 'nothing any more')
-  }
-})
-
-t.test('of several mounts at one path, the topmost is last', async (t) => {
-  const directory = join(temporary(t), 'stack')
-  tmpfs(t, directory, 'first')
-  const unmount = tmpfs(t, directory, 'second')
-  const mounts = mountsAt(directory)
-  t.match(mounts, [{ source: 'first' }, { source: 'second' }])
-  t.not(mounts[0]?.id, mounts[1]?.id)
-  unmount()
-  t.match(mountsAt(directory), [{ source: 'first' }])
-})
-
-t.test('a watch tells when its mount is gone, and not before', async (t) => {
-  const top = temporary(t)
-  const directory = join(top, 'watched')
-  const unmount = tmpfs(t, directory, 'watched')
-  const [mount] = mountsAt(directory)
-  let gone = 0
-  const watch = new MountWatch(native, mount?.id as number, () => gone++)
-  let others = 0
-  const other = new MountWatch(native, 0, () => others++)
-  t.teardown(() => {
-    watch.close()
-    other.close()
-  })
-  await sleep(20) // until both are watching
-  tmpfs(t, join(top, 'another'), 'another')()
-  await until(() => others > 0)
-  t.equal(gone, 0, 'others come and go')
-  unmount()
-  await until(() => gone > 0)
-  t.pass('this one is gone')
-})
-
-t.test('a mount that is gone before its watch has begun is told, too', async (t) => {
-  const directory = join(temporary(t), 'brief')
-  const unmount = tmpfs(t, directory, 'brief')
-  const [mount] = mountsAt(directory)
-  let gone = 0
-  const early = new MountWatch(native, mount?.id as number, () => gone++)
-  unmount()
-  let never = 0
-  const late = new MountWatch(native, mount?.id as number, () => never++)
-  t.teardown(() => {
-    early.close()
-    late.close()
-  })
-  await until(() => gone > 0 && never > 0)
-  t.pass('both ways')
-})
 
 t.test('a mount point is made, and its path is the real one', async (t) => {
   const top = temporary(t)
