@@ -60,7 +60,7 @@ s.sendto(bytes.fromhex(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3])))
     forged.every(({ text }) => blockEventOf(Buffer.from(text, 'latin1'), text.length)?.kname === 'forged0'),
     'well-formed',
   )
-  
+
   // The first netlink socket of a process has the process's id for its port.
   forge('forged1', process.pid, 0)
   await until(() => arrived.some(({ text }) => text.includes('forged1')))

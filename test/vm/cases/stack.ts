@@ -274,7 +274,7 @@ const PROBES: readonly Probe[] = [
   {
     what: 'arrays of volumes',
     script: `
-      undo() { mdadm --stop /dev/md/stack; mdadm --zero-superblock /dev/stack/x /dev/stack/y; cp -p mdadm.conf /etc/mdadm/mdadm.conf; blank x y; }
+      undo() { mdadm --stop /dev/md/stack; mdadm --zero-superblock /dev/stack/x /dev/stack/y; systemctl stop mdmonitor; systemctl reset-failed mdmonitor; cp -p mdadm.conf /etc/mdadm/mdadm.conf; blank x y; }
       cp -p /etc/mdadm/mdadm.conf mdadm.conf
       trap 'undo >/dev/null 2>&1' EXIT
       detail() { mdadm --detail /dev/md/stack | grep -E 'State :|active|spare|faulty' | sed 's/^ *//'; }
