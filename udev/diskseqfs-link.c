@@ -481,26 +481,26 @@ static int priority_of(const char *kernel) {
 }
 
 // Of all devices but one that have claimed a link, the one of the highest priority; or of those that have had all claimed.
-static struct owner heir_of(const char *link, const char *but, bool all) {
-  struct owner heir = {.in_tree = true};
+static struct owner next_owner(const char *link, const char *but, bool all) {
+  struct owner next = {.in_tree = true};
   int priority = 0;
   DIR *block = access(ALL, F_OK) == 0 ? opendir(BLOCK) : NULL;
   for (struct dirent *entry; block && (entry = readdir(block));) {
     struct memory memory;
     if (strcmp(entry->d_name, but) == 0 || !remember(entry->d_name, &memory)) continue;
-    if (!has_word(memory.claimed, link) || (all && !memory.all) || (heir.diskseq != 0 && memory.priority <= priority)) continue;
-    heir.diskseq = memory.diskseq;
-    snprintf(heir.kernel, sizeof heir.kernel, "%s", entry->d_name);
+    if (!has_word(memory.claimed, link) || (all && !memory.all) || (next.diskseq != 0 && memory.priority <= priority)) continue;
+    next.diskseq = memory.diskseq;
+    snprintf(next.kernel, sizeof next.kernel, "%s", entry->d_name);
     priority = memory.priority;
   }
   if (block) closedir(block);
-  return heir;
+  return next;
 }
 
 // A link that is not its device's any more.
 static int give_up(const char *link, unsigned long long diskseq, const char *kernel) {
-  struct owner heir = is_own(below_dev(link)) ? (struct owner){0} : heir_of(link, kernel, false);
-  return heir.diskseq ? point_into_tree(link, heir.diskseq, heir.kernel) : take_away(link, diskseq, kernel);
+  struct owner next = is_own(below_dev(link)) ? (struct owner){0} : next_owner(link, kernel, false);
+  return next.diskseq ? point_into_tree(link, next.diskseq, next.kernel) : take_away(link, diskseq, kernel);
 }
 
 // Whether a link that other devices may have leads into the tree, to one of at least this one's priority.
@@ -516,7 +516,7 @@ static int share(const char *link, unsigned long long diskseq, const char *kerne
   // Of equal ones it stays with who has it; udev may just have taken it away from this one.
   int least = priority_of(kernel);
   if (!is_there(&owner)) {
-    owner = heir_of(link, kernel, false);
+    owner = next_owner(link, kernel, false);
     least++;
   }
   if (owner.diskseq && priority_of(owner.kernel) >= least) return point_into_tree(link, owner.diskseq, owner.kernel);
@@ -621,7 +621,7 @@ static bool is_asked_for(const char *link, const char *kernel, bool all) {
   char path[PATH_SIZE];
   if (!is_clean(link) || snprintf(path, sizeof path, "/dev/%s", link) >= (int)sizeof path) return false;
   if (is_for_swap((char *const[]){(char *)link, NULL}, true)) return false;
-  return all || (owner_of(path).in_tree && heir_of(path, kernel, true).diskseq != 0);
+  return all || (owner_of(path).in_tree && next_owner(path, kernel, true).diskseq != 0);
 }
 
 // The links that are ours, as absolute paths, and properties for the rules of all others; false where
@@ -681,7 +681,7 @@ static int removed(const char *kernel) {
     for (char *link; (link = strsep(&rest, " "));) {
       struct stat found;
       // The name may be another device's by now.
-      if (*link == 0 || !(leads_to(link, diskseq, kernel) || (i == 1 && lstat(link, &found) < 0 && heir_of(link, kernel, false).diskseq))) continue;
+      if (*link == 0 || !(leads_to(link, diskseq, kernel) || (i == 1 && lstat(link, &found) < 0 && next_owner(link, kernel, false).diskseq))) continue;
       result |= give_up(link, diskseq, kernel);
     }
     free(words[i]);

@@ -73,7 +73,7 @@
 // directory's lock; one mkdir or O_CREAT behind them, and everybody waits, the
 // service manager as well, whose request then never comes here. Most daemons are
 // there again sooner than this.
-static unsigned patience_ms = 500;
+static unsigned name_wait_ms = 500;
 static unsigned hung_ticks = 20;   // without an answer
 static unsigned absent_ticks = 60; // without a daemon
 // Who is answered while there is no daemon.
@@ -127,7 +127,7 @@ static struct {
   int fuse;
   unsigned char *state;
   char mountpoint[4096];
-  bool absent, impatient; // nobody reads requests; and has not for some time
+  bool absent, name_wait_over; // nobody reads requests; and has not for some time
   int64_t died_ms;
   unsigned kills;
   unsigned ticks;   // since the daemon was asked, or answered; or since it died
@@ -452,7 +452,7 @@ static bool answer(const char *request, size_t length) {
   memcpy(&header, request, sizeof header);
   if (!expects_answer(header.opcode)) return false;
   bool lookup = header.opcode == FUSE_LOOKUP;
-  if (lookup && header.pid != manager && !served.impatient) return false;
+  if (lookup && header.pid != manager && !served.name_wait_over) return false;
   const char *text = lookup && memchr(request + sizeof header, 0, length - sizeof header) ? request + sizeof header : "";
   struct name name = {0};
   if (*text) name = parse_in(header.nodeid, text);
@@ -490,7 +490,7 @@ static bool answer(const char *request, size_t length) {
     else put_off(&header, text, &name);
     return true;
   case FUSE_READDIR:
-    if (!served.impatient) return false;
+    if (!served.name_wait_over) return false;
     refuse(&header, ETIMEDOUT);
     return true;
   default:
@@ -581,7 +581,7 @@ static void stop_understudy(void) {
 static void stand_in(void) {
   if (served.absent) return;
   served.absent = true;
-  served.impatient = false;
+  served.name_wait_over = false;
   served.ticks = 0;
   served.died_ms = now_ms();
   answer_all_kept();
@@ -592,7 +592,7 @@ static void detach(void) {
   if (served.state) munmap(served.state, STATE_SIZE);
   served.fuse = -1;
   served.state = NULL;
-  served.absent = served.impatient = false;
+  served.absent = served.name_wait_over = false;
 }
 
 static void start_prober(void);
@@ -635,8 +635,8 @@ static void attach(void) {
   start_understudy();
 }
 
-static void lose_patience(void) {
-  served.impatient = true;
+static void end_name_wait(void) {
+  served.name_wait_over = true;
   answer_all_kept();
 }
 
@@ -792,7 +792,7 @@ static void start_understudy(void) {
     let_go(&next);
     relief = ends[1];
     probing = leaves = for_good = false;
-    served.absent = served.impatient = false; // until it is alone, others read requests
+    served.absent = served.name_wait_over = false; // until it is alone, others read requests
     told_ready = true;
     store_be_silent();
     understudy(guard, process);
@@ -956,7 +956,7 @@ static void take_turn(void) {
   serving = next;
   next = (struct daemon)NONE;
   if (served.fuse >= 0) start_understudy();
-  served.absent = served.impatient = false;
+  served.absent = served.name_wait_over = false;
   served.ticks = 0;
   remember(&serving);
   if (serving.asks && !store_send(serving.socket, "taken")) kill_daemon(&serving);
@@ -1296,13 +1296,13 @@ static _Noreturn void loop(void) {
       continue;
     }
     int64_t until = next_tick < start_at_ms ? next_tick : start_at_ms;
-    if (served.absent && !served.impatient) {
-      int64_t patience = served.died_ms + patience_ms;
-      if (now >= patience) {
-        lose_patience();
+    if (served.absent && !served.name_wait_over) {
+      int64_t wait_over = served.died_ms + name_wait_ms;
+      if (now >= wait_over) {
+        end_name_wait();
         continue;
       }
-      if (patience < until) until = patience;
+      if (wait_over < until) until = wait_over;
     }
     if (poll(fds, sizeof fds / sizeof *fds, (int)(until - now)) < 0) continue;
     if (fds[0].revents) signalled();
@@ -1322,7 +1322,7 @@ int main(int count, char **arguments) {
   while ((option = getopt(count, arguments, "+m:p:h:a:x:r:")) != -1) {
     unsigned long value = optarg ? strtoul(optarg, NULL, 10) : 0;
     if (option == 'm') manager = (uint32_t)value;
-    else if (option == 'p') patience_ms = (unsigned)value;
+    else if (option == 'p') name_wait_ms = (unsigned)value;
     else if (option == 'x') afterwards = optarg;
     else if (option == 'r') mounted = optarg;
     else if (option == 'h') hung_ticks = (unsigned)value;
@@ -1330,7 +1330,7 @@ int main(int count, char **arguments) {
     else return 2;
   }
   if (optind >= count) {
-    fprintf(stderr, "usage: diskseqfs-guard [-m MANAGER_PID] [-p PATIENCE_MS] [-h HUNG_SECONDS] [-a ABSENT_SECONDS]\n"
+    fprintf(stderr, "usage: diskseqfs-guard [-m MANAGER_PID] [-p NAME_WAIT_MS] [-h HUNG_SECONDS] [-a ABSENT_SECONDS]\n"
                     "                       [-r COMMAND] [-x COMMAND] DAEMON [ARGUMENT]...\n");
     return 2;
   }

@@ -15,7 +15,7 @@ import { createLogger, defaultFormat } from '../util/log.js'
 import { type MountOptions, parseMountOptions, withoutSymlinks } from '../util/mountpoint.js'
 import { native } from '../native.js'
 import { ServiceManager } from '../handover/service-manager.js'
-import { Predecessor } from '../handover/replace.js'
+import { OutgoingDaemon } from '../handover/replace.js'
 
 /** Options that may also stand behind -o, as fstab has no other place for them. */
 const OWN = {
@@ -95,7 +95,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
       // A start under way is short, and cannot be left half done.
       starting.then(
         () => {
-          if (daemon.survives) return leave(signal)
+          if (daemon.canBeTakenOver) return exit(signal)
           log.info({ signal }, 'stopping')
           manager?.stopping('unmounting')
           return daemon.stop()
@@ -106,7 +106,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   }
   /** What was begun stays as it is: the next daemon goes on with it, as it would after a crash. */
   let leaving = false
-  const leave = async (why: string, code = 0) => {
+  const exit = async (why: string, code = 0) => {
     if (leaving) return
     leaving = true
     if (code === 0) daemon.pause()
@@ -118,9 +118,9 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   }
   // A bug must not leave a dead mount behind: it would stop whatever looks at it.
   process.on('uncaughtException', (error) => {
-    if (daemon.survives) {
+    if (daemon.canBeTakenOver) {
       log.fatal({ err: error }, 'unexpected error')
-      return void leave('unexpected error', 1)
+      return void exit('unexpected error', 1)
     }
     log.fatal({ err: error }, 'unexpected error; unmounting')
     void daemon
@@ -132,7 +132,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   try {
     await starting
   } catch (error) {
-    if (!daemon.survives) await daemon.stop()
+    if (!daemon.canBeTakenOver) await daemon.stop()
     if (tellParent !== undefined && error instanceof UserError) {
       await tellParent(error.message)
       process.exit(error.exitCode)
@@ -141,8 +141,8 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
     throw error
   }
   await tellParent?.('')
-  const status = `serving ${mountpoint}${daemon.inherited ? ', taken over' : ''}`
-  guard?.serves(status, () => void leave('another daemon goes on'))
+  const status = `serving ${mountpoint}${daemon.tookOver ? ', taken over' : ''}`
+  guard?.serves(status, () => void exit('another daemon goes on'))
   manager?.ready(status)
   await daemon.ended
   // A disk that hangs may hold a thread for ever; the rest is done.
@@ -151,7 +151,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
 }
 
 async function start(daemon: Daemon, guard: Guard | undefined, mountpoint: string, replace: boolean): Promise<void> {
-  const before = replace ? await Predecessor.ask(native, withoutSymlinks(mountpoint)) : undefined
+  const before = replace ? await OutgoingDaemon.ask(native, withoutSymlinks(mountpoint)) : undefined
   await daemon.start(before?.kept ?? (await guard?.kept()), before?.daemon)
 }
 

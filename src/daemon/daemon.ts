@@ -15,7 +15,7 @@ import { E, errnoName, errnoOf, Exhausted, UserError } from '../util/errno.js'
 import { FuseNativeTransport } from '../fuse/libfuse.js'
 import { Gate } from '../gate/gate.js'
 import type { Guard } from '../handover/guard-client.js'
-import { discard, highestOf, inherit, KEPT } from '../handover/takeover.js'
+import { giveUpMount, highestOf, findTakeover, DESCRIPTOR } from '../handover/takeover.js'
 import { type Call, Intents, someCall } from '../gate/intent.js'
 import type { Logger } from '../util/log.js'
 import {
@@ -43,11 +43,11 @@ import { FuseSession } from '../fuse/session.js'
 import { type Device, Sysfs } from '../devices/sysfs.js'
 import type { Descriptors } from '../handover/service-manager.js'
 import { type PinnedCaller, type PinRecord, SharedState, STATE_SIZE } from '../handover/shared-state.js'
-import { type Incumbent, type Predecessor, socketOf, Succession } from '../handover/replace.js'
+import { type TreeOwner, type OutgoingDaemon, socketOf, HandOver } from '../handover/replace.js'
 import type { Inodes, Transport, TransportName } from '../fuse/transport.js'
 import { Tree } from '../tree/tree.js'
 import { UeventSocket } from '../devices/uevents.js'
-import { type KeptPin, Vault } from '../handover/pin-store.js'
+import { type StoredPin, PinStore } from '../handover/pin-store.js'
 
 export interface DaemonOptions {
   readonly mountpoint: string
@@ -66,7 +66,7 @@ export interface DaemonOptions {
  * that it is missed.
  */
 export interface Parts {
-  readonly opener?: (native: Native, devDirectory: number, vault: Vault | undefined) => PinOpener
+  readonly opener?: (native: Native, devDirectory: number, pinStore: PinStore | undefined) => PinOpener
   readonly intents?: (native: Native) => Intents
   readonly access?: (native: Native) => Access
   readonly native?: Native
@@ -89,9 +89,9 @@ const READY_MS = 50
 const LEAVE_MS = 1000
 
 /** Between two looks whether callers are through, ms. */
-const OUTLIVE_MS = 10
+const CALLERS_LOOK_MS = 10
 
-export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListener {
+export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListener {
   private mountpoint = ''
   private mountId = -1
   private lock = -1
@@ -103,16 +103,16 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   /** Resolves when the tree is gone, by {@link stop} or because somebody unmounted it, and nothing is held any more. */
   readonly ended = new Promise<void>((resolve) => (this.over = resolve))
   /** Whether another daemon can go on with the tree when this one just ends. */
-  survives = false
+  canBeTakenOver = false
   /** Whether it went on with the mount of an earlier one. */
-  inherited = false
+  tookOver = false
   private transport: Transport | undefined
   private state = new SharedState()
   private stateFd = -1
-  private vault: Vault | undefined
-  private succession: Succession | undefined
-  /** What somebody else needs to go on with the tree; see {@link KEPT}. */
-  private estate = new Map<string, readonly number[]>()
+  private pinStore: PinStore | undefined
+  private handOver: HandOver | undefined
+  /** What somebody else needs to go on with the tree; see {@link DESCRIPTOR}. */
+  private toHandOver = new Map<string, readonly number[]>()
   private closes: CloseWatch | undefined
   private root = -1
   private beneath: Beneath | undefined
@@ -138,7 +138,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     /** The guard that has started this daemon, if one has: with it, the tree outlives the daemon. */
     private readonly guard?: Guard,
     /** Called when another daemon has taken over: this process is to end at once. */
-    private readonly yielded?: () => void,
+    private readonly onHandedOver?: () => void,
   ) {
     this.native = parts.native ?? realNative
     this.sysfs = new Sysfs(this.native)
@@ -151,10 +151,10 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
    * Mounts the tree, or takes over a mounted one; resolves once it answers.
    *
    * @param kept descriptors of an earlier daemon
-   * @param predecessor that daemon, if it is still there
+   * @param outgoing that daemon, if it is still there
    * @throws UserError where this machine, this user or this mount point will not do
    */
-  async start(kept: Descriptors = new Map(), predecessor?: Predecessor): Promise<void> {
+  async start(kept: Descriptors = new Map(), outgoing?: OutgoingDaemon): Promise<void> {
     if (process.geteuid?.() !== 0) {
       throw new UserError('only root can mount the tree and open block devices; run this as root')
     }
@@ -166,12 +166,12 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.uevents.open()
     await this.registry.start(highestOf(this.native, kept))
     if (kept.size > 0) {
-      if (await this.takeOver(kept, predecessor)) return
-      if (predecessor !== undefined) {
+      if (await this.takeOver(kept, outgoing)) return
+      if (outgoing !== undefined) {
         throw new UserError(`${this.options.mountpoint}: what the daemon that serves it has does not fit; it goes on`)
       }
-      this.guard?.remove(Object.values(KEPT))
-      await discard(this.native, kept, this.log)
+      this.guard?.remove(Object.values(DESCRIPTOR))
+      await giveUpMount(this.native, kept, this.log)
     }
     this.mountpoint = prepareMountpoint(this.options.mountpoint)
     try {
@@ -225,7 +225,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.closes = new CloseWatch(this.native, watchFd, root, this, this.log)
     if (mount !== undefined) {
       this.state.mount = { mountpoint: this.mountpoint, device: mount.device, pidNamespace: ownPidNamespace() }
-      this.survive(mount.device, { mount: mountFd, closes: watchFd, root, beneath, fuse })
+      this.allowTakeover(mount.device, { mount: mountFd, closes: watchFd, root, beneath, fuse })
     }
   }
 
@@ -237,35 +237,35 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   }
 
   /** From now on another daemon can go on: one that asks, or one that the guard starts after this. */
-  private survive(device: string, own: Readonly<Record<string, number>>): void {
+  private allowTakeover(device: string, own: Readonly<Record<string, number>>): void {
     const { native, guard, stateFd, lock, log } = this
     const all = { lock, ...own, state: stateFd }
-    this.estate = new Map(
+    this.toHandOver = new Map(
       Object.entries(all)
         .filter(([, fd]) => fd >= 0)
         .map(([name, fd]) => [name, [fd]]),
     )
-    this.survives = guard !== undefined
-    if (guard !== undefined && !this.inherited) for (const [name, fds] of this.offer()) guard.put(name, fds)
+    this.canBeTakenOver = guard !== undefined
+    if (guard !== undefined && !this.tookOver) for (const [name, fds] of this.descriptors()) guard.put(name, fds)
     if (guard !== undefined) return
-    this.succession = new Succession(native, socketOf(device), this, log)
-    this.succession.start()
+    this.handOver = new HandOver(native, socketOf(device), this, log)
+    this.handOver.start()
   }
 
-  /** See {@link Incumbent}; as are the three below. */
-  offer(): Descriptors {
-    return new Map([...this.estate, [KEPT.pins, this.vault?.all ?? []]])
+  /** See {@link TreeOwner}; as are the three below. */
+  descriptors(): Descriptors {
+    return new Map([...this.toHandOver, [DESCRIPTOR.pins, this.pinStore?.all ?? []]])
   }
 
   /** Sockets that were made for pins. */
   private keepPins(sockets: readonly number[]): void {
-    if (this.survives) this.guard?.put(KEPT.pins, sockets)
-    this.succession?.send(KEPT.pins, sockets)
+    if (this.canBeTakenOver) this.guard?.put(DESCRIPTOR.pins, sockets)
+    this.handOver?.send(DESCRIPTOR.pins, sockets)
   }
 
   /** What was begun stays as it is, for the daemon that comes next: this process is to end at once. */
   pause(): void {
-    if (this.transport instanceof FuseSession) this.transport.leave()
+    if (this.transport instanceof FuseSession) this.transport.pauseForHandOver()
   }
 
   /** As {@link pause}, because of an error: what was begun may be the reason, and is counted as such. */
@@ -277,8 +277,8 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     if (this.transport instanceof FuseSession) this.transport.goOn()
   }
 
-  yield(): void {
-    this.yielded?.()
+  handedOver(): void {
+    this.onHandedOver?.()
   }
 
   private connect(fuse: number): FuseSession {
@@ -305,11 +305,11 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.useState(new SharedState(memory), fd)
   }
 
-  private useState(state: SharedState, fd: number): Vault {
+  private useState(state: SharedState, fd: number): PinStore {
     this.state = state
     this.stateFd = fd
     state.highest = this.registry.highest
-    return (this.vault = new Vault(this.native, state, (sockets) => this.keepPins(sockets), this.log))
+    return (this.pinStore = new PinStore(this.native, state, (sockets) => this.keepPins(sockets), this.log))
   }
 
   /**
@@ -318,32 +318,32 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
    *
    * @returns false where there is none, or not the one that is wanted
    */
-  private async takeOver(kept: Descriptors, predecessor: Predecessor | undefined): Promise<boolean> {
-    const inherited = inherit(this.native, kept, withoutSymlinks(this.options.mountpoint))
-    if (inherited === undefined) return false
-    const { fuse, mountFd, closes, root = -1, beneath = -1, lock, stateFd, state, mountpoint, mount } = inherited
-    const sockets = [...inherited.pins]
+  private async takeOver(kept: Descriptors, outgoing: OutgoingDaemon | undefined): Promise<boolean> {
+    const takeover = findTakeover(this.native, kept, withoutSymlinks(this.options.mountpoint))
+    if (takeover === undefined) return false
+    const { fuse, mountFd, closes, root = -1, beneath = -1, lock, stateFd, state, mountpoint, mount } = takeover
+    const sockets = [...takeover.pins]
     // What fails from here on is no reason to take the tree away: the one before goes on, or the next one.
-    this.survives = predecessor !== undefined || this.guard !== undefined
-    sockets.push(...((await (predecessor ?? this.guard)?.take())?.get(KEPT.pins) ?? []))
-    this.inherited = true
+    this.canBeTakenOver = outgoing !== undefined || this.guard !== undefined
+    sockets.push(...((await (outgoing ?? this.guard)?.take())?.get(DESCRIPTOR.pins) ?? []))
+    this.tookOver = true
     this.mountpoint = mountpoint
     this.lock = lock
-    const pins = this.useState(state, stateFd).adopt(sockets)
+    const pins = this.useState(state, stateFd).takeOver(sockets)
     const tree = this.assemble(true)
     this.watchMount(mount)
     const transport = this.connect(fuse)
-    for (const pin of pins) this.adopt(pin)
+    for (const pin of pins) this.takeOverPin(pin)
     this.lifetime?.start(mountFd)
     this.root = root
     this.closes = new CloseWatch(this.native, closes, root, this, this.log)
     this.keepLinks(beneath)
-    predecessor?.serves()
-    this.survive(mount.device, { mount: mountFd, closes, root, beneath, fuse })
+    outgoing?.serves()
+    this.allowTakeover(mount.device, { mount: mountFd, closes, root, beneath, fuse })
     transport.resume(tree)
-    if (root < 0) this.find(KEPT.root, this.mountpoint, '.', (fd) => this.closes?.useRoot((this.root = fd)))
+    if (root < 0) this.find(DESCRIPTOR.root, this.mountpoint, '.', (fd) => this.closes?.useRoot((this.root = fd)))
     if (beneath < 0 && mountpoint.startsWith('/dev/')) {
-      this.find(KEPT.beneath, dirname(mountpoint), basename(mountpoint), (fd) => this.keepLinks(fd))
+      this.find(DESCRIPTOR.beneath, dirname(mountpoint), basename(mountpoint), (fd) => this.keepLinks(fd))
     }
     this.closes.forgetOthers((diskseq) => this.registry.find(nodeName(diskseq, 0)) !== undefined)
     this.log.info({ mountpoint, devices: this.registry.size, pins: pins.length }, 'took over the tree from an earlier daemon')
@@ -356,41 +356,41 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
       if (error !== 0)
         return this.log.warn({ errno: errnoName(error), name }, 'a directory that earlier versions did not leave cannot be had')
       use(fd)
-      this.estate.set(name, [fd])
+      this.toHandOver.set(name, [fd])
       this.guard?.put(name, [fd])
     })
   }
 
   /** A pin of an earlier daemon: its callers may still be about to open what they were answered. */
-  private adopt({ fd, place, record }: KeptPin): void {
+  private takeOverPin({ fd, place, record }: StoredPin): void {
     // The same disk opened twice at once, say.
     const node = this.nodes.get(record.id) === undefined ? this.nodes.recall(record.id) : undefined
     const device = node === undefined ? undefined : this.registry.find(node.name)
     const pin = device === undefined ? undefined : { fd, device, place }
     if (node === undefined || pin === undefined || !this.opener?.holds(pin)) {
       if (node !== undefined) this.nodes.release(node)
-      return this.outlive(fd, place, record)
+      return this.holdForCallers(fd, place, record)
     }
     node.pin = pin
     node.moreCallers = record.more
     node.unseen = record.more || record.lingers
     node.callers = new Map(record.callers.map((caller) => [caller.tid, callOf(caller)]))
-    this.opener?.adopted()
+    this.opener?.tookOver()
     this.lifetime?.takenOver(node)
   }
 
   /** Of a disk that is gone, say: nobody may get its number before the callers are through. */
-  private outlive(fd: number, place: number, record: PinRecord, until = monotonicMs() + this.options.holdSeconds * 1000): void {
+  private holdForCallers(fd: number, place: number, record: PinRecord, until = monotonicMs() + this.options.holdSeconds * 1000): void {
     const { callers, more } = record
     this.native.lookAtThreads(
       callers.flatMap((caller) => [caller.tid, this.intents?.wantsStack(callOf(caller)) ?? false]),
       (seen) => {
         const left = callers.filter((caller, i) => this.intents?.mayStillBeIn(callOf(caller), seen[i]))
         if ((left.length > 0 || more) && monotonicMs() < until) {
-          setTimeout(() => this.outlive(fd, place, { ...record, callers: left }, until), OUTLIVE_MS).unref()
+          setTimeout(() => this.holdForCallers(fd, place, { ...record, callers: left }, until), CALLERS_LOOK_MS).unref()
           return
         }
-        this.vault?.drop(place)
+        this.pinStore?.drop(place)
         this.native.closeDevice(fd, () => {})
       },
     )
@@ -429,7 +429,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
   }
 
   private async unmount(): Promise<void> {
-    this.survives = false
+    this.canBeTakenOver = false
     this.mountWatch?.close()
     this.mountWatch = undefined
     if (this.mountId === -1 || mountsAt(this.mountpoint).at(-1)?.id !== this.mountId) return
@@ -441,7 +441,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
 
   /** Lets go of everything; the mount, if it is still there, is dead after this. */
   private release(): void {
-    this.succession?.close()
+    this.handOver?.close()
     this.mountId = -1
     this.mountWatch?.close()
     this.mountWatch = undefined
@@ -453,7 +453,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.dead.close()
     this.intents?.close()
     this.transport?.close()
-    this.vault?.close()
+    this.pinStore?.close()
     this.registry.close()
     this.sysfs.close()
     this.uevents.close()
@@ -502,15 +502,15 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     })
   }
 
-  /** @param inherits the kernel may know nodes from an earlier daemon */
-  private assemble(inherits: boolean): Tree {
-    const { native, registry, sysfs, nodes, log, options, parts, vault, state } = this
+  /** @param takesOver the kernel may know inodes from an earlier daemon */
+  private assemble(takesOver: boolean): Tree {
+    const { native, registry, sysfs, nodes, log, options, parts, pinStore, state } = this
     this.devDirectory = native.openDirectory('/dev')
     if (this.devDirectory < 0) {
       throw new UserError(`cannot open /dev: ${errnoName(this.devDirectory)}`)
     }
     const devnodes = new DeviceNodes(native, this.devDirectory)
-    const opener = parts.opener?.(native, this.devDirectory, vault) ?? new PinOpener(native, this.devDirectory, vault)
+    const opener = parts.opener?.(native, this.devDirectory, pinStore) ?? new PinOpener(native, this.devDirectory, pinStore)
     const intents = parts.intents?.(native) ?? new Intents(native)
     const access = parts.access?.(native) ?? new Access(native)
     const lifetime = new PinLifetime(native, nodes, opener, intents, options, log, state, this)
@@ -534,7 +534,7 @@ export class Daemon implements CloseListener, Incumbent, Inodes, RegistryListene
     this.lifetime = lifetime
     this.crowd = crowd
     registry.listener = this
-    return new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, whenReady, inherits })
+    return new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, whenReady, takesOver })
   }
 
   /** See {@link TreeParts}. */

@@ -9,7 +9,7 @@ import type { Native } from '../native.js'
 
 type Calls = Pick<Native, 'openFile' | 'readAgain' | 'close'>
 
-export class KeptFiles<Key extends {}> {
+export class CachedFiles<Key extends {}> {
   /** What {@link read} has read. */
   readonly buffer = Buffer.alloc(4096)
   private readonly files: LRUCache<Key, number>

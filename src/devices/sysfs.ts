@@ -5,7 +5,7 @@
  */
 import { type DiskSeq, nodeName, parseDiskSeq } from './names.js'
 import { Exhausted } from '../util/errno.js'
-import { KeptFiles } from './cached-files.js'
+import { CachedFiles } from './cached-files.js'
 import type { Native } from '../native.js'
 
 /** A disk or partition that sysfs showed at some moment. */
@@ -81,13 +81,13 @@ export function sameDevice(a: Device, b: Device): boolean {
 export class Sysfs {
   private readonly buffer = Buffer.alloc(4096)
   /** Below {@link classDirectory}. */
-  private readonly files: KeptFiles<string>
+  private readonly files: CachedFiles<string>
 
   constructor(
     private readonly native: Pick<Native, 'readFile' | 'scanBlock' | 'openFile' | 'readAgain' | 'close'>,
     readonly classDirectory = '/sys/class/block',
   ) {
-    this.files = new KeptFiles(native, (name) => `${classDirectory}/${name}`, FILES_MAX)
+    this.files = new CachedFiles(native, (name) => `${classDirectory}/${name}`, FILES_MAX)
   }
 
   /** Lets go of the files that are kept open; whoever asks again has them opened again. */

@@ -13,7 +13,7 @@ const LATE_MS = 0.2
 /** After n waits in vain the next 2^n - 1 chances are let pass, up to this n. */
 const VAIN_MAX = 7
 
-export class Patience {
+export class BusyPoll {
   private vain = 0
   private skip = 0
 

@@ -23,7 +23,7 @@ import { E, errnoName } from '../util/errno.js'
 import { FairQueue } from './fair-queue.js'
 import type { Logger } from '../util/log.js'
 import type { Native, Poll } from '../native.js'
-import { Patience, WAIT_US } from './busy-poll.js'
+import { BusyPoll, WAIT_US } from './busy-poll.js'
 import type { RequestStore } from './request-store.js'
 import type { AttrChange, Inodes, Reply, Transport, TreeOperations } from './transport.js'
 
@@ -167,7 +167,7 @@ export class FuseSession implements Transport, Inodes {
    */
   private readonly lookups = new FairQueue<Waiting>()
   private readonly waiting = new FairQueue<Waiting>()
-  private readonly patience = new Patience()
+  private readonly busyPoll = new BusyPoll()
   /** Whether the kernel can be told to forget an inode, as far as is known. */
   private prunes = true
   private turn: NodeJS.Immediate | undefined
@@ -236,12 +236,12 @@ export class FuseSession implements Transport, Inodes {
   }
 
   /** As {@link pause}; and what is unanswered is left to the next daemon, which is not to take it for a reason to die. */
-  leave(): void {
+  pauseForHandOver(): void {
     this.pause()
     this.state.acquit()
   }
 
-  /** After {@link pause} or {@link leave}, when nobody else has read requests. */
+  /** After {@link pause} or {@link pauseForHandOver}, when nobody else has read requests. */
   goOn(): void {
     this.poll = new this.native.Poll(this.fd, () => this.readable())
     this.turn = setImmediate(() => this.again())
@@ -324,12 +324,12 @@ export class FuseSession implements Transport, Inodes {
 
   /** Waits a moment for the next request, and for disks that are being opened, before the event loop goes to sleep. */
   private await(end: number): number {
-    const { patience } = this
+    const { busyPoll } = this
     const began = monotonicMs()
     if (began >= end) return -E.EAGAIN
-    const pays = patience.pays()
+    const pays = busyPoll.pays()
     const n = this.native.readSoon(this.fd, this.state.landing, WAIT_US, pays)
-    if (pays && n !== -E.EINTR) patience.waited(n >= 0, monotonicMs() - began)
+    if (pays && n !== -E.EINTR) busyPoll.waited(n >= 0, monotonicMs() - began)
     return n
   }
 

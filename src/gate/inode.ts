@@ -15,7 +15,7 @@ export class Node {
   /** Lookups answered and not yet forgotten by the kernel. */
   nlookup = 0
   /** An earlier daemon answered some, too: how many is not known. */
-  inherited = false
+  takenOver = false
   /** Requests at the gate. */
   attempts = 0
   pin: Pin | undefined
@@ -70,7 +70,7 @@ export class Node {
 
   /** The kernel may have its inode. */
   get known(): boolean {
-    return this.nlookup > 0 || this.inherited
+    return this.nlookup > 0 || this.takenOver
   }
 
   get unused(): boolean {
@@ -134,7 +134,7 @@ export class NodeTable {
     if (parsed?.kind !== 'inode') return undefined
     const node = this.create(id, parsed.diskseq, parsed.partition)
     // Who has the inode is not known either, and what was said of its attributes.
-    node.inherited = node.kept = node.trusted = true
+    node.takenOver = node.kept = node.trusted = true
     return node
   }
 

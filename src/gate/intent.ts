@@ -15,7 +15,7 @@
  */
 import { constants, readdirSync } from 'node:fs'
 
-import { KeptFiles } from '../devices/cached-files.js'
+import { CachedFiles } from '../devices/cached-files.js'
 import type { Native, SeenThread } from '../native.js'
 import { kernelPreempts } from './preemption.js'
 
@@ -366,8 +366,8 @@ export class Intents {
   private readonly buffer = Buffer.alloc(256)
   private readonly stack = Buffer.alloc(8192)
   private readonly line = new SyscallLine()
-  private readonly files: KeptFiles<number>
-  private readonly wchans: KeptFiles<number>
+  private readonly files: CachedFiles<number>
+  private readonly wchans: CachedFiles<number>
   private asksFirst: boolean | undefined
   private readonly inspecting = new Map<number, Inspecting>()
   private readonly opening = new Map<number, readonly [pointer: number, flags: number]>()
@@ -381,8 +381,8 @@ export class Intents {
     private readonly proc = '/proc',
     private readonly preempts: () => boolean = kernelPreempts,
   ) {
-    this.files = new KeptFiles(native, (tid) => `${proc}/${tid}/syscall`, FILES_MAX)
-    this.wchans = new KeptFiles(native, (tid) => `${proc}/${tid}/wchan`, WCHANS_MAX)
+    this.files = new CachedFiles(native, (tid) => `${proc}/${tid}/syscall`, FILES_MAX)
+    this.wchans = new CachedFiles(native, (tid) => `${proc}/${tid}/wchan`, WCHANS_MAX)
     const numbers = native.syscalls
     for (const [name, rule] of Object.entries(INSPECTING)) {
       const number = numbers[name]

@@ -396,8 +396,8 @@ export class PinLifetime {
    * @returns false where it had forgotten it before, which an earlier daemon may have been told
    */
   private haveForgotten(node: Node): boolean {
-    if (node.inherited && node.nlookup === 0 && !this.inodes.invalidate(node.id)) {
-      node.inherited = false
+    if (node.takenOver && node.nlookup === 0 && !this.inodes.invalidate(node.id)) {
+      node.takenOver = false
       this.forgotten(node)
       return false
     }
@@ -415,10 +415,10 @@ export class PinLifetime {
   forget(node: Node, count: number): void {
     node.nlookup = Math.max(0, node.nlookup - count)
     if (node.known) {
-      // Of an inherited one this says less than it seems to: it may be the inode that
+      // Of one that was taken over this says less than it seems to: it may be the inode that
       // an earlier daemon gave out, dropped before this one answered a lookup.
-      if (node.inherited && node.pin === undefined) this.nodes.release(node)
-      else if (node.inherited) this.watch(node, QUIET_MS)
+      if (node.takenOver && node.pin === undefined) this.nodes.release(node)
+      else if (node.takenOver) this.watch(node, QUIET_MS)
       return
     }
     this.forgotten(node)

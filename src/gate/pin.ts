@@ -9,14 +9,14 @@ import { inodeId } from '../devices/names.js'
 import { E } from '../util/errno.js'
 import { type Native, STAT } from '../native.js'
 import { type Device, parseDevice, sameDevice } from '../devices/sysfs.js'
-import type { Vault } from '../handover/pin-store.js'
+import type { PinStore } from '../handover/pin-store.js'
 
 export interface Pin {
   /** O_RDONLY: conflicts with nobody's O_EXCL, mount or mkfs. */
   readonly fd: number
   /** What it was verified to be. */
   readonly device: Device
-  /** Where it is kept for a daemon that takes over, see {@link Vault}. */
+  /** Where it is kept for a daemon that takes over, see {@link PinStore}. */
   readonly place?: number
 }
 
@@ -42,7 +42,7 @@ export class PinOpener {
   constructor(
     private readonly native: Calls,
     protected readonly directory: number,
-    private readonly vault?: Vault,
+    private readonly pinStore?: PinStore,
   ) {
     this.nodes = native.makeNodes()
   }
@@ -50,10 +50,10 @@ export class PinOpener {
   /** Opens and verifies, on another thread; `done` may come very late. */
   open(device: Device, done: (result: PinResult) => void): void {
     this.openVerified(device, constants.O_RDONLY, this.nodes, (result) => {
-      if (!('pin' in result) || this.vault === undefined) return done(result)
+      if (!('pin' in result) || this.pinStore === undefined) return done(result)
       const { fd } = result.pin
       const id = inodeId(device.diskseq, device.partition, device.minor)
-      done({ pin: { fd, device, place: id === undefined ? -1 : this.vault.put(id, fd) } })
+      done({ pin: { fd, device, place: id === undefined ? -1 : this.pinStore.put(id, fd) } })
     })
   }
 
@@ -97,7 +97,7 @@ export class PinOpener {
   }
 
   /** A pin came from an earlier daemon. */
-  adopted(): void {
+  tookOver(): void {
     this.count++
   }
 
@@ -107,7 +107,7 @@ export class PinOpener {
   }
 
   close(pin: Pin): void {
-    if (pin.place !== undefined) this.vault?.drop(pin.place)
+    if (pin.place !== undefined) this.pinStore?.drop(pin.place)
     this.native.closeDevice(pin.fd, () => {
       this.count--
     })

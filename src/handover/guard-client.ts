@@ -77,10 +77,10 @@ export class Guard {
     return taken
   }
 
-  /** @param leave called when another daemon is to go on: this one reads no more requests, and ends */
-  serves(status: string, leave: () => void): void {
-    this.ends = leave
-    if (this.gone) return leave()
+  /** @param handedOver called when another daemon is to go on: this one reads no more requests, and ends */
+  serves(status: string, handedOver: () => void): void {
+    this.ends = handedOver
+    if (this.gone) return handedOver()
     this.send(`ready ${status}`)
   }
 

@@ -16,8 +16,8 @@ import type { PinRecord, SharedState } from './shared-state.js'
 const BATCH = 32
 
 /** A pin that an earlier daemon had. */
-export interface KeptPin {
-  /** As {@link Vault.put} returned it. */
+export interface StoredPin {
+  /** As {@link PinStore.put} returned it. */
   readonly place: number
   readonly fd: number
   readonly record: PinRecord
@@ -25,7 +25,7 @@ export interface KeptPin {
 
 type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'close'>
 
-export class Vault {
+export class PinStore {
   private readonly sockets: number[] = []
   private readonly buffer = new Uint8Array(16)
   private readonly complaints: LogLimit
@@ -77,10 +77,10 @@ export class Vault {
   }
 
   /** What an earlier daemon left in these sockets, which are used from now on. */
-  adopt(sockets: readonly number[]): KeptPin[] {
+  takeOver(sockets: readonly number[]): StoredPin[] {
     const empty: number[] = []
     const records = new Map(this.state.pinRecords().map((record) => [record.index, record]))
-    const kept: KeptPin[] = []
+    const kept: StoredPin[] = []
     for (const socket of sockets) {
       const [text, fds] = this.look(socket)
       const place = Number(text)

@@ -19,7 +19,7 @@ import { batches, type Descriptors } from './service-manager.js'
 
 const DIRECTORY = '/run/diskseqfs'
 /** How long a daemon is waited for that was asked, ms. It answers at once, unless it stands still. */
-const PATIENCE_MS = 5000
+const TIME_LIMIT_MS = 5000
 
 const TAKE = 'take'
 const TAKEN = 'taken'
@@ -35,22 +35,22 @@ type Calls = Pick<
 >
 
 /** The daemon that serves, as the one that takes over sees it. */
-export interface Incumbent {
+export interface TreeOwner {
   /** What that one needs. */
-  offer(): Descriptors
+  descriptors(): Descriptors
   /** Reads no more requests. */
   pause(): void
   /** That one has failed: goes on from where it has paused. */
   goOn(): void
   /** That one serves: this process ends at once. */
-  yield(): void
+  handedOver(): void
 }
 
 /** The side of the daemon that serves. */
-export class Succession {
+export class HandOver {
   private listener = -1
   private poll: Poll | undefined
-  private heir: { fd: number; poll: Poll } | undefined
+  private incoming: { fd: number; poll: Poll } | undefined
   private readonly buffer = new Uint8Array(16)
 
   /**
@@ -59,7 +59,7 @@ export class Succession {
   constructor(
     private readonly native: Calls,
     private readonly path: string,
-    private readonly incumbent: Incumbent,
+    private readonly owner: TreeOwner,
     private readonly log: Logger,
   ) {}
 
@@ -79,41 +79,41 @@ export class Succession {
 
   /** To the one who takes over, if there is one: made since it has asked. */
   send(name: string, fds: readonly number[]): void {
-    if (this.heir !== undefined) sendAll(this.native, this.heir.fd, name, fds)
+    if (this.incoming !== undefined) sendAll(this.native, this.incoming.fd, name, fds)
   }
 
   private accept(): void {
     const fd = this.native.packetAccept(this.listener)
     if (fd < 0) return
     // One at a time; the one before has been waiting for longer.
-    if (this.heir !== undefined) return void this.native.close(fd)
-    this.heir = { fd, poll: new this.native.Poll(fd, () => this.heard()) }
+    if (this.incoming !== undefined) return void this.native.close(fd)
+    this.incoming = { fd, poll: new this.native.Poll(fd, () => this.heard()) }
     this.log.info('another daemon asks for the tree')
-    for (const [name, fds] of this.incumbent.offer()) this.send(name, fds)
+    for (const [name, fds] of this.owner.descriptors()) this.send(name, fds)
     this.native.sendDescriptors(fd, END, [])
   }
 
   private heard(): void {
-    const heir = this.heir
-    if (heir === undefined) return
-    const found = this.native.receiveDescriptors(heir.fd, this.buffer, false)
+    const incoming = this.incoming
+    if (incoming === undefined) return
+    const found = this.native.receiveDescriptors(incoming.fd, this.buffer, false)
     if (found === -E.EAGAIN) return
     if (typeof found === 'number' || found[0] === 0) return this.drop()
-    this.incumbent.pause()
-    this.native.sendDescriptors(heir.fd, TAKEN, [])
+    this.owner.pause()
+    this.native.sendDescriptors(incoming.fd, TAKEN, [])
     // What the other one is looking at must not change meanwhile.
-    this.native.awaitMessage(heir.fd)
-    const last = this.native.receiveDescriptors(heir.fd, this.buffer, false)
-    if (typeof last !== 'number' && last[0] !== 0) return this.incumbent.yield()
+    this.native.awaitMessage(incoming.fd)
+    const last = this.native.receiveDescriptors(incoming.fd, this.buffer, false)
+    if (typeof last !== 'number' && last[0] !== 0) return this.owner.handedOver()
     this.log.warn('the daemon that was to take over has failed; this one goes on')
     this.drop()
-    this.incumbent.goOn()
+    this.owner.goOn()
   }
 
   private drop(): void {
-    this.heir?.poll.close()
-    if (this.heir !== undefined) this.native.close(this.heir.fd)
-    this.heir = undefined
+    this.incoming?.poll.close()
+    if (this.incoming !== undefined) this.native.close(this.incoming.fd)
+    this.incoming = undefined
   }
 
   close(): void {
@@ -135,7 +135,7 @@ function sendAll(native: Calls, fd: number, name: string, fds: readonly number[]
 }
 
 /** The side of the daemon that takes over. */
-export class Predecessor {
+export class OutgoingDaemon {
   private readonly buffer = new Uint8Array(64)
 
   private constructor(
@@ -148,7 +148,7 @@ export class Predecessor {
    * @returns what it has, it serves until {@link take}; undefined where no mount is served
    * @throws UserError where it does not answer
    */
-  static async ask(native: Calls, mountpoint: string): Promise<{ daemon: Predecessor; kept: Descriptors } | undefined> {
+  static async ask(native: Calls, mountpoint: string): Promise<{ daemon: OutgoingDaemon; kept: Descriptors } | undefined> {
     const top = mountsAt(mountpoint).at(-1)
     if (top?.type !== FSTYPE || (await isDead(native, mountpoint))) return undefined
     const { device } = top
@@ -159,7 +159,7 @@ export class Predecessor {
           'if it is a systemd service, use systemctl restart',
       )
     }
-    const daemon = new Predecessor(native, fd, mountpoint)
+    const daemon = new OutgoingDaemon(native, fd, mountpoint)
     return { daemon, kept: await daemon.receive(END) }
   }
 
@@ -189,7 +189,7 @@ export class Predecessor {
         this.native.close(this.fd)
         reject(new UserError(`${this.mountpoint}: the daemon that serves it ${error}; it goes on`))
       }
-      const late = setTimeout(end, PATIENCE_MS, 'does not answer')
+      const late = setTimeout(end, TIME_LIMIT_MS, 'does not answer')
       const heard = () => {
         for (;;) {
           const found = this.native.receiveDescriptors(this.fd, this.buffer, false)

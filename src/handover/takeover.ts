@@ -12,7 +12,7 @@ import type { Descriptors } from './service-manager.js'
 import { type MountIdentity, SharedState, STATE_SIZE } from './shared-state.js'
 
 /** The descriptors' names. */
-export const KEPT = {
+export const DESCRIPTOR = {
   /** The connection, /dev/fuse. */
   fuse: 'fuse',
   /** Of the mount, from fspick(2). */
@@ -27,13 +27,13 @@ export const KEPT = {
   lock: 'lock',
   /** The memory of {@link SharedState}. */
   state: 'state',
-  /** The sockets of {@link Vault}, many. */
+  /** The sockets of {@link PinStore}, many. */
   pins: 'pins',
 } as const
 
 type Calls = Pick<Native, 'mapMemory' | 'unmount' | 'unlock' | 'close'>
 
-export interface Inherited {
+export interface Takeover {
   readonly fuse: number
   readonly mountFd: number
   readonly closes: number
@@ -48,7 +48,7 @@ export interface Inherited {
 }
 
 function stateOf(native: Calls, kept: Descriptors): SharedState | undefined {
-  const fd = kept.get(KEPT.state)?.at(-1)
+  const fd = kept.get(DESCRIPTOR.state)?.at(-1)
   const memory = fd === undefined ? -1 : native.mapMemory(fd, STATE_SIZE)
   return typeof memory === 'number' ? undefined : new SharedState(memory)
 }
@@ -71,10 +71,14 @@ function mountOf(state: SharedState | undefined): MountEntry | undefined {
  * @param mountpoint the one that is wanted, without symlinks
  * @returns undefined where nobody can go on there with what was kept
  */
-export function inherit(native: Calls, kept: Descriptors, mountpoint: string): Inherited | undefined {
-  const [fuse, mountFd, closes, lock, stateFd] = [KEPT.fuse, KEPT.mount, KEPT.closes, KEPT.lock, KEPT.state].map((name) =>
-    kept.get(name)?.at(-1),
-  )
+export function findTakeover(native: Calls, kept: Descriptors, mountpoint: string): Takeover | undefined {
+  const [fuse, mountFd, closes, lock, stateFd] = [
+    DESCRIPTOR.fuse,
+    DESCRIPTOR.mount,
+    DESCRIPTOR.closes,
+    DESCRIPTOR.lock,
+    DESCRIPTOR.state,
+  ].map((name) => kept.get(name)?.at(-1))
   const state = stateOf(native, kept)
   const mount = mountOf(state)
   if (fuse === undefined || mountFd === undefined || closes === undefined || lock === undefined) return undefined
@@ -83,18 +87,18 @@ export function inherit(native: Calls, kept: Descriptors, mountpoint: string): I
   // Callers are named as in the namespace that it was mounted in. (Earlier daemons did not write down which.)
   const { pidNamespace } = state.mount as MountIdentity
   if (pidNamespace !== 0 && pidNamespace !== ownPidNamespace()) return undefined
-  const [root, beneath] = [KEPT.root, KEPT.beneath].map((name) => kept.get(name)?.at(-1))
-  return { fuse, mountFd, closes, root, beneath, lock, stateFd, pins: kept.get(KEPT.pins) ?? [], state, mountpoint, mount }
+  const [root, beneath] = [DESCRIPTOR.root, DESCRIPTOR.beneath].map((name) => kept.get(name)?.at(-1))
+  return { fuse, mountFd, closes, root, beneath, lock, stateFd, pins: kept.get(DESCRIPTOR.pins) ?? [], state, mountpoint, mount }
 }
 
 /** What was kept is of no use: whoever waits for an answer through it must not wait for ever. */
-export async function discard(native: Calls, kept: Descriptors, log: Logger): Promise<void> {
+export async function giveUpMount(native: Calls, kept: Descriptors, log: Logger): Promise<void> {
   log.warn('what an earlier daemon left does not fit; its mount is taken away')
   const mount = mountOf(stateOf(native, kept))
   if (mount !== undefined) {
     const error = await detach(native, mount.target, true)
     if (error !== 0) log.error({ errno: errnoName(error), mountpoint: mount.target }, 'cannot unmount')
   }
-  for (const fd of kept.get(KEPT.lock) ?? []) unlockMountpoint(native, fd)
+  for (const fd of kept.get(DESCRIPTOR.lock) ?? []) unlockMountpoint(native, fd)
   for (const fds of kept.values()) for (const fd of fds) native.close(fd)
 }

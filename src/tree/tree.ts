@@ -80,7 +80,7 @@ export interface TreeParts {
   /** Calls back when a device may be answered for in `.dm/N`: at once, but for the first time. */
   readonly whenReady: (diskseq: DiskSeq, ready: () => void) => void
   /** The kernel may know nodes that another daemon gave it. */
-  readonly inherits: boolean
+  readonly takesOver: boolean
 }
 
 export class Tree implements TreeOperations {
@@ -89,8 +89,8 @@ export class Tree implements TreeOperations {
   constructor(private readonly parts: TreeParts) {}
 
   private node(id: bigint): Node | undefined {
-    const { nodes, inherits } = this.parts
-    return nodes.get(id) ?? (inherits ? nodes.recall(id) : undefined)
+    const { nodes, takesOver } = this.parts
+    return nodes.get(id) ?? (takesOver ? nodes.recall(id) : undefined)
   }
 
   private link(id: bigint): Link | undefined {

@@ -194,7 +194,7 @@ export function detach(native: Pick<Native, 'unmount'>, path: string, abort = fa
 }
 
 /** How long a mount is waited for that somebody serves, ms. */
-const PATIENCE_MS = 5000
+const TIME_LIMIT_MS = 5000
 
 /**
  * Whether the daemon behind a FUSE mount is gone: each call fails with ENOTCONN.
@@ -203,7 +203,7 @@ const PATIENCE_MS = 5000
  */
 export function isDead(native: Pick<Native, 'look'>, path: string): Promise<boolean> {
   return new Promise((resolve, reject) => {
-    const late = setTimeout(reject, PATIENCE_MS, new UserError(`${path}: the daemon that serves it does not answer`))
+    const late = setTimeout(reject, TIME_LIMIT_MS, new UserError(`${path}: the daemon that serves it does not answer`))
     native.look(path, (error) => {
       clearTimeout(late)
       resolve(error === E.ENOTCONN)

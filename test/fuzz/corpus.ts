@@ -65,27 +65,27 @@ export const CASES: readonly Case[] = [
     pieces: ['1841330004ffffffff'],
   },
   {
-    surface: 'vault',
+    surface: 'pinStore',
     about: 'a socket of the last of several pins, and none of the others',
     pieces: ['01010132'],
   },
   {
-    surface: 'vault',
+    surface: 'pinStore',
     about: 'a place that is no number in decimal',
     pieces: ['010103307831'],
   },
   {
-    surface: 'vault',
+    surface: 'pinStore',
     about: 'a message without a text, which nobody took out',
     pieces: ['020100010131'],
   },
   {
-    surface: 'vault',
+    surface: 'pinStore',
     about: 'more than one descriptor',
     pieces: ['01030130'],
   },
   {
-    surface: 'vault',
+    surface: 'pinStore',
     about: 'several messages that are no pins',
     pieces: ['0301017802000000'],
   },

@@ -23,7 +23,7 @@ import { type Native, native as real, type SeenThread, type ThreadCredentials } 
 import { SharedState, STATE_SIZE } from '../../src/handover/shared-state.js'
 import { type Device, parseDevice, Sysfs } from '../../src/devices/sysfs.js'
 import { UeventSocket } from '../../src/devices/uevents.js'
-import { Vault } from '../../src/handover/pin-store.js'
+import { PinStore } from '../../src/handover/pin-store.js'
 import type { Choices } from './choices.js'
 import * as make from './generators.js'
 import { type Legacy, World, type WorldOptions } from './world.js'
@@ -173,7 +173,7 @@ function clearSlots(memory: ArrayBuffer): void {
 }
 
 /** What an earlier daemon left in its sockets. */
-export const vault: Surface = single('vault', make.vaultMessages, (bytes) => {
+export const pinStore: Surface = single('pinStore', make.vaultMessages, (bytes) => {
   const open = new Set<number>()
   let nextFd = 10
   const opened = () => (open.add(nextFd), nextFd++)
@@ -216,8 +216,8 @@ export const vault: Surface = single('vault', make.vaultMessages, (bytes) => {
   clearSlots(spare)
   const memory = new SharedState(spare)
   for (let i = 0; i < 4; i++) memory.takePin(BigInt(i))
-  const kept = new Vault(native, memory, () => {}, quiet)
-  const pins = kept.adopt(sockets)
+  const kept = new PinStore(native, memory, () => {}, quiet)
+  const pins = kept.takeOver(sockets)
   must(new Set(pins.map(({ place }) => place)).size === pins.length, 'two pins at one place')
   must(memory.pinRecords().length === pins.length, 'pins are written down that are not there')
   for (const { fd, place } of pins) {
@@ -604,7 +604,7 @@ export const SURFACES: readonly Surface[] = [
   requests(),
   handover,
   state(),
-  vault,
+  pinStore,
   names(),
   nodeIds,
   uevents,

@@ -25,7 +25,7 @@ import { FuseSession, PAYLOAD_MAX } from '../../src/fuse/session.js'
 import { SharedState, STATE_SIZE } from '../../src/handover/shared-state.js'
 import { Sysfs } from '../../src/devices/sysfs.js'
 import { Tree } from '../../src/tree/tree.js'
-import { type KeptPin, Vault } from '../../src/handover/pin-store.js'
+import { type StoredPin, PinStore } from '../../src/handover/pin-store.js'
 import { DISKS, DISKSEQ_FIRST, EVENT, NODE_GROUP, PARTITIONS, TID_FIRST, TIDS } from './generators.js'
 
 const FUSE_FD = 3
@@ -190,7 +190,7 @@ export class World {
   private readonly opener: PinOpener
   private readonly intents: Intents
   private readonly sysfs: Sysfs
-  private readonly vault: Vault
+  private readonly pinStore: PinStore
   private readonly tree: Tree
 
   private disks: Disk[] = []
@@ -242,9 +242,9 @@ export class World {
     const registry = (this.registry = new Registry(sysfs, log))
     this.state = new SharedState(this.memory)
     if (from?.damaged) this.doubt(this.state)
-    this.vault = new Vault(native, this.state, () => {}, log)
+    this.pinStore = new PinStore(native, this.state, () => {}, log)
     const devnodes = new DeviceNodes(native, this.open({ kind: 'other' }))
-    const opener = (this.opener = new (options.opener ?? PinOpener)(native, devnodes.directory, this.vault))
+    const opener = (this.opener = new (options.opener ?? PinOpener)(native, devnodes.directory, this.pinStore))
     const intents = (this.intents = new Intents(native))
     const session = (this.session = new (options.session ?? FuseSession)(native, FUSE_FD, log, this.state))
     const { nodes } = this
@@ -266,16 +266,16 @@ export class World {
       lifetime,
       intents,
       whenReady: (_, ready) => ready(),
-      inherits: from !== undefined,
+      takesOver: from !== undefined,
     })
   }
 
   /** What of the daemon itself is of interest here. */
-  private daemon(): RegistryListener & { adopt(pin: KeptPin): void } {
-    const { opener, vault, lifetime, nodes, registry, intents, sysfs, dead, state } = this
+  private daemon(): RegistryListener & { takeOverPin(pin: StoredPin): void } {
+    const { opener, pinStore, lifetime, nodes, registry, intents, sysfs, dead, state } = this
     const parts = {
       opener,
-      vault,
+      pinStore,
       lifetime,
       nodes,
       registry,
@@ -287,7 +287,7 @@ export class World {
       native: this.native(),
       options: { holdSeconds: 0.02 },
     }
-    return Object.assign(Object.create(Daemon.prototype) as Daemon & { adopt(pin: KeptPin): void }, parts)
+    return Object.assign(Object.create(Daemon.prototype) as Daemon & { takeOverPin(pin: StoredPin): void }, parts)
   }
 
   async start(): Promise<void> {
@@ -297,7 +297,7 @@ export class World {
     if (this.options.from === undefined) {
       this.session.start(this.tree).catch(() => {})
     } else {
-      for (const pin of this.vault.adopt(this.sockets.map((queue) => this.open({ kind: 'socket', queue })))) daemon.adopt(pin)
+      for (const pin of this.pinStore.takeOver(this.sockets.map((queue) => this.open({ kind: 'socket', queue })))) daemon.takeOverPin(pin)
     }
     this.lifetime.start(this.open({ kind: 'other' }))
     if (this.options.from !== undefined) this.session.resume(this.tree)
@@ -933,17 +933,17 @@ export class World {
           this.wrong(`node ${node.name} counts ${node.nlookup} lookups, the kernel ${this.counts.get(node.id)}`)
       }
     }
-    for (const node of this.nodes) if (node.inherited) this.counts.set(node.id, 1n << 40n)
+    for (const node of this.nodes) if (node.takenOver) this.counts.set(node.id, 1n << 40n)
     for (const [id, count] of this.counts) this.tree.forget(id, count)
     await this.until(
       () => (finish(), this.lifetime['hold'](), this.nodes.size === 0 && this.opener.count === 0),
       () => {
-        const nodes = [...this.nodes].map(({ name, attempts, pin, nlookup, inherited }) => ({
+        const nodes = [...this.nodes].map(({ name, attempts, pin, nlookup, takenOver }) => ({
           name,
           attempts,
           pinned: pin !== undefined,
           nlookup,
-          inherited,
+          takenOver,
         }))
         return `left: ${JSON.stringify(nodes)}, ${this.opener.count} devices`
       },
@@ -972,7 +972,7 @@ export class World {
     this.registry.close()
     this.sysfs.close()
     this.session.close()
-    this.vault.close()
+    this.pinStore.close()
   }
 
   /** Nothing uses its memory any more. */

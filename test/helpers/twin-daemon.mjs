@@ -31,7 +31,7 @@ import { createLogger } from '../../build/js/util/log.js'
 import { parseMountOptions } from '../../build/js/util/mountpoint.js'
 import { native } from '../../build/js/native.js'
 import { NodeTable } from '../../build/js/gate/inode.js'
-import { Patience } from '../../build/js/fuse/busy-poll.js'
+import { BusyPoll } from '../../build/js/fuse/busy-poll.js'
 import { PinOpener } from '../../build/js/gate/pin.js'
 import { PinLifetime } from '../../build/js/gate/pin-lifetime.js'
 import { Registry } from '../../build/js/devices/registry.js'
@@ -335,7 +335,7 @@ const twins = {
     ),
   },
   /** Pins end with the daemon. */
-  'no-vault': {
+  'no-pin-store': {
     native: {
       ...native,
       sendDescriptors: (socket, text, fds) => (/^\d+$/.test(text) ? text.length : native.sendDescriptors(socket, text, fds)),
@@ -550,7 +550,7 @@ const twins = {
     },
   },
   /** Who finds no descriptor left does not try again. */
-  'no-patience': {
+  'tries-once': {
     patch() {
       const { step } = Gate.prototype
       Gate.prototype.step = function (attempt, ...given) {
@@ -560,7 +560,7 @@ const twins = {
     },
   },
   /** The next request is waited for each time, however seldom it comes. */
-  'waits-always': { patch: () => void (Patience.prototype.pays = () => true) },
+  'waits-always': { patch: () => void (BusyPoll.prototype.pays = () => true) },
   /** Nothing is switched off, but few uevents fit into the socket. */
   'small-buffer': { native: { ...native, ueventOpen: () => native.ueventOpen(SMALL_BUFFER) } },
   /** The same, and that some were lost is not noticed. */
@@ -676,8 +676,8 @@ const parts = twins[name]
 if (parts === undefined) throw new Error(`no such twin: ${name}`)
 parts.patch?.()
 let waits = 0
-const { pays } = Patience.prototype
-Patience.prototype.pays = function () {
+const { pays } = BusyPoll.prototype
+BusyPoll.prototype.pays = function () {
   const wait = pays.call(this)
   if (wait) waits++
   return wait
@@ -701,7 +701,7 @@ const daemon = new Daemon(
   guard,
   () => process.exit(0),
 )
-process.once('SIGTERM', () => (daemon.survives ? process.exit(0) : daemon.stop()))
+process.once('SIGTERM', () => (daemon.canBeTakenOver ? process.exit(0) : daemon.stop()))
 process.on('SIGHUP', () => {
   mute = true
 })
@@ -720,6 +720,6 @@ process.on('SIGUSR2', () => {
   )
 })
 await daemon.start(await guard?.kept())
-guard?.serves(`serving ${mountpoint}${daemon.inherited ? ', taken over' : ''}`, () => process.exit(0))
+guard?.serves(`serving ${mountpoint}${daemon.tookOver ? ', taken over' : ''}`, () => process.exit(0))
 await daemon.ended
 process.exit(0)

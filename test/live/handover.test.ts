@@ -185,7 +185,7 @@ t.test('pins outlive the daemon', async (t) => {
 })
 
 t.test('twin: if pins are not kept, they end with it', async (t) => {
-  t.strictSame(await pinsAfterCrashes(t, 'no-vault+unseen'), [0, 0])
+  t.strictSame(await pinsAfterCrashes(t, 'no-pin-store+unseen'), [0, 0])
 })
 
 /** More than the descriptors that one message has room for (SCM_MAX_FD, 253). */

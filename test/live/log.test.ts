@@ -10,7 +10,7 @@ import { ROOT } from '../helpers/root.js'
 import { sleep, until } from '../helpers/tree.js'
 
 /** For a program that ends by itself. */
-const PATIENCE_MS = 8000
+const TIME_LIMIT_MS = 8000
 
 /** Runs a program that has `logger` and `flush`; stderr as given. */
 function child(format: LogFormat, body: string, stderr: 'pipe' | 'ignore' | number) {
@@ -28,7 +28,7 @@ function child(format: LogFormat, body: string, stderr: 'pipe' | 'ignore' | numb
   const late = new AbortController()
   const ended = Promise.race([
     closed.finally(() => late.abort()),
-    sleep(PATIENCE_MS, 'it did not end', { signal: late.signal }).catch(() => closed),
+    sleep(TIME_LIMIT_MS, 'it did not end', { signal: late.signal }).catch(() => closed),
   ])
   return { process: process_, stdout: () => stdout, ended }
 }

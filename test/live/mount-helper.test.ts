@@ -13,7 +13,7 @@ import t, { type Test } from 'tap'
 import { ROOT } from '../helpers/root.js'
 import { cleanup, loopDisk, type Output, run, until } from '../helpers/tree.js'
 
-const PATIENCE_MS = 20_000
+const TIME_LIMIT_MS = 20_000
 
 function directory(t: Test): string {
   const path = mkdtempSync(join(tmpdir(), 'diskseqfs-helper-'))
@@ -40,7 +40,7 @@ async function inSystem(t: Test, script: string): Promise<Output> {
     stdio: ['ignore', 'pipe', 'pipe'],
     detached: true,
   })
-  const timer = setTimeout(() => process.kill(-(child.pid as number), 'SIGKILL'), PATIENCE_MS)
+  const timer = setTimeout(() => process.kill(-(child.pid as number), 'SIGKILL'), TIME_LIMIT_MS)
   let stdout = ''
   let stderr = ''
   child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()))

@@ -31,7 +31,7 @@ import { cleanup, CLI, lockOf, loopDisk, run, sleep, startTree, type Twin, TWIN_
 
 const NOBODY = 65534
 /** Long enough for the slowest start; a program that is still there then hangs. */
-const PATIENCE_MS = 10_000
+const TIME_LIMIT_MS = 10_000
 
 interface MountLine {
   readonly target: string
@@ -108,7 +108,7 @@ async function shell(script: string, { isolated = false, uid }: ShellOptions = {
     detached: true,
     ...(uid !== undefined && { uid, gid: uid }),
   })
-  const timer = setTimeout(() => process.kill(-(child.pid as number), 'SIGKILL'), PATIENCE_MS)
+  const timer = setTimeout(() => process.kill(-(child.pid as number), 'SIGKILL'), TIME_LIMIT_MS)
   let stdout = ''
   let stderr = ''
   child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()))
@@ -157,7 +157,7 @@ async function serve(
   const end = new Promise<[number | null, string | null]>((resolve) =>
     child.on(stdio[2] === 'pipe' ? 'close' : 'exit', (code, signal) => resolve([code, signal])),
   )
-  await until(() => child.exitCode !== null || mountsBelow(mountpoint).length > 0, PATIENCE_MS)
+  await until(() => child.exitCode !== null || mountsBelow(mountpoint).length > 0, TIME_LIMIT_MS)
   if (child.exitCode !== null) throw new Error(`the daemon did not start:\n${text}`)
   readdirSync(mountpoint)
   if (stdio[2] === 'pipe' && redirect === '') await until(() => text.includes('mounted'))
@@ -167,7 +167,7 @@ async function serve(
     log: () => text,
     kill: (signal) => void child.kill(signal),
     ended: async () => {
-      const outcome = await Promise.race([end, sleep(PATIENCE_MS, undefined, { ref: false })])
+      const outcome = await Promise.race([end, sleep(TIME_LIMIT_MS, undefined, { ref: false })])
       if (outcome === undefined) throw new Error(`the daemon did not end:\n${text}`)
       return outcome
     },
@@ -501,7 +501,7 @@ for (const flags of [[], ['-f']]) {
         )
         if (flags.length > 0) {
           const { child, stderr } = spawnMount('-f', path)
-          await until(() => child.exitCode !== null || stderr().includes('"msg":"mounted"'), PATIENCE_MS)
+          await until(() => child.exitCode !== null || stderr().includes('"msg":"mounted"'), TIME_LIMIT_MS)
           t.match(stderr(), /taking away the mount of a daemon that died/, 'which the log tells')
         } else {
           const { code, stderr } = await shell(mountCommand(path))
@@ -525,7 +525,7 @@ for (const flags of [[], ['-f']]) {
         const children = Array.from({ length: 3 }, () => spawnMount(...flags, dir))
         const ended = () => children.filter(({ child }) => child.exitCode !== null)
         const expected = flags.length > 0 ? 2 : 3
-        await until(() => ended().length === expected && mountsBelow(dir).length > 0, PATIENCE_MS)
+        await until(() => ended().length === expected && mountsBelow(dir).length > 0, TIME_LIMIT_MS)
         await sleep(50)
         const losers = ended().filter(({ child }) => child.exitCode !== 0)
         t.equal(losers.length, 2, 'two lose')
@@ -826,7 +826,7 @@ t.test('the log', async (t) => {
     let text = ''
     child.stdout.on('data', (chunk: Buffer) => (text += chunk.toString()))
     const end = new Promise((resolve) => child.on('close', resolve))
-    await until(() => text.includes('mounted'), PATIENCE_MS)
+    await until(() => text.includes('mounted'), TIME_LIMIT_MS)
     t.match(text, /INFO/)
     t.notMatch(text, /"msg"/)
     child.stdin.write('\x03')

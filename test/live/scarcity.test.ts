@@ -140,7 +140,7 @@ t.test('who opens disks one after another, faster than their pins end, waits for
 })
 
 t.test('twin: without that some opens fail', async (t) => {
-  t.ok((await oneAfterAnother(t, 'no-patience')).length > 0)
+  t.ok((await oneAfterAnother(t, 'tries-once')).length > 0)
 })
 
 /** Where groups of processes are made, and the file that has their limit. */

@@ -919,7 +919,7 @@ function treeFixture(devices: Device[]) {
     lifetime: {} as PinLifetime,
     intents: {} as Intents,
     whenReady: (_, ready) => ready(),
-    inherits: false,
+    takesOver: false,
   })
   return { ...fixture(bound(tree)), crowd }
 }

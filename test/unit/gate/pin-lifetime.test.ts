@@ -157,9 +157,9 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
     again,
     forget: (node: Node) => lifetime.forget(node, node.nlookup),
     /** A node as it is when an earlier daemon's pin has been taken over. */
-    inherited({ tid, call, more = false }: { tid?: number; call?: Call; more?: boolean }): Node {
+    takenOver({ tid, call, more = false }: { tid?: number; call?: Call; more?: boolean }): Node {
       const node = pinned()
-      node.inherited = node.kept = node.trusted = true
+      node.takenOver = node.kept = node.trusted = true
       node.moreCallers = more
       node.unseen = more || tid === undefined
       node.callers = new Map(tid === undefined ? [] : [[tid, call as Call]])
@@ -759,9 +759,9 @@ t.test('whoever takes over knows of a caller before it is answered', async (t) =
 
 t.test('pins that were taken over', async (t) => {
   t.test('stay while a caller is in its call', async (t) => {
-    const { state, inherited } = fixture(t)
+    const { state, takenOver } = fixture(t)
     state.threads.set(4711, seen(IN_OPENAT))
-    const node = inherited({ tid: 4711, call: OPENAT })
+    const node = takenOver({ tid: 4711, call: OPENAT })
     await sleep(60)
     t.strictSame(state.unpinned, [])
     t.equal(state.told[0], 'invalidate 1', 'attributes that the other daemon gave are taken back first')
@@ -771,8 +771,8 @@ t.test('pins that were taken over', async (t) => {
   })
 
   t.test('for callers that cannot be seen end when the kernel has no inode', async (t) => {
-    const { state, nodes, inherited } = fixture(t)
-    inherited({})
+    const { state, nodes, takenOver } = fixture(t)
+    takenOver({})
     await sleep(60)
     t.strictSame(state.unpinned, [], 'not while it has one')
     state.hasInode = false
@@ -781,9 +781,9 @@ t.test('pins that were taken over', async (t) => {
   })
 
   t.test('for others of whom nothing is known end by the hold', { buffered: true }, async (t) => {
-    const { state, inherited } = fixture(t, { holdSeconds: 1 })
+    const { state, takenOver } = fixture(t, { holdSeconds: 1 })
     state.hasInode = false
-    const node = inherited({ more: true })
+    const node = takenOver({ more: true })
     // The timer of the hold begins with the first answer.
     await sleep(100)
     t.strictSame(state.unpinned, [])
@@ -792,8 +792,8 @@ t.test('pins that were taken over', async (t) => {
   })
 
   t.test("a late FORGET of an earlier daemon's inode does not end those of the next one", async (t) => {
-    const { state, nodes, lifetime, inherited, again } = fixture(t)
-    const node = inherited({})
+    const { state, nodes, lifetime, takenOver, again } = fixture(t)
+    const node = takenOver({})
     // The inode of the first five lookups was dropped; then came another lookup, and was read first.
     again(node, UNSEEN, 4712)
     lifetime.forget(node, 5)
@@ -806,10 +806,10 @@ t.test('pins that were taken over', async (t) => {
   })
 
   t.test('twin: if its count is believed, it does', async (t) => {
-    const { state, lifetime, inherited, again } = fixture(t)
-    const node = inherited({})
+    const { state, lifetime, takenOver, again } = fixture(t)
+    const node = takenOver({})
     again(node, UNSEEN, 4712)
-    node.inherited = false
+    node.takenOver = false
     lifetime.forget(node, 5)
     await sleep(50)
     t.strictSame(state.unpinned, ['1'])

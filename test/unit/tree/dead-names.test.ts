@@ -18,7 +18,7 @@ function fixture(t: Test, { prunes = true, forgets = (_: bigint) => true }: { pr
       const node = nodes.get(id)
       if (node !== undefined && state.forgets(id)) {
         node.nlookup = 0
-        node.inherited = false
+        node.takenOver = false
       }
       return true
     },
@@ -71,7 +71,7 @@ t.test('one that somebody uses is tried again and again', async (t) => {
 
 t.test('one that an earlier daemon was asked for is told, too', async (t) => {
   const { dead, told, add } = fixture(t)
-  add(13, 0).inherited = true
+  add(13, 0).takenOver = true
   await until(() => told.length === 1)
   await until(() => dead.size === 0)
   t.pass('until it is forgotten')

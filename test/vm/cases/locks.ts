@@ -11,7 +11,7 @@ import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
 /** What emulation may need for an event, at most; and what is waiting for a lock. */
-const PATIENCE_S = 60
+const TIME_LIMIT_S = 60
 const WAITS_S = 20
 
 /** Runs a script while he holds it. He waits for it: to see whether he has it, it is taken for a moment. */
@@ -25,9 +25,9 @@ const whileHeld = (vm: Vm, directory: string, script: string): Promise<string> =
     ${script}`)
 
 /** Makes a device as the admin does, who waits for udev; how long that takes, and where its name leads. */
-const create = (patience: number) => `
+const create = (seconds: number) => `
     before=$(date +%s%N)
-    timeout ${patience} dmsetup create locked --table '0 2048 zero' || echo late
+    timeout ${seconds} dmsetup create locked --table '0 2048 zero' || echo late
     echo $((($(date +%s%N) - before) / 1000000))
     readlink /dev/mapper/locked || echo no link
     dm=dm-$(dmsetup info -c --noheadings -o minor locked)
@@ -40,7 +40,7 @@ const REMOVE = `
     udevadm settle`
 
 async function mapper(t: Test, vm: Vm): Promise<void> {
-  const [ms, link, path] = (await whileHeld(vm, '/dev/mapper', create(PATIENCE_S))).trim().split('\n')
+  const [ms, link, path] = (await whileHeld(vm, '/dev/mapper', create(TIME_LIMIT_S))).trim().split('\n')
   t.equal(link, `/dev/disk/by-diskseq/.dm/${path}`, `its name leads into the tree, after ${ms} ms`)
   note(t, `dmsetup create while nobody has locked /dev/mapper: ${ms} ms`)
   await vm.run(REMOVE)
@@ -70,7 +70,7 @@ async function service(t: Test, vm: Vm): Promise<void> {
   const said = await whileHeld(
     vm,
     '/dev/mapper',
-    `timeout ${PATIENCE_S} systemctl stop diskseqfs && systemctl show -P Result diskseqfs
+    `timeout ${TIME_LIMIT_S} systemctl stop diskseqfs && systemctl show -P Result diskseqfs
     findmnt -n /dev/disk/by-diskseq || echo no mount`,
   )
   t.equal(said, 'success\nno mount\n', 'the service stops')

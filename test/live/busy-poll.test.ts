@@ -3,40 +3,40 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { Patience } from '../../src/fuse/busy-poll.js'
+import { BusyPoll } from '../../src/fuse/busy-poll.js'
 import { blk } from '../helpers/blk.js'
 import { loopDisk, report, startTree, type Twin } from '../helpers/tree.js'
 
 /** How often it waits, of so many chances that all end alike. */
-function waits(patience: Patience, chances: number, came: boolean, ms = 0.01): number {
+function waits(busyPoll: BusyPoll, chances: number, came: boolean, ms = 0.01): number {
   let count = 0
   for (let i = 0; i < chances; i++) {
-    if (!patience.pays()) continue
+    if (!busyPoll.pays()) continue
     count++
-    patience.waited(came, ms)
+    busyPoll.waited(came, ms)
   }
   return count
 }
 
 t.test('it waits each time while the next request comes at once', async (t) => {
-  t.equal(waits(new Patience(), 1000, true), 1000)
+  t.equal(waits(new BusyPoll(), 1000, true), 1000)
 })
 
 t.test('in vain it waits ever more rarely', async (t) => {
-  const patience = new Patience()
-  t.equal(waits(patience, 1, false), 1, 'at first')
-  t.ok(waits(patience, 1000, false) <= 15, 'and then seldom')
-  t.ok(waits(patience, 10_000, false) >= 10, 'but now and then')
+  const busyPoll = new BusyPoll()
+  t.equal(waits(busyPoll, 1, false), 1, 'at first')
+  t.ok(waits(busyPoll, 1000, false) <= 15, 'and then seldom')
+  t.ok(waits(busyPoll, 10_000, false) >= 10, 'but now and then')
 })
 
 t.test('once it was worth it, it waits each time again', async (t) => {
-  const patience = new Patience()
-  waits(patience, 1000, false)
-  t.equal(waits(patience, 1200, true) > 1000, true)
+  const busyPoll = new BusyPoll()
+  waits(busyPoll, 1000, false)
+  t.equal(waits(busyPoll, 1200, true) > 1000, true)
 })
 
 t.test('a wait in which others had the processor was in vain', async (t) => {
-  t.ok(waits(new Patience(), 1000, true, 3) <= 15)
+  t.ok(waits(new BusyPoll(), 1000, true, 3) <= 15)
 })
 
 const OPENS = 300
