@@ -1,11 +1,10 @@
 /** The daemon: its parts, put together, and the order in which they start and stop. */
-import { constants, openSync, readdirSync } from 'node:fs'
+import { constants, openSync } from 'node:fs'
 import { basename, dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { Access } from '../gate/access.js'
 import { Beneath, openBeneath } from './beneath.js'
-import { monotonicMs } from '../util/clock.js'
 import { type CloseListener, CloseWatch, WATCH_MASK } from '../gate/closes.js'
 import { Crowd } from '../gate/crowd.js'
 import { DeadNames } from '../tree/dead-names.js'
@@ -16,13 +15,11 @@ import { FuseNativeTransport } from '../fuse/libfuse.js'
 import { Gate } from '../gate/gate.js'
 import type { Guard } from '../handover/guard-client.js'
 import { giveUpMount, highestOf, findTakeover, DESCRIPTOR } from '../handover/takeover.js'
-import { type Call, Intents, someCall } from '../gate/intent.js'
+import { Intents } from '../gate/intent.js'
 import type { Logger } from '../util/log.js'
 import {
   detach,
   FSTYPE,
-  isDead,
-  lockMountpoint,
   mountData,
   type MountEntry,
   type MountOptions,
@@ -35,19 +32,22 @@ import {
 } from '../util/mountpoint.js'
 import { type Native, native as realNative } from '../native.js'
 import { NodeTable } from '../gate/inode.js'
-import { ownPidNamespace, procIsOwn } from '../util/pid-namespace.js'
+import { ownPidNamespace } from '../util/pid-namespace.js'
 import { PinOpener } from '../gate/pin.js'
 import { PinLifetime } from '../gate/pin-lifetime.js'
 import { Registry, type RegistryListener } from '../devices/registry.js'
 import { FuseSession } from '../fuse/session.js'
 import { type Device, Sysfs } from '../devices/sysfs.js'
 import type { Descriptors } from '../handover/service-manager.js'
-import { type PinnedCaller, type PinRecord, SharedState, STATE_SIZE } from '../handover/shared-state.js'
+import { SharedState, STATE_SIZE } from '../handover/shared-state.js'
 import { type TreeOwner, type OutgoingDaemon, socketOf, HandOver } from '../handover/replace.js'
 import type { Inodes, Transport, TransportName } from '../fuse/transport.js'
 import { Tree } from '../tree/tree.js'
 import { UeventSocket } from '../devices/uevents.js'
-import { type StoredPin, PinStore } from '../handover/pin-store.js'
+import { TakenOverPins } from '../gate/taken-over-pins.js'
+import { Preflight } from './preflight.js'
+import { UdevWatch } from './udev-watch.js'
+import { PinStore } from '../handover/pin-store.js'
 
 export interface DaemonOptions {
   readonly mountpoint: string
@@ -88,9 +88,6 @@ const READY_MS = 50
 /** So long, ms, a daemon that ends waits for links beneath to be taken away: somebody may have the directory locked. */
 const LEAVE_MS = 1000
 
-/** Between two looks whether callers are through, ms. */
-const CALLERS_LOOK_MS = 10
-
 export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListener {
   private mountpoint = ''
   private mountId = -1
@@ -129,7 +126,7 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
   )
   private opener: PinOpener | undefined
   private intents: Intents | undefined
-  private readonly touching = new Map<string, boolean>()
+  private readonly udevWatch: UdevWatch
 
   constructor(
     private readonly options: DaemonOptions,
@@ -144,6 +141,10 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
     this.sysfs = new Sysfs(this.native)
     this.registry = new Registry(this.sysfs, log)
     this.uevents = new UeventSocket(this.native, this.registry, log)
+    this.udevWatch = new UdevWatch(
+      (name) => this.registry.find(name),
+      (device, done) => this.opener?.touch(device, done),
+    )
     this.registry.drain = () => this.uevents.drain()
   }
 
@@ -155,11 +156,8 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
    * @throws UserError where this machine, this user or this mount point will not do
    */
   async start(kept: Descriptors = new Map(), outgoing?: OutgoingDaemon): Promise<void> {
-    if (process.geteuid?.() !== 0) {
-      throw new UserError('only root can mount the tree and open block devices; run this as root')
-    }
-    this.requireOwnProc()
-    this.requireDiskSeq()
+    const preflight = new Preflight(this.native, this.sysfs, this.log)
+    preflight.check()
     const slice = this.native.setSlice(SLICE_NS)
     if (slice < 0) this.log.debug({ errno: errnoName(slice) }, 'no short slices: where processors are busy, callers wait longer')
     // Listen first: what changes during the scan is then not missed.
@@ -175,7 +173,7 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
     }
     this.mountpoint = prepareMountpoint(this.options.mountpoint)
     try {
-      await this.claimMountpoint()
+      this.lock = await preflight.claim(this.mountpoint)
       await (this.options.transport === 'fuse-native' ? this.serveByLibrary() : this.serve())
     } catch (error) {
       this.unlock()
@@ -189,13 +187,13 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
     const renumbers = (ino: bigint) => (parseId(ino)?.partition ?? 0) !== 0
     const transport = new FuseNativeTransport(this.mountpoint, this.options.mount, renumbers, this.log)
     this.transport = transport
-    await transport.start(this.assemble(false))
+    await transport.start(this.assemble(false).tree)
     this.watchMount(mountsAt(this.mountpoint).at(-1))
   }
 
   private async serve(): Promise<void> {
     this.shareState()
-    const tree = this.assemble(false)
+    const { tree } = this.assemble(false)
     const beneath = openBeneath(this.mountpoint)
     const fuse = openFuse()
     const transport = this.connect(fuse)
@@ -329,11 +327,14 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
     this.tookOver = true
     this.mountpoint = mountpoint
     this.lock = lock
-    const pins = this.useState(state, stateFd).takeOver(sockets)
-    const tree = this.assemble(true)
+    const pinStore = this.useState(state, stateFd)
+    const pins = pinStore.takeOver(sockets)
+    const { tree, ...parts } = this.assemble(true)
     this.watchMount(mount)
     const transport = this.connect(fuse)
-    for (const pin of pins) this.takeOverPin(pin)
+    const { native, nodes, registry } = this
+    const takenOver = new TakenOverPins({ ...parts, native, nodes, registry, pinStore, holdSeconds: this.options.holdSeconds })
+    for (const pin of pins) takenOver.takeOver(pin)
     this.lifetime?.start(mountFd)
     this.root = root
     this.closes = new CloseWatch(this.native, closes, root, this, this.log)
@@ -359,41 +360,6 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
       this.toHandOver.set(name, [fd])
       this.guard?.put(name, [fd])
     })
-  }
-
-  /** A pin of an earlier daemon: its callers may still be about to open what they were answered. */
-  private takeOverPin({ fd, place, record }: StoredPin): void {
-    // The same disk opened twice at once, say.
-    const node = this.nodes.get(record.id) === undefined ? this.nodes.recall(record.id) : undefined
-    const device = node === undefined ? undefined : this.registry.find(node.name)
-    const pin = device === undefined ? undefined : { fd, device, place }
-    if (node === undefined || pin === undefined || !this.opener?.holds(pin)) {
-      if (node !== undefined) this.nodes.release(node)
-      return this.holdForCallers(fd, place, record)
-    }
-    node.pin = pin
-    node.moreCallers = record.more
-    node.unseen = record.more || record.lingers
-    node.callers = new Map(record.callers.map((caller) => [caller.tid, callOf(caller)]))
-    this.opener?.tookOver()
-    this.lifetime?.takenOver(node)
-  }
-
-  /** Of a disk that is gone, say: nobody may get its number before the callers are through. */
-  private holdForCallers(fd: number, place: number, record: PinRecord, until = monotonicMs() + this.options.holdSeconds * 1000): void {
-    const { callers, more } = record
-    this.native.lookAtThreads(
-      callers.flatMap((caller) => [caller.tid, this.intents?.wantsStack(callOf(caller)) ?? false]),
-      (seen) => {
-        const left = callers.filter((caller, i) => this.intents?.mayStillBeIn(callOf(caller), seen[i]))
-        if ((left.length > 0 || more) && monotonicMs() < until) {
-          setTimeout(() => this.holdForCallers(fd, place, { ...record, callers: left }, until), CALLERS_LOOK_MS).unref()
-          return
-        }
-        this.pinStore?.drop(place)
-        this.native.closeDevice(fd, () => {})
-      },
-    )
   }
 
   /** Takes the mount away, busy or not: open files stay open, they are the devices themselves. */
@@ -464,7 +430,7 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
 
   /** See {@link CloseListener}. */
   closed(name: string, wrote: boolean): void {
-    if (wrote) this.touch(name)
+    if (wrote) this.udevWatch.tell(name)
     const node = this.nodes.named(name)
     if (node !== undefined) this.lifetime?.closedByUser(node)
   }
@@ -483,27 +449,8 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
     this.log.warn('the kernel dropped events of closes; udev may not be told of a writer')
   }
 
-  /**
-   * udev watches the device's own node for writers that close it, to look at
-   * what they wrote. It does not see those that came through the tree.
-   */
-  private touch(name: string): void {
-    const device = this.registry.find(name)
-    if (device === undefined) return
-    if (this.touching.has(name)) {
-      this.touching.set(name, true) // once more when this one is done
-      return
-    }
-    this.touching.set(name, false)
-    this.opener?.touch(device, () => {
-      const again = this.touching.get(name)
-      this.touching.delete(name)
-      if (again) this.touch(name)
-    })
-  }
-
   /** @param takesOver the kernel may know inodes from an earlier daemon */
-  private assemble(takesOver: boolean): Tree {
+  private assemble(takesOver: boolean) {
     const { native, registry, sysfs, nodes, log, options, parts, pinStore, state } = this
     this.devDirectory = native.openDirectory('/dev')
     if (this.devDirectory < 0) {
@@ -534,7 +481,8 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
     this.lifetime = lifetime
     this.crowd = crowd
     registry.listener = this
-    return new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, whenReady, takesOver })
+    const tree = new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, whenReady, takesOver })
+    return { tree, opener, lifetime, intents }
   }
 
   /** See {@link TreeParts}. */
@@ -593,48 +541,6 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
     this.dead.add(node)
   }
 
-  /**
-   * One disk with a number is proof enough.
-   * @throws UserError on a machine that cannot tell disks apart
-   */
-  private requireDiskSeq(): void {
-    const { classDirectory } = this.sysfs
-    const names = blockNames(classDirectory)
-    if (names.length === 0) return
-    if (names.some((name) => this.sysfs.attribute(name, 'uevent')?.includes('DISKSEQ='))) return
-    throw new UserError('this kernel gives disks no sequence numbers; Linux 5.15 or later is needed')
-  }
-
-  /** @throws UserError where the ids of callers mean somebody else in /proc, or nobody */
-  private requireOwnProc(): void {
-    if (procIsOwn()) return
-    throw new UserError(
-      '/proc is of another pid namespace, so that callers cannot be seen; mount /proc of this one (unshare --mount-proc), or run this where /proc is of',
-    )
-  }
-
-  private async claimMountpoint(): Promise<void> {
-    const path = this.mountpoint
-    let top = mountsAt(path).at(-1)
-    while (top !== undefined) {
-      if (top.type !== FSTYPE) {
-        throw new UserError(`${path}: busy, ${top.type} (${top.source}) is mounted there; unmount it or choose another directory`)
-      }
-      if (!(await isDead(this.native, path))) {
-        throw new UserError(`${path}: already served by another diskseqfs; see diskseqfs unmount --help`)
-      }
-      this.log.warn({ mountpoint: path }, 'taking away the mount of a daemon that died')
-      const error = await detach(this.native, path)
-      if (error !== 0) throw new UserError(`${path}: cannot unmount the dead mount: ${errnoName(error)}`)
-      top = mountsAt(path).at(-1)
-    }
-    this.lock = await lockMountpoint(this.native, path)
-    // Between the look and the lock somebody may have been faster.
-    if (mountsAt(path).length > 0) {
-      throw new UserError(`${path}: already served by another diskseqfs`)
-    }
-  }
-
   private descriptor(what: string, call: (done: (error: number, fd: number) => void) => void): Promise<number> {
     return new Promise((resolve, reject) => {
       call((error, fd) => {
@@ -642,19 +548,6 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
         else reject(new UserError(`${what} failed on ${this.mountpoint}: ${errnoName(error)}`))
       })
     })
-  }
-}
-
-/** A caller as an earlier daemon wrote it down. */
-function callOf({ call, outlasts }: PinnedCaller): Call {
-  return someCall(outlasts ? 'unknown' : 'open', call)
-}
-
-function blockNames(directory: string): string[] {
-  try {
-    return readdirSync(directory)
-  } catch (error) {
-    throw new UserError(`cannot read ${directory}: ${errnoName(errnoOf(error))}; is sysfs mounted at /sys?`)
   }
 }
 

@@ -25,7 +25,8 @@ import { FuseSession, PAYLOAD_MAX } from '../../src/fuse/session.js'
 import { SharedState, STATE_SIZE } from '../../src/handover/shared-state.js'
 import { Sysfs } from '../../src/devices/sysfs.js'
 import { Tree } from '../../src/tree/tree.js'
-import { type StoredPin, PinStore } from '../../src/handover/pin-store.js'
+import { TakenOverPins } from '../../src/gate/taken-over-pins.js'
+import { PinStore } from '../../src/handover/pin-store.js'
 import { DISKS, DISKSEQ_FIRST, EVENT, NODE_GROUP, PARTITIONS, TID_FIRST, TIDS } from './generators.js'
 
 const FUSE_FD = 3
@@ -271,33 +272,22 @@ export class World {
   }
 
   /** What of the daemon itself is of interest here. */
-  private daemon(): RegistryListener & { takeOverPin(pin: StoredPin): void } {
-    const { opener, pinStore, lifetime, nodes, registry, intents, sysfs, dead, state } = this
-    const parts = {
-      opener,
-      pinStore,
-      lifetime,
-      nodes,
-      registry,
-      intents,
-      sysfs,
-      dead,
-      state,
-      transport: this.session,
-      native: this.native(),
-      options: { holdSeconds: 0.02 },
-    }
-    return Object.assign(Object.create(Daemon.prototype) as Daemon & { takeOverPin(pin: StoredPin): void }, parts)
+  private daemon(): RegistryListener {
+    const { lifetime, nodes, registry, dead, state } = this
+    return Object.assign(Object.create(Daemon.prototype) as Daemon, { lifetime, nodes, registry, dead, state, transport: this.session })
   }
 
   async start(): Promise<void> {
     await this.registry.start()
-    const daemon = this.daemon()
-    this.registry.listener = daemon
+    this.registry.listener = this.daemon()
     if (this.options.from === undefined) {
       this.session.start(this.tree).catch(() => {})
     } else {
-      for (const pin of this.pinStore.takeOver(this.sockets.map((queue) => this.open({ kind: 'socket', queue })))) daemon.takeOverPin(pin)
+      const { nodes, registry, opener, lifetime, intents, pinStore } = this
+      const native = this.native()
+      const takenOver = new TakenOverPins({ native, nodes, registry, opener, lifetime, intents, pinStore, holdSeconds: 0.02 })
+      const sockets = this.sockets.map((queue) => this.open({ kind: 'socket', queue }))
+      for (const pin of pinStore.takeOver(sockets)) takenOver.takeOver(pin)
     }
     this.lifetime.start(this.open({ kind: 'other' }))
     if (this.options.from !== undefined) this.session.resume(this.tree)

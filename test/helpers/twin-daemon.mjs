@@ -21,6 +21,7 @@ import { Beneath } from '../../build/js/daemon/beneath.js'
 import { CloseWatch } from '../../build/js/gate/closes.js'
 import { Crowd } from '../../build/js/gate/crowd.js'
 import { Daemon } from '../../build/js/daemon/daemon.js'
+import { Preflight } from '../../build/js/daemon/preflight.js'
 import { DeviceNodes } from '../../build/js/devices/device-node.js'
 import { nodeName, parseId } from '../../build/js/devices/names.js'
 import { FuseNativeTransport } from '../../build/js/fuse/libfuse.js'
@@ -604,7 +605,7 @@ const twins = {
   /** The same, and whoever began to have a disk opened is not remembered. */
   'removable-drives-anew': { native: removable, patch: () => void (Gate.prototype.began = () => false) },
   /** Callers are looked up in /proc, whichever pid namespace it is of. */
-  'any-proc': { patch: () => void (Daemon.prototype.requireOwnProc = () => {}) },
+  'any-proc': { patch: () => void (Preflight.prototype.requireOwnProc = () => {}) },
   /** The lock of a mount point has the same name in all mount namespaces. */
   'one-lock-for-all': {
     native: { ...native, lockFile: (file) => native.lockFile(file.replace(/@\d+/, '')) },

@@ -1,0 +1,74 @@
+/**
+ * Pins of an earlier daemon: callers that it has answered may still be about to open
+ * what they were answered. Each goes on as a pin of this one; or, where its device is
+ * gone, is held until those callers are through.
+ */
+import type { Registry } from '../devices/registry.js'
+import type { PinStore, StoredPin } from '../handover/pin-store.js'
+import type { PinnedCaller, PinRecord } from '../handover/shared-state.js'
+import type { Native } from '../native.js'
+import { monotonicMs } from '../util/clock.js'
+import type { NodeTable } from './inode.js'
+import { type Call, type Intents, someCall } from './intent.js'
+import type { PinLifetime } from './pin-lifetime.js'
+import type { PinOpener } from './pin.js'
+
+/** Between two looks whether callers are through, ms. */
+const LOOK_MS = 10
+
+export interface TakenOverPinsParts {
+  readonly native: Pick<Native, 'lookAtThreads' | 'closeDevice'>
+  readonly nodes: NodeTable
+  readonly registry: Pick<Registry, 'find'>
+  readonly opener: PinOpener
+  readonly lifetime: PinLifetime
+  readonly intents: Intents
+  readonly pinStore: PinStore
+  /** For how long one is held at most, s. */
+  readonly holdSeconds: number
+}
+
+export class TakenOverPins {
+  constructor(private readonly parts: TakenOverPinsParts) {}
+
+  takeOver({ fd, place, record }: StoredPin): void {
+    const { nodes, registry, opener, lifetime } = this.parts
+    // The same disk opened twice at once, say.
+    const node = nodes.get(record.id) === undefined ? nodes.recall(record.id) : undefined
+    const device = node === undefined ? undefined : registry.find(node.name)
+    const pin = device === undefined ? undefined : { fd, device, place }
+    if (node === undefined || pin === undefined || !opener.holds(pin)) {
+      if (node !== undefined) nodes.release(node)
+      return this.hold(fd, place, record, monotonicMs() + this.parts.holdSeconds * 1000)
+    }
+    node.pin = pin
+    node.moreCallers = record.more
+    node.unseen = record.more || record.lingers
+    node.callers = new Map(record.callers.map((caller) => [caller.tid, callOf(caller)]))
+    opener.tookOver()
+    lifetime.takenOver(node)
+  }
+
+  /** Of a disk that is gone, say: nobody may get its number before the callers are through. */
+  private hold(fd: number, place: number, record: PinRecord, until: number): void {
+    const { native, intents, pinStore } = this.parts
+    const { callers, more } = record
+    native.lookAtThreads(
+      callers.flatMap((caller) => [caller.tid, intents.wantsStack(callOf(caller))]),
+      (seen) => {
+        const left = callers.filter((caller, i) => intents.mayStillBeIn(callOf(caller), seen[i]))
+        if ((left.length > 0 || more) && monotonicMs() < until) {
+          setTimeout(() => this.hold(fd, place, { ...record, callers: left }, until), LOOK_MS).unref()
+          return
+        }
+        pinStore.drop(place)
+        native.closeDevice(fd, () => {})
+      },
+    )
+  }
+}
+
+/** A caller as an earlier daemon wrote it down. */
+function callOf({ call, outlasts }: PinnedCaller): Call {
+  return someCall(outlasts ? 'unknown' : 'open', call)
+}
