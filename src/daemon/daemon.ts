@@ -220,7 +220,7 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
     ])
     this.root = root
     this.lifetime?.start(mountFd)
-    this.closes = new CloseWatch(this.native, watchFd, root, this, this.log)
+    this.closes = new CloseWatch({ native: this.native, fd: watchFd, root, listener: this, log: this.log })
     if (mount !== undefined) {
       this.state.mount = { mountpoint: this.mountpoint, device: mount.device, pidNamespace: ownPidNamespace() }
       this.allowTakeover(mount.device, { mount: mountFd, closes: watchFd, root, beneath, fuse })
@@ -337,7 +337,7 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
     for (const pin of pins) takenOver.takeOver(pin)
     this.lifetime?.start(mountFd)
     this.root = root
-    this.closes = new CloseWatch(this.native, closes, root, this, this.log)
+    this.closes = new CloseWatch({ native, fd: closes, root, listener: this, log: this.log })
     this.keepLinks(beneath)
     outgoing?.serves()
     this.allowTakeover(mount.device, { mount: mountFd, closes, root, beneath, fuse })
@@ -460,7 +460,7 @@ export class Daemon implements CloseListener, TreeOwner, Inodes, RegistryListene
     const opener = parts.opener?.(native, this.devDirectory, pinStore) ?? new PinOpener(native, this.devDirectory, pinStore)
     const intents = parts.intents?.(native) ?? new Intents(native)
     const access = parts.access?.(native) ?? new Access(native)
-    const lifetime = new PinLifetime(native, nodes, opener, intents, options, log, state, this)
+    const lifetime = new PinLifetime({ native, nodes, opener, intents, state, inodes: this, options, log })
     const crowd = new Crowd(this, intents)
     const whenReady = (diskseq: DiskSeq, ready: () => void) => this.whenReady(diskseq, ready)
     const gate = new Gate({

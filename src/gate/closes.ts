@@ -57,6 +57,18 @@ function infoOf(fd: number): string {
   }
 }
 
+export interface CloseWatchParts {
+  readonly native: Calls
+  /** From {@link Native.inotifyWatch}, or an earlier daemon's; owned from now on. */
+  readonly fd: number
+  /** From {@link Native.cloneMount}; or negative, and only the root is watched. */
+  readonly root: number
+  readonly listener: CloseListener
+  /** What the kernel says of the watches of `fd`. */
+  readonly fdinfo?: () => string
+  readonly log: Logger
+}
+
 export class CloseWatch {
   private readonly buffer = Buffer.alloc(16384)
   private readonly poll: Poll
@@ -66,19 +78,18 @@ export class CloseWatch {
   /** Directories that are watched, or as good as that can be had; or those who wait for it. */
   private readonly watched = new Map<DiskSeq, number | (() => void)[]>()
   private readonly failures: LogLimit
+  private readonly native: Calls
+  private fd: number
+  private root: number
+  private readonly listener: CloseListener
+  private readonly log: Logger
 
-  /**
-   * @param fd from {@link Native.inotifyWatch}, or an earlier daemon's; owned from now on
-   * @param root from {@link Native.cloneMount}; or negative, and only the root is watched
-   */
-  constructor(
-    private readonly native: Calls,
-    private fd: number,
-    private root: number,
-    private readonly listener: CloseListener,
-    private readonly log: Logger,
-    fdinfo = () => infoOf(fd),
-  ) {
+  constructor({ native, fd, root, listener, log, fdinfo = () => infoOf(fd) }: CloseWatchParts) {
+    this.native = native
+    this.fd = fd
+    this.root = root
+    this.listener = listener
+    this.log = log
     this.failures = new LogLimit((suppressed) => log.warn({ suppressed }, 'more directories cannot be watched than are logged'))
     this.directories = watchesOf(fdinfo())
     for (const [wd, diskseq] of this.directories) this.watched.set(diskseq, wd)

@@ -84,6 +84,21 @@ interface Look {
   stuck: boolean
 }
 
+export interface PinLifetimeParts {
+  readonly native: Pick<Native, 'prune' | 'close' | 'lookAtThreads'>
+  readonly nodes: NodeTable
+  /** Closes the pins. */
+  readonly opener: PinOpener
+  /** What callers are doing. */
+  readonly intents: Intents
+  /** Where it is written down whom a pin was taken for. */
+  readonly state: Pick<SharedState, 'pinnedFor' | 'notPinnedFor'>
+  /** The kernel's. */
+  readonly inodes: Inodes
+  readonly options: PinLifetimeOptions
+  readonly log: Logger
+}
+
 export class PinLifetime {
   /** Pinned nodes. */
   private readonly active = new Set<Node>()
@@ -102,16 +117,7 @@ export class PinLifetime {
   private closed = false
   private readonly drained: (() => void)[] = []
 
-  constructor(
-    private readonly native: Pick<Native, 'prune' | 'close' | 'lookAtThreads'>,
-    private readonly nodes: NodeTable,
-    private readonly opener: PinOpener,
-    private readonly intents: Intents,
-    private readonly options: PinLifetimeOptions,
-    private readonly log: Logger,
-    private readonly state: Pick<SharedState, 'pinnedFor' | 'notPinnedFor'>,
-    private readonly inodes: Inodes,
-  ) {}
+  constructor(private readonly parts: PinLifetimeParts) {}
 
   /** @param mountFd from {@link Native.pickMount}; owned from now on */
   start(mountFd: number): void {
@@ -123,13 +129,13 @@ export class PinLifetime {
     this.closed = true
     clearTimeout(this.timer)
     clearInterval(this.tick)
-    for (const node of this.nodes) {
+    for (const node of this.parts.nodes) {
       node.nlookup = 0
-      if (node.pin !== undefined) this.opener.close(node.pin)
+      if (node.pin !== undefined) this.parts.opener.close(node.pin)
       node.pin = undefined
     }
     this.active.clear()
-    if (this.mountFd >= 0 && !this.pruning) this.native.close(this.mountFd)
+    if (this.mountFd >= 0 && !this.pruning) this.parts.native.close(this.mountFd)
     this.mountFd = -1
   }
 
@@ -156,8 +162,8 @@ export class PinLifetime {
   /** An opener is about to be answered: whoever takes over must know of it. */
   answering(node: Node, caller: Caller, call: Call): void {
     if (node.pin?.place === undefined) return
-    const { intents } = this
-    this.state.pinnedFor(
+    const { intents } = this.parts
+    this.parts.state.pinnedFor(
       node.pin.place,
       { tid: caller.tid, call: call.number, outlasts: intents.outlastsInode(call) },
       !intents.isSeen(call),
@@ -166,13 +172,13 @@ export class PinLifetime {
 
   /** It had gone, or another daemon had answered it. */
   notAnswered(node: Node, caller: Caller): void {
-    if (node.pin?.place !== undefined) this.state.notPinnedFor(node.pin.place, caller.tid)
+    if (node.pin?.place !== undefined) this.parts.state.notPinnedFor(node.pin.place, caller.tid)
     if (node.pin !== undefined && !this.active.has(node)) this.watch(node, QUIET_MS)
   }
 
   /** An opener was answered, or is about to be: from here the pin must stay, or come. */
   answered(node: Node, caller: Caller, call: Call): void {
-    if (this.intents.isSeen(call)) {
+    if (this.parts.intents.isSeen(call)) {
       this.remember(node, caller.tid, call)
     } else {
       node.unseen = true
@@ -221,7 +227,7 @@ export class PinLifetime {
     else this.openers.delete(tid)
     node.callers ??= new Map()
     node.callers.set(tid, call)
-    if (this.intents.endsSoon(call)) node.goesOn = true
+    if (this.parts.intents.endsSoon(call)) node.goesOn = true
   }
 
   /**
@@ -316,7 +322,7 @@ export class PinLifetime {
       if (node.trusted) this.distrust(node)
       for (const [tid, call] of node.callers ?? []) {
         asked.push({ node, tid, call })
-        threads.set(tid, threads.get(tid) === true || this.intents.wantsStack(call))
+        threads.set(tid, threads.get(tid) === true || this.parts.intents.wantsStack(call))
       }
     }
     if (asked.length === 0) {
@@ -326,15 +332,15 @@ export class PinLifetime {
     const look: Look = { nodes, began: monotonicMs(), stuck: false }
     this.looks.add(look)
     for (const node of nodes) node.looking = true
-    this.native.lookAtThreads([...threads].flat(), (seen) => {
+    this.parts.native.lookAtThreads([...threads].flat(), (seen) => {
       this.looks.delete(look)
       if (this.closed) return
       const found = new Map([...threads.keys()].map((tid, i) => [tid, seen[i]]))
       for (const { node, tid, call } of asked) {
         // Not if it has been answered again since.
         if (node.callers?.get(tid) !== call) continue
-        const late = this.intents.endsSoon(call) && monotonicMs() - node.usedAt > this.options.holdSeconds * 1000
-        if (late || !this.intents.mayStillBeIn(call, found.get(tid))) this.gone(node, tid)
+        const late = this.parts.intents.endsSoon(call) && monotonicMs() - node.usedAt > this.parts.options.holdSeconds * 1000
+        if (late || !this.parts.intents.mayStillBeIn(call, found.get(tid))) this.gone(node, tid)
       }
       for (const node of nodes) {
         // Those of a look that was given up have been looked at since, one by one.
@@ -375,7 +381,7 @@ export class PinLifetime {
     if (left === 0 && node.unseen && node.known && !this.haveForgotten(node)) return
     // Who runs on and on is not seen to leave its call: if nobody has the inode any more, it has.
     if (left > 0 && node.closed && node.known && node.lookDelay > FIRST_LOOK_MS) {
-      this.inodes.prune(node.id)
+      this.parts.inodes.prune(node.id)
       node.closed = false
     }
     if (left > 0 && left <= CALLERS_IN_A_ROW && node.looksInARow > 0 && this.isAlone(node)) {
@@ -396,19 +402,19 @@ export class PinLifetime {
    * @returns false where it had forgotten it before, which an earlier daemon may have been told
    */
   private haveForgotten(node: Node): boolean {
-    if (node.takenOver && node.nlookup === 0 && !this.inodes.invalidate(node.id)) {
+    if (node.takenOver && node.nlookup === 0 && !this.parts.inodes.invalidate(node.id)) {
       node.takenOver = false
       this.forgotten(node)
       return false
     }
-    if (!this.inodes.prune(node.id)) this.pruneAll()
+    if (!this.parts.inodes.prune(node.id)) this.pruneAll()
     return true
   }
 
   /** The kernel has to ask again for the attributes of a node. */
   distrust(node: Node): void {
     node.trusted = false
-    this.inodes.invalidate(node.id)
+    this.parts.inodes.invalidate(node.id)
   }
 
   /** The kernel has dropped an inode, and says how many lookups were answered with it. */
@@ -417,7 +423,7 @@ export class PinLifetime {
     if (node.known) {
       // Of one that was taken over this says less than it seems to: it may be the inode that
       // an earlier daemon gave out, dropped before this one answered a lookup.
-      if (node.takenOver && node.pin === undefined) this.nodes.release(node)
+      if (node.takenOver && node.pin === undefined) this.parts.nodes.release(node)
       else if (node.takenOver) this.watch(node, QUIET_MS)
       return
     }
@@ -428,13 +434,13 @@ export class PinLifetime {
     // Whoever comes now gets another inode.
     node.kept = node.trusted = false
     for (const [tid, call] of node.callers ?? []) {
-      if (!this.intents.outlastsInode(call)) this.gone(node, tid)
+      if (!this.parts.intents.outlastsInode(call)) this.gone(node, tid)
     }
     if (node.unseen && !node.moreCallers) {
       node.unseen = false
-      node.lingerUntil = monotonicMs() + this.options.lingerMs
+      node.lingerUntil = monotonicMs() + this.parts.options.lingerMs
     }
-    if (node.pin === undefined) this.nodes.release(node)
+    if (node.pin === undefined) this.parts.nodes.release(node)
     else this.watch(node, 0)
   }
 
@@ -451,8 +457,8 @@ export class PinLifetime {
       this.tick = undefined
       this.openers.clear()
     }
-    if (pin !== undefined) this.opener.close(pin)
-    this.nodes.release(node)
+    if (pin !== undefined) this.parts.opener.close(pin)
+    this.parts.nodes.release(node)
     this.checkDrained()
   }
 
@@ -461,10 +467,10 @@ export class PinLifetime {
     if (this.mountFd < 0 || this.pruning) return
     this.pruning = true
     const fd = this.mountFd
-    this.native.prune(fd, (error) => {
+    this.parts.native.prune(fd, (error) => {
       this.pruning = false
-      if (this.mountFd < 0) return void this.native.close(fd)
-      if (error !== 0) this.log.error({ errno: errnoName(error) }, 'the kernel did not drop its unused names')
+      if (this.mountFd < 0) return void this.parts.native.close(fd)
+      if (error !== 0) this.parts.log.error({ errno: errnoName(error) }, 'the kernel did not drop its unused names')
     })
   }
 
@@ -476,8 +482,8 @@ export class PinLifetime {
 
   private hold(): void {
     for (const node of this.active) {
-      if (!node.unseen || ++node.unseenTicks < this.options.holdSeconds) continue
-      this.log.debug({ diskseq: node.name }, 'still in use after the hold; its user holds the device')
+      if (!node.unseen || ++node.unseenTicks < this.parts.options.holdSeconds) continue
+      this.parts.log.debug({ diskseq: node.name }, 'still in use after the hold; its user holds the device')
       node.unseen = node.moreCallers = false
       this.watch(node, 0)
     }

@@ -571,8 +571,8 @@ export const acls: Surface = single('ACLs', make.acl, (bytes) => {
 export const closes: Surface = single('inotify', make.inotifyEvents, (bytes) => {
   let readable = () => {}
   const told: string[] = []
-  const watch = new CloseWatch(
-    {
+  const watch = new CloseWatch({
+    native: {
       Poll: class {
         constructor(_: number, ready: () => void) {
           readable = ready
@@ -586,12 +586,12 @@ export const closes: Surface = single('inotify', make.inotifyEvents, (bytes) => 
       inotifyAdd() {},
       inotifyRemove: () => 0,
     },
-    5,
-    -1,
-    { closed: (name) => void told.push(name), closedByKernelName: (_, name) => void told.push(name), lost() {} },
-    quiet,
-    () => 'inotify wd:2 ino:d400 sdev:38 mask:8\n',
-  )
+    fd: 5,
+    root: -1,
+    listener: { closed: (name) => void told.push(name), closedByKernelName: (_, name) => void told.push(name), lost() {} },
+    log: quiet,
+    fdinfo: () => 'inotify wd:2 ino:d400 sdev:38 mask:8\n',
+  })
   readable()
   watch.close()
   must(

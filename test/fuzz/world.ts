@@ -249,7 +249,16 @@ export class World {
     const intents = (this.intents = new Intents(native))
     const session = (this.session = new (options.session ?? FuseSession)(native, FUSE_FD, log, this.state))
     const { nodes } = this
-    const lifetime = (this.lifetime = new PinLifetime(native, nodes, opener, intents, settings, log, this.state, session))
+    const lifetime = (this.lifetime = new PinLifetime({
+      native,
+      nodes,
+      opener,
+      intents,
+      state: this.state,
+      inodes: session,
+      options: settings,
+      log,
+    }))
     const crowd = (this.crowd = new Crowd(session, intents))
     this.dead = new DeadNames(
       (id) => session.prune(id),

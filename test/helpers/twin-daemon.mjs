@@ -112,7 +112,7 @@ function invalidating() {
     return true
   }
   PinLifetime.prototype.unpin = function (node) {
-    this.inodes.prune(node.id)
+    this.parts.inodes.prune(node.id)
     return unpin.call(this, node)
   }
 }
@@ -377,7 +377,7 @@ const twins = {
       }
       PinLifetime.prototype.hold = function () {
         for (const node of this.active) {
-          if (performance.now() - since.get(node) >= this.options.holdSeconds * 1000) node.unseenTicks = Infinity
+          if (performance.now() - since.get(node) >= this.parts.options.holdSeconds * 1000) node.unseenTicks = Infinity
         }
         return hold.call(this)
       }
@@ -527,7 +527,7 @@ const twins = {
       const { answered } = PinLifetime.prototype
       PinLifetime.prototype.answered = function (node, ...given) {
         answered.call(this, node, ...given)
-        setTimeout(() => this.unpin(node), this.options.holdSeconds * 1000)
+        setTimeout(() => this.unpin(node), this.parts.options.holdSeconds * 1000)
       }
     },
   },

@@ -38,7 +38,7 @@ const MOVING: readonly [RegExp, string][] = [
   [/by\\x2ddiskseq-(\.dm-)?\d+/g, 'by\\x2ddiskseq-$1N'],
   [/\((\d+)(:|, ?)\d+\)/g, '($1:N)'],
   [/\b(linear) \d+:\d+/g, '$1 N:N'],
-  [/\b(pipe_ino)=\d+/g, '$1=N'],
+  [/\b(fd|pipe_ino)=\d+/g, '$1=N'],
   [/LVM-[a-zA-Z0-9]{64}/g, 'LVM-ID'],
   [/ +$/gm, ''],
 ]

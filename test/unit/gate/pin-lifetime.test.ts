@@ -87,8 +87,8 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
   }
   const nodes = new NodeTable()
   const opener = { close: (pin: Pin) => void state.unpinned.push(pin.device.name) } as unknown as PinOpener
-  const lifetime = new PinLifetime(
-    {
+  const lifetime = new PinLifetime({
+    native: {
       prune(fd, done) {
         if (fd !== MOUNT_FD) throw new Error(`pruned descriptor ${fd}`)
         state.pruneAlls++
@@ -113,13 +113,13 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
     nodes,
     opener,
     intents,
-    { lingerMs, holdSeconds },
-    { error: () => void state.errors++, debug() {} } as unknown as Logger,
-    {
+    options: { lingerMs, holdSeconds },
+    log: { error: () => void state.errors++, debug() {} } as unknown as Logger,
+    state: {
       pinnedFor: (index, caller, lingers) => void state.written.push([index, caller, lingers]),
       notPinnedFor: (index, tid) => void state.written.push([index, tid]),
     },
-    {
+    inodes: {
       invalidate: (id) => (state.told.push(`invalidate ${id >> 12n}`), state.hasInode),
       prune: (id) => {
         if (!state.prunes) return false
@@ -128,7 +128,7 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
         return true
       },
     },
-  )
+  })
   lifetime.start(MOUNT_FD)
   t.teardown(() => lifetime.close())
   let next = 1
@@ -915,7 +915,7 @@ t.test('a process that has closed it can exit', SLOW, async (t) => {
     const log = { error() {}, debug() {} }
     const inodes = { invalidate: () => true, prune: () => true }
     const state = { pinnedFor() {}, notPinnedFor() {} }
-    const lifetime = new PinLifetime({ ...native, close: () => 0 }, nodes, { close() {} }, new Intents(native), { lingerMs: 60000, holdSeconds: 60 }, log, state, inodes)
+    const lifetime = new PinLifetime({ native: { ...native, close: () => 0 }, nodes, opener: { close() {} }, intents: new Intents(native), options: { lingerMs: 60000, holdSeconds: 60 }, log, state, inodes })
     lifetime.start(5)
     for (const [diskseq, call] of [[1n, someCall('open')], [2n, UNSEEN]]) {
       const node = nodes.of({ name: String(diskseq), diskseq, partition: 0, minor: 0 })
