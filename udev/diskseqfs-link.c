@@ -38,6 +38,7 @@
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #define TREE "/dev/disk/by-diskseq"
@@ -51,6 +52,8 @@
 // Of the instances of this program that run at the same time.
 #define LOCK "/run/diskseqfs.lock"
 #define LOCK_SECONDS 3
+// For so long, ns, somebody may have read a link and not yet looked up where it leads.
+#define WALK_NS 50000000
 // There if any device has had all its links claimed: then those of others may be the same.
 #define ALL "/run/diskseqfs.all"
 // Of a link that is being made; its process follows.
@@ -587,8 +590,12 @@ static int change(const struct event *event) {
     if (leads_to(link, event->diskseq, kernel)) left = true;
   }
   free(words);
-  if (!*event->claimed && *event->before && !left) leave_beneath(event->diskseq, kernel);
   unlock();
+  if (!*event->claimed && *event->before && !left) {
+    // Whoever has read a name just before it was changed is on its way through the link beneath.
+    nanosleep(&(struct timespec){.tv_nsec = WALK_NS}, NULL);
+    leave_beneath(event->diskseq, kernel);
+  }
   return result;
 }
 

@@ -419,6 +419,8 @@ async function twins(t: Test, vm: Vm, stock: Answers): Promise<void> {
     await vm.run(again)
     await differs(SWAP_UNIT, 'where names for swap are ours as well, its unit does not know it')
   })
+  // LVM 2.03.16 answers the same without them.
+  if (vm.release === 'bookworm') return
   await vm.run(`mv ${RULES}/99-z-diskseqfs.rules ${RULES}/62-diskseqfs.rules; ${again}`)
   await differs(FILTERS, "where names leave udev before other rules have seen them, lvm's filters do not know them")
   await vm.run(`mv ${RULES}/62-diskseqfs.rules ${RULES}/99-z-diskseqfs.rules; ${again}`)
