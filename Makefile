@@ -27,6 +27,7 @@ UDEVDIR = /usr/lib/udev
 UNITDIR = $(PREFIX)/lib/systemd/system
 # Where systemd-sleep looks for what to run; in no other directory.
 SLEEPDIR = /usr/lib/systemd/system-sleep
+SHAREDIR = $(PREFIX)/share
 
 # A node in .node is installed too, as the system then has no other to run with.
 BUNDLED_NODE = $(wildcard .node/bin/node)
@@ -208,6 +209,9 @@ install:
 	install -d "$(DESTDIR)$(UDEVDIR)/rules.d" "$(DESTDIR)$(UNITDIR)"
 	install -m 755 $(LINK) "$(DESTDIR)$(UDEVDIR)"
 	install -m 644 udev/*.rules "$(DESTDIR)$(UDEVDIR)/rules.d"
+	install -D -m 644 scripts/completion/diskseqfs.bash "$(DESTDIR)$(SHAREDIR)/bash-completion/completions/diskseqfs"
+	install -D -m 644 scripts/completion/_diskseqfs "$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_diskseqfs"
+	install -D -m 644 scripts/completion/diskseqfs.fish "$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/diskseqfs.fish"
 	sed 's|@BINDIR@|$(BINDIR)|g; s|@LIBDIR@|$(LIBDIR)|g' systemd/diskseqfs.service >"$(DESTDIR)$(UNITDIR)/diskseqfs.service"
 
 # A service that runs is stopped first: it takes its tree away, and gives the names back.
@@ -220,6 +224,8 @@ uninstall:
 	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs" \
 		"$(DESTDIR)$(UDEVDIR)/diskseqfs-link" \
 		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" "$(DESTDIR)$(SLEEPDIR)/diskseqfs" \
+		"$(DESTDIR)$(SHAREDIR)/bash-completion/completions/diskseqfs" "$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_diskseqfs" \
+		"$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/diskseqfs.fish" \
 		$(patsubst udev/%,"$(DESTDIR)$(UDEVDIR)/rules.d/%",$(wildcard udev/*.rules))
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/udev ] || { udevadm control --reload; udevadm trigger --subsystem-match=block; }

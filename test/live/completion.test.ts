@@ -1,0 +1,66 @@
+/** Completion: what it offers is what the program takes, and what is there. */
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+import t from 'tap'
+
+import { TRANSPORTS } from '../../src/fuse/transport.js'
+import { LOG_FORMATS, LOG_LEVELS } from '../../src/util/log.js'
+import { ROOT } from '../helpers/root.js'
+import { CLI, loopDisk, run, startTree } from '../helpers/tree.js'
+
+const FILES = ['diskseqfs.bash', '_diskseqfs', 'diskseqfs.fish'].map((name) => join(ROOT, 'scripts/completion', name))
+const COMMANDS = ['mount', 'unmount', 'list', 'resolve']
+
+async function optionsOf(command: string): Promise<string[]> {
+  const { stdout } = await run('env', ['--unset=NODE_OPTIONS', process.execPath, CLI, command, '--help'])
+  return [...stdout.matchAll(/^ +(?:-\w, )?(--[a-z-]+|-o)\b/gm)].map((match) => match[1] as string)
+}
+
+/** What bash offers behind these words. */
+async function offered(...words: string[]): Promise<string[]> {
+  const script = `
+    source '${FILES[0]}'
+    COMP_WORDS=(diskseqfs "$@") COMP_CWORD=$#
+    _diskseqfs
+    printf '%s\\n' "\${COMPREPLY[@]}"`
+  const { stdout, stderr } = await run('bash', ['-c', script, 'bash', ...words])
+  if (stderr !== '') throw new Error(stderr)
+  return stdout.split('\n').filter((line) => line !== '')
+}
+
+t.test('bash: each command, and its options', async (t) => {
+  t.strictSame(
+    (await offered('')).filter((word) => !word.startsWith('-')),
+    [...COMMANDS, 'help'],
+  )
+  for (const command of COMMANDS) {
+    t.strictSame((await offered(command, '-')).sort(), (await optionsOf(command)).sort(), command)
+  }
+  t.strictSame(await offered('mount', '--transport', ''), TRANSPORTS)
+  t.strictSame(await offered('mount', '--log-level', ''), LOG_LEVELS)
+  t.strictSame(await offered('mount', '--log-format', ''), LOG_FORMATS)
+})
+
+t.test('bash: devices by all of their names, and trees', async (t) => {
+  const tree = await startTree(t)
+  const disk = loopDisk(t)
+  t.strictSame(await offered('resolve', disk.kname), [disk.kname])
+  const path = join(tree.mountpoint, disk.diskseq())
+  t.ok((await offered('resolve', path)).includes(path), 'the tree is asked for its names')
+  t.ok((await offered('unmount', tree.mountpoint)).includes(tree.mountpoint))
+  t.strictSame(await offered('unmount', ROOT), [], 'no other directory')
+})
+
+t.test('zsh and fish: no option is missing', async (t) => {
+  const words = [...TRANSPORTS, ...LOG_LEVELS, ...LOG_FORMATS, ...COMMANDS]
+  for (const command of COMMANDS) words.push(...(await optionsOf(command)).map((option) => option.replace(/^-+/, '')))
+  for (const file of FILES.slice(1)) {
+    const text = readFileSync(file, 'utf8')
+    t.strictSame(
+      words.filter((word) => !new RegExp(`(^|[^a-z-])-*${word}([^a-z-]|$)`, 'm').test(text)),
+      [],
+      file,
+    )
+  }
+})
