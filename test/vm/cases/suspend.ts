@@ -76,7 +76,7 @@ const FREEZES = `
     systemctl freeze frozen && sleep 0.2 && systemctl thaw frozen || failed=$((failed + 1))
     sleep 0.3
   done
-  echo $failed $(journalctl -b -q -u frozen -o cat --no-pager | grep -c failed)`
+  echo $failed $(journalctl -b -q -u frozen -o cat --no-pager | grep -cx failed)`
 
 /** While the tree is covered the service is restarted, and its daemon killed. */
 const MEANWHILE = `
@@ -101,8 +101,8 @@ export const suspend: Case = {
       const [{ failed, median }, stock] = [ours[i] as Sleeps, (before as Sleeps[])[i] as Sleeps]
       note(t, `${times} times ${what}: ${failed} failed, median ${median} ms; stock: ${stock.failed} and ${stock.median} ms`)
       t.equal(failed, 0, `${what}: it goes to sleep each time`)
-      // Of a machine that is emulated and busy; who cannot be frozen is waited for for 20 s.
-      t.ok(median < stock.median + 10_000, `${what}: ${median} ms, ${stock.median} on a stock system`)
+      // Who cannot be frozen is waited for for 20 s, on top of all else; ours takes a command's time more.
+      t.ok(median < 2 * stock.median + 15_000, `${what}: ${median} ms, ${stock.median} on a stock system`)
     }
     t.equal(await vm.run('findmnt -n -o FSTYPE /dev/disk/by-diskseq'), 'fuse.diskseqfs\n', 'the tree is there, once')
     await vm.run('udevadm settle')
