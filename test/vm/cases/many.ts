@@ -60,10 +60,13 @@ async function stops(t: Test, vm: Vm, count: number): Promise<Stop> {
     link=$(ms /usr/lib/udev/diskseqfs-link stock)
     udevadm trigger --subsystem-match=block; udevadm settle --timeout=1200
     echo $(cat /run/failed) $dead $result $link $stop
-    rm /run/enough /run/failed`,
+    sort /run/failures | uniq -c | head
+    rm /run/enough /run/failed /run/failures`,
     1_800_000,
   )
-  const [failed, dead, result, link, stop] = outcome.trim().split(' ')
+  const [figures = '', ...failures] = outcome.trim().split('\n')
+  const [failed, dead, result, link, stop] = figures.split(' ')
+  for (const failure of failures) note(t, failure.trim())
   t.strictSame({ failed, dead, result }, { failed: '0', dead: '0', result: 'success' }, `${count} devices: no open failed, no name is dead`)
   return { link: Number(link), stop: Number(stop) }
 }
