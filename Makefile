@@ -28,6 +28,7 @@ UNITDIR = $(PREFIX)/lib/systemd/system
 # Where systemd-sleep looks for what to run; in no other directory.
 SLEEPDIR = /usr/lib/systemd/system-sleep
 SHAREDIR = $(PREFIX)/share
+MANDIR = $(SHAREDIR)/man
 
 # A node in .node is installed too, as the system then has no other to run with.
 BUNDLED_NODE = $(wildcard .node/bin/node)
@@ -209,6 +210,9 @@ install:
 	install -d "$(DESTDIR)$(UDEVDIR)/rules.d" "$(DESTDIR)$(UNITDIR)"
 	install -m 755 $(LINK) "$(DESTDIR)$(UDEVDIR)"
 	install -m 644 udev/*.rules "$(DESTDIR)$(UDEVDIR)/rules.d"
+	install -d "$(DESTDIR)$(MANDIR)/man5" "$(DESTDIR)$(MANDIR)/man8"
+	install -m 644 man/*.5 "$(DESTDIR)$(MANDIR)/man5"
+	install -m 644 man/*.8 "$(DESTDIR)$(MANDIR)/man8"
 	install -D -m 644 scripts/completion/diskseqfs.bash "$(DESTDIR)$(SHAREDIR)/bash-completion/completions/diskseqfs"
 	install -D -m 644 scripts/completion/_diskseqfs "$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_diskseqfs"
 	install -D -m 644 scripts/completion/diskseqfs.fish "$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/diskseqfs.fish"
@@ -226,6 +230,7 @@ uninstall:
 		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" "$(DESTDIR)$(SLEEPDIR)/diskseqfs" \
 		"$(DESTDIR)$(SHAREDIR)/bash-completion/completions/diskseqfs" "$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_diskseqfs" \
 		"$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/diskseqfs.fish" \
+		"$(DESTDIR)$(MANDIR)/man5/diskseqfs.5" $(patsubst man/%,"$(DESTDIR)$(MANDIR)/man8/%",$(wildcard man/*.8)) \
 		$(patsubst udev/%,"$(DESTDIR)$(UDEVDIR)/rules.d/%",$(wildcard udev/*.rules))
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/udev ] || { udevadm control --reload; udevadm trigger --subsystem-match=block; }

@@ -6,16 +6,11 @@ import t from 'tap'
 
 import { TRANSPORTS } from '../../src/fuse/transport.js'
 import { LOG_FORMATS, LOG_LEVELS } from '../../src/util/log.js'
+import { COMMANDS, optionsOf } from '../helpers/help.js'
 import { ROOT } from '../helpers/root.js'
-import { CLI, loopDisk, run, startTree } from '../helpers/tree.js'
+import { loopDisk, run, startTree } from '../helpers/tree.js'
 
 const FILES = ['diskseqfs.bash', '_diskseqfs', 'diskseqfs.fish'].map((name) => join(ROOT, 'scripts/completion', name))
-const COMMANDS = ['mount', 'unmount', 'list', 'resolve']
-
-async function optionsOf(command: string): Promise<string[]> {
-  const { stdout } = await run('env', ['--unset=NODE_OPTIONS', process.execPath, CLI, command, '--help'])
-  return [...stdout.matchAll(/^ +(?:-\w, )?(--[a-z-]+|-o)\b/gm)].map((match) => match[1] as string)
-}
 
 /** What bash offers behind these words. */
 async function offered(...words: string[]): Promise<string[]> {

@@ -75,6 +75,9 @@ t.test('make install', async (t) => {
       ['usr/lib/diskseqfs/dist/cli.js', '755'],
       ['usr/lib/diskseqfs/native/build/Release/diskseqfs_native.node', '755'],
       ['usr/lib/diskseqfs/dist/LICENSES', '644'],
+      ['usr/share/man/man8/diskseqfs.8', '644'],
+      ['usr/share/man/man5/diskseqfs.5', '644'],
+      ['usr/share/bash-completion/completions/diskseqfs', '644'],
     ] as const) {
       t.equal(mode(path), expected, path)
     }

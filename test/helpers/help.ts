@@ -1,0 +1,10 @@
+/** What the program says of itself. */
+import { CLI, run } from './tree.js'
+
+export const COMMANDS = ['mount', 'unmount', 'list', 'resolve']
+
+/** The options of a command, with their dashes; of those with two forms the long one. */
+export async function optionsOf(command: string): Promise<string[]> {
+  const { stdout } = await run('env', ['--unset=NODE_OPTIONS', process.execPath, CLI, command, '--help'])
+  return [...stdout.matchAll(/^ +(?:-\w, )?(--[a-z-]+|-o)\b/gm)].map((match) => match[1] as string)
+}
