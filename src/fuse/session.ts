@@ -25,6 +25,7 @@ import type { Logger } from '../util/log.js'
 import type { Native, Poll } from '../native.js'
 import { BusyPoll, WAIT_US } from './busy-poll.js'
 import type { RequestStore } from './request-store.js'
+import { WireLog } from './wire-log.js'
 import type { AttrChange, Inodes, Reply, Transport, TreeOperations } from './transport.js'
 
 /** What FUSE_WRITE may carry. Nothing here is written to; the kernel insists on a page. */
@@ -168,6 +169,7 @@ export class FuseSession implements Transport, Inodes {
   private readonly lookups = new FairQueue<Waiting>()
   private readonly waiting = new FairQueue<Waiting>()
   private readonly busyPoll = new BusyPoll()
+  private readonly wireLog: WireLog | undefined
   /** Whether the kernel can be told to forget an inode, as far as is known. */
   private prunes = true
   private turn: NodeJS.Immediate | undefined
@@ -187,6 +189,7 @@ export class FuseSession implements Transport, Inodes {
     private readonly log: Logger,
     readonly state: RequestStore,
   ) {
+    this.wireLog = WireLog.of(log)
     this.ended = new Promise((resolve) => {
       this.end = resolve
     })
@@ -362,6 +365,7 @@ export class FuseSession implements Transport, Inodes {
     this.pending.delete(unique)
     if (this.fd < 0) return false
     const n = this.native.write(this.fd, this.out.bytes, this.out.header(unique, error, payload))
+    this.wireLog?.answer(unique, error, n)
     if (n >= 0) return true
     // ENOENT: the caller is gone. ENODEV: the mount is.
     if (n !== -E.ENOENT && n !== -E.ENODEV) {
@@ -372,13 +376,17 @@ export class FuseSession implements Transport, Inodes {
 
   /** See {@link Inodes}. The kernel answers whether it has the inode. */
   invalidate(nodeid: bigint): boolean {
-    return this.fd >= 0 && this.native.write(this.fd, this.out.bytes, this.out.invalidateInode(nodeid)) !== -E.ENOENT
+    if (this.fd < 0) return false
+    const n = this.native.write(this.fd, this.out.bytes, this.out.invalidateInode(nodeid))
+    this.wireLog?.notify('INVAL_INODE', nodeid, n)
+    return n !== -E.ENOENT
   }
 
   /** See {@link Inodes}. An older kernel says EINVAL. */
   prune(nodeid: bigint): boolean {
     if (!this.prunes || this.fd < 0) return false
     const n = this.native.write(this.fd, this.out.bytes, this.out.pruneInode(nodeid))
+    this.wireLog?.notify('PRUNE', nodeid, n)
     this.prunes = n !== -E.EINVAL
     return this.prunes
   }
@@ -395,6 +403,7 @@ export class FuseSession implements Transport, Inodes {
       return undefined
     }
     const header = message.header()
+    this.wireLog?.request(header, message, !UNANSWERED.has(header.opcode))
     const reply = new SessionReply(this, header.unique)
     reply.slot = slot
     // Not twice: what is forgotten twice may be forgotten too early.

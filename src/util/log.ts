@@ -15,7 +15,7 @@ export const LOG_LEVELS: readonly LogLevel[] = ['fatal', 'error', 'warn', 'info'
 export type LogFormat = 'pretty' | 'json' | 'journal'
 export const LOG_FORMATS: readonly LogFormat[] = ['pretty', 'json', 'journal']
 
-export type Logger = Pick<pino.Logger, 'error' | 'warn' | 'info' | 'debug'>
+export type Logger = Pick<pino.Logger, 'error' | 'warn' | 'info' | 'debug'> & Partial<Pick<pino.Logger, 'trace' | 'isLevelEnabled'>>
 
 /** Bytes of log that may wait for a slow reader. */
 const BACKLOG_MAX = 1024 * 1024

@@ -51,7 +51,7 @@ const refuseAll = new Proxy({} as TreeOperations, {
 })
 
 /** A session whose kernel is this test. With memory of an earlier one it goes on where that ended. */
-function fixture(operations: Partial<TreeOperations> = {}, memory?: ArrayBuffer) {
+function fixture(operations: Partial<TreeOperations> = {}, memory?: ArrayBuffer, traced?: object[]) {
   const answers: Answer[] = []
   const errors: string[] = []
   const reads: (Buffer | number)[] = []
@@ -92,7 +92,13 @@ function fixture(operations: Partial<TreeOperations> = {}, memory?: ArrayBuffer)
       close: (fd) => (state.closed.push(fd), 0),
     },
     FD,
-    { error: (fields: unknown, text?: string) => void errors.push(text ?? String(fields)) } as unknown as Logger,
+    {
+      error: (fields: unknown, text?: string) => void errors.push(text ?? String(fields)),
+      ...(traced !== undefined && {
+        isLevelEnabled: (level: string) => level === 'trace',
+        trace: (fields: object, what: string) => void traced.push({ what, ...fields }),
+      }),
+    } as unknown as Logger,
     new SharedState(memory),
   )
   const all = { ...bound(refuseAll), ...operations } as TreeOperations
@@ -1272,4 +1278,32 @@ async function deaths(t: Test, count: number, afterMs: number) {
 t.test('a request is refused if daemons die of it, and not if they die some time later', async (t) => {
   t.strictSame(await deaths(t, 20, 0), { daemons: 5, error: E.EIO })
   t.equal(await deaths(t, 10, 100), undefined)
+})
+
+t.test('the wire log has each request, its answer and what the kernel is told', async (t) => {
+  const traced: object[] = []
+  let later: Reply | undefined
+  const { ask, session, last } = fixture(
+    { lookup: (_, __, name, reply) => (name === 'later' ? (later = reply) : reply.error(E.ENOENT)) },
+    undefined,
+    traced,
+  )
+  ask(Opcode.LOOKUP, Buffer.from('13\0'))
+  const lookup = { unique: String(last()), nodeid: '1' }
+  t.match(traced.splice(0), [
+    { what: 'LOOKUP', ...lookup, name: '13', uid: Number, tid: Number },
+    { what: 'answer', unique: lookup.unique, verdict: 'ENOENT', us: Number },
+  ])
+  ask(Opcode.LOOKUP, Buffer.from('later\0'))
+  t.match(traced.splice(0), [{ what: 'LOOKUP', name: 'later' }])
+  later?.ok()
+  t.match(traced.splice(0), [{ what: 'answer', unique: String(last()), verdict: 'ok', us: Number }])
+  session.invalidate(13n)
+  t.match(traced.splice(0), [{ what: 'INVAL_INODE', nodeid: '13' }])
+  ask(Opcode.LOOKUP, Buffer.from('a\n<0>\x1b[2J\\\xe9\0', 'latin1'))
+  t.match(traced.splice(0), [{ name: 'a\\x0a<0>\\x1b[2J\\x5c\\xe9' }, { what: 'answer' }], 'a name writes no line of its own')
+  ask(Opcode.FORGET, Buffer.alloc(8))
+  t.match(traced.splice(0), [{ what: 'FORGET' }])
+  ask(Opcode.LOOKUP, Buffer.from('no end'))
+  t.match(traced.splice(0), [{ what: 'LOOKUP' }, { what: 'answer', verdict: 'EIO' }], 'also one that is malformed')
 })
