@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # make [build]       build the daemon
 # make run           build, then serve MOUNTPOINT in the foreground (as root)
 # make test          build, then run those tests that need no root, no disk and no mount
@@ -147,6 +148,8 @@ check-types: $(DEPS)
 lint: $(DEPS)
 	npm run --silent lint
 	npm run --silent format:check
+	@! git ls-files '*.ts' '*.mjs' '*.c' '*.cc' '*.h' | xargs grep -L 'SPDX-License-Identifier: ' | grep . || \
+		{ echo 'make lint: these have no SPDX-License-Identifier' >&2; exit 1; }
 
 # The short forms are part of "make check".
 MINUTES = 30

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * This code against an earlier commit's, in turns, in one run on this machine. What counts are the
  * ratios.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What the benchmarks share. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'

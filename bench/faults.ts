@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What a fault costs those who have nothing to do with it: how long an open of
  * another disk takes while it lasts, against the same without it. Both are

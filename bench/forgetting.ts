@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What it costs to have the kernel forget the name of one disk, of many that it has cached: by
  * FUSE_NOTIFY_PRUNE (Linux 6.18), against dropping all names, which is what older kernels can be told. Both

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What diskseqfs is compared with: the same tree, served otherwise. See peers/. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { join } from 'node:path'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What the tree costs: against the same tree served otherwise (see peers/),
  * against clients that open and verify a device themselves, and against what it

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Beside udev, in a virtual machine with a Debian release in it: how soon a new
  * disk can be opened by its sequence number, on the stock system by the links

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+// SPDX-License-Identifier: MIT
 /** The command line. Exit codes: 0 done, 1 cannot be done, 2 asked wrongly. */
 import { readFileSync } from 'node:fs'
 

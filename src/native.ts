@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The addon in `native/`, typed. Each function is one kernel interface and
  * answers with a non-negative result or a negated errno; none of them throws

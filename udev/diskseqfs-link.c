@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // diskseqfs-link: points the names of devices into the tree: of device-mapper devices /dev/mapper/NAME and LVM's
 // /dev/VG/LV, and all links of a device for which that is asked (DISKSEQFS_LINK=all).
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The daemon, with a way to have the kernel forget names and to see what that takes.
  *

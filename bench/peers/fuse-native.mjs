@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The tree on the npm package fuse-native, as its documentation would have one
  * write it: callbacks by path, errors as negative numbers, stat objects. Which

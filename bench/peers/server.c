@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The tree in C, on libfuse's low-level interface: what the benchmark compares
 // the daemon with.
 //

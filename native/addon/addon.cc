@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "addon.h"
 
 #include "tasks.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the files of this addon share: one Init per kernel interface, and the
 // state of one Node environment (never a global: an addon may be loaded by
 // several environments of one process).

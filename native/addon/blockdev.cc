@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Block devices: opening, closing and identifying them. See uapi/linux/fs.h,
 // uapi/linux/loop.h and sysfs-block of the kernel's ABI documentation.
 #include <dirent.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Numbers that differ between architectures, from the C headers.
 #include <fcntl.h>
 #include <sys/mount.h>

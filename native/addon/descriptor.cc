@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Plain calls on descriptors and small files, none of which can block on a
 // disk: /dev/fuse (non-blocking), procfs, sysfs, and inodes of devtmpfs.
 #include <errno.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // inotify(7). Adding a watch walks the path and may ask the filesystem for
 // permission, which for this daemon's own mount means asking itself: so it is
 // never done on the event loop's thread.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Symlinks in a directory, made and removed on a pool thread: whoever else reads the
 // directory may have it locked.
 #include <dirent.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Memory that outlives the process that wrote it: memfd_create(2), mmap(2).
 #include <errno.h>
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // mount(2), umount2(2), open_tree(2), fsopen(2) with fsmount(2), and fspick(2) with fsconfig(2).
 #include <errno.h>
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // uv_poll_t as a JavaScript object: new Poll(fd, callback, priority) calls back
 // while the descriptor is readable (level-triggered), or with `priority` when
 // it has an exceptional condition (POLLPRI), until close(); not between pause()

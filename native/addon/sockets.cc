@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Unix sockets: of the system log, the service manager, the guard and other
 // daemons, and those that pins wait in. A filesystem daemon must not wait for
 // any of them, so nothing here does; but for awaitMessage().

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Threads for system calls that may block for as long as a disk likes.
 //
 // libuv's own pool is no place for them: it has four threads for the whole

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What threads of other processes are doing, and who they are: files of
 // /proc/TID, and taskstats (uapi/linux/taskstats.h).
 //

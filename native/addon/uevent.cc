@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The kernel's uevent multicast: NETLINK_KOBJECT_UEVENT, group 1. See
 // lib/kobject_uevent.c; the sender's port and credentials are handed up, the
 // decision whom to believe is not made here.

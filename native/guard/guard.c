@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // diskseqfs-guard: starts the daemon, and stands in for it while there is none.
 //
 // It is the service's main process. What a daemon needs to go on with the mount of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Descriptors that outlive a daemon, by name. The service manager keeps them as well
 // (sd_notify(3), FDSTORE=1), so that they outlive this process, too; but for "fuse", the
 // connection, and "root", a directory behind it, which whoever cannot answer must not have.

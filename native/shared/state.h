@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The memory that a daemon shares with the one that takes over, and with the
 // guard (guard.c), which stands in while there is none. What the fields mean and
 // in which order they are written: src/handover/shared-state.ts. All numbers are 32 bits wide

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Completion of diskseqfs(8) in fish. It asks the kernel, and never starts the program.
 
 function __diskseqfs_devices

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** `diskseqfs list`: what sysfs has now, for people and for programs. */
 import type { DiskSeq } from '../devices/names.js'
 import { errnoName, UserError } from '../util/errno.js'

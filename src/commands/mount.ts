@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** `diskseqfs mount`: the daemon in the foreground, or a child that is it. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The types of what a command is given on its command line. */
 import type { TransportName } from '../fuse/transport.js'
 import type { LogFormat, LogLevel } from '../util/log.js'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** `diskseqfs resolve`: which path in the tree something has now. */
 import { closeSync, constants, fstatSync, openSync, readlinkSync } from 'node:fs'
 import { basename, join, normalize } from 'node:path'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** `diskseqfs unmount` */
 import { E, errnoName, UserError } from '../util/errno.js'
 import { detach, FSTYPE, mountsAt, withoutSymlinks } from '../util/mountpoint.js'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Links beneath the mount, in the directory of devtmpfs that it covers: the names of the
  * tree, each to the device's own node, as udev makes them on a system without the tree. Whoever does not

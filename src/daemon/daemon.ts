@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The daemon: its parts, put together, and the order in which they start and stop. */
 import { constants, openSync } from 'node:fs'
 import { basename, dirname } from 'node:path'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What has to hold before a tree can be served here. */
 import { readdirSync } from 'node:fs'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * udev watches a device's own node for writers that close it, to look at what they
  * wrote. It does not see those that came through the tree: so it is told.

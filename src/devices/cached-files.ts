@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Small files of procfs and sysfs that are read again and again: they are kept
  * open, as looking up the path costs more than reading.

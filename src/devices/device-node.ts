@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * A device's own node in /dev: where owner, mode, times, ACL and xattrs of its
  * name in the tree come from, and where changes of them go.

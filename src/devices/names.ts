@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Disk sequence numbers, and the names and inode numbers made of them.
  *

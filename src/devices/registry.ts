@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Which device has which name now: a hint, kept by uevents and corrected by
  * whoever finds it wrong. Nothing is opened on its word alone.

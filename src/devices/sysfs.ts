@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Block devices as sysfs has them now. Each has one `uevent` file that tells,
  * in a single read, its number, its node below /dev, its diskseq and its

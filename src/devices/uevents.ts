@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The kernel's uevents: which block device was added, changed or removed.
  * They are hints. A privileged process can send any, they may arrive out of

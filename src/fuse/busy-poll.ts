@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Whether it pays to wait a moment for the next request before the event loop
  * goes to sleep. Who opens disks one after another is back in some microseconds,

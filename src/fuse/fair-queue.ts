@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Requests that wait for their turn. The kernel hands them over in the order
  * in which they were made, so that a program with a hundred threads would have

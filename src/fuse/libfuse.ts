@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The tree on the npm package fuse-native, for those who would rather have a
  * library (libfuse 2) between the kernel and the daemon. It hands on paths, and

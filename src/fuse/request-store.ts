@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Where requests are kept from the moment they are read until they are answered, so
  * that another process can go on with them.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The FUSE session on /dev/fuse: reads requests, calls the tree, writes one
  * answer to each. It knows the protocol and nothing about disks.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What stands between the kernel and the tree. A transport turns requests into
  * calls of {@link TreeOperations} and each {@link Reply} into one answer. The

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The wire log (`--log-level trace`): one line for each request of the kernel, one for each answer, and one for
  * each notification, for whoever debugs a program that uses the tree.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The kernel's FUSE protocol: numbers and structs of uapi/linux/fuse.h, and
  * nothing that decides. All integers are in the machine's byte order, which on

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Whether a caller could open a node at all. The kernel decides that again
  * (the mount has default_permissions); here it only keeps an unprivileged

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Closes of nodes in the tree, told by inotify watches on its directories: the kernel
  * sends no FUSE request for them on a block node. Hints, since a full queue loses

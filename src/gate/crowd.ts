@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Users who make calls that take the directory's lock for themselves (mkdir, rename,
  * open with O_CREAT), one after another. The kernel asks for the name before it finds out

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The gate: may this caller have this node now? A caller that opens gets an
  * answer only while the daemon itself holds that very device open, verified on

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What the kernel knows of the tree: one node for each inode it may have. */
 import type { NodeStat } from '../devices/device-node.js'
 import { type DiskSeq, inodeId, type NodeId, nodeName, parseId } from '../devices/names.js'

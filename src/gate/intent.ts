@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What the calling thread is doing: inspecting a node, or opening it. The
  * kernel sends the same LOOKUP for both, but while we hold it the caller is

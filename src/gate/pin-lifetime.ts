@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * When pins end: when their callers are done, whatever the kernel still remembers.
  *

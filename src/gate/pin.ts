@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Pins: open descriptors of exactly the device a name stands for. While one is
  * open, the kernel cannot give that device's number to another disk; this is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Whether the kernel takes the processor away from a thread that is in the middle of a call. */
 import { readFileSync } from 'node:fs'
 import { release, version } from 'node:os'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Callers that have sent a request and have no processor to go to sleep with. What they
  * are doing is seen when they sleep: each is looked at until then, so many in each

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Pins of an earlier daemon: callers that it has answered may still be about to open
  * what they were answered. Each goes on as a pin of this one; or, where its device is

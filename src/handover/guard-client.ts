@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The daemon's side of the guard (native/guard/guard.c), which has started it, keeps what
  * the next daemon needs, and starts that one when this one ends.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Keeps pins when the daemon dies. A pin that closes with the daemon would set
  * its device's number free while a caller that was answered is about to open it.

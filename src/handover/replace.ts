@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * `mount --replace`: a daemon takes the tree over from one that runs. That one
  * listens on a socket that is root's alone, sends its descriptors to whoever

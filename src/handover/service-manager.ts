@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What a service that is no guard's tells its manager, sd_notify(3): that the tree
  * answers, that it stops, and, for the watchdog, that the daemon is alive.

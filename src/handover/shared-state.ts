@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What a daemon that takes over must know of the one before it, in memory that
  * outlives a crash: which requests were read and not yet answered, and whom the

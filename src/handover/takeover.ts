@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What a daemon leaves to the one that goes on with its mount, and how that one
  * finds out whether it can. The descriptors come from the service manager's

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Names of devices that are gone. The kernel keeps names cached for as long as it likes,
  * which is what is wanted of those that exist: who asks for one takes no lock. The others

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The tree: names and answers. Who may have a node, and what keeps it that
  * node, is decided by the gate.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The monotonic clock: no step of the wall clock moves it. */
 
 // As a global it is looked up and asked for each time, which takes longer than the time of day.

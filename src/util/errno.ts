@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Errnos by name, and errors that say what was wrong and what to do. */
 import { constants } from 'node:os'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Logging: one line for each event an admin needs, by pino. Nothing here may
  * hold up the tree: lines are written without waiting, and when the reader is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Mount points, mount options, and what is mounted where. */
 import {
   chmodSync,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The kernel says who asks by a thread id of the pid namespace in which the tree was mounted. What is
  * found in /proc under that id is the caller only where /proc is of that namespace, too.

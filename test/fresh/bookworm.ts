@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { endsEarly, makeRun } from './suite.js'
 
 await makeRun('bookworm')

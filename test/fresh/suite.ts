@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The first minute with the project: `make run` in a minimal Debian of one
  * release, which has what the README asks for and nothing else, and npm with the

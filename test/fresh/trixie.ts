@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { makeRun } from './suite.js'
 
 await makeRun('trixie')

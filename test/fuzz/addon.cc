@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The addon in one piece, to be built with sanitizers: see test/helpers/sanitized.ts.
 // It has six functions more: four are wrong, each in a way that they must notice; two
 // take text that is otherwise the kernel's.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Every function of the addon, with arguments that TypeScript lets pass and
  * nobody would: buffers without room, descriptors of something else, text with

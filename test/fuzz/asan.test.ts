@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The addon and the guard with sanitizers: nothing is read or written where it
  * must not be, whatever comes. The long form is `make fuzz`.

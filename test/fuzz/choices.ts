@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Where the generators get their decisions from: a generator of random numbers
  * for volume, or a tape of bytes, which fast-check can shorten. In doubt they

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Inputs that found something once, and how a long one is made short. */
 import type { Input, Surface } from './surfaces.js'
 

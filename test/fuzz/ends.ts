@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * An environment that ends while the addon is at work for it: threads in system
  * calls, answers on their way, descriptors being polled. Run with sanitizers.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Garbage on any input: nothing throws, nothing hangs, nothing is left, and what
  * is not understood is taken for the harmless thing. What comes in and what must

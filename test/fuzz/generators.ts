@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Inputs of each kind: mostly as the kernel writes them, then bent a little, or broken. */
 import { constants } from 'node:os'
 

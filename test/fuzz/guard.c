@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The guard (native/guard/guard.c), fed with garbage. Built with sanitizers, see
 // test/helpers/sanitized.ts.
 //

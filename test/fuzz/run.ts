@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The long form: as many inputs as wanted, the same checks as in the short one.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What takes bytes from outside, one surface each: how inputs for it are made,
  * and what must hold for any input. The rules are written down here a second

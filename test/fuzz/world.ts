@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The whole daemon from session to pins, and a kernel that it cannot tell from
  * a real one, except that it sends anything. What must hold whatever comes is

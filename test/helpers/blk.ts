@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The C helper: churn, latencies, exclusive operations. Compiled on first use; static, to run in any virtual machine. */
 import { execFileSync, spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Opens disks in one way after another while their numbers are given to other disks: see churn.h. */
 import { mkdtempSync, rmdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

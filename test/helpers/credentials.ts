@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Callers, and devices' own nodes, for the rules of who could open one. */
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

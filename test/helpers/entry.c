@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * Opens PATH, which lies below 4 GiB, by one kind of system call:
  *   syscall  openat of 64 bits

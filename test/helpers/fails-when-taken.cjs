@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Preloaded into a daemon that takes over: it fails when it has got its turn, before it
  * serves. With FAILS=killed it is killed; otherwise it finds an error.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Somebody who holds a lock. */
 import { spawn } from 'node:child_process'
 

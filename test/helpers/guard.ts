@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Programs in C with one safety mechanism switched off: their source with other text in some places. */
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What the program says of itself. */
 import { CLI, run } from './tree.js'
 

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """A service manager for one service: starts it, keeps the descriptors that it is
 given (sd_notify(3), FDSTORE=1), and starts it anew when it ends, as systemd does
 with Restart=always and KillMode=process.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The project's own directory, also for what was compiled to somewhere else below it. */
 import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'

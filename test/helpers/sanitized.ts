@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The addon and the guard, built with AddressSanitizer, LeakSanitizer and
  * UndefinedBehaviorSanitizer. Compiled on first use, as blk.ts.

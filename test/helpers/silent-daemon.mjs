@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * A daemon that mounts, and answers nothing. What the guard says to it, it prints.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** A caller that was answered, and is stopped before it opens the device, as it has no processor. */
 import { copyFileSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Numbers of system calls, on the architecture that the tests run on. */
 import { native } from '../../src/native.js'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** A daemon of the test's own, on a mount point of its own, and real devices to serve. */
 import { type ChildProcess, execFile, execFileSync, spawn, spawnSync } from 'node:child_process'
 import {

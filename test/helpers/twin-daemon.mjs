@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The daemon with one safety mechanism switched off: what the tests that prove
  * the mechanism must fail against. Never shipped.

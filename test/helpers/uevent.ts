@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** As lib/kobject_uevent.c writes it. */
 export function uevent(kname: string, fields: Record<string, string | undefined> = {}, action = 'change'): Buffer {
   const path = `/devices/virtual/block/${kname}`

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Somebody without any rights who asks the tree for all there is and all there
  * is not, with a hundred threads: no disk is opened for it, nothing of it is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Nobody can make the daemon open a disk that they could not open themselves.
  * Who may open the device's own node may open its name in the tree, and nobody

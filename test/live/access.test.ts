@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Who could open a node: the rules here against the kernel's own, for every
  * combination of owner, group, mode and ACL, and for real processes.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Owner, mode, times, ACL and xattrs of a name in the tree are those of the
  * device's own node, and a change on either side is one on both.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Links beneath the mount: the same names, for whoever does not see it, and for all as soon as
  * it is gone. They are right through arrivals, removals, and the end of every part.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * btrfs has the kernel look up paths of devices, and set the times of what it finds: then it must find
  * the device's own node, as FUSE cannot have the inode of a device written back. The device

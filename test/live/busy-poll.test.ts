@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Waiting for the next request: while that pays, and hardly ever where it does not. */
 import { join } from 'node:path'
 

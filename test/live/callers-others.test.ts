@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * More unusual callers: traced and supervised processes, shared descriptor tables, namespaces, and
  * opens that the kernel makes itself (mount, swap, overlay). The others are in callers.test.ts.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Who opens is taken for who he is, however he goes about it: calls that libc does not
  * make, 32-bit calls of 64-bit programs, registers that lie, io_uring, mount(2). And who

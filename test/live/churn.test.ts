@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The guarantee itself: disks recycled as fast as the kernel lets them, and
  * six openers, half of them SCHED_IDLE (preempted between the answer and the

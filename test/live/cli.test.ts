@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The command line as such: help, versions, and what was asked wrongly. No command here does anything. */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Completion: what it offers is what the program takes, and what is there. */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Programs that are given a path in the tree, and show it to others: it works
  * for them as the device's own node would, and stays the path that it was,

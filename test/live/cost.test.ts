@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What a request costs, where that can be counted or compared: guards against
  * a change that makes it several times dearer. How dear it is, `make bench` tells.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The tree on the package fuse-native: what its transport does that the
  * daemon's own does not. What both do is tested with the others.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The daemon dies, or is told to end, or the guard does, and another one goes on: whoever
  * waits is answered, nobody gets an error or another disk. Here a small manager keeps

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Somebody without any rights who means harm: whatever he does, root opens disks as
  * quickly as before, and nobody else's disk stays busy for his sake. Times are judged

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What nobody uses, the daemon lets go of: soon enough for whoever needs the
  * disk alone, and then it has nothing to do and does nothing.

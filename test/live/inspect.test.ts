@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Looking at a node opens nothing: no disk spins up, nobody's reset, remove or
  * detach is refused or put off because somebody ran `ls -l`.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Intents: real processes are seen in their calls, and none can make one look like another. */
 import { execFileSync, spawn } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What udev runs for device-mapper devices, run by hand: nobody can keep it from
  * its work. What it makes of real devices is shown in the virtual machines.

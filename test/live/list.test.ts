@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** `diskseqfs list`: what sysfs has, for people and for programs, whether or not a daemon runs. */
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'

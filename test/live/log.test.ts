@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Logging: what a line says, and that no reader of the log can hold up or end the program. */
 import { spawn } from 'node:child_process'
 import { closeSync, openSync } from 'node:fs'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The manual pages: they are well-formed, and no command, option or choice is missing. */
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The installed program, and mount(8) and fstab(5) with it. Its files are laid
  * over those of the system, in a mount namespace of the test's own: mount(8)

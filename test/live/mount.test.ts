@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * `diskseqfs mount`: how it starts, what it says when it cannot, what it logs,
  * and how it ends. Faults of the machine are made in mount namespaces of their

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What is mounted where, and that its end is noticed. */
 import { execFileSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Which names there are, through the real mount: those of disks and partitions
  * that exist, each in one spelling. All else is ENOENT and opens nothing.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What the guard finds out of a mount; here somebody serves it who never answers. */
 import { spawn, spawnSync } from 'node:child_process'
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'

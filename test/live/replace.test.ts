@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** `mount --replace`: one daemon takes the tree over from another, and nobody who uses it notices. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { closeSync, existsSync, mkdtempSync, openSync, opendirSync, rmdirSync, statSync } from 'node:fs'

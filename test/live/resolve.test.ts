@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** `diskseqfs resolve`: from whatever names a device to its path in the tree. */
 import { execFileSync, spawn } from 'node:child_process'
 import {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What the daemon needs and may not get: descriptors, memory, the processor, a clock that is right. */
 import {
   closeSync,

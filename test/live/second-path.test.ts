@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The second path of each device, `.dm/N/K`, which ends in the kernel's name: the same
  * device, inode and pin as by the first, and closes are seen there as well. Who goes on by another name, as

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Everything at once: disks and partitions that are recycled, daemons that are
  * restarted and killed, uevents that are lost, somebody without rights who asks

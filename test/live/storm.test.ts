@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Uevents by the thousand, more than the socket holds: those that are lost must
  * not be missed. Soon after the last one the tree has what sysfs has.

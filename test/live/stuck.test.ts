@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * A disk that hangs is the trouble of those who want that disk: they get an
  * error in bounded time, can be killed before that, and nobody else notices.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** sysfs: real devices that come and go. */
 import { execFileSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What the addon tells of threads, of real ones: what they are doing, and who they are. */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * udev watches a device's own node for writers that close it, to look again at
  * what is on the disk. Writers that come through the tree are seen there too.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** uevents: those of real devices arrive, and what a process sends is not believed. */
 import { execFileSync } from 'node:child_process'
 

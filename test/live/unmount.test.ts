@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** `diskseqfs unmount`: what it takes away, what it leaves alone, and that the daemon goes with it. */
 import { spawn } from 'node:child_process'
 import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, readSync, rmSync, symlinkSync } from 'node:fs'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What a case of the tests in virtual machines is. */
 import type { Test } from 'tap'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** All cases, in the order in which they run. */
 import type { Case } from './case.js'
 import { absence } from './cases/absence.js'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What a case has found, in a few words: printed, and put into the table of all cases. */
 import type { Test } from 'tap'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Where the names of device-mapper devices lead. */
 import type { Vm } from './vm.js'
 

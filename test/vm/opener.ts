@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Opens a healthy disk again and again, to show what trouble with other disks costs its users. */
 import type { Vm } from './vm.js'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Commands that an administrator types, asked of a system before the package is
  * installed and after: what they print is compared line by line.

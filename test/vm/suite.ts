@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The cases of one release, in one machine: first what needs a stock system,
  * then the package is installed and everything runs with it.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Prints what the last runs of the cases in virtual machines found: case x release.
 import { readFileSync } from 'node:fs'
 

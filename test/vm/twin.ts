@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** A daemon, or what udev runs, with one mechanism switched off, in a machine that has the package. */
 import { execFileSync } from 'node:child_process'
 import { copyFileSync } from 'node:fs'

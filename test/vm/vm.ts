@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * A virtual machine with a Debian release in it. Its disk is a copy-on-write
  * layer over the image that `test/vm/image` builds, and is thrown away with it.

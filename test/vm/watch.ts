@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Names of devices, mounts, swap and units are watched while something is done to the service. */
 import type { Vm } from './vm.js'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Somebody who asks all day long: for names there are and names there are not, with many threads at once. */
 #include "blk.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Runs a program in a pid namespace of its own. */
 #include "blk.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * blk: what the tests of diskseqfs need from the kernel and node cannot give:
  * ioctls on block devices, races by the thousand, and times in nanoseconds.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Has the kernel look up a path in an ioctl(2) for btrfs. */
 #include "blk.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* A disk whose data becomes another's beneath whoever has it (LOOP_CHANGE_FD). */
 #include "blk.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * churn: loop devices are given new disks as fast as the kernel allows while
  * others open disks by their sequence number and check what they got.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* The ways in which programs come to a disk that are not libc's open(2). */
 #include "churn_ways.h"
 

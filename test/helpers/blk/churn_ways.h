@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Shared by churn_ways*.c. Each of them has the ways of one kind; churn_ways.c has the table. */
 #ifndef CHURN_WAYS_H
 #define CHURN_WAYS_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* The kernel opens the disk itself, and no descriptor of it is left. */
 #include "churn_ways.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* One process opens the disk, and another one uses the descriptor. */
 #include "churn_ways.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Device-mapper tables that name their device by path: the kernel looks the path up. */
 #include "churn_ways.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Another process stops the call at its entry and decides how it goes on. */
 #include "churn_ways.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "blk.h"
 
 /* Opens each path once a round.  The pause between two rounds is there for

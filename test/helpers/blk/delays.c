@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* What somebody has to wait who has nothing to do with a disk that hangs. */
 #include "blk.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * Somebody who means harm to a directory, or to whoever serves it.
  *

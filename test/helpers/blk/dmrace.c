@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * dm-race: device-mapper devices are made and removed, under names and with
  * numbers that are used again and again, while others open them by name.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* How soon after its last close a disk is free for what needs it alone: a
  * filesystem which kept what it opened for its clients would be seen here. */
 #include "blk.h"

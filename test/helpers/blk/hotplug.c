@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * hotplug: disks come and go by what somebody else does; here they are opened
  * by their sequence numbers, and once the kernel says that one has been

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Somebody without rights whose execve(2) does not end: a file that it closes
  * belongs to a filesystem of his own, which does not answer FLUSH.  Meanwhile
  * the kernel lets nobody look at the program. */

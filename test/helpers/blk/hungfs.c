@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * A disk that hangs: a filesystem of one file, `disk`, to put a loop device
  * on.  Whoever asks the loop device for its status makes the kernel ask for

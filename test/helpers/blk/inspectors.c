@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Calls that take a path and open nothing. */
 #include "blk.h"
 

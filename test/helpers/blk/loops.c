@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Disks by the thousand: loop devices, all on one file. */
 #include "blk.h"
 

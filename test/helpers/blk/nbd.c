@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* A network block device whose other end never answers, until SIGTERM. */
 #include "blk.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* open(2), stopped where it was told the attributes and the device is not yet opened. */
 #include "blk.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "blk.h"
 
 #include <sched.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "blk.h"
 
 #include <sys/mman.h>

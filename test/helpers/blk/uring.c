@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* open(2) as io_uring does it: by a call that says nothing of opening. */
 #include "blk.h"
 

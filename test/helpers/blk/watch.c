@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Who opened a node and closed it again, as seen by those who watch it; and who opened another node
  * of the device, by that name in a directory. */
 #include "blk.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * For LD_PRELOAD: whoever connects a socket takes a while over it.  With NO_FILTER
  * in the environment, filters for sockets are taken for attached, and are not.

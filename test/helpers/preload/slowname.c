@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * For LD_PRELOAD: whoever looks up in sysfs what a device-mapper device is called takes
  * a while over it.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Names and node ids: one name for one thing, one id for one device, and nothing else is a name. */
 import t from 'tap'
 

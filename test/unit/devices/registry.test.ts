@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The registry: quick to know what changed, exact about what is gone, and cheap to ask for what never was. */
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** sysfs: what is a device, what is none, and what a /sys/class/block holds. */
 import { fstatSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** uevents: whose are believed, what is taken from them, and that no flood of them stops anything. */
 
 import t from 'tap'

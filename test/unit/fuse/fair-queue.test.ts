@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The queue of requests that wait: nobody's many requests keep another's few waiting. */
 import t from 'tap'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The FUSE session: what goes out for what comes in, and one answer to each request whatever it is. */
 import { setTimeout as sleep } from 'node:timers/promises'
 

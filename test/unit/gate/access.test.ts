@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Who could open a node, by its ids, groups, capabilities and namespace; test/live/access.test.ts asks the kernel. */
 import t from 'tap'
 

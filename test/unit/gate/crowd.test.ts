@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** A crowd of users at the directory's lock: who comes is held back before it, and let in one by one. */
 import t, { type Test } from 'tap'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Intents: which system calls can open a disk, and that whatever is not plain is taken for one that can. */
 import { constants, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

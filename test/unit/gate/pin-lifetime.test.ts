@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** When pins end: not while anybody who was answered may be in his call, and soon after; and no work while there are none. */
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Whether the kernel preempts itself, by what it says of that. */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Callers that do not sleep yet: each is looked at until it does, users in turns, a few at a time. */
 import t from 'tap'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** What the service manager is told. That systemd understands it is shown in the virtual machines. */
 import { spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'

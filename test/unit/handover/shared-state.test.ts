@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The memory a daemon leaves to the next: what is in it, whenever the daemon dies. */
 import t from 'tap'
 

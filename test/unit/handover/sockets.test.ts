@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Sockets that pins wait in: nobody else's messages get into them. */
 import { execFileSync, spawn } from 'node:child_process'
 import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Names of devices that are gone: the kernel is told to forget them, a few at a time, until it has. */
 import t, { type Test } from 'tap'
 

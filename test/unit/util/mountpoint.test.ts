@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Mount options and mount points. */
 import { mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * No daemon can be started for minutes, as after an upgrade that went wrong, while file
  * systems are mounted by names that lead into the tree, and the guard is restarted

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * All links of a device in the tree, where that is asked for (README, "All links"): each leads to the
  * device that it led to on the stock system, also where several devices have it, and to no other while

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Booting with the root file system, swap and others on logical volumes and one
  * of them encrypted: when the tree is there, that all of it comes up, what it

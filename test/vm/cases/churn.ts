@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The tree's own churn test (test/live/churn.test.ts) on the release's kernel: disks
  * recycled as fast as can be, each opened by its sequence number, and every

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** cryptsetup: a volume's whole life by path, and closing it straight after it was opened, many times. */
 import type { Test } from 'tap'
 

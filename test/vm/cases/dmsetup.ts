@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** dmsetup: what it did and how often it failed, stock and with the package, back to back. */
 import type { Test } from 'tap'
 

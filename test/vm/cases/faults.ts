@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Disks that do not answer, as only a whole machine has them; and a machine whose clock jumps, and that stands still. */
 import { setTimeout as sleep } from 'node:timers/promises'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Everything at once that somebody without any rights can do to the tree, with the real service:
  * the service manager answers, the daemon and the guard go on, and root opens disks. What each of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Disks are plugged in and pulled out through QEMU's monitor, and media are
  * changed, while they are opened by their sequence numbers. What is opened is

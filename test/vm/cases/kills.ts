@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The daemon, its guard, or both are killed again and again, and the package is upgraded
  * again and again, while disks come and go: whoever waits is answered, nobody gets an error

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Volumes in an encrypted volume of another group: the system starts with them, starts its user space
  * anew, and is taken to where an administrator repairs it and back. What it looks like there is compared

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * libvirt: a domain with disks by /dev/mapper name and by diskseq, with and
  * without a /dev of its own, unprivileged and confined by AppArmor: started,

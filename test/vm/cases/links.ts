@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Devices are made, renamed, written to, and removed while udev is still busy with what
  * happened to them before, and is slow at any place of what our rules have it run: each

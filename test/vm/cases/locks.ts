@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Somebody who is nobody in particular holds flock(2) on what he may open: that is in nobody's way. */
 import { copyFileSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** LVM: volumes of all kinds come and go, their names lead into the tree at once, and the reports stay as they are. */
 import type { Test } from 'tap'
 

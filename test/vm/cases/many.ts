@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The service is stopped and started where there are many device-mapper devices: no name is dead meanwhile. */
 import type { Test } from 'tap'
 

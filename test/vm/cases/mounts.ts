@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * mount(8) by a device-mapper name, while the name's device goes and another gets its number. libmount looks at the path,
  * and then in sysfs for what the device is called (slowly, one time in three), and mounts what has that name by then.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Names that udev does not take as they are: they get the links that they get on a stock system, and these lead into the tree. */
 import type { Test } from 'tap'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Where the kernel preempts itself, a thread may have to give its processor away between its
  * request and its sleep, and get none for long. Whoever reads what it is doing is made to wait

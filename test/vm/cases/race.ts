@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The race itself: device-mapper devices are removed and made anew under other
  * names, the number of one being that of another a moment later, while others

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * A removable drive that takes its time for each command, as optical drives and card
  * readers do. Only an open can tell whether its medium is another one, so each walk to its

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The daemon is restarted, killed, upgraded and hung, while the tree is in use. */
 import type { Test } from 'tap'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What an administrator sees of a system with the package is what a stock system shows: the same
  * commands are run before it is installed and after, and what they print is compared line by line.

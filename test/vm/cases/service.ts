@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The service: stopped, started, with the links switched off, and taken off the system. */
 import type { Test } from 'tap'
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What is built on top of device-mapper devices, by their names: file systems with several devices,
  * partitions, arrays, encryption, network block devices, containers. What the tools print is compared

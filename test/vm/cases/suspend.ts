@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The system goes to sleep while others open and look at disks through the tree: it does, each time.
  * Of the sleep only the freezing of all processes takes place (pm_test).

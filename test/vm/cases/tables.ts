@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Device-mapper tables that name their device by its path in the tree. libdm hands the path
  * on as it is, and the kernel looks it up in the ioctl (DM_TABLE_LOAD, lookup_bdev): a caller

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What people type: file systems, swap, partitions, loop devices, udisks, by
  * /dev/mapper name and by path in the tree. What they print is compared with a
