@@ -107,8 +107,8 @@ interface Attempt extends Request {
   readonly decide: (call: Call) => void
   readonly done: NodeRequest['done']
   tries: number
-  /** Monotonic ms: until when there may be a descriptor again; -1 as long as there was one. */
-  spareBy: number
+  /** How often there was no descriptor left for it. */
+  exhausted: number
 }
 
 /** What was found out while a caller waited for a name, for when it asks again. */
@@ -118,11 +118,13 @@ interface Walked {
 }
 
 /**
- * For how long an attempt is made again where there is no descriptor left, ms, and
- * how often: who opens one disk after another is faster than their pins end.
+ * How often an attempt is made again where there is no descriptor left, and how long after the last time, ms, at first
+ * and later: who opens one disk after another is faster than their pins end. That makes a second; a daemon that gets
+ * little of a processor takes longer for it, as pins then take longer to end.
  */
-const EXHAUSTED_MAX_MS = 20
-const EXHAUSTED_LOOK_MS = 2
+const EXHAUSTED_MAX = 55
+const EXHAUSTED_FIRST_MS = 2
+const EXHAUSTED_LATER_MS = 20
 
 /** A signal ends a wait for a disk when it has lasted this long, ms: not each SIGCHLD is meant for us. */
 const INTERRUPT_AFTER_MS = 100
@@ -235,7 +237,7 @@ export class Gate {
   private attemptOn({ caller, node, onInterrupt, done }: NodeRequest, kind: 'getattr' | 'change'): Attempt {
     node.attempts++
     const decide = (call: Call) => this.decideNode(attempt, node, call)
-    const attempt: Attempt = { caller, onInterrupt, kind, name: node, node, decide, done, tries: 0, spareBy: -1 }
+    const attempt: Attempt = { caller, onInterrupt, kind, name: node, node, decide, done, tries: 0, exhausted: 0 }
     return attempt
   }
 
@@ -248,7 +250,7 @@ export class Gate {
     const { caller, onInterrupt } = request
     const decide = (again: Call) => this.decideWait(attempt, again)
     const done: Attempt['done'] = (verdict) => (request.done('errno' in verdict ? verdict.errno : 0), true)
-    const attempt: Attempt = { caller, onInterrupt, kind: 'wait', name: request, node: undefined, decide, done, tries: 0, spareBy: -1 }
+    const attempt: Attempt = { caller, onInterrupt, kind: 'wait', name: request, node: undefined, decide, done, tries: 0, exhausted: 0 }
     this.step(attempt, () => decide(call))
   }
 
@@ -275,9 +277,8 @@ export class Gate {
       // Of the files that are kept open for speed, none is needed.
       this.parts.intents.close()
       this.parts.sysfs.close()
-      if (attempt.spareBy < 0) attempt.spareBy = monotonicMs() + EXHAUSTED_MAX_MS
-      if (monotonicMs() < attempt.spareBy) {
-        setTimeout(() => this.step(attempt, again), EXHAUSTED_LOOK_MS)
+      if (attempt.exhausted++ < EXHAUSTED_MAX) {
+        setTimeout(() => this.step(attempt, again), Math.min(EXHAUSTED_FIRST_MS * attempt.exhausted, EXHAUSTED_LATER_MS))
         return
       }
       if (this.refusals.take()) this.parts.log.error({ errno: errnoName(error.errno) }, 'out of resources')

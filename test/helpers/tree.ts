@@ -69,6 +69,7 @@ type Mechanism =
   | 'small-buffer-unnoticed'
   | 'hoards'
   | 'tries-once'
+  | 'tries-by-clock'
   | 'openers-keep-nothing'
   | 'unwary'
   | 'answers-are-opens'

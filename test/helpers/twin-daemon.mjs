@@ -556,7 +556,18 @@ const twins = {
     patch() {
       const { step } = Gate.prototype
       Gate.prototype.step = function (attempt, ...given) {
-        attempt.spareBy = 0
+        attempt.exhausted = Infinity
+        return step.call(this, attempt, ...given)
+      }
+    },
+  },
+  /** Who finds no descriptor left tries again for 20 ms. */
+  'tries-by-clock': {
+    patch() {
+      const { step } = Gate.prototype
+      Gate.prototype.step = function (attempt, ...given) {
+        attempt.since ??= performance.now()
+        if (performance.now() > attempt.since + 20) attempt.exhausted = Infinity
         return step.call(this, attempt, ...given)
       }
     },

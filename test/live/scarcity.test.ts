@@ -14,6 +14,7 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs'
+import { open } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -94,12 +95,8 @@ t.test('more disks may be in use than there are descriptors', async (t) => {
 t.test('without descriptors an open fails, and says why; it comes back', async (t) => {
   const { tree, disks } = await manyDisksFewDescriptors(t)
   await limit(tree, NONE)
-  const errors = openErrors(disks)
-  t.strictSame(
-    errors,
-    disks.map(() => 'EIO'),
-    'each fails',
-  )
+  // Each after a second.
+  t.strictSame(openErrors(disks.slice(0, 3)), ['EIO', 'EIO', 'EIO'], 'each fails')
   await until(() => tree.log().some((line) => line['errno'] === 'EMFILE'))
   t.pass('the log says what is missing')
   t.ok((await run('ls', [tree.mountpoint])).stdout.split('\n').length > DISKS, 'the directory can be read')
@@ -142,6 +139,32 @@ t.test('who opens disks one after another, faster than their pins end, waits for
 
 t.test('twin: without that some opens fail', async (t) => {
   t.ok((await oneAfterAnother(t, 'tries-once')).length > 0)
+})
+
+/** The daemon has no descriptor left, stands still for longer than it tries again, and gets some a moment after it goes on. */
+async function stoodStill(t: Test, twin?: Twin): Promise<string> {
+  const { tree, disks } = await manyDisksFewDescriptors(t, twin)
+  await limit(tree, NONE)
+  const opened = open((disks[0] as { path: string }).path).then(
+    (file) => file.close().then(() => ''),
+    (error: NodeJS.ErrnoException) => error.code ?? '',
+  )
+  await sleep(10)
+  process.kill(tree.pid, 'SIGSTOP')
+  cleanup(t, () => errorOf(() => process.kill(tree.pid, 'SIGCONT')))
+  await sleep(1500)
+  process.kill(tree.pid, 'SIGCONT')
+  await sleep(30)
+  await limit(tree, NOFILE)
+  return opened
+}
+
+t.test('a daemon that gets no processor does not give up for it', async (t) => {
+  t.equal(await stoodStill(t), '')
+})
+
+t.test('twin: one that goes by the clock does', async (t) => {
+  t.equal(await stoodStill(t, 'tries-by-clock'), 'EIO')
 })
 
 /** Where groups of processes are made, and the file that has their limit. */
