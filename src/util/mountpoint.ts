@@ -244,7 +244,7 @@ export function prepareMountpoint(path: string): string {
  */
 const LOCKS = '/run/diskseqfs'
 /** How long a lock is waited for that a daemon has which is about to end, ms; between two attempts. */
-const LOCK_PATIENCE_MS = 1000
+const LOCK_WAIT_MS = 1000
 const LOCK_RETRY_MS = 10
 
 /**
@@ -271,7 +271,7 @@ export async function lockMountpoint(native: Pick<Native, 'lockFile'>, path: str
   } catch (error) {
     throw new UserError(`cannot make ${LOCKS}, where mount points are locked: ${errnoName(errnoOf(error))}`)
   }
-  for (const end = monotonicMs() + LOCK_PATIENCE_MS; ; await sleep(LOCK_RETRY_MS)) {
+  for (const end = monotonicMs() + LOCK_WAIT_MS; ; await sleep(LOCK_RETRY_MS)) {
     const fd = native.lockFile(file)
     if (fd >= 0) return fd
     if (fd === -E.EPERM) throw new UserError(`${file}: others than root can open it, so it is no lock; remove it`)
