@@ -28,11 +28,11 @@ async function stockLinks(t: Test, vm: Vm, when: string): Promise<void> {
 }
 
 /**
- * What udev warned of in this boot; what LVM says, modules that come and go (libkmod), and its own links in
- * /run/udev/watch, of a device that went meanwhile, aside.
+ * What udev itself warned of in this boot, not the programs that it runs (lvm, multipath); modules that come and go
+ * (libkmod), and its own links in /run/udev/watch, of a device that went meanwhile, aside.
  */
 export const UDEV_WARNINGS =
-  "journalctl -b -q --no-pager -p warning -u systemd-udevd -o cat | grep -v '^PV\\|^VG\\|/sys/module/\\|filter\\|inotify watch, ignoring: No such file' || true"
+  "journalctl -b -q --no-pager -p warning -t systemd-udevd -t '(udev-worker)' -o cat | grep -v '^PV\\|^VG\\|/sys/module/\\|filter\\|inotify watch, ignoring: No such file' || true"
 
 /** Links into the tree that no event made. */
 const MINE = `
