@@ -128,6 +128,11 @@ export const service: Case = {
     await inTree(t, vm, 'switched on')
 
     t.equal(await vm.run(UDEV_WARNINGS), '', 'udev has warned of nothing')
+    const warned = await vm.run(`
+      echo 'NO_SUCH_KEY=="1"' >/etc/udev/rules.d/98-wrong.rules; udevadm control --reload; udevadm trigger --settle /dev/vda
+      rm /etc/udev/rules.d/98-wrong.rules; udevadm control --reload
+      ${UDEV_WARNINGS}`)
+    t.match(warned, /98-wrong/, 'twin: of a rule that is wrong it warns')
     t.equal(await vm.run('systemctl --failed --no-legend'), '', 'no unit has failed')
   },
 }
