@@ -11,6 +11,9 @@ import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
 const SECONDS = SHORT ? 8 : 15
+/** So many opens say something; and how often it is tried again for that many. */
+const RIGHT_MIN = 10
+const AGAIN_MAX = 3
 const RULES = '/etc/udev/rules.d/60-diskseqfs-all.rules'
 const ASK = `echo 'SUBSYSTEM=="block", ENV{DISKSEQFS_LINK}="all"' >${RULES}; udevadm control --reload; udevadm trigger --subsystem-match=block; udevadm settle --timeout=120`
 const ASK_NO_MORE = `rm -f ${RULES}; udevadm control --reload; udevadm trigger --subsystem-match=block; udevadm settle --timeout=120`
@@ -206,10 +209,17 @@ export const all: Case = {
       await shared(t, vm)
       await plugin(t, vm)
       await notByContent(t, vm)
-      const { right, wrong, left } = await race(vm)
+      let { right, wrong, left } = await race(vm)
+      // On a machine that is busy with others it takes longer until there is something to go by.
+      for (let again = 0; again < AGAIN_MAX && right < RIGHT_MIN && wrong === 0; again++) {
+        const more = await race(vm)
+        right += more.right
+        wrong += more.wrong
+        left += more.left
+      }
       note(t, `by label: ${wrong} wrong, ${right} right; stock: ${stock.raced.wrong} wrong, ${stock.raced.right} right`)
       t.strictSame({ wrong, left }, { wrong: 0, left: '' }, 'no label led to another disk, nor leads to any that is gone')
-      t.ok(right > 10 && stock.raced.wrong > 0, 'but to their own; on the stock system to others')
+      t.ok(right >= RIGHT_MIN && stock.raced.wrong > 0, 'but to their own; on the stock system to others')
     } finally {
       await vm.run(ASK_NO_MORE)
     }
