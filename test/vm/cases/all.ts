@@ -12,7 +12,7 @@ import type { Vm } from '../vm.js'
 
 const SECONDS = SHORT ? 8 : 15
 /** So many opens say something; and how often it is tried again for that many. */
-const RIGHT_MIN = 10
+const RIGHT_MIN = 11
 const AGAIN_MAX = 3
 const RULES = '/etc/udev/rules.d/60-diskseqfs-all.rules'
 const ASK = `echo 'SUBSYSTEM=="block", ENV{DISKSEQFS_LINK}="all"' >${RULES}; udevadm control --reload; udevadm trigger --subsystem-match=block; udevadm settle --timeout=120`

@@ -102,8 +102,8 @@ export const suspend: Case = {
       const [{ failed, median }, stock] = [ours[i] as Sleeps, (before as Sleeps[])[i] as Sleeps]
       note(t, `${times} times ${what}: ${failed} failed, median ${median} ms; stock: ${stock.failed} and ${stock.median} ms`)
       t.equal(failed, 0, `${what}: it goes to sleep each time`)
-      // Who cannot be frozen is waited for for 20 s, on top of all else; ours takes a command's time more.
-      t.ok(median < 2 * stock.median + 15_000, `${what}: ${median} ms, ${stock.median} on a stock system`)
+      // Of a machine that is emulated and busy; who cannot be frozen is waited for for 20 s.
+      t.ok(median < stock.median + 10_000, `${what}: ${median} ms, ${stock.median} on a stock system`)
     }
     t.equal(await vm.run('findmnt -n -o FSTYPE /dev/disk/by-diskseq'), 'fuse.diskseqfs\n', 'the tree is there, once')
     await vm.run('udevadm settle')
