@@ -60,7 +60,8 @@ t.test('both paths are one device', async (t) => {
   for (const [first, second] of pairs) {
     t.strictSame(statSync(second), statSync(first), `${second}: one inode, with the same attributes`)
     const fds = [first, second].map((path) => openSync(path, 'r'))
-    t.equal(new Set(openDevices(pid)).size, openDevices(pid).length, 'and one pin')
+    const pinned = openDevices(pid)
+    t.strictSame(pinned, [...new Set(pinned)], 'and one pin')
     for (const fd of fds) closeSync(fd)
     chmodSync(second, 0o640)
     t.equal(statSync(first).mode & 0o777, 0o640, 'a change is seen by the other')
@@ -128,9 +129,12 @@ t.test('a disk of which no event has told is found, without a search', async (t)
   t.pass('opened')
 })
 
+/** So many right opens, however long a busy machine takes for them. */
+const ENOUGH = 1000
+
 async function churn(t: Test, mountpoint: string, parts: boolean) {
   const sum = { right: 0, wrong: 0, errors: {} as Record<string, number> }
-  for (let round = 0; round < 4 && sum.right < 5000 && sum.wrong === 0; round++) {
+  for (let round = 0; round < 40 && sum.right < ENOUGH && sum.wrong === 0; round++) {
     const found = await blk(
       'churn',
       '--mode',
@@ -155,7 +159,7 @@ for (const parts of [false, true]) {
     const { mountpoint } = await startTree(t)
     const { right, wrong, errors } = await churn(t, mountpoint, parts)
     t.equal(wrong, 0)
-    t.ok(right > 1000, `${right} right`)
+    t.ok(right >= ENOUGH, `${right} right`)
     t.strictSame(
       Object.keys(errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
       [],
