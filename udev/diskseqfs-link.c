@@ -15,14 +15,15 @@
 //                   Of those that several devices may have, each leads to the one of the highest priority.
 //   removed         the device goes: its links go, or lead to whom else they belong to.
 //
-//   alone           the tree is gone: of the links beneath it keep those that ours lead to.
+//   alone           there is no tree: of the links beneath it keep those of devices that are there.
 //   stock           give every link of ours back to udev: the package goes; but what is mounted keeps its name.
 //
 // One rule for all of them: a name may lead to a disk that is gone (ENOENT), or
 // for a moment to nothing, but not to a number that another disk may take.
 //
 // Where the tree is not mounted, the same paths lead to the devices' own nodes: the daemon
-// keeps links in the directory beneath.  They go when nothing leads to them any more.
+// keeps links in the directory beneath.  Each is there for as long as its device, as whoever has read a name may be
+// on its way through it.
 #define _GNU_SOURCE // renameat2
 #include <ctype.h>
 #include <dirent.h>
@@ -39,7 +40,6 @@
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
-#include <time.h>
 #include <unistd.h>
 
 #define TREE "/dev/disk/by-diskseq"
@@ -53,8 +53,9 @@
 // Of the instances of this program that run at the same time.
 #define LOCK "/run/diskseqfs.lock"
 #define LOCK_SECONDS 3
-// For so long, ns, somebody may have read a link and not yet looked up where it leads.
-#define WALK_NS 50000000
+// When the links beneath go before their devices, for so long somebody may have read a link and not yet looked up
+// where it leads.
+#define WALK_SECONDS 1
 // There if any device has had all its links claimed: then those of others may be the same.
 #define ALL "/run/diskseqfs.all"
 // Of a link that is being made; its process follows.
@@ -421,17 +422,6 @@ static bool is_for_swap(char *const *links, bool content) {
   return says_swap("/etc/fstab", fstab_says, links, content) || says_swap("/etc/crypttab", crypttab_says, links, content);
 }
 
-// Nothing leads to a device's link beneath the tree any more.  Where there is a daemon, it is that one's.
-static void leave_beneath(unsigned long long diskseq, const char *kernel) {
-  char path[TARGET_SIZE];
-  if (has_daemon()) return;
-  path_in_tree(diskseq, kernel, path, sizeof path);
-  unlink(path);
-  *strrchr(path, '/') = 0;
-  rmdir(path);
-  rmdir(DIRECTORIES);
-}
-
 // Takes a link away that leads to this device, and no other: it is looked at when it has been taken, as there may be no
 // lock.  A directory goes with its last link, as with udev's own.
 static int take_away(const char *link, unsigned long long diskseq, const char *kernel) {
@@ -571,7 +561,6 @@ static int change(const struct event *event) {
   bool locked = lock();
   struct device device = look(kernel);
   int result = 0;
-  bool left = false;
   char *words = strdup(event->claimed), *rest = words;
   // A device that is gone, or has another name, leaves them to what has them now.
   for (char *link; current(&device) && (link = strsep(&rest, " "));) {
@@ -588,15 +577,9 @@ static int change(const struct event *event) {
     if (!event->is_udevs(link) || !current(&device)) result |= give_up(link, event->diskseq, kernel);
     // Else it stays ours until the next event.
     else if (locked) result |= point_at_node(link, kernel);
-    if (leads_to(link, event->diskseq, kernel)) left = true;
   }
   free(words);
   unlock();
-  if (!*event->claimed && *event->before && !left) {
-    // Whoever has read a name just before it was changed is on its way through the link beneath.
-    nanosleep(&(struct timespec){.tv_nsec = WALK_NS}, NULL);
-    leave_beneath(event->diskseq, kernel);
-  }
   return result;
 }
 
@@ -694,7 +677,6 @@ static int removed(const char *kernel) {
     }
     free(words[i]);
   }
-  leave_beneath(diskseq, kernel);
   return result;
 }
 
@@ -767,19 +749,13 @@ static int take_away_dangling(const char *link) {
   return result;
 }
 
-// Whether the last event of the device has claimed links, which lead to its link beneath the tree.
-static bool has_claimed(const char *kernel) {
-  struct memory memory;
-  return remember(kernel, &memory) && memory.claimed[0] == '/';
-}
-
 static void sweep_disk(const char *disk, bool all) {
   char path[2 * PATH_SIZE];
   snprintf(path, sizeof path, DIRECTORIES "/%s", disk);
   size_t length = strlen(path);
   DIR *directory = opendir(path);
   for (struct dirent *entry; directory && (entry = readdir(directory));) {
-    if (entry->d_type != DT_LNK || (!all && has_claimed(entry->d_name))) continue;
+    if (entry->d_type != DT_LNK || (!all && diskseq_of(entry->d_name) == strtoull(disk, NULL, 10))) continue;
     snprintf(path + length, sizeof path - length, "/%s", entry->d_name);
     unlink(path);
     path[length] = 0;
@@ -788,9 +764,15 @@ static void sweep_disk(const char *disk, bool all) {
   rmdir(path);
 }
 
-// The daemon has gone for good, and nobody keeps the links beneath the tree from here on: udev makes its own
-// when it looks at a device again, and takes only these away.  Left are those that links of ours lead to, until udev
-// makes these its own; or none.
+// Whether udev has made this link in disk/by-diskseq: it keeps a file for each of its own.
+static bool is_udevs(const char *name) {
+  char path[2 * PATH_SIZE];
+  snprintf(path, sizeof path, "/run/udev/links/\\x2fdisk\\x2fby-diskseq\\x2f%s", name);
+  return access(path, F_OK) == 0;
+}
+
+// The daemon has gone for good, and its links beneath the tree are nobody's: those stay whose device is there, until an
+// event of any device finds that it is not (see 59-diskseqfs.rules); or none.
 //
 // By path each time: where there is a tree again, that refuses.
 static int leave_all_beneath(bool all) {
@@ -799,7 +781,8 @@ static int leave_all_beneath(bool all) {
   for (struct dirent *entry; tree && (entry = readdir(tree));) {
     char path[sizeof TREE + sizeof entry->d_name];
     snprintf(path, sizeof path, TREE "/%s", entry->d_name);
-    if (entry->d_type == DT_LNK && isdigit((unsigned char)entry->d_name[0])) unlink(path);
+    if (entry->d_type != DT_LNK || !isdigit((unsigned char)entry->d_name[0])) continue;
+    if (!is_udevs(entry->d_name) && (all || owner_of(path).diskseq != strtoull(entry->d_name, NULL, 10))) unlink(path);
   }
   for (struct dirent *entry; disks && (entry = readdir(disks));)
     if (entry->d_name[0] != '.') sweep_disk(entry->d_name, all);
@@ -858,6 +841,7 @@ static int stock(void) {
   // Each directory once, however many links of ours it has.
   result |= each_directory("/dev") | each_directory("/dev/disk");
   unlink(ALL);
+  sleep(WALK_SECONDS);
   return result | leave_all_beneath(true);
 }
 

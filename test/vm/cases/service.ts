@@ -2,6 +2,7 @@
 /** The service: stopped, started, with the links switched off, and taken off the system. */
 import type { Test } from 'tap'
 
+import type { Change } from '../../helpers/guard.js'
 import { type Case, SHORT } from '../case.js'
 import { links, LEFT_ALONE } from '../links.js'
 import { note } from '../findings.js'
@@ -78,6 +79,23 @@ const KILL_USERS = `
   [ "$(${DAEMON})" = $daemon ] && echo same daemon
   [ "$(systemctl show -P MainPID diskseqfs)" = $guard ] && echo same guard`
 
+/** Devices that go when there is no tree; and where names lead, as one who read them just before the stop. */
+const WALKERS = `
+  dmsetup create goes --table '0 2048 zero'; truncate -s 4M /run/goes.img
+  echo ',,' | sfdisk -q /run/goes.img; losetup --partscan --find --show /run/goes.img >/run/goes.disk; udevadm settle
+  find /dev/mapper -lname '/dev/disk/*' -printf '%p %l\\n' >/run/read
+  mkdir /run/beneath; mount --bind /dev /run/beneath; cd /run/beneath/disk/by-diskseq
+  mkdir .dm/4000000000; ln -s ../../../../dm-0 .dm/4000000000/dm-0; ln -s ../../dm-0 4000000000; ln -s ../../dm-0 4000000000p1
+  cd /; umount /run/beneath; rmdir /run/beneath`
+const WALK_ON =
+  'while read name target; do [ $(stat -L -c %t:%T $name) = "$(stat -L -c %t:%T $target)" ] || echo $name $target; done </run/read 2>&1'
+const RULES = '/usr/lib/udev/rules.d/59-diskseqfs.rules'
+const GONE = "find /dev/disk/by-diskseq -name '4000000000*'"
+const REMOVE = `
+  dm=$(basename $(readlink -f /dev/mapper/goes)); loop=$(basename $(cat /run/goes.disk))
+  dmsetup remove goes; losetup --detach /dev/$loop; udevadm settle
+  find /dev/disk/by-diskseq -type l \\( -path '*/.dm/*' -o -name '*p1' \\) -printf '%P %l\\n' | grep -wE "$dm|$loop|\${loop}p1" || true`
+
 export const service: Case = {
   name: 'service: stop, start, links switched off',
   async run(t, vm) {
@@ -94,6 +112,7 @@ export const service: Case = {
 
     // What is open through the tree, mounted or swapped on, stays so.
     const mine = await vm.run(MINE)
+    await vm.run(WALKERS)
     await vm.run('systemctl stop diskseqfs')
     await stockLinks(t, vm, 'stopped')
     t.equal(await vm.run('readlink /dev/mine/*'), mine, 'links that somebody else made are left alone')
@@ -102,15 +121,27 @@ export const service: Case = {
     await vm.run('udevadm settle')
     t.match(await vm.run('readlink /dev/disk/by-diskseq/1'), /^\.\.\/\.\.\/vda\n$/, "stopped: udev's own links are in disk/by-diskseq")
 
-    const beneath = '[ ! -e /dev/disk/by-diskseq/.dm ] || find /dev/disk/by-diskseq/.dm -type l'
-    t.equal(await vm.run(beneath), '', 'and nothing that no name leads to')
+    t.equal(await vm.run(WALK_ON), '', 'who has read a name before finds its device beneath')
+    t.equal(await vm.run(GONE), '', 'where nothing is of devices that are gone')
+    t.equal(await vm.run(REMOVE), '', 'and each link goes with its device, or its medium')
     await vm.run('systemctl start diskseqfs')
     if (!SHORT) {
-      await withLink(t, vm, [['  if (has_daemon()) return 0;\n  DIR *tree', '  return 0;\n  DIR *tree']], () =>
-        vm.run('systemctl stop diskseqfs; udevadm settle'),
-      )
-      t.not(await vm.run(beneath), '', 'twin: it is the program that takes these away')
-      await vm.run('systemctl start diskseqfs')
+      await vm.run(WALKERS)
+      const sweeps: Change = ['  if (has_daemon()) return 0;\n  DIR *tree', '  return 0;\n  DIR *tree']
+      const atOnce: Change = [
+        '  unlock();\n  return result;\n}\n\nstatic unsigned long long event_diskseq',
+        '  unlock();\n  if (!*event->claimed && *event->before && !has_daemon()) system(\"rm -rf \" DIRECTORIES);\n  return result;\n}\n\nstatic unsigned long long event_diskseq',
+      ]
+      const left = await withLink(t, vm, [sweeps, atOnce], async () => {
+        await vm.run('systemctl stop diskseqfs; udevadm settle')
+        return [await vm.run(WALK_ON), await vm.run(GONE)]
+      })
+      t.not(left[0], '', 'twin: not where its link goes when its name has changed')
+      t.not(left[1], '', 'twin: it is the program that takes these away')
+      await vm.run(`systemctl start diskseqfs; ${REMOVE}; ${WALKERS}; systemctl stop diskseqfs; udevadm settle`)
+      await vm.run(`sed -i.kept '/diskseqfs-link/d' ${RULES}; udevadm control --reload`)
+      t.match(await vm.run(REMOVE), /loop\d+p1[^]*dm-|dm-[^]*loop\d+p1/, 'twin: it is the rules by which they go')
+      await vm.run(`mv ${RULES}.kept ${RULES}; udevadm control --reload; systemctl start diskseqfs`)
     }
     await inTree(t, vm, 'started')
     for (const unit of ['dev-mapper-vm\\x2dhome.device', 'dev-disk-by\\x2ddiskseq-1.device']) {
