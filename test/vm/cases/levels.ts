@@ -28,7 +28,7 @@ const PREPARE = `
   mkfs.ext4 -q /dev/inner/data
   mkswap /dev/inner/swap >/dev/null
   echo 'outer-open /dev/mapper/vm-outer /etc/outer.key luks' >>/etc/crypttab
-  printf '%s\\n' '/dev/inner/data /inner ext4 nofail,x-systemd.device-timeout=30s 0 2' '/dev/mapper/inner-swap none swap nofail,x-systemd.device-timeout=30s 0 0' >>/etc/fstab
+  printf '%s\\n' '/dev/inner/data /inner ext4 nofail,x-systemd.device-timeout=120s 0 2' '/dev/mapper/inner-swap none swap nofail,x-systemd.device-timeout=120s 0 0' >>/etc/fstab
   systemctl daemon-reload
   cat >${DIRECTORY}/prelude <<'PRELUDE'
 ${TRY}
