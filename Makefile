@@ -2,7 +2,8 @@
 # make [build]       build the daemon
 # make run           build, then serve MOUNTPOINT in the foreground (as root)
 # make test          build, then run those tests that need no root, no disk and no mount
-# make check         build, then run the tests (as root)
+# make check         build, then run the tests (as root); BUSY=4 beside so many programs that only work
+# make check-long    the rest: twins, what takes long, sanitizers (as root)
 # make check-vm      the package, in virtual machines of both Debian releases (as root)
 # make check-fresh   "make run" on nothing but a minimal Debian (as root); FRESH="bookworm trixie"
 # make check-types   type-check the sources and the tests
@@ -63,7 +64,7 @@ $(LINK): $(LINK).c
 		$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $<
 
 setup:
-	@scripts/setup $(filter check,$(MAKECMDGOALS))
+	@scripts/setup $(if $(filter check check-long,$(MAKECMDGOALS)),check)
 
 # --include=dev: with NODE_ENV=production npm would leave out the compiler.
 # --ignore-scripts: the one of fuse-native compiles it with headers that node-gyp
@@ -117,12 +118,12 @@ run:
 test: build
 	tap --jobs=2 $(wildcard test/unit/*/*.test.ts)
 
-check: build $(FUSE_NATIVE)
-	@[ "$$(id -u)" -eq 0 ] || { echo 'make check: must be root to mount and to make loop devices' >&2; exit 1; }
+check check-long: build $(FUSE_NATIVE)
+	@[ "$$(id -u)" -eq 0 ] || { echo 'make $@: must be root to mount and to make loop devices' >&2; exit 1; }
 	@setpriv --reuid=65534 --regid=65534 --clear-groups node dist/cli.js --version >/dev/null 2>&1 || \
-		{ echo 'make check: some tests run the program as an unprivileged user;' \
+		{ echo 'make $@: some tests run the program as an unprivileged user;' \
 			'move the project to where others may enter (not /root)' >&2; exit 1; }
-	scripts/check
+	BUSY=$(BUSY) scripts/check $(if $(filter check,$@),short,long)
 
 # One machine at a time: two of them are more than twice as slow on two processors.
 # CASES=name,... runs only some of them; SHORT=1 fewer rounds, and some on one
@@ -151,7 +152,7 @@ lint: $(DEPS)
 	@! git ls-files '*.ts' '*.mjs' '*.c' '*.cc' '*.h' | xargs grep -L 'SPDX-License-Identifier: ' | grep . || \
 		{ echo 'make lint: these have no SPDX-License-Identifier' >&2; exit 1; }
 
-# The short forms are part of "make check".
+# The short forms are part of "make check" and "make check-long".
 MINUTES = 30
 soak: build
 	KILLS=200 STORM=10000 SOAK_MINUTES=$(MINUTES) tap --timeout=$$(($(MINUTES) * 60 + 900)) \
@@ -247,4 +248,4 @@ clean:
 	rm -rf dist native/build .tap $(LINK) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
-.PHONY: build setup run test check check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean
+.PHONY: build setup run test check check-long check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean

@@ -13,6 +13,7 @@ import { Intents, someCall } from '../../src/gate/intent.js'
 import { PinOpener } from '../../src/gate/pin.js'
 import { FuseSession } from '../../src/fuse/session.js'
 import { SharedState } from '../../src/handover/shared-state.js'
+import { LONG } from '../helpers/long.js'
 import { Random, Tape } from './choices.js'
 import { CASES, smaller } from './corpus.js'
 import { generate, type Input, names, requests, state, type Surface, SURFACES, syscallFiles } from './surfaces.js'
@@ -22,7 +23,7 @@ const SEED = Number(process.env['FUZZ_SEED'] ?? Date.now() % 2 ** 31)
 
 /** For how long each surface is fuzzed, ms: with inputs that can be shortened, then with many. */
 const SHRINKABLE_MS = 400
-const MANY_MS: Readonly<Record<string, number>> = { 'FUSE requests': 7000, 'hand-over': 3000 }
+const MANY_MS: Readonly<Record<string, number>> = LONG ? { 'FUSE requests': 7000, 'hand-over': 3000 } : {}
 const MANY_OTHERS_MS = 500
 
 const hex = (input: Input) => input.map((piece) => piece.toString('hex')).join('\n')

@@ -24,6 +24,7 @@ import t, { type Test } from 'tap'
 import { native } from '../../src/native.js'
 import { addCounts, blk } from '../helpers/blk.js'
 import { type Change, changedGuard, twinGuard, twinGuardStore } from '../helpers/guard.js'
+import { LONG } from '../helpers/long.js'
 import {
   cleanup,
   descriptors,
@@ -40,8 +41,8 @@ import {
 } from '../helpers/tree.js'
 
 /** KILLS=200 for the long form. */
-const KILLS = Number(process.env['KILLS'] ?? 12)
-const ROUND_SECONDS = 10
+const KILLS = Number(process.env['KILLS'] ?? (LONG ? 12 : 4))
+const ROUND_SECONDS = LONG ? 10 : 3
 /** How long a daemon serves before the next kill. */
 const SERVES_MS = 250
 /** Negative, as Node.js has it for those it has no name for. */

@@ -11,6 +11,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { blk } from '../helpers/blk.js'
+import { LONG } from '../helpers/long.js'
 import {
   cleanup,
   loopDisk,
@@ -25,7 +26,7 @@ import {
   zramDisk,
 } from '../helpers/tree.js'
 
-const ROUNDS = 1000
+const ROUNDS = LONG ? 1000 : 200
 const FEW_ROUNDS = 20
 const FREE_MS = 20
 /** Share of the rounds in which it may take longer: on a machine with others on it nobody is prompt all the time. */

@@ -10,6 +10,7 @@ import t, { type Test } from 'tap'
 import { mountsAt } from '../../src/util/mountpoint.js'
 import { socketOf } from '../../src/handover/replace.js'
 import { blk } from '../helpers/blk.js'
+import { LONG } from '../helpers/long.js'
 import {
   CLI,
   cleanup,
@@ -27,7 +28,8 @@ import {
 } from '../helpers/tree.js'
 import { ROOT } from '../helpers/root.js'
 
-const TIMES = 10
+const SECONDS = LONG ? '10' : '5'
+const TIMES = LONG ? 10 : 4
 /** On a machine that is busy with other things. */
 const TIMES_MIN = 2
 const SERVES_MS = 300
@@ -90,7 +92,7 @@ t.test('the new daemon serves the same mount, the old one ends', async (t) => {
 async function underLoad(t: Test, { mountpoint }: RunningTree, steady: LoopDisk, change: () => Promise<void>) {
   let going = true
   let times = 0
-  const load = blk('churn', '--mode', 'tree', '--dir', mountpoint, '--seconds', '10').finally(() => (going = false))
+  const load = blk('churn', '--mode', 'tree', '--dir', mountpoint, '--seconds', SECONDS).finally(() => (going = false))
   const opener = blk(
     'openlat',
     '--path',
@@ -98,7 +100,7 @@ async function underLoad(t: Test, { mountpoint }: RunningTree, steady: LoopDisk,
     '--count',
     '1000000',
     '--seconds',
-    '10',
+    SECONDS,
     '--close-immediately',
   )
   while (going && times < TIMES) {

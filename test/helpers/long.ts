@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: MIT
+/**
+ * The two forms of a test: the short one shows what a change breaks; the long one (LONG=1, `make check-long`) goes
+ * on for as long as it takes to see what is rare.
+ */
+export const LONG = process.env['LONG'] === '1'
