@@ -29,8 +29,8 @@ PinLifetime.prototype.forget = function (node, ...given) {
 }
 
 const { logger: log } = await createLogger('warn', { kind: 'stderr', format: 'json' })
-const daemon = new Daemon(
-  {
+const daemon = new Daemon({
+  options: {
     mountpoint: process.argv[2],
     mount: parseMountOptions('', []),
     lingerMs: 5,
@@ -39,7 +39,7 @@ const daemon = new Daemon(
     openTimeoutMs: 10_000,
   },
   log,
-)
+})
 await daemon.start()
 
 /** Nodes that the kernel has, and nobody holds. */
@@ -52,7 +52,7 @@ const kinds = {
     return [node]
   },
   all: (nodes) => {
-    daemon.lifetime.pruneAll()
+    daemon.answers.lifetime.pruneAll()
     return nodes
   },
 }
@@ -70,7 +70,7 @@ async function measure(kind) {
   await forgotten
   const ms = performance.now() - began
   const { user, system } = process.cpuUsage(before)
-  while (daemon.lifetime.pruning) await sleep(1)
+  while (daemon.answers.lifetime.pruning) await sleep(1)
   return { names: nodes.length, forgets, ms, cpuMs: (user + system) / 1000 }
 }
 

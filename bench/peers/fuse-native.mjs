@@ -41,7 +41,7 @@ const OPTIONS = {
 const log = { error: console.error, warn: console.error, info() {}, debug() {} }
 const sysfs = new Sysfs(native)
 const registry = new Registry(sysfs, log)
-const uevents = new UeventSocket(native, registry, log)
+const uevents = new UeventSocket({ native, listener: registry, log })
 registry.drain = () => uevents.drain()
 const directory = native.openDirectory('/dev')
 const devnodes = new DeviceNodes(native, directory)

@@ -71,8 +71,8 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
   )
   const guard = options.transport === 'fuse-native' ? undefined : Guard.ofThisProcess(native, log)
   const manager = guard === undefined ? ServiceManager.ofThisProcess(native, log) : undefined
-  const daemon = new Daemon(
-    {
+  const daemon = new Daemon({
+    options: {
       mountpoint: resolve(mountpoint),
       mount,
       lingerMs: options.linger,
@@ -80,11 +80,10 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
       openTimeoutMs: options.openTimeout * 1000,
       transport: options.transport,
     },
-    log,
-    {},
     guard,
-    () => process.exit(0),
-  )
+    handedOver: () => process.exit(0),
+    log,
+  })
   // A daemon keeps nobody's directory busy.
   if (inBackground) process.chdir('/')
   // All disks are read once, and thousands are enough for V8 to load its optimizing

@@ -53,6 +53,14 @@ function isOurs(path: string): boolean {
   return path.startsWith(`${DM_NAME}/`) || parseName(path) !== undefined
 }
 
+export interface BeneathParts {
+  readonly native: Calls
+  /** From {@link openBeneath}, or an earlier daemon's; owned from now on. */
+  readonly fd: number
+  readonly mountpoint: string
+  readonly log: Logger
+}
+
 export class Beneath {
   /** What is to be changed, the latest for each path; "" for a link that is to go. */
   private changes = new Map<string, string>()
@@ -61,19 +69,16 @@ export class Beneath {
   /** Those that are being made. */
   private making = new Map<DiskSeq, (() => void)[]>()
   private changing = false
+  private fd: number
   private mode = MODE_SERVED
   private readonly made = new Set<string>()
   private readonly idle: (() => void)[] = []
   private readonly failures: LogLimit
   private readonly toDev: string
 
-  /** @param fd from {@link openBeneath}, or an earlier daemon's; owned from now on */
-  constructor(
-    private readonly native: Calls,
-    private fd: number,
-    private readonly mountpoint: string,
-    private readonly log: Logger,
-  ) {
+  constructor(private readonly parts: BeneathParts) {
+    const { fd, mountpoint, log } = parts
+    this.fd = fd
     this.failures = new LogLimit((suppressed) => log.warn({ suppressed }, 'more links beneath the tree failed than are logged'))
     this.toDev = relative(mountpoint, '/dev')
   }
@@ -82,7 +87,7 @@ export class Beneath {
   start(devices: readonly Device[]): void {
     this.changes.set(NO_LINK, '')
     for (const device of devices) this.add(device)
-    this.native.listLinks(this.fd, DEPTH, (paths) => {
+    this.parts.native.listLinks(this.fd, DEPTH, (paths) => {
       for (const path of paths) if (isOurs(path) && !this.made.has(path)) this.changes.set(path, '')
       this.flush()
     })
@@ -133,10 +138,10 @@ export class Beneath {
     this.making = this.unmade
     this.unmade = new Map()
     this.changing = true
-    this.native.changeLinks(this.fd, this.mode, changes, (error) => {
+    this.parts.native.changeLinks(this.fd, this.mode, changes, (error) => {
       this.changing = false
       if (error !== 0 && this.failures.take()) {
-        this.log.warn({ errno: errnoName(error), mountpoint: this.mountpoint }, 'links beneath the tree cannot be changed')
+        this.parts.log.warn({ errno: errnoName(error), mountpoint: this.parts.mountpoint }, 'links beneath the tree cannot be changed')
       }
       this.release(this.making)
       this.flush()
@@ -151,7 +156,7 @@ export class Beneath {
   async leave(isHanded: boolean): Promise<void> {
     if (this.fd < 0 || isHanded) return
     this.mode = MODE_STOCK
-    const paths = await new Promise<string[]>((done) => this.native.listLinks(this.fd, DEPTH, done))
+    const paths = await new Promise<string[]>((done) => this.parts.native.listLinks(this.fd, DEPTH, done))
     for (const path of paths) if (isOurs(path) && !this.isUdevs(path)) this.changes.set(path, '')
     this.changes.set(NO_LINK, '')
     await new Promise<void>((done) => {
@@ -162,12 +167,12 @@ export class Beneath {
 
   /** util_path_encode(), systemd: a link's name with `\x2f` for each slash. */
   private isUdevs(path: string): boolean {
-    const name = `${this.mountpoint}/${path}`.slice('/dev'.length).replaceAll('/', '\\x2f')
+    const name = `${this.parts.mountpoint}/${path}`.slice('/dev'.length).replaceAll('/', '\\x2f')
     return existsSync(`${UDEV_LINKS}/${name}`)
   }
 
   close(): void {
-    if (this.fd >= 0) this.native.close(this.fd)
+    if (this.fd >= 0) this.parts.native.close(this.fd)
     this.fd = -1
     this.release(this.unmade)
     this.release(this.making)

@@ -59,24 +59,27 @@ export interface UeventListener {
   lost(): void
 }
 
+export interface UeventSocketParts {
+  readonly native: Pick<Native, 'Poll' | 'ueventOpen' | 'ueventReceive' | 'close'>
+  readonly listener: UeventListener
+  /** Of the socket's buffer. */
+  readonly receiveBytes?: number
+  readonly log: Logger
+}
+
 export class UeventSocket {
   private readonly buffer = new Uint8Array(MESSAGE_MAX)
   private readonly from = new Uint32Array(3)
   private fd = -1
   private poll: Poll | undefined
 
-  constructor(
-    private readonly native: Pick<Native, 'Poll' | 'ueventOpen' | 'ueventReceive' | 'close'>,
-    private readonly listener: UeventListener,
-    private readonly log: Logger,
-    private readonly receiveBytes = RECEIVE_BYTES,
-  ) {}
+  constructor(private readonly parts: UeventSocketParts) {}
 
   open(): void {
-    const fd = this.native.ueventOpen(this.receiveBytes)
+    const fd = this.parts.native.ueventOpen(this.parts.receiveBytes ?? RECEIVE_BYTES)
     if (fd < 0) throw new Error(`cannot listen to the kernel's uevents: ${errnoName(fd)}`)
     this.fd = fd
-    this.poll = new this.native.Poll(fd, () => this.drain())
+    this.poll = new this.parts.native.Poll(fd, () => this.drain())
   }
 
   /**
@@ -87,44 +90,44 @@ export class UeventSocket {
    */
   drain(): void {
     const changed = this.take()
-    if (changed !== undefined) this.listener.changed(changed)
+    if (changed !== undefined) this.parts.listener.changed(changed)
   }
 
   /** @returns undefined where there is nothing, as there mostly is when an open asks */
   private take(): ReadonlySet<string> | undefined {
     let changed: Set<string> | undefined
     while (this.fd >= 0) {
-      const n = this.native.ueventReceive(this.fd, this.buffer, this.from)
+      const n = this.parts.native.ueventReceive(this.fd, this.buffer, this.from)
       if (n === -E.EAGAIN) return changed
       if (n === -E.EINTR) continue
       if (n === -E.ENOBUFS) {
-        this.log.warn('the kernel dropped uevents (socket buffer full); reading all devices again')
-        this.listener.lost()
+        this.parts.log.warn('the kernel dropped uevents (socket buffer full); reading all devices again')
+        this.parts.listener.lost()
         continue
       }
       if (n < 0) {
-        this.log.error({ errno: errnoName(n) }, 'reading uevents failed; reading all devices again')
-        this.listener.lost()
+        this.parts.log.error({ errno: errnoName(n) }, 'reading uevents failed; reading all devices again')
+        this.parts.listener.lost()
         return changed
       }
       const [port, groups, truncated] = this.from
       if (port !== 0 || groups !== KERNEL_GROUP) continue
       if (truncated !== 0) {
-        this.log.warn('a truncated uevent was dropped; reading all devices again')
-        this.listener.lost()
+        this.parts.log.warn('a truncated uevent was dropped; reading all devices again')
+        this.parts.listener.lost()
         continue
       }
       const event = blockEventOf(this.buffer, n)
       if (event === undefined) continue
       changed = (changed ?? new Set()).add(event.kname)
-      if (event.diskseq !== undefined) this.listener.numbered(event.kname, event.diskseq, event.gone)
+      if (event.diskseq !== undefined) this.parts.listener.numbered(event.kname, event.diskseq, event.gone)
     }
     return changed
   }
 
   close(): void {
     this.poll?.close()
-    if (this.fd >= 0) this.native.close(this.fd)
+    if (this.fd >= 0) this.parts.native.close(this.fd)
     this.fd = -1
   }
 }

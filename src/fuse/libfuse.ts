@@ -81,6 +81,14 @@ function reply(failed: (errno: number) => void, expected: Partial<Reply>): Reply
   }
 }
 
+export interface FuseNativeParts {
+  readonly mountpoint: string
+  readonly options: MountOptions
+  /** Whether the device with that inode's name may come back with another device number. */
+  readonly renumbers: (ino: bigint) => boolean
+  readonly log: Logger
+}
+
 export class FuseNativeTransport implements Transport {
   readonly ended: Promise<void>
   private readonly Fuse = load()
@@ -91,16 +99,9 @@ export class FuseNativeTransport implements Transport {
   /** The device number that the inode of a path was made with: the library makes no other. */
   private readonly numbers = new Map<string, number>()
 
-  /**
-   * @param renumbers whether the device with that inode's name may come back with another device number
-   * @throws UserError where it cannot be used, or not with these options
-   */
-  constructor(
-    private readonly mountpoint: string,
-    options: MountOptions,
-    private readonly renumbers: (ino: bigint) => boolean,
-    private readonly log: Logger,
-  ) {
+  /** @throws UserError where it cannot be used, or not with these options */
+  constructor(private readonly parts: FuseNativeParts) {
+    const { options } = parts
     if (options.labels.length > 0 || options.flags !== ALWAYS) {
       throw new UserError('--transport fuse-native: no mount options can be set with it; leave them out, or the transport', 2)
     }
@@ -121,11 +122,13 @@ export class FuseNativeTransport implements Transport {
       attrTimeout: '0.000001',
       timeout: false, // the gate has its own
     }
-    const fuse = new this.Fuse(this.mountpoint, this.handlers(), options)
+    const fuse = new this.Fuse(this.parts.mountpoint, this.handlers(), options)
     await new Promise<void>((resolve, reject) =>
-      fuse.mount((error) => (error === null ? resolve() : reject(new UserError(`cannot mount at ${this.mountpoint}: ${error.message}`)))),
+      fuse.mount((error) =>
+        error === null ? resolve() : reject(new UserError(`cannot mount at ${this.parts.mountpoint}: ${error.message}`)),
+      ),
     )
-    this.log.warn(
+    this.parts.log.warn(
       { holdMs: HOLD_MS },
       'transport fuse-native: opens are verified, but a program that opens a path later than the hold after it looked it up ' +
         'may get another disk; a look at a disk opens it; restarts unmount the tree',
@@ -172,7 +175,7 @@ export class FuseNativeTransport implements Transport {
 
   /** What is wrong with an answer that the library cannot hand on; an errno, or 0. */
   private objection(path: string, attr: Attr): number {
-    if ((attr.mode & S_IFMT) !== S_IFBLK || !this.renumbers(attr.ino)) return 0
+    if ((attr.mode & S_IFMT) !== S_IFBLK || !this.parts.renumbers(attr.ino)) return 0
     const number = this.numbers.get(path) ?? attr.rdev
     this.numbers.set(path, number)
     return number === attr.rdev ? 0 : E.ESTALE

@@ -134,7 +134,7 @@ class SessionReply implements Reply {
   interrupt(): void {
     if (this.interrupted) return
     this.interrupted = true
-    this.session.state.interrupt(this.slot)
+    this.session.requests.interrupt(this.slot)
     this.listener?.()
   }
 
@@ -142,7 +142,7 @@ class SessionReply implements Reply {
     if (this.answered) throw new Error('a request was answered twice')
     this.answered = true
     const taken = this.session.send(this.unique, error, payload)
-    this.session.state.drop(this.slot)
+    this.session.requests.drop(this.slot)
     return taken
   }
 }
@@ -154,6 +154,17 @@ interface Waiting {
   readonly length: number
   interrupted: boolean
 }
+
+export interface FuseSessionParts {
+  readonly native: Calls
+  /** /dev/fuse, non-blocking, already given to mount(2); owned from now on. */
+  readonly fd: number
+  /** Where requests are kept for a daemon that takes over. */
+  readonly requests: RequestStore
+  readonly log: Logger
+}
+
+type Calls = Pick<Native, 'Poll' | 'read' | 'readSoon' | 'write' | 'close'>
 
 export class FuseSession implements Transport, Inodes {
   /** Shared by all answers: each is written before the next is begun. */
@@ -170,6 +181,10 @@ export class FuseSession implements Transport, Inodes {
   private readonly lookups = new FairQueue<Waiting>()
   private readonly waiting = new FairQueue<Waiting>()
   private readonly busyPoll = new BusyPoll()
+  private readonly native: Calls
+  private fd: number
+  readonly requests: RequestStore
+  private readonly log: Logger
   private readonly wireLog: WireLog | undefined
   /** Whether the kernel can be told to forget an inode, as far as is known. */
   private prunes = true
@@ -180,16 +195,11 @@ export class FuseSession implements Transport, Inodes {
   private started: { resolve: () => void; reject: (error: Error) => void } | undefined
   private end!: () => void
 
-  /**
-   * @param fd /dev/fuse, non-blocking, already given to mount(2); closed by {@link close}.
-   * @param state where requests are kept for a daemon that takes over
-   */
-  constructor(
-    private readonly native: Pick<Native, 'Poll' | 'read' | 'readSoon' | 'write' | 'close'>,
-    private fd: number,
-    private readonly log: Logger,
-    readonly state: RequestStore,
-  ) {
+  constructor({ native, fd, requests, log }: FuseSessionParts) {
+    this.native = native
+    this.fd = fd
+    this.requests = requests
+    this.log = log
     this.wireLog = WireLog.of(log)
     this.ended = new Promise((resolve) => {
       this.end = resolve
@@ -210,12 +220,12 @@ export class FuseSession implements Transport, Inodes {
    */
   resume(operations: TreeOperations): void {
     this.operations = operations
-    for (const { message, slot, tries, interrupted } of this.state.unanswered()) {
+    for (const { message, slot, tries, interrupted } of this.requests.unanswered()) {
       this.replay(message, slot, tries, interrupted)
     }
     operations.turnEnds()
     this.poll = new this.native.Poll(this.fd, () => this.readable())
-    this.trial = setTimeout(() => this.state.acquit(), TRIAL_MS)
+    this.trial = setTimeout(() => this.requests.acquit(), TRIAL_MS)
   }
 
   private replay(message: Message, slot: number, tries: number, interrupted: boolean): void {
@@ -223,9 +233,9 @@ export class FuseSession implements Transport, Inodes {
     if (tries > TRIES_MAX) {
       this.log.error({ opcode: header.opcode, tries }, 'daemons end in the middle of a request; it is refused')
       if (!UNANSWERED.has(header.opcode)) this.send(header.unique, E.EIO, 0)
-      return this.state.drop(slot)
+      return this.requests.drop(slot)
     }
-    if (UNANSWERED.has(header.opcode)) this.state.drop(slot) // as in handle()
+    if (UNANSWERED.has(header.opcode)) this.requests.drop(slot) // as in handle()
     const reply = this.handle(message, UNANSWERED.has(header.opcode) ? -1 : slot)
     if (interrupted) reply?.interrupt()
   }
@@ -242,7 +252,7 @@ export class FuseSession implements Transport, Inodes {
   /** As {@link pause}; and what is unanswered is left to the next daemon, which is not to take it for a reason to die. */
   pauseForHandOver(): void {
     this.pause()
-    this.state.acquit()
+    this.requests.acquit()
   }
 
   /** After {@link pause} or {@link pauseForHandOver}, when nobody else has read requests. */
@@ -276,7 +286,7 @@ export class FuseSession implements Transport, Inodes {
       if (this.poll === undefined) break
       const next = first.take() ?? this.lookups.take() ?? this.waiting.take()
       if (next === undefined) break
-      const reply = this.handle(new Message(this.state.kept(next.slot, next.length), next.length), next.slot)
+      const reply = this.handle(new Message(this.requests.kept(next.slot, next.length), next.length), next.slot)
       if (next.interrupted) reply?.interrupt()
       if (this.lookups.size === 0 || monotonicMs() >= end) break
     }
@@ -297,16 +307,16 @@ export class FuseSession implements Transport, Inodes {
   private take(): void {
     const end = monotonicMs() + ROUND_MS
     for (let i = 0; i < BATCH && this.poll !== undefined; i++) {
-      let n = this.native.read(this.fd, this.state.landing)
+      let n = this.native.read(this.fd, this.requests.landing)
       let alone = i === 0 && this.queued === 0
       if (n === -E.EAGAIN && this.queued === 0) {
         n = this.await(end)
         alone = true
       }
       if (n >= 0) {
-        const message = new Message(this.state.landing, n)
+        const message = new Message(this.requests.landing, n)
         if (alone || !this.mayWait(message)) this.handle(message)
-        this.state.clear()
+        this.requests.clear()
         continue
       }
       switch (-n) {
@@ -332,7 +342,7 @@ export class FuseSession implements Transport, Inodes {
     const began = monotonicMs()
     if (began >= end) return -E.EAGAIN
     const pays = busyPoll.pays()
-    const n = this.native.readSoon(this.fd, this.state.landing, WAIT_US, pays)
+    const n = this.native.readSoon(this.fd, this.requests.landing, WAIT_US, pays)
     if (pays && n !== -E.EINTR) busyPoll.waited(n >= 0, monotonicMs() - began)
     return n
   }
@@ -342,7 +352,7 @@ export class FuseSession implements Transport, Inodes {
     if (message.length < IN_HEADER_SIZE || message.uid === 0 || this.queued >= WAITING_MAX) return false
     const { uid, opcode, unique } = message.header()
     if (UNANSWERED.has(opcode)) return false
-    const slot = this.state.keep(message.bytes.subarray(0, message.length))
+    const slot = this.requests.keep(message.bytes.subarray(0, message.length))
     if (slot < 0) return false
     const queue = opcode === Opcode.LOOKUP ? this.lookups : this.waiting
     queue.add(uid, { unique, slot, length: message.length, interrupted: false })
@@ -358,7 +368,7 @@ export class FuseSession implements Transport, Inodes {
     const waiting = this.waiting.find(isIt) ?? this.lookups.find(isIt)
     if (waiting === undefined) return
     waiting.interrupted = true
-    this.state.interrupt(waiting.slot)
+    this.requests.interrupt(waiting.slot)
   }
 
   /** Writes the header and sends what {@link out} holds. */
@@ -408,7 +418,7 @@ export class FuseSession implements Transport, Inodes {
     const reply = new SessionReply(this, header.unique)
     reply.slot = slot
     // Not twice: what is forgotten twice may be forgotten too early.
-    if (UNANSWERED.has(header.opcode)) this.state.clear()
+    if (UNANSWERED.has(header.opcode)) this.requests.clear()
     try {
       if (header.length !== message.length || message.bodySize < (BODY_MIN[header.opcode] ?? 0)) {
         throw new MalformedRequest(header, message.length)
@@ -424,7 +434,7 @@ export class FuseSession implements Transport, Inodes {
     }
     if (reply.answered || UNANSWERED.has(header.opcode)) return undefined
     this.pending.set(header.unique, reply)
-    if (reply.slot < 0) reply.slot = this.state.keep(message.bytes.subarray(0, message.length))
+    if (reply.slot < 0) reply.slot = this.requests.keep(message.bytes.subarray(0, message.length))
     return reply
   }
 

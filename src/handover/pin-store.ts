@@ -26,33 +26,33 @@ export interface StoredPin {
 
 type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'close'>
 
+export interface PinStoreParts {
+  readonly native: Calls
+  readonly state: SharedState
+  /** Has somebody else keep sockets too. */
+  readonly store: (sockets: readonly number[]) => void
+  readonly log: Logger
+}
+
 export class PinStore {
   private readonly sockets: number[] = []
   private readonly buffer = new Uint8Array(16)
-  private readonly complaints: LogLimit
+  private readonly complaints = new LogLimit(() => {})
 
-  /** @param store has somebody else keep sockets too */
-  constructor(
-    private readonly native: Calls,
-    private readonly state: SharedState,
-    private readonly store: (sockets: readonly number[]) => void,
-    private readonly log: Logger,
-  ) {
-    this.complaints = new LogLimit(() => {})
-  }
+  constructor(private readonly parts: PinStoreParts) {}
 
   /**
    * @param fd an open device, verified
    * @returns a place for {@link drop}; -1 if it cannot be kept
    */
   put(id: bigint, fd: number): number {
-    const place = this.state.takePin(id)
+    const place = this.parts.state.takePin(id)
     const socket = place < 0 ? -1 : this.socket(place)
-    const sent = socket < 0 ? socket : this.native.sendDescriptors(socket, String(place), [fd])
+    const sent = socket < 0 ? socket : this.parts.native.sendDescriptors(socket, String(place), [fd])
     if (sent >= 0) return place
-    this.state.dropPin(place)
+    this.parts.state.dropPin(place)
     if (this.complaints.take()) {
-      this.log.warn({ ...(place >= 0 && { errno: errnoName(sent) }) }, 'a pin is not kept: it ends if the daemon dies')
+      this.parts.log.warn({ ...(place >= 0 && { errno: errnoName(sent) }) }, 'a pin is not kept: it ends if the daemon dies')
     }
     return -1
   }
@@ -62,7 +62,7 @@ export class PinStore {
     if (place < 0) return
     const socket = this.sockets[place]
     if (socket !== undefined) this.take(socket)
-    this.state.dropPin(place)
+    this.parts.state.dropPin(place)
   }
 
   /** All of them. */
@@ -73,14 +73,14 @@ export class PinStore {
   /** Closes the sockets; what is in them stays with whoever has them too. */
   close(): void {
     // Not of places that have none.
-    this.sockets.forEach((socket) => this.native.close(socket))
+    this.sockets.forEach((socket) => this.parts.native.close(socket))
     this.sockets.length = 0
   }
 
   /** What an earlier daemon left in these sockets, which are used from now on. */
   takeOver(sockets: readonly number[]): StoredPin[] {
     const empty: number[] = []
-    const records = new Map(this.state.pinRecords().map((record) => [record.index, record]))
+    const records = new Map(this.parts.state.pinRecords().map((record) => [record.index, record]))
     const kept: StoredPin[] = []
     for (const socket of sockets) {
       const [text, fds] = this.look(socket)
@@ -88,7 +88,7 @@ export class PinStore {
       const record = text === String(place) ? records.get(place) : undefined
       const [fd] = fds
       if (fd === undefined || fds.length > 1 || record === undefined || this.sockets[place] !== undefined) {
-        for (const each of fds) this.native.close(each)
+        for (const each of fds) this.parts.native.close(each)
         while (this.take(socket)) continue
         empty.push(socket)
         continue
@@ -98,7 +98,7 @@ export class PinStore {
       kept.push({ place, fd, record })
     }
     // Written down, and the daemon ended before the pin was in its socket.
-    for (const place of records.keys()) this.state.dropPin(place)
+    for (const place of records.keys()) this.parts.state.dropPin(place)
     for (let place = 0; empty.length > 0; place++) this.sockets[place] ??= empty.pop() as number
     return kept
   }
@@ -108,21 +108,21 @@ export class PinStore {
     if (known !== undefined) return known
     const made: number[] = []
     for (let i = 0; i < BATCH; i++) {
-      const socket = this.native.selfSocket()
+      const socket = this.parts.native.selfSocket()
       if (socket < 0) {
         // Of the last descriptors half are for the pins themselves.
-        for (const spare of made.splice(Math.ceil(made.length / 2))) this.native.close(spare)
+        for (const spare of made.splice(Math.ceil(made.length / 2))) this.parts.native.close(spare)
         break
       }
       made.push(socket)
     }
-    if (made.length > 0) this.store(made)
+    if (made.length > 0) this.parts.store(made)
     for (let free = place; made.length > 0; free++) this.sockets[free] ??= made.shift() as number
     return this.sockets[place] ?? -1
   }
 
   private look(socket: number): [text: string, fds: number[]] {
-    const found = this.native.receiveDescriptors(socket, this.buffer, true)
+    const found = this.parts.native.receiveDescriptors(socket, this.buffer, true)
     if (typeof found === 'number') return ['', []]
     const [length, ...fds] = found
     return [Buffer.from(this.buffer.subarray(0, length)).toString(), fds]
@@ -130,9 +130,9 @@ export class PinStore {
 
   /** @returns false where nothing was waiting */
   private take(socket: number): boolean {
-    const found = this.native.receiveDescriptors(socket, this.buffer, false)
+    const found = this.parts.native.receiveDescriptors(socket, this.buffer, false)
     if (typeof found === 'number') return false
-    for (const fd of found.slice(1)) this.native.close(fd)
+    for (const fd of found.slice(1)) this.parts.native.close(fd)
     return true
   }
 }

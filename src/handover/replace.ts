@@ -37,14 +37,22 @@ type Calls = Pick<
 
 /** The daemon that serves, as the one that takes over sees it. */
 export interface TreeOwner {
-  /** What that one needs. */
-  descriptors(): Descriptors
   /** Reads no more requests. */
   pause(): void
   /** That one has failed: goes on from where it has paused. */
   goOn(): void
   /** That one serves: this process ends at once. */
   handedOver(): void
+}
+
+export interface HandOverParts {
+  readonly native: Calls
+  /** Of the socket, see {@link socketOf}. */
+  readonly path: string
+  /** What the daemon that takes over needs. */
+  readonly descriptors: () => Descriptors
+  readonly owner: TreeOwner
+  readonly log: Logger
 }
 
 /** The side of the daemon that serves. */
@@ -54,66 +62,58 @@ export class HandOver {
   private incoming: { fd: number; poll: Poll } | undefined
   private readonly buffer = new Uint8Array(16)
 
-  /**
-   * @param path of the socket
-   */
-  constructor(
-    private readonly native: Calls,
-    private readonly path: string,
-    private readonly owner: TreeOwner,
-    private readonly log: Logger,
-  ) {}
+  constructor(private readonly parts: HandOverParts) {}
 
   start(): void {
     try {
       mkdirSync(DIRECTORY, { mode: 0o700, recursive: true })
       this.unlink() // of the daemon before this one, or of one that died
     } catch (error) {
-      return this.log.debug({ errno: errnoName(errnoOf(error)), directory: DIRECTORY }, 'cannot be replaced while it runs')
+      return this.parts.log.debug({ errno: errnoName(errnoOf(error)), directory: DIRECTORY }, 'cannot be replaced while it runs')
     }
-    this.listener = this.native.packetListen(this.path)
+    this.listener = this.parts.native.packetListen(this.parts.path)
     if (this.listener < 0) {
-      return this.log.debug({ errno: errnoName(this.listener), socket: this.path }, 'cannot be replaced while it runs')
+      return this.parts.log.debug({ errno: errnoName(this.listener), socket: this.parts.path }, 'cannot be replaced while it runs')
     }
-    this.poll = new this.native.Poll(this.listener, () => this.accept())
+    this.poll = new this.parts.native.Poll(this.listener, () => this.accept())
   }
 
   /** To the one who takes over, if there is one: made since it has asked. */
   send(name: string, fds: readonly number[]): void {
-    if (this.incoming !== undefined) sendAll(this.native, this.incoming.fd, name, fds)
+    if (this.incoming !== undefined) sendAll(this.parts.native, this.incoming.fd, name, fds)
   }
 
   private accept(): void {
-    const fd = this.native.packetAccept(this.listener)
+    const fd = this.parts.native.packetAccept(this.listener)
     if (fd < 0) return
     // One at a time; the one before has been waiting for longer.
-    if (this.incoming !== undefined) return void this.native.close(fd)
-    this.incoming = { fd, poll: new this.native.Poll(fd, () => this.heard()) }
-    this.log.info('another daemon asks for the tree')
-    for (const [name, fds] of this.owner.descriptors()) this.send(name, fds)
-    this.native.sendDescriptors(fd, END, [])
+    if (this.incoming !== undefined) return void this.parts.native.close(fd)
+    this.incoming = { fd, poll: new this.parts.native.Poll(fd, () => this.heard()) }
+    this.parts.log.info('another daemon asks for the tree')
+    for (const [name, fds] of this.parts.descriptors()) this.send(name, fds)
+    this.parts.native.sendDescriptors(fd, END, [])
   }
 
   private heard(): void {
     const incoming = this.incoming
     if (incoming === undefined) return
-    const found = this.native.receiveDescriptors(incoming.fd, this.buffer, false)
+    const found = this.parts.native.receiveDescriptors(incoming.fd, this.buffer, false)
     if (found === -E.EAGAIN) return
     if (typeof found === 'number' || found[0] === 0) return this.drop()
-    this.owner.pause()
-    this.native.sendDescriptors(incoming.fd, TAKEN, [])
+    this.parts.owner.pause()
+    this.parts.native.sendDescriptors(incoming.fd, TAKEN, [])
     // What the other one is looking at must not change meanwhile.
-    this.native.awaitMessage(incoming.fd)
-    const last = this.native.receiveDescriptors(incoming.fd, this.buffer, false)
-    if (typeof last !== 'number' && last[0] !== 0) return this.owner.handedOver()
-    this.log.warn('the daemon that was to take over has failed; this one goes on')
+    this.parts.native.awaitMessage(incoming.fd)
+    const last = this.parts.native.receiveDescriptors(incoming.fd, this.buffer, false)
+    if (typeof last !== 'number' && last[0] !== 0) return this.parts.owner.handedOver()
+    this.parts.log.warn('the daemon that was to take over has failed; this one goes on')
     this.drop()
-    this.owner.goOn()
+    this.parts.owner.goOn()
   }
 
   private drop(): void {
     this.incoming?.poll.close()
-    if (this.incoming !== undefined) this.native.close(this.incoming.fd)
+    if (this.incoming !== undefined) this.parts.native.close(this.incoming.fd)
     this.incoming = undefined
   }
 
@@ -121,13 +121,13 @@ export class HandOver {
     this.drop()
     this.poll?.close()
     if (this.listener < 0) return
-    this.native.close(this.listener)
+    this.parts.native.close(this.listener)
     this.listener = -1
     this.unlink()
   }
 
   private unlink(): void {
-    rmSync(this.path, { force: true })
+    rmSync(this.parts.path, { force: true })
   }
 }
 

@@ -26,18 +26,21 @@ export function* batches(fds: readonly number[]): Generator<readonly number[]> {
 
 type Calls = Pick<Native, 'datagramOpen' | 'sendDescriptors' | 'close'>
 
+export interface ServiceManagerParts {
+  readonly native: Calls
+  /** $NOTIFY_SOCKET */
+  readonly socket: string
+  /** How often the manager wants to hear of us, us; 0 for never. */
+  readonly watchdogUs: number
+  readonly log: Logger
+}
+
 export class ServiceManager {
   private watchdog: NodeJS.Timeout | undefined
   /** What the manager had no room for, in the order in which it is to be heard. */
   private readonly waiting: string[] = []
 
-  constructor(
-    private readonly native: Calls,
-    private readonly log: Logger,
-    private readonly socket: string,
-    /** How often the manager wants to hear of us, us; 0 for never. */
-    private readonly watchdogUs = 0,
-  ) {}
+  constructor(private readonly parts: ServiceManagerParts) {}
 
   /** `undefined` where no manager wants to know. Programs that this one starts are not told of it. */
   static ofThisProcess(native: Native, log: Logger): ServiceManager | undefined {
@@ -45,15 +48,15 @@ export class ServiceManager {
     for (const name of ['NOTIFY_SOCKET', 'WATCHDOG_PID', 'WATCHDOG_USEC']) delete process.env[name]
     if (NOTIFY_SOCKET === undefined) return undefined
     const watched = WATCHDOG_PID === undefined || WATCHDOG_PID === String(process.pid)
-    return new ServiceManager(native, log, NOTIFY_SOCKET, watched ? Number(WATCHDOG_USEC ?? 0) : 0)
+    return new ServiceManager({ native, socket: NOTIFY_SOCKET, watchdogUs: watched ? Number(WATCHDOG_USEC ?? 0) : 0, log })
   }
 
   ready(status: string): void {
     this.send(`READY=1\nSTATUS=${status}`)
-    if (this.watchdogUs > 0) {
+    if (this.parts.watchdogUs > 0) {
       // Half of what is allowed, as sd_watchdog_enabled(3) advises. A longer interval than
       // that of a timer would be taken for 1 ms.
-      const interval = Math.min(this.watchdogUs / 2000, INTERVAL_MAX_MS)
+      const interval = Math.min(this.parts.watchdogUs / 2000, INTERVAL_MAX_MS)
       this.watchdog = setInterval(() => this.send('WATCHDOG=1'), interval).unref()
     }
   }
@@ -70,11 +73,11 @@ export class ServiceManager {
 
   private flush(): void {
     for (let next; (next = this.waiting[0]) !== undefined; this.waiting.shift()) {
-      const socket = this.native.datagramOpen(this.socket)
-      const rc = socket < 0 ? socket : this.native.sendDescriptors(socket, next, [])
-      if (socket >= 0) this.native.close(socket)
+      const socket = this.parts.native.datagramOpen(this.parts.socket)
+      const rc = socket < 0 ? socket : this.parts.native.sendDescriptors(socket, next, [])
+      if (socket >= 0) this.parts.native.close(socket)
       if (rc === -E.EAGAIN) return void setTimeout(() => this.flush(), RETRY_MS)
-      if (rc < 0) this.log.warn({ errno: errnoName(rc), socket: this.socket }, 'cannot tell the service manager')
+      if (rc < 0) this.parts.log.warn({ errno: errnoName(rc), socket: this.parts.socket }, 'cannot tell the service manager')
     }
   }
 }

@@ -217,7 +217,7 @@ export const pinStore: Surface = single('pinStore', make.vaultMessages, (bytes) 
   clearSlots(spare)
   const memory = new SharedState(spare)
   for (let i = 0; i < 4; i++) memory.takePin(BigInt(i))
-  const kept = new PinStore(native, memory, () => {}, quiet)
+  const kept = new PinStore({ native, state: memory, store: () => {}, log: quiet })
   const pins = kept.takeOver(sockets)
   must(new Set(pins.map(({ place }) => place)).size === pins.length, 'two pins at one place')
   must(memory.pinRecords().length === pins.length, 'pins are written down that are not there')
@@ -296,8 +296,8 @@ export const uevents: Surface = single(
     const changed: string[] = []
     let waiting = true
     let lost = 0
-    const socket = new UeventSocket(
-      {
+    const socket = new UeventSocket({
+      native: {
         Poll: class {
           pause() {}
           resume() {}
@@ -313,13 +313,13 @@ export const uevents: Surface = single(
           return message.copy(into)
         },
       },
-      {
+      listener: {
         changed: (knames) => void changed.push(...knames),
         numbered: (_, diskseq) => must(diskseq >= 1n && diskseq < 2n ** 64n, `diskseq ${diskseq}`),
         lost: () => void lost++,
       },
-      quiet,
-    )
+      log: quiet,
+    })
     socket.open()
     socket.drain()
     socket.close()

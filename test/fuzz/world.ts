@@ -244,11 +244,11 @@ export class World {
     const registry = (this.registry = new Registry(sysfs, log))
     this.state = new SharedState(this.memory)
     if (from?.damaged) this.doubt(this.state)
-    this.pinStore = new PinStore(native, this.state, () => {}, log)
+    this.pinStore = new PinStore({ native, state: this.state, store: () => {}, log })
     const devnodes = new DeviceNodes(native, this.open({ kind: 'other' }))
     const opener = (this.opener = new (options.opener ?? PinOpener)(native, devnodes.directory, this.pinStore))
     const intents = (this.intents = new Intents(native))
-    const session = (this.session = new (options.session ?? FuseSession)(native, FUSE_FD, log, this.state))
+    const session = (this.session = new (options.session ?? FuseSession)({ native, fd: FUSE_FD, requests: this.state, log }))
     const { nodes } = this
     const lifetime = (this.lifetime = new PinLifetime({
       native,
@@ -284,7 +284,12 @@ export class World {
   /** What of the daemon itself is of interest here. */
   private daemon(): RegistryListener {
     const { lifetime, nodes, registry, dead, state } = this
-    return Object.assign(Object.create(Daemon.prototype) as Daemon, { lifetime, nodes, registry, dead, state, transport: this.session })
+    return Object.assign(Object.create(Daemon.prototype) as Daemon, {
+      ...{ nodes, registry, dead, transport: this.session },
+      answers: { lifetime },
+      handOver: { state },
+      directories: { appeared() {}, vanished() {} },
+    })
   }
 
   async start(): Promise<void> {

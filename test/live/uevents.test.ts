@@ -16,8 +16,8 @@ const KERNEL_GROUP = 1
 function realSocket(t: Test) {
   const arrived: { text: string; port: number; group: number }[] = []
   const believed = new Set<string>()
-  const socket = new UeventSocket(
-    {
+  const socket = new UeventSocket({
+    native: {
       ...native,
       ueventReceive(fd, into, from) {
         const n = native.ueventReceive(fd, into, from)
@@ -28,9 +28,9 @@ function realSocket(t: Test) {
         return n
       },
     },
-    { changed: (knames) => knames.forEach((kname) => believed.add(kname)), numbered() {}, lost() {} },
-    { warn() {}, error() {} } as unknown as Logger,
-  )
+    listener: { changed: (knames) => knames.forEach((kname) => believed.add(kname)), numbered() {}, lost() {} },
+    log: { warn() {}, error() {} } as unknown as Logger,
+  })
   socket.open()
   t.teardown(() => socket.close())
   return { socket, arrived, believed }

@@ -143,9 +143,9 @@ function fakeSocket(onChanged: (answers: Answer[]) => void = () => {}) {
   }
   const note = (_: unknown, text?: string) => void logged.push(text ?? String(_))
   const log = { error: note, warn: note, info: note, debug: note } as unknown as Logger
-  const socket = new UeventSocket(
-    fake,
-    {
+  const socket = new UeventSocket({
+    native: fake,
+    listener: {
       changed(knames) {
         changes.push([...knames])
         onChanged(answers)
@@ -154,7 +154,7 @@ function fakeSocket(onChanged: (answers: Answer[]) => void = () => {}) {
       lost: () => void lost++,
     },
     log,
-  )
+  })
   socket.open()
   return {
     socket,
@@ -266,6 +266,10 @@ t.test('a socket that is closed reads no more', async (t) => {
 
 t.test('no socket, no start', async (t) => {
   const { fake } = fakeSocket()
-  const socket = new UeventSocket({ ...fake, ueventOpen: () => -E.EPERM }, { changed() {}, numbered() {}, lost() {} }, {} as Logger)
+  const socket = new UeventSocket({
+    native: { ...fake, ueventOpen: () => -E.EPERM },
+    listener: { changed() {}, numbered() {}, lost() {} },
+    log: {} as Logger,
+  })
   t.throws(() => socket.open(), /uevents: EPERM/)
 })
