@@ -20,10 +20,9 @@
 import { LRUCache } from 'lru-cache'
 
 import { Access, type Permissions, type Purpose } from './access.js'
-import { monotonicMs } from '../util/clock.js'
 import type { Crowd } from './crowd.js'
 import type { DeviceNodes, NodeStat } from '../devices/device-node.js'
-import type { DiskSeq, NodeId } from '../devices/names.js'
+import type { NodeId } from '../devices/names.js'
 import { E, errnoName, Exhausted } from '../util/errno.js'
 import { type Call, GOING_ON, type Intents, RUNNING, someCall } from './intent.js'
 import { type Logger, LogLimit } from '../util/log.js'
@@ -31,61 +30,11 @@ import { type Node, NodeTable, type Opening } from './inode.js'
 import type { Pin, PinOpener, PinResult } from './pin.js'
 import type { PinLifetime } from './pin-lifetime.js'
 import type { Registry } from '../devices/registry.js'
+import { Openings } from './openings.js'
+import type { LookupRequest, Name, NodeRequest, Request, Shown, WaitRequest } from './requests.js'
 import { Sleepers } from './sleepers.js'
 import { type Device, sameDevice, type Sysfs } from '../devices/sysfs.js'
 import type { Caller } from '../fuse/transport.js'
-
-/** What a caller is to be shown of a node. `stat` and `device` belong together. */
-export interface Shown {
-  readonly node: Node
-  readonly device: Device
-  readonly stat: NodeStat
-  /** The kernel may use the attributes for a moment without asking; only ever of a pinned node. */
-  readonly trusted: boolean
-}
-
-/** The gate's answer. */
-export type Verdict =
-  | Shown
-  /** Have the caller wait where it holds up nobody; whether it follows symlinks. */
-  | { readonly later: true; readonly follows: boolean }
-  /** Have the caller go by the device's own node, and wait on its way there. */
-  | { readonly own: true }
-  | { readonly errno: number }
-
-/** A name that stands for a device. */
-export interface Name {
-  readonly name: string
-  readonly diskseq: DiskSeq
-  readonly partition: number
-}
-
-/** A request at the gate. */
-export interface Request {
-  readonly caller: Caller
-  /** Tells how the gate can be told that the caller gives up. */
-  readonly onInterrupt: (listener: () => void) => void
-}
-
-export interface LookupRequest extends Request, Name {
-  /** Where the name is asked for. */
-  readonly directory: NodeId
-  /** It is the kernel's name of the device. */
-  readonly byKernelName: boolean
-  /** @returns false where nobody was left to take a device */
-  readonly done: (verdict: Verdict) => boolean
-}
-
-export interface NodeRequest extends Request {
-  readonly node: Node
-  readonly done: (verdict: Shown | { readonly errno: number }) => boolean
-}
-
-export interface WaitRequest extends Request, Name {
-  readonly byKernelName: boolean
-  /** Gets an errno, or 0: look again. */
-  readonly done: (errno: number) => void
-}
 
 export interface GateOptions {
   /** How long a caller waits for a disk that does not answer, ms. */
@@ -126,8 +75,6 @@ const EXHAUSTED_MAX = 55
 const EXHAUSTED_FIRST_MS = 2
 const EXHAUSTED_LATER_MS = 20
 
-/** A signal ends a wait for a disk when it has lasted this long, ms: not each SIGCHLD is meant for us. */
-const INTERRUPT_AFTER_MS = 100
 const HUNG = 'the disk did not answer; is it hung?'
 const GONE = 'no such disk (any more)'
 /** A name may be given to another number (a new partition table) while it is being opened; not for ever. */
@@ -159,12 +106,12 @@ export interface GateParts {
 
 export class Gate {
   private readonly refusals: LogLimit
-  /** LOOKUPs that are answered at the end of this turn, at the latest. */
-  private readonly turn: (() => void)[] = []
   private readonly walked = new LRUCache<string, Walked>({ max: WALKED_MAX, ttl: WALKED_MS })
   private readonly sleepers = new Sleepers((caller) => this.callOf(caller))
+  private readonly openings: Openings
 
   constructor(private readonly parts: GateParts) {
+    this.openings = new Openings({ ...parts, openTimeoutMs: parts.options.openTimeoutMs })
     this.refusals = new LogLimit((suppressed) => {
       parts.log.warn({ suppressed }, 'more opens were refused than are logged')
     })
@@ -193,7 +140,7 @@ export class Gate {
     const device = registry.find(name)
     const node = device === undefined ? undefined : nodes.of(device)
     if (device === undefined || node === undefined) return
-    if (this.currentPin(node) === undefined) this.opening(node, device)
+    if (this.openings.pinOf(node) === undefined) this.openings.of(node, device)
     lifetime.answered(node, caller, GOING_ON)
   }
 
@@ -314,7 +261,7 @@ export class Gate {
 
   /** What the node's attributes are; undefined where the device is gone. */
   private statOf(node: Node, device: Device): NodeStat | undefined {
-    this.currentPin(node)
+    this.openings.pinOf(node)
     return this.parts.devnodes.statOf(device)
   }
 
@@ -324,18 +271,18 @@ export class Gate {
     const may = walked !== undefined || (!call.blind && (this.parts.access.certain(caller, stat) || this.purpose(call) === 'unclear'))
     // Only an open asks a drive whether its medium is another one
     // (disk_clear_events, 6.18); a pin that is open already does not learn of it.
-    if (pin !== undefined && may && (walked !== undefined || !this.removable(node, device))) {
+    if (pin !== undefined && may && (walked !== undefined || !this.openings.removable(node, device))) {
       return this.answerPinned(request, call, node, pin, stat)
     }
     if (!may || pin !== undefined) return this.lookupNotPinned(request, call, may, node, device, stat)
     const begins = node.opening === undefined
-    const opening = this.opening(node, device)
+    const opening = this.openings.of(node, device)
     if (begins) opening.begunFor = caller.tid
     // Until the caller waits for it, it may be open.
     if (caller.uid !== 0 || !begins || this.parts.options.lookupsWait) {
       return this.lookupNotPinned(request, call, may, node, device, stat)
     }
-    this.thisTurn(opening, (end) => {
+    this.openings.thisTurn(opening, (end) => {
       const opened = end !== undefined && 'pin' in end ? this.parts.devnodes.statOf(end.pin.device) : undefined
       if (end === undefined || !('pin' in end) || opened === undefined) {
         return this.lookupNotPinned(request, call, may, node, device, stat)
@@ -351,27 +298,9 @@ export class Gate {
     this.answerUnpinned(request, call, node, device, stat)
   }
 
-  /**
-   * Gives root's LOOKUP, if it is the first to ask for a disk, what is left of this turn of the
-   * event loop: other requests are answered meanwhile, and most disks are opened before the
-   * daemon would sleep. That is no more than the time for which it looks for the
-   * next request; so what is asked for is one request and not two.
-   *
-   * @param done gets undefined when the turn is over
-   */
-  private thisTurn(opening: Opening, done: (end: PinResult | undefined) => void): void {
-    const end = (result?: PinResult) => {
-      if (!opening.waiters.delete(end)) return
-      done(result)
-    }
-    opening.waiters.add(end)
-    this.turn.push(end)
-  }
-
   /** The daemon is about to wait for whatever comes next. */
   turnEnds(): void {
-    if (this.turn.length === 0) return
-    for (const end of this.turn.splice(0)) end()
+    this.openings.turnEnds()
   }
 
   private later(request: LookupRequest, call: Call): void {
@@ -497,8 +426,8 @@ export class Gate {
 
   /** @param fresh whether the device was opened since the attempt began, so that its medium is the one that is in it now */
   private pin(attempt: Attempt, call: Call, node: Node, device: Device, fresh = false): void {
-    const pin = this.currentPin(node)
-    if (pin !== undefined && (fresh || !this.removable(node, device))) return this.finishPinned(attempt, call, node, pin)
+    const pin = this.openings.pinOf(node)
+    if (pin !== undefined && (fresh || !this.openings.removable(node, device))) return this.finishPinned(attempt, call, node, pin)
     this.open(attempt, call, node, device, () => this.pin(attempt, call, node, device, true))
   }
 
@@ -532,7 +461,7 @@ export class Gate {
         this.parts.lifetime.answered(node, attempt.caller, call)
         this.walkedTo(attempt, call, node, true)
       }
-      if (this.currentPin(node) !== undefined && !this.removable(node, device)) pinned()
+      if (this.openings.pinOf(node) !== undefined && !this.openings.removable(node, device)) pinned()
       else this.open(attempt, call, node, device, pinned)
     })
   }
@@ -585,20 +514,6 @@ export class Gate {
     this.refuse(attempt, call, E.ENOENT, reason)
   }
 
-  /** The node's pin, if it still is that device. */
-  private currentPin(node: Node): Pin | undefined {
-    const { pin } = node
-    if (pin === undefined || this.parts.opener.current(pin)) return pin
-    this.parts.lifetime.unpin(node)
-    this.parts.registry.refresh(pin.device.kname)
-    return undefined
-  }
-
-  /** Looked at when an open finds a pin: the first open of a disk need not wait for it. */
-  private removable(node: Node, device: Device): boolean {
-    return (node.removable ??= this.parts.sysfs.removable(device))
-  }
-
   /**
    * Waits for the device to be opened, with all others who do.
    *
@@ -612,11 +527,11 @@ export class Gate {
       if (end === 'late') return this.refuse(attempt, call, E.ETIMEDOUT, HUNG)
       if (!('pin' in end)) return this.notOpened(attempt, call, node, device, end)
       // Whatever is under way now has begun since.
-      if (joined && !any && this.removable(node, device)) return this.open(attempt, call, node, device, pinned, true)
+      if (joined && !any && this.openings.removable(node, device)) return this.open(attempt, call, node, device, pinned, true)
       pinned()
     }
     const again = () => this.open(attempt, call, node, device, pinned, any)
-    this.await(this.opening(node, device), attempt.onInterrupt, (end) => this.step(attempt, () => opened(end), again))
+    this.openings.await(this.openings.of(node, device), attempt.onInterrupt, (end) => this.step(attempt, () => opened(end), again))
   }
 
   /** Whether it was begun in the same open(2), for the name. Once, as its thread goes on to others. */
@@ -633,48 +548,6 @@ export class Gate {
     const now = this.parts.registry.find(node.name)
     if (now === undefined || !sameDevice(now, device)) return this.again(attempt, call, device, 'it is gone')
     this.refuse(attempt, call, end.errno, `it cannot be opened: ${errnoName(end.errno)}`)
-  }
-
-  /** Ends in one of three ways, and once. */
-  private await(opening: Opening, onInterrupt: Request['onInterrupt'], done: (end: PinResult | 'late' | 'interrupted') => void): void {
-    const began = monotonicMs()
-    const timers: NodeJS.Timeout[] = []
-    const end = (how: PinResult | 'late' | 'interrupted') => {
-      if (!opening.waiters.delete(end)) return
-      timers.forEach(clearTimeout)
-      done(how)
-    }
-    opening.waiters.add(end)
-    timers.push(setTimeout(end, this.parts.options.openTimeoutMs, 'late'))
-    onInterrupt(() => {
-      const rest = began + INTERRUPT_AFTER_MS - monotonicMs()
-      timers.push(setTimeout(end, Math.max(0, rest), 'interrupted'))
-    })
-  }
-
-  private opening(node: Node, device: Device): Opening {
-    if (node.opening !== undefined && sameDevice(node.opening.device, device)) return node.opening
-    const opening: Opening = { device, waiters: new Set(), begunFor: 0 }
-    node.opening = opening
-    this.parts.opener.open(device, (result) => this.opened(node, opening, result))
-    return opening
-  }
-
-  private opened(node: Node, opening: Opening, result: PinResult): void {
-    const { opener, registry, lifetime } = this.parts
-    if (node.opening === opening) node.opening = undefined
-    if ('pin' in result) {
-      if (node.pin === undefined) {
-        node.pin = result.pin
-      } else {
-        opener.close(result.pin)
-        result = { pin: node.pin }
-      }
-    } else {
-      registry.refresh(opening.device.kname)
-    }
-    for (const waiter of [...opening.waiters]) waiter(result)
-    lifetime.attempted(node)
   }
 
   private refuse(attempt: Attempt, call: Call, errno: number, reason: string): void {

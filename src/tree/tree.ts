@@ -23,7 +23,8 @@ import {
   parseName,
 } from '../devices/names.js'
 import { E, EOPNOTSUPP, Exhausted } from '../util/errno.js'
-import type { Gate, Name, Shown } from '../gate/gate.js'
+import type { Gate } from '../gate/gate.js'
+import type { Name, Shown } from '../gate/requests.js'
 import type { Intents } from '../gate/intent.js'
 import { type Node, NodeTable } from '../gate/inode.js'
 import type { PinLifetime } from '../gate/pin-lifetime.js'

@@ -22,12 +22,14 @@ import { Beneath } from '../../build/js/daemon/beneath.js'
 import { CloseWatch } from '../../build/js/gate/closes.js'
 import { Crowd } from '../../build/js/gate/crowd.js'
 import { Daemon } from '../../build/js/daemon/daemon.js'
+import { Directories } from '../../build/js/daemon/directories.js'
 import { Preflight } from '../../build/js/daemon/preflight.js'
 import { DeviceNodes } from '../../build/js/devices/device-node.js'
 import { nodeName, parseId } from '../../build/js/devices/names.js'
 import { FuseNativeTransport } from '../../build/js/fuse/libfuse.js'
 import { Gate } from '../../build/js/gate/gate.js'
 import { Guard } from '../../build/js/handover/guard-client.js'
+import { Openings } from '../../build/js/gate/openings.js'
 import { Intents, RUNNING, someCall, UNSEEN } from '../../build/js/gate/intent.js'
 import { createLogger } from '../../build/js/util/log.js'
 import { parseMountOptions } from '../../build/js/util/mountpoint.js'
@@ -360,10 +362,10 @@ const twins = {
   /** Each caller has the disk opened anew. */
   'opens-alone': {
     patch() {
-      const { opening } = Gate.prototype
-      Gate.prototype.opening = function (node, device) {
+      const { of } = Openings.prototype
+      Openings.prototype.of = function (node, device) {
         node.opening = undefined
-        return opening.call(this, node, device)
+        return of.call(this, node, device)
       }
     },
   },
@@ -667,7 +669,7 @@ const twins = {
   /** A LOOKUP waits for links beneath the tree for as long as it takes. */
   'waits-for-links': {
     patch() {
-      Daemon.prototype.whenReady = Daemon.prototype.whenPrepared
+      Directories.prototype.whenReady = Directories.prototype.whenPrepared
     },
   },
   /** No uevent ever arrives. */
@@ -700,8 +702,8 @@ const intents = pace === 'unseen' ? withIntents({ of: () => UNSEEN }) : parts.in
 const opener = pace === 'slow' ? (...given) => slow(makeOpener(...given)) : makeOpener
 const { logger: log } = await createLogger('info', { kind: 'stderr', format: 'json' })
 const guard = Guard.ofThisProcess(native, log)
-const daemon = new Daemon(
-  {
+const daemon = new Daemon({
+  options: {
     mountpoint,
     mount: parseMountOptions('', []),
     lingerMs: 5,
@@ -709,11 +711,11 @@ const daemon = new Daemon(
     transport: values['transport'],
     openTimeoutMs: Number(values['open-timeout']) * 1000,
   },
-  log,
-  { ...parts, opener, ...(intents && { intents }), ...(values['note-answers'] && { native: noting(parts.native ?? native) }) },
+  replaced: { ...parts, opener, ...(intents && { intents }), ...(values['note-answers'] && { native: noting(parts.native ?? native) }) },
   guard,
-  () => process.exit(0),
-)
+  handedOver: () => process.exit(0),
+  log,
+})
 process.once('SIGTERM', () => (daemon.canBeTakenOver ? process.exit(0) : daemon.stop()))
 process.on('SIGHUP', () => {
   mute = true

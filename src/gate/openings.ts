@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+/** Devices that are open for callers, or being opened: once for all who wait for the same one. */
+import type { Registry } from '../devices/registry.js'
+import { type Device, sameDevice, type Sysfs } from '../devices/sysfs.js'
+import { monotonicMs } from '../util/clock.js'
+import type { Node, Opening } from './inode.js'
+import type { Pin, PinOpener, PinResult } from './pin.js'
+import type { PinLifetime } from './pin-lifetime.js'
+
+/** A signal ends a wait for a disk when it has lasted this long, ms: not each SIGCHLD is meant for us. */
+const INTERRUPT_AFTER_MS = 100
+
+export interface OpeningsParts {
+  readonly registry: Pick<Registry, 'refresh'>
+  readonly sysfs: Pick<Sysfs, 'removable'>
+  readonly opener: PinOpener
+  readonly lifetime: Pick<PinLifetime, 'unpin' | 'attempted'>
+  /** How long a caller waits for a disk that does not answer, ms. */
+  readonly openTimeoutMs: number
+}
+
+export class Openings {
+  /** LOOKUPs that are answered at the end of this turn, at the latest. */
+  private readonly turn: (() => void)[] = []
+
+  constructor(private readonly parts: OpeningsParts) {}
+
+  /** The node's pin, if it still is that device. */
+  pinOf(node: Node): Pin | undefined {
+    const { pin } = node
+    if (pin === undefined || this.parts.opener.current(pin)) return pin
+    this.parts.lifetime.unpin(node)
+    this.parts.registry.refresh(pin.device.kname)
+    return undefined
+  }
+
+  /** Looked at when an open finds a pin: the first open of a disk need not wait for it. */
+  removable(node: Node, device: Device): boolean {
+    return (node.removable ??= this.parts.sysfs.removable(device))
+  }
+
+  /** Under way for that device from now on, if it is not already. */
+  of(node: Node, device: Device): Opening {
+    if (node.opening !== undefined && sameDevice(node.opening.device, device)) return node.opening
+    const opening: Opening = { device, waiters: new Set(), begunFor: 0 }
+    node.opening = opening
+    this.parts.opener.open(device, (result) => this.opened(node, opening, result))
+    return opening
+  }
+
+  private opened(node: Node, opening: Opening, result: PinResult): void {
+    const { opener, registry, lifetime } = this.parts
+    if (node.opening === opening) node.opening = undefined
+    if ('pin' in result) {
+      if (node.pin === undefined) {
+        node.pin = result.pin
+      } else {
+        opener.close(result.pin)
+        result = { pin: node.pin }
+      }
+    } else {
+      registry.refresh(opening.device.kname)
+    }
+    for (const waiter of [...opening.waiters]) waiter(result)
+    lifetime.attempted(node)
+  }
+
+  /** Waits for it; ends in one of three ways, and once. */
+  await(opening: Opening, onInterrupt: (listener: () => void) => void, done: (end: PinResult | 'late' | 'interrupted') => void): void {
+    const began = monotonicMs()
+    const timers: NodeJS.Timeout[] = []
+    const end = (how: PinResult | 'late' | 'interrupted') => {
+      if (!opening.waiters.delete(end)) return
+      timers.forEach(clearTimeout)
+      done(how)
+    }
+    opening.waiters.add(end)
+    timers.push(setTimeout(end, this.parts.openTimeoutMs, 'late'))
+    onInterrupt(() => {
+      const rest = began + INTERRUPT_AFTER_MS - monotonicMs()
+      timers.push(setTimeout(end, Math.max(0, rest), 'interrupted'))
+    })
+  }
+
+  /**
+   * Gives root's LOOKUP, if it is the first to ask for a disk, what is left of this turn of the
+   * event loop: other requests are answered meanwhile, and most disks are opened before the
+   * daemon would sleep. That is no more than the time for which it looks for the
+   * next request; so what is asked for is one request and not two.
+   *
+   * @param done gets undefined when the turn is over
+   */
+  thisTurn(opening: Opening, done: (end: PinResult | undefined) => void): void {
+    const end = (result?: PinResult) => {
+      if (!opening.waiters.delete(end)) return
+      done(result)
+    }
+    opening.waiters.add(end)
+    this.turn.push(end)
+  }
+
+  /** The daemon is about to wait for whatever comes next. */
+  turnEnds(): void {
+    if (this.turn.length === 0) return
+    for (const end of this.turn.splice(0)) end()
+  }
+}
