@@ -22,10 +22,10 @@ let forgets = 0
 const waiting = new Set()
 let over = () => {}
 const { forget } = PinLifetime.prototype
-PinLifetime.prototype.forget = function (node, ...given) {
+PinLifetime.prototype.forget = function (inode, ...given) {
   forgets++
-  forget.call(this, node, ...given)
-  if (waiting.delete(node) && waiting.size === 0) over()
+  forget.call(this, inode, ...given)
+  if (waiting.delete(inode) && waiting.size === 0) over()
 }
 
 const { logger: log } = await createLogger('warn', { kind: 'stderr', format: 'json' })
@@ -43,22 +43,22 @@ const daemon = new Daemon({
 await daemon.start()
 
 /** Nodes that the kernel has, and nobody holds. */
-const cached = () => [...daemon.nodes.byId.values()].filter(({ known, pin }) => known && pin === undefined)
+const cached = () => [...daemon.inodes.byId.values()].filter(({ known, pin }) => known && pin === undefined)
 
 /** Begins it, and returns the nodes that the kernel is to forget. */
 const kinds = {
-  one: ([node]) => {
-    if (!daemon.transport.prune(node.id)) throw new Error('this kernel cannot be told to forget one name')
-    return [node]
+  one: ([inode]) => {
+    if (!daemon.transport.prune(inode.id)) throw new Error('this kernel cannot be told to forget one name')
+    return [inode]
   },
-  all: (nodes) => {
+  all: (inodes) => {
     daemon.answers.lifetime.pruneAll()
-    return nodes
+    return inodes
   },
 }
 
 async function measure(kind) {
-  const nodes = cached()
+  const inodes = cached()
   const forgotten = new Promise((resolve, reject) => {
     over = resolve
     setTimeout(reject, LATE_MS, new Error('the kernel does not forget')).unref()
@@ -66,12 +66,12 @@ async function measure(kind) {
   const before = process.cpuUsage()
   const began = performance.now()
   forgets = 0
-  for (const node of kinds[kind](nodes)) waiting.add(node)
+  for (const inode of kinds[kind](inodes)) waiting.add(inode)
   await forgotten
   const ms = performance.now() - began
   const { user, system } = process.cpuUsage(before)
   while (daemon.answers.lifetime.pruning) await sleep(1)
-  return { names: nodes.length, forgets, ms, cpuMs: (user + system) / 1000 }
+  return { names: inodes.length, forgets, ms, cpuMs: (user + system) / 1000 }
 }
 
 console.log('ready')

@@ -4,11 +4,11 @@ import { DeviceNodes } from '../devices/device-node.js'
 import type { DiskSeq } from '../devices/names.js'
 import type { Registry } from '../devices/registry.js'
 import type { Sysfs } from '../devices/sysfs.js'
-import type { Inodes, TransportName } from '../fuse/transport.js'
+import type { KernelCache, TransportName } from '../fuse/transport.js'
 import { Access } from '../gate/access.js'
 import { Crowd } from '../gate/crowd.js'
 import { Gate } from '../gate/gate.js'
-import type { NodeTable } from '../gate/inode.js'
+import type { InodeTable } from '../gate/inode.js'
 import { Intents } from '../gate/intent.js'
 import { PinLifetime } from '../gate/pin-lifetime.js'
 import { PinOpener } from '../gate/pin.js'
@@ -45,11 +45,11 @@ export interface AnswersParts {
   readonly native: Native
   readonly registry: Registry
   readonly sysfs: Sysfs
-  readonly nodes: NodeTable
+  readonly inodes: InodeTable
   /** Where pins are stored for another daemon, if one can go on. */
   readonly pinStore: PinStore | undefined
   readonly state: SharedState
-  readonly inodes: Inodes
+  readonly kernel: KernelCache
   readonly options: AnswersOptions
   readonly replaced: Replaced
   /** See {@link TreeParts}; both. */
@@ -68,22 +68,22 @@ export class Answers {
 
   /** @throws UserError where /dev cannot be opened */
   constructor(private readonly parts: AnswersParts) {
-    const { native, registry, sysfs, nodes, pinStore, state, inodes, options, replaced, whenReady, takesOver, log } = parts
+    const { native, registry, sysfs, inodes, pinStore, state, kernel, options, replaced, whenReady, takesOver, log } = parts
     this.devDirectory = native.openDirectory('/dev')
     if (this.devDirectory < 0) throw new UserError(`cannot open /dev: ${errnoName(this.devDirectory)}`)
     const devnodes = new DeviceNodes(native, this.devDirectory)
     const opener = replaced.opener?.(native, this.devDirectory, pinStore) ?? new PinOpener(native, this.devDirectory, pinStore)
     const intents = replaced.intents?.(native) ?? new Intents(native)
     const access = replaced.access?.(native) ?? new Access(native)
-    const lifetime = new PinLifetime({ native, nodes, opener, intents, state, inodes, options, log })
-    const crowd = new Crowd(inodes, intents)
+    const lifetime = new PinLifetime({ native, inodes, opener, intents, state, kernel, options, log })
+    const crowd = new Crowd(kernel, intents)
     const lookupsWait = replaced.lookupsWait ?? options.transport === 'fuse-native'
     const gate = new Gate({
-      ...{ registry, sysfs, nodes, devnodes, opener, lifetime, intents, access, crowd },
+      ...{ registry, sysfs, inodes, devnodes, opener, lifetime, intents, access, crowd },
       options: { ...options, lookupsWait },
       log,
     })
-    this.tree = new Tree({ registry, sysfs, nodes, devnodes, gate, crowd, lifetime, intents, whenReady, takesOver })
+    this.tree = new Tree({ registry, sysfs, inodes, devnodes, gate, crowd, lifetime, intents, whenReady, takesOver })
     this.opener = opener
     this.intents = intents
     this.lifetime = lifetime

@@ -9,8 +9,8 @@ import { type Device, Sysfs } from '../devices/sysfs.js'
 import { UeventSocket } from '../devices/uevents.js'
 import { FuseNativeTransport } from '../fuse/libfuse.js'
 import { FuseSession } from '../fuse/session.js'
-import type { Inodes, Transport } from '../fuse/transport.js'
-import { NodeTable } from '../gate/inode.js'
+import type { KernelCache, Transport } from '../fuse/transport.js'
+import { InodeTable } from '../gate/inode.js'
 import { TakenOverPins } from '../gate/taken-over-pins.js'
 import type { Guard } from '../handover/guard-client.js'
 import type { OutgoingDaemon, TreeOwner } from '../handover/replace.js'
@@ -57,7 +57,7 @@ const LEAVE_MS = 1000
 /** A disk has one device number for all its life; a partition may get another. */
 const renumbers = (ino: bigint) => (parseId(ino)?.partition ?? 0) !== 0
 
-export class Daemon implements TreeOwner, Inodes, RegistryListener {
+export class Daemon implements TreeOwner, KernelCache, RegistryListener {
   /** Whether it went on with the mount of an earlier one. */
   tookOver = false
   private over!: () => void
@@ -66,7 +66,7 @@ export class Daemon implements TreeOwner, Inodes, RegistryListener {
   private stopping: Promise<void> | undefined
   private ending: Promise<void> | undefined
   private readonly native: Native
-  private readonly nodes = new NodeTable()
+  private readonly inodes = new InodeTable()
   private readonly registry: Registry
   private readonly sysfs: Sysfs
   private readonly uevents: UeventSocket
@@ -178,7 +178,7 @@ export class Daemon implements TreeOwner, Inodes, RegistryListener {
    * answer of that one is answered.
    */
   private async takeOver(found: Takeover, outgoing: OutgoingDaemon | undefined): Promise<void> {
-    const { native, nodes, registry, mount, directories, handOver } = this
+    const { native, inodes, registry, mount, directories, handOver } = this
     const { options, log } = this.parts
     const { fuse, mountFd, closes, root = -1, beneath = -1, mountpoint } = found
     const sockets = [...found.pins, ...(await handOver.take(outgoing))]
@@ -190,7 +190,7 @@ export class Daemon implements TreeOwner, Inodes, RegistryListener {
     const { tree, opener, lifetime, intents, closes: listener } = this.assemble()
     mount.watchFor(found.mount, () => void this.end())
     const transport = this.connect(fuse)
-    const takenOver = new TakenOverPins({ native, nodes, registry, opener, lifetime, intents, pinStore, holdSeconds: options.holdSeconds })
+    const takenOver = new TakenOverPins({ native, inodes, registry, opener, lifetime, intents, pinStore, holdSeconds: options.holdSeconds })
     for (const pin of pins) takenOver.takeOver(pin)
     lifetime.start(mountFd)
     directories.watch(closes, root, listener)
@@ -274,19 +274,19 @@ export class Daemon implements TreeOwner, Inodes, RegistryListener {
   }
 
   private assemble() {
-    const { native, registry, sysfs, nodes, tookOver, directories } = this
+    const { native, registry, sysfs, inodes, tookOver, directories } = this
     const { options, log, replaced = {} } = this.parts
     const { pinStore, state } = this.handOver
     state.highest = registry.highest
     const answers = (this.answers = new Answers({
-      ...{ native, registry, sysfs, nodes, pinStore, state, options, replaced, log },
-      inodes: this,
+      ...{ native, registry, sysfs, inodes, pinStore, state, options, replaced, log },
+      kernel: this,
       whenReady: (diskseq, ready) => directories.whenReady(diskseq, ready),
       takesOver: tookOver,
     }))
     registry.listener = this
     const { tree, opener, lifetime, intents } = answers
-    return { tree, opener, lifetime, intents, closes: new UserCloses({ registry, nodes, lifetime, opener, log }) }
+    return { tree, opener, lifetime, intents, closes: new UserCloses({ registry, inodes, lifetime, opener, log }) }
   }
 
   /** See {@link Inodes}: of the library, which says nothing of its inodes, the kernel has them all. */
@@ -317,9 +317,9 @@ export class Daemon implements TreeOwner, Inodes, RegistryListener {
         },
       })
     }
-    const node = this.nodes.known(device)
-    if (node === undefined) return
-    if (node.trusted) this.answers?.lifetime.distrust(node)
-    this.dead.add(node)
+    const inode = this.inodes.known(device)
+    if (inode === undefined) return
+    if (inode.trusted) this.answers?.lifetime.distrust(inode)
+    this.dead.add(inode)
   }
 }

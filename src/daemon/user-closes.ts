@@ -3,7 +3,7 @@
 import type { DiskSeq } from '../devices/names.js'
 import type { Registry } from '../devices/registry.js'
 import type { CloseListener } from '../gate/closes.js'
-import type { NodeTable } from '../gate/inode.js'
+import type { InodeTable } from '../gate/inode.js'
 import type { PinLifetime } from '../gate/pin-lifetime.js'
 import type { PinOpener } from '../gate/pin.js'
 import { Exhausted } from '../util/errno.js'
@@ -12,7 +12,7 @@ import { UdevWatch } from './udev-watch.js'
 
 export interface UserClosesParts {
   readonly registry: Pick<Registry, 'find' | 'called'>
-  readonly nodes: Pick<NodeTable, 'named'>
+  readonly inodes: Pick<InodeTable, 'named'>
   readonly lifetime: Pick<PinLifetime, 'closedByUser'>
   readonly opener: Pick<PinOpener, 'touch'>
   readonly log: Logger
@@ -30,10 +30,10 @@ export class UserCloses implements CloseListener {
   }
 
   closed(name: string, wrote: boolean): void {
-    const { nodes, lifetime } = this.parts
+    const { inodes, lifetime } = this.parts
     if (wrote) this.udevWatch.tell(name)
-    const node = nodes.named(name)
-    if (node !== undefined) lifetime.closedByUser(node)
+    const inode = inodes.named(name)
+    if (inode !== undefined) lifetime.closedByUser(inode)
   }
 
   closedByKernelName(diskseq: DiskSeq, kname: string, wrote: boolean): void {

@@ -27,7 +27,7 @@ import type { Native, Poll } from '../native.js'
 import { BusyPoll, WAIT_US } from './busy-poll.js'
 import type { RequestStore } from './request-store.js'
 import { WireLog } from './wire-log.js'
-import type { AttrChange, Inodes, Reply, Transport, TreeOperations } from './transport.js'
+import type { AttrChange, KernelCache, Reply, Transport, TreeOperations } from './transport.js'
 
 /** What FUSE_WRITE may carry. Nothing here is written to; the kernel insists on a page. */
 const MAX_WRITE = 4096
@@ -166,7 +166,7 @@ export interface FuseSessionParts {
 
 type Calls = Pick<Native, 'Poll' | 'read' | 'readSoon' | 'write' | 'close'>
 
-export class FuseSession implements Transport, Inodes {
+export class FuseSession implements Transport, KernelCache {
   /** Shared by all answers: each is written before the next is begun. */
   readonly out = new ReplyBuffer(OUT_HEADER_SIZE + PAYLOAD_MAX)
   readonly ended: Promise<void>

@@ -68,7 +68,7 @@ export interface TreeOperations {
 }
 
 /** What the kernel can be asked and told of an inode. */
-export interface Inodes {
+export interface KernelCache {
   /** Whether it has one of that id; takes its attributes back. */
   invalidate(id: bigint): boolean
   /** Has it forget the inode, unless somebody uses it; false where the kernel cannot be told so. */

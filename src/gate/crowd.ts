@@ -15,7 +15,7 @@ import { monotonicMs } from '../util/clock.js'
 import type { NodeId } from '../devices/names.js'
 import { FairQueue } from '../fuse/fair-queue.js'
 import type { Intents } from './intent.js'
-import type { Caller, Inodes } from '../fuse/transport.js'
+import type { Caller, KernelCache } from '../fuse/transport.js'
 
 /** So many such calls of all users in a second are no crowd, and so many at once. */
 const CALLS_PER_S = 200
@@ -36,7 +36,7 @@ export class Crowd {
   private readonly gathered = new Set<NodeId>()
 
   constructor(
-    private readonly inodes: Pick<Inodes, 'invalidate'>,
+    private readonly kernel: Pick<KernelCache, 'invalidate'>,
     private readonly intents: Pick<Intents, 'arrives'>,
   ) {}
 
@@ -55,7 +55,7 @@ export class Crowd {
     this.calls = 0
     if (this.gathered.has(directory)) return
     this.gathered.add(directory)
-    this.inodes.invalidate(directory)
+    this.kernel.invalidate(directory)
     this.timer ??= setInterval(() => this.tick(), PACE_MS)
   }
 

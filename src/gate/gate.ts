@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /**
- * The gate: may this caller have this node now? A caller that opens gets an
+ * The gate: may this caller have this inode now? A caller that opens gets an
  * answer only while the daemon itself holds that very device open, verified on
  * the descriptor; one that inspects gets what sysfs and /dev show, and opens
  * nothing.
@@ -10,11 +10,11 @@
  * no search of sysfs, no descriptor. Where more is needed, the caller is sent on to where
  * it waits without the lock:
  *
- * - open(2) gets the node with attributes that are stale already. It must ask for them
+ * - open(2) gets the inode with attributes that are stale already. It must ask for them
  *   before it opens (GETATTR), and is answered with a pin there;
  * - others get a symlink to the very same name, wait when they read it (READLINK), and then
  *   ask for the name again;
- * - those that follow no symlinks get a node that nobody can open, wait when they ask for its
+ * - those that follow no symlinks get an inode that nobody can open, wait when they ask for its
  *   attributes, and are told to look again (ESTALE).
  */
 import { LRUCache } from 'lru-cache'
@@ -26,12 +26,12 @@ import type { NodeId } from '../devices/names.js'
 import { E, errnoName, Exhausted } from '../util/errno.js'
 import { type Call, GOING_ON, type Intents, RUNNING, someCall } from './intent.js'
 import { type Logger, LogLimit } from '../util/log.js'
-import { type Node, NodeTable, type Opening } from './inode.js'
+import { type Inode, InodeTable, type Opening } from './inode.js'
 import type { Pin, PinOpener, PinResult } from './pin.js'
 import type { PinLifetime } from './pin-lifetime.js'
 import type { Registry } from '../devices/registry.js'
 import { Openings } from './openings.js'
-import type { LookupRequest, Name, NodeRequest, Request, Shown, WaitRequest } from './requests.js'
+import type { LookupRequest, Name, InodeRequest, Request, Shown, WaitRequest } from './requests.js'
 import { Sleepers } from './sleepers.js'
 import { type Device, sameDevice, type Sysfs } from '../devices/sysfs.js'
 import type { Caller } from '../fuse/transport.js'
@@ -51,10 +51,10 @@ interface Attempt extends Request {
   readonly kind: 'getattr' | 'change' | 'wait'
   readonly name: Name
   /** The kernel's inode, where it asks for that; or of the device that is waited for. Kept for as long as the attempt lasts. */
-  node: Node | undefined
+  inode: Inode | undefined
   /** Begins anew, as what was known has turned out to be wrong. */
   readonly decide: (call: Call) => void
-  readonly done: NodeRequest['done']
+  readonly done: InodeRequest['done']
   tries: number
   /** How often there was no descriptor left for it. */
   exhausted: number
@@ -87,13 +87,13 @@ const ATTEMPTS_MAX = 4
 const WALKED_MAX = 4096
 const WALKED_MS = 1000
 
-/** A change of owner or mode is the node's, whoever makes it; the kernel has checked that. */
+/** A change of owner or mode is the inode's, whoever makes it; the kernel has checked that. */
 const CHANGES = someCall('open')
 
 export interface GateParts {
   readonly registry: Registry
   readonly sysfs: Sysfs
-  readonly nodes: NodeTable
+  readonly inodes: InodeTable
   readonly devnodes: DeviceNodes
   readonly opener: PinOpener
   readonly lifetime: PinLifetime
@@ -136,12 +136,12 @@ export class Gate {
 
   /** Has a device opened for somebody who goes on by another name. */
   private begin({ name, caller }: Name & Request): void {
-    const { registry, nodes, lifetime } = this.parts
+    const { registry, inodes, lifetime } = this.parts
     const device = registry.find(name)
-    const node = device === undefined ? undefined : nodes.of(device)
-    if (device === undefined || node === undefined) return
-    if (this.openings.pinOf(node) === undefined) this.openings.of(node, device)
-    lifetime.answered(node, caller, GOING_ON)
+    const inode = device === undefined ? undefined : inodes.of(device)
+    if (device === undefined || inode === undefined) return
+    if (this.openings.pinOf(inode) === undefined) this.openings.of(inode, device)
+    lifetime.answered(inode, caller, GOING_ON)
   }
 
   /** It asks for what is no name of a device: for nothing, a directory, a symlink. */
@@ -168,23 +168,23 @@ export class Gate {
   }
 
   /** The kernel asks for the attributes of an inode that it has: to show them, or before it opens it. */
-  getattr(request: NodeRequest): void {
+  getattr(request: InodeRequest): void {
     const attempt = this.attemptOn(request, 'getattr')
-    const call = this.parts.lifetime.expected(request.node, request.caller) ?? this.callOf(request.caller)
+    const call = this.parts.lifetime.expected(request.inode, request.caller) ?? this.callOf(request.caller)
     if (call !== RUNNING) return this.step(attempt, () => attempt.decide(call))
     this.sleepers.add(request.caller, (asleep) => this.step(attempt, () => attempt.decide(asleep)))
   }
 
   /** Owner, mode, times or xattrs are to be changed, through a pin. */
-  change(request: NodeRequest): void {
+  change(request: InodeRequest): void {
     const attempt = this.attemptOn(request, 'change')
     this.step(attempt, () => attempt.decide(CHANGES))
   }
 
-  private attemptOn({ caller, node, onInterrupt, done }: NodeRequest, kind: 'getattr' | 'change'): Attempt {
-    node.attempts++
-    const decide = (call: Call) => this.decideNode(attempt, node, call)
-    const attempt: Attempt = { caller, onInterrupt, kind, name: node, node, decide, done, tries: 0, exhausted: 0 }
+  private attemptOn({ caller, inode, onInterrupt, done }: InodeRequest, kind: 'getattr' | 'change'): Attempt {
+    inode.attempts++
+    const decide = (call: Call) => this.decideInode(attempt, inode, call)
+    const attempt: Attempt = { caller, onInterrupt, kind, name: inode, inode, decide, done, tries: 0, exhausted: 0 }
     return attempt
   }
 
@@ -197,7 +197,7 @@ export class Gate {
     const { caller, onInterrupt } = request
     const decide = (again: Call) => this.decideWait(attempt, again)
     const done: Attempt['done'] = (verdict) => (request.done('errno' in verdict ? verdict.errno : 0), true)
-    const attempt: Attempt = { caller, onInterrupt, kind: 'wait', name: request, node: undefined, decide, done, tries: 0, exhausted: 0 }
+    const attempt: Attempt = { caller, onInterrupt, kind: 'wait', name: request, inode: undefined, decide, done, tries: 0, exhausted: 0 }
     this.step(attempt, () => decide(call))
   }
 
@@ -236,66 +236,66 @@ export class Gate {
   // LOOKUP
 
   private decideLookup(request: LookupRequest, call: Call, tries: number): void {
-    const { registry, nodes, crowd } = this.parts
+    const { registry, inodes, crowd } = this.parts
     if (call.locks && this.locks(request.caller, call)) crowd.locks(request.caller, request.directory)
     const device = registry.find(request.name)
     if (device === undefined) {
       if (call.shape || registry.lacks(request.name, request.diskseq)) return this.noSuchName(request, call, GONE)
       return this.later(request, call)
     }
-    const node = nodes.of(device)
-    if (node === undefined) return this.noSuchName(request, call, GONE)
-    const walked = call.intent === 'unknown' ? this.walkedBy(request.caller, node, call) : undefined
+    const inode = inodes.of(device)
+    if (inode === undefined) return this.noSuchName(request, call, GONE)
+    const walked = call.intent === 'unknown' ? this.walkedBy(request.caller, inode, call) : undefined
     const looks = call.intent === 'inspect' || walked?.allowed === false
     try {
-      const stat = looks ? this.look(device) : this.statOf(node, device)
-      if (stat !== undefined && !looks) return this.lookupToOpen(request, call, walked, node, device, stat)
-      if (stat !== undefined) return this.answerUnpinned(request, call, node, device, stat)
+      const stat = looks ? this.look(device) : this.statOf(inode, device)
+      if (stat !== undefined && !looks) return this.lookupToOpen(request, call, walked, inode, device, stat)
+      if (stat !== undefined) return this.answerUnpinned(request, call, inode, device, stat)
     } finally {
-      nodes.release(node)
+      inodes.release(inode)
     }
     registry.refresh(device.kname)
     if (tries < ATTEMPTS_MAX) return this.decideLookup(request, call, tries + 1)
     this.noSuchName(request, call, 'it is gone')
   }
 
-  /** What the node's attributes are; undefined where the device is gone. */
-  private statOf(node: Node, device: Device): NodeStat | undefined {
-    this.openings.pinOf(node)
+  /** What the inode's attributes are; undefined where the device is gone. */
+  private statOf(inode: Inode, device: Device): NodeStat | undefined {
+    this.openings.pinOf(inode)
     return this.parts.devnodes.statOf(device)
   }
 
-  private lookupToOpen(request: LookupRequest, call: Call, walked: Walked | undefined, node: Node, device: Device, stat: NodeStat): void {
+  private lookupToOpen(request: LookupRequest, call: Call, walked: Walked | undefined, inode: Inode, device: Device, stat: NodeStat): void {
     const { caller } = request
-    const { pin } = node
+    const { pin } = inode
     const may = walked !== undefined || (!call.blind && (this.parts.access.certain(caller, stat) || this.purpose(call) === 'unclear'))
     // Only an open asks a drive whether its medium is another one
     // (disk_clear_events, 6.18); a pin that is open already does not learn of it.
-    if (pin !== undefined && may && (walked !== undefined || !this.openings.removable(node, device))) {
-      return this.answerPinned(request, call, node, pin, stat)
+    if (pin !== undefined && may && (walked !== undefined || !this.openings.removable(inode, device))) {
+      return this.answerPinned(request, call, inode, pin, stat)
     }
-    if (!may || pin !== undefined) return this.lookupNotPinned(request, call, may, node, device, stat)
-    const begins = node.opening === undefined
-    const opening = this.openings.of(node, device)
+    if (!may || pin !== undefined) return this.lookupNotPinned(request, call, may, inode, device, stat)
+    const begins = inode.opening === undefined
+    const opening = this.openings.of(inode, device)
     if (begins) opening.begunFor = caller.tid
     // Until the caller waits for it, it may be open.
     if (caller.uid !== 0 || !begins || this.parts.options.lookupsWait) {
-      return this.lookupNotPinned(request, call, may, node, device, stat)
+      return this.lookupNotPinned(request, call, may, inode, device, stat)
     }
     this.openings.thisTurn(opening, (end) => {
       const opened = end !== undefined && 'pin' in end ? this.parts.devnodes.statOf(end.pin.device) : undefined
       if (end === undefined || !('pin' in end) || opened === undefined) {
-        return this.lookupNotPinned(request, call, may, node, device, stat)
+        return this.lookupNotPinned(request, call, may, inode, device, stat)
       }
-      this.answerPinned(request, call, node, end.pin, opened)
+      this.answerPinned(request, call, inode, end.pin, opened)
     })
   }
 
   /** The caller waits elsewhere: one that opens, when it asks for the attributes. */
-  private lookupNotPinned(request: LookupRequest, call: Call, may: boolean, node: Node, device: Device, stat: NodeStat): void {
+  private lookupNotPinned(request: LookupRequest, call: Call, may: boolean, inode: Inode, device: Device, stat: NodeStat): void {
     if (call.intent === 'unknown') return this.later(request, call)
-    if (may) this.parts.lifetime.told(node, request.caller, call)
-    this.answerUnpinned(request, call, node, device, stat)
+    if (may) this.parts.lifetime.told(inode, request.caller, call)
+    this.answerUnpinned(request, call, inode, device, stat)
   }
 
   /** The daemon is about to wait for whatever comes next. */
@@ -317,24 +317,24 @@ export class Gate {
     request.done({ errno: E.ENOENT })
   }
 
-  private answerUnpinned(request: LookupRequest, call: Call, node: Node, device: Device, stat: NodeStat): void {
-    if (this.mayKeep(request.caller, call)) this.keep(node)
-    node.last = { device, stat }
-    node.attempts++
-    request.done({ node, device, stat, trusted: false })
-    node.attempts--
+  private answerUnpinned(request: LookupRequest, call: Call, inode: Inode, device: Device, stat: NodeStat): void {
+    if (this.mayKeep(request.caller, call)) this.keep(inode)
+    inode.last = { device, stat }
+    inode.attempts++
+    request.done({ inode, device, stat, trusted: false })
+    inode.attempts--
   }
 
-  private answerPinned(request: LookupRequest, call: Call, node: Node, pin: Pin, stat: NodeStat): void {
+  private answerPinned(request: LookupRequest, call: Call, inode: Inode, pin: Pin, stat: NodeStat): void {
     const { lifetime } = this.parts
-    if (this.mayKeep(request.caller, call)) this.keep(node)
+    if (this.mayKeep(request.caller, call)) this.keep(inode)
     // Nobody else has the inode but who has it open, and the disk stays what it is for these.
-    const trusted = !node.kept && !(node.changes ??= this.parts.sysfs.changes(pin.device))
-    node.last = { device: pin.device, stat }
-    if (trusted) node.trusted = true
-    lifetime.answering(node, request.caller, call)
-    if (request.done({ node, device: pin.device, stat, trusted })) lifetime.answered(node, request.caller, call)
-    else lifetime.notAnswered(node, request.caller)
+    const trusted = !inode.kept && !(inode.changes ??= this.parts.sysfs.changes(pin.device))
+    inode.last = { device: pin.device, stat }
+    if (trusted) inode.trusted = true
+    lifetime.answering(inode, request.caller, call)
+    if (request.done({ inode, device: pin.device, stat, trusted })) lifetime.answered(inode, request.caller, call)
+    else lifetime.notAnswered(inode, request.caller)
   }
 
   /**
@@ -346,28 +346,28 @@ export class Gate {
   }
 
   /** Somebody may have the inode from here on, and open it without asking for the name: it is asked each time. */
-  private keep(node: Node): void {
-    if (node.kept) return
-    node.kept = true
-    if (node.trusted) this.parts.lifetime.distrust(node)
+  private keep(inode: Inode): void {
+    if (inode.kept) return
+    inode.kept = true
+    if (inode.trusted) this.parts.lifetime.distrust(inode)
   }
 
   // GETATTR, and changes
 
-  private decideNode(attempt: Attempt, node: Node, call: Call): void {
+  private decideInode(attempt: Attempt, inode: Inode, call: Call): void {
     const { registry, intents } = this.parts
     const { caller, kind } = attempt
-    const device = registry.find(node.name)
+    const device = registry.find(inode.name)
     if (device === undefined) return this.search(attempt, call)
     const inspects = kind === 'getattr' && this.inspects(caller, call, device)
     // The inode has another number than the name has now, and is never updated.
-    if (!NodeTable.is(node, device)) return void this.finish(attempt, { errno: inspects ? E.ENOENT : E.ESTALE })
-    if (inspects) return this.inspect(attempt, call, node, device)
-    if (kind === 'change') return this.pin(attempt, call, node, device)
+    if (!InodeTable.is(inode, device)) return void this.finish(attempt, { errno: inspects ? E.ENOENT : E.ESTALE })
+    if (inspects) return this.inspect(attempt, call, inode, device)
+    if (kind === 'change') return this.pin(attempt, call, inode, device)
     this.whenAllowed(attempt, call, device, (may) => {
-      if (may) return this.pin(attempt, call, node, device)
+      if (may) return this.pin(attempt, call, inode, device)
       if (intents.isOpening(call)) return void this.finish(attempt, { errno: E.EACCES })
-      this.inspect(attempt, call, node, device)
+      this.inspect(attempt, call, inode, device)
     })
   }
 
@@ -412,11 +412,11 @@ export class Gate {
   }
 
   /** Answers without opening anything. */
-  private inspect(attempt: Attempt, call: Call, node: Node, device: Device): void {
+  private inspect(attempt: Attempt, call: Call, inode: Inode, device: Device): void {
     const stat = this.look(device)
     if (stat === undefined) return this.again(attempt, call, device, 'it is gone')
-    node.last = { device, stat }
-    this.finish(attempt, { node, device, stat, trusted: false })
+    inode.last = { device, stat }
+    this.finish(attempt, { inode, device, stat, trusted: false })
   }
 
   private look(device: Device): NodeStat | undefined {
@@ -425,54 +425,54 @@ export class Gate {
   }
 
   /** @param fresh whether the device was opened since the attempt began, so that its medium is the one that is in it now */
-  private pin(attempt: Attempt, call: Call, node: Node, device: Device, fresh = false): void {
-    const pin = this.openings.pinOf(node)
-    if (pin !== undefined && (fresh || !this.openings.removable(node, device))) return this.finishPinned(attempt, call, node, pin)
-    this.open(attempt, call, node, device, () => this.pin(attempt, call, node, device, true))
+  private pin(attempt: Attempt, call: Call, inode: Inode, device: Device, fresh = false): void {
+    const pin = this.openings.pinOf(inode)
+    if (pin !== undefined && (fresh || !this.openings.removable(inode, device))) return this.finishPinned(attempt, call, inode, pin)
+    this.open(attempt, call, inode, device, () => this.pin(attempt, call, inode, device, true))
   }
 
-  private finishPinned(attempt: Attempt, call: Call, node: Node, pin: Pin): void {
+  private finishPinned(attempt: Attempt, call: Call, inode: Inode, pin: Pin): void {
     const { lifetime, devnodes } = this.parts
     const { caller, kind } = attempt
     const stat = devnodes.statOf(pin.device)
     if (stat === undefined) return this.again(attempt, call, pin.device, 'it is gone')
-    node.last = { device: pin.device, stat }
-    lifetime.answering(node, caller, call)
-    const taken = this.finish(attempt, { node, device: pin.device, stat, trusted: false })
-    if (!taken) lifetime.notAnswered(node, caller)
-    else if (kind === 'getattr') lifetime.answered(node, caller, call)
+    inode.last = { device: pin.device, stat }
+    lifetime.answering(inode, caller, call)
+    const taken = this.finish(attempt, { inode, device: pin.device, stat, trusted: false })
+    if (!taken) lifetime.notAnswered(inode, caller)
+    else if (kind === 'getattr') lifetime.answered(inode, caller, call)
   }
 
   // READLINK, and GETATTR of what is not known yet
 
   private decideWait(attempt: Attempt, call: Call): void {
-    const { registry, nodes } = this.parts
+    const { registry, inodes } = this.parts
     const device = registry.find(attempt.name.name)
     if (device === undefined) return this.search(attempt, call)
-    const node = nodes.of(device)
-    this.holdNode(attempt, node)
+    const inode = inodes.of(device)
+    this.holdInode(attempt, inode)
     // A caller that opens waits for the disk when it asks for the attributes.
-    if (node === undefined || call.intent !== 'unknown') return this.lookAgain(attempt)
+    if (inode === undefined || call.intent !== 'unknown') return this.lookAgain(attempt)
     this.whenAllowed(attempt, call, device, (may) => {
       if (!may && call.setsTimes) return void this.finish(attempt, { errno: E.EACCES })
-      if (!may) return this.walkedTo(attempt, call, node, false)
+      if (!may) return this.walkedTo(attempt, call, inode, false)
       // It comes again: what it waited for must not be gone by then.
       const pinned = () => {
-        this.parts.lifetime.answered(node, attempt.caller, call)
-        this.walkedTo(attempt, call, node, true)
+        this.parts.lifetime.answered(inode, attempt.caller, call)
+        this.walkedTo(attempt, call, inode, true)
       }
-      if (this.openings.pinOf(node) !== undefined && !this.openings.removable(node, device)) pinned()
-      else this.open(attempt, call, node, device, pinned)
+      if (this.openings.pinOf(inode) !== undefined && !this.openings.removable(inode, device)) pinned()
+      else this.open(attempt, call, inode, device, pinned)
     })
   }
 
-  private walkedTo(attempt: Attempt, { print }: Call, node: Node, allowed: boolean): void {
-    this.walked.set(walkKey(attempt.caller, node), { print, allowed })
+  private walkedTo(attempt: Attempt, { print }: Call, inode: Inode, allowed: boolean): void {
+    this.walked.set(walkKey(attempt.caller, inode), { print, allowed })
     this.lookAgain(attempt)
   }
 
-  private walkedBy(caller: Caller, node: Node, call: Call): Walked | undefined {
-    const walked = this.walked.get(walkKey(caller, node))
+  private walkedBy(caller: Caller, inode: Inode, call: Call): Walked | undefined {
+    const walked = this.walked.get(walkKey(caller, inode))
     return walked?.print === call.print ? walked : undefined
   }
 
@@ -483,14 +483,14 @@ export class Gate {
 
   // What they share
 
-  /** A node stays as long as somebody is at it. */
-  private holdNode(attempt: Attempt, node: Node | undefined): void {
-    const before = attempt.node
-    attempt.node = node
-    if (node !== undefined) node.attempts++
+  /** An inode stays as long as somebody is at it. */
+  private holdInode(attempt: Attempt, inode: Inode | undefined): void {
+    const before = attempt.inode
+    attempt.inode = inode
+    if (inode !== undefined) inode.attempts++
     if (before === undefined) return
     before.attempts--
-    this.parts.nodes.release(before)
+    this.parts.inodes.release(before)
   }
 
   /** Looks for a name that is not known: a disk may get a new diskseq without an event. */
@@ -520,18 +520,18 @@ export class Gate {
    * @param pinned called when it is; what comes of the attempt otherwise is told to the caller
    * @param any whether that open may have begun before the attempt did
    */
-  private open(attempt: Attempt, call: Call, node: Node, device: Device, pinned: () => void, any = false): void {
-    const joined = node.opening !== undefined && !this.began(node.opening, attempt)
+  private open(attempt: Attempt, call: Call, inode: Inode, device: Device, pinned: () => void, any = false): void {
+    const joined = inode.opening !== undefined && !this.began(inode.opening, attempt)
     const opened = (end: PinResult | 'late' | 'interrupted') => {
       if (end === 'interrupted') return void this.finish(attempt, { errno: E.EINTR })
       if (end === 'late') return this.refuse(attempt, call, E.ETIMEDOUT, HUNG)
-      if (!('pin' in end)) return this.notOpened(attempt, call, node, device, end)
+      if (!('pin' in end)) return this.notOpened(attempt, call, inode, device, end)
       // Whatever is under way now has begun since.
-      if (joined && !any && this.openings.removable(node, device)) return this.open(attempt, call, node, device, pinned, true)
+      if (joined && !any && this.openings.removable(inode, device)) return this.open(attempt, call, inode, device, pinned, true)
       pinned()
     }
-    const again = () => this.open(attempt, call, node, device, pinned, any)
-    this.openings.await(this.openings.of(node, device), attempt.onInterrupt, (end) => this.step(attempt, () => opened(end), again))
+    const again = () => this.open(attempt, call, inode, device, pinned, any)
+    this.openings.await(this.openings.of(inode, device), attempt.onInterrupt, (end) => this.step(attempt, () => opened(end), again))
   }
 
   /** Whether it was begun in the same open(2), for the name. Once, as its thread goes on to others. */
@@ -541,11 +541,11 @@ export class Gate {
     return true
   }
 
-  private notOpened(attempt: Attempt, call: Call, node: Node, device: Device, end: Exclude<PinResult, { pin: Pin }>): void {
+  private notOpened(attempt: Attempt, call: Call, inode: Inode, device: Device, end: Exclude<PinResult, { pin: Pin }>): void {
     if ('mismatch' in end) return this.again(attempt, call, device, end.mismatch)
     Exhausted.check(-end.errno)
     // Its own errno, unless it went away meanwhile.
-    const now = this.parts.registry.find(node.name)
+    const now = this.parts.registry.find(inode.name)
     if (now === undefined || !sameDevice(now, device)) return this.again(attempt, call, device, 'it is gone')
     this.refuse(attempt, call, end.errno, `it cannot be opened: ${errnoName(end.errno)}`)
   }
@@ -566,9 +566,9 @@ export class Gate {
 
   private finish(attempt: Attempt, verdict: Shown | { readonly errno: number }): boolean {
     const taken = attempt.done(verdict)
-    this.holdNode(attempt, undefined)
+    this.holdInode(attempt, undefined)
     return taken
   }
 }
 
-const walkKey = ({ tid }: Caller, { id }: Node) => `${tid} ${id}`
+const walkKey = ({ tid }: Caller, { id }: Inode) => `${tid} ${id}`

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** What the kernel knows of the tree: one node for each inode it may have. */
+/** What the kernel knows of the tree: the inodes that it may have. */
 import type { NodeStat } from '../devices/device-node.js'
 import { type DiskSeq, inodeId, type NodeId, nodeName, parseId } from '../devices/names.js'
 import type { Call } from './intent.js'
@@ -9,9 +9,9 @@ import type { Device } from '../devices/sysfs.js'
 /**
  * A device that somebody asked for: a disk or partition with the device number that its
  * inode has. One that gets another number, or a partition that is made anew and gets
- * one, is another node of the same name.
+ * one, is another inode of the same name.
  */
-export class Node {
+export class Inode {
   readonly name: string
   /** Lookups answered and not yet forgotten by the kernel. */
   nlookup = 0
@@ -26,7 +26,7 @@ export class Node {
   changes: boolean | undefined
   /** Its attributes when last seen. */
   last: { readonly device: Device; readonly stat: NodeStat } | undefined
-  /** Opens under way for this node; each entry waits for the same one. */
+  /** Opens under way for this inode; each entry waits for the same one. */
   opening: Opening | undefined
 
   /** Somebody may have the inode, and open it without asking for the name. */
@@ -89,25 +89,25 @@ export interface Opening {
 
 const idOf = ({ diskseq, partition, minor }: Device) => inodeId(diskseq, partition, minor)
 
-export class NodeTable {
-  private readonly byId = new Map<NodeId, Node>()
+export class InodeTable {
+  private readonly byId = new Map<NodeId, Inode>()
   /** The one of each name that was asked for last. */
-  private readonly byName = new Map<string, Node>()
+  private readonly byName = new Map<string, Inode>()
 
   get size(): number {
     return this.byId.size
   }
 
-  get(id: NodeId): Node | undefined {
+  get(id: NodeId): Inode | undefined {
     return this.byId.get(id)
   }
 
-  named(name: string): Node | undefined {
+  named(name: string): Inode | undefined {
     return this.byName.get(name)
   }
 
-  /** The node of a device, new if need be; undefined where its numbers are larger than node ids can be. */
-  of(device: Device): Node | undefined {
+  /** The inode of a device, new if need be; undefined where its numbers are larger than nodeids can be. */
+  of(device: Device): Inode | undefined {
     const latest = this.byName.get(device.name)
     if (latest?.last?.device === device) return latest
     const id = idOf(device)
@@ -118,42 +118,42 @@ export class NodeTable {
     return known
   }
 
-  /** Whether a node's inode has the number that this device has. */
-  static is(node: Node, device: Device): boolean {
-    return node.last?.device === device || node.id === idOf(device)
+  /** Whether an inode has the number that this device has. */
+  static is(inode: Inode, device: Device): boolean {
+    return inode.last?.device === device || inode.id === idOf(device)
   }
 
-  /** The node of a device, if it has one. */
-  known(device: Device): Node | undefined {
+  /** The inode of a device, if it has one. */
+  known(device: Device): Inode | undefined {
     const id = idOf(device)
     return id === undefined ? undefined : this.byId.get(id)
   }
 
-  /** A node that the kernel knows from an earlier daemon; undefined for the id of anything else. */
-  recall(id: NodeId): Node | undefined {
+  /** An inode that the kernel knows from an earlier daemon; undefined for the id of anything else. */
+  recall(id: NodeId): Inode | undefined {
     const parsed = parseId(id)
     if (parsed?.kind !== 'inode') return undefined
-    const node = this.create(id, parsed.diskseq, parsed.partition)
+    const inode = this.create(id, parsed.diskseq, parsed.partition)
     // Who has the inode is not known either, and what was said of its attributes.
-    node.takenOver = node.kept = node.trusted = true
-    return node
+    inode.takenOver = inode.kept = inode.trusted = true
+    return inode
   }
 
-  private create(id: NodeId, diskseq: DiskSeq, partition: number): Node {
-    const node = new Node(id, diskseq, partition)
-    this.byId.set(id, node)
-    this.byName.set(node.name, node)
-    return node
+  private create(id: NodeId, diskseq: DiskSeq, partition: number): Inode {
+    const inode = new Inode(id, diskseq, partition)
+    this.byId.set(id, inode)
+    this.byName.set(inode.name, inode)
+    return inode
   }
 
-  /** Drops a node that nothing refers to any more. */
-  release(node: Node): void {
-    if (!node.unused) return
-    this.byId.delete(node.id)
-    if (this.byName.get(node.name) === node) this.byName.delete(node.name)
+  /** Drops an inode that nothing refers to any more. */
+  release(inode: Inode): void {
+    if (!inode.unused) return
+    this.byId.delete(inode.id)
+    if (this.byName.get(inode.name) === inode) this.byName.delete(inode.name)
   }
 
-  [Symbol.iterator](): IterableIterator<Node> {
+  [Symbol.iterator](): IterableIterator<Inode> {
     return this.byId.values()
   }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /**
- * What the calling thread is doing: inspecting a node, or opening it. The
+ * What the calling thread is doing: inspecting an inode, or opening it. The
  * kernel sends the same LOOKUP for both, but while we hold it the caller is
  * blocked in its system call, and /proc/TID/syscall shows which one.
  *
@@ -52,7 +52,7 @@ export interface Call {
    * crashes (fuse_write_inode(); seen with 6.12).
    */
   readonly setsTimes: boolean
-  /** It was told of a node that is not pinned, and must ask for the attributes before it opens it. */
+  /** It was told of an inode that is not pinned, and must ask for the attributes before it opens it. */
   asks: boolean
   /**
    * What the thread had spent outside of the kernel when it was first seen running, us, and
@@ -116,7 +116,7 @@ const IN_DONT_FOLLOW = 0x0200_0000
 const FAN_MARK_DONT_FOLLOW = 0x4
 const UMOUNT_NOFOLLOW = 0x8
 
-/** A call that cannot open what a node stands for. */
+/** A call that cannot open what an inode stands for. */
 interface Inspecting {
   /** Which argument is a pointer that it cannot do without. */
   readonly pointer: number

@@ -3,7 +3,7 @@
 import type { Registry } from '../devices/registry.js'
 import { type Device, sameDevice, type Sysfs } from '../devices/sysfs.js'
 import { monotonicMs } from '../util/clock.js'
-import type { Node, Opening } from './inode.js'
+import type { Inode, Opening } from './inode.js'
 import type { Pin, PinOpener, PinResult } from './pin.js'
 import type { PinLifetime } from './pin-lifetime.js'
 
@@ -25,44 +25,44 @@ export class Openings {
 
   constructor(private readonly parts: OpeningsParts) {}
 
-  /** The node's pin, if it still is that device. */
-  pinOf(node: Node): Pin | undefined {
-    const { pin } = node
+  /** The inode's pin, if it still is that device. */
+  pinOf(inode: Inode): Pin | undefined {
+    const { pin } = inode
     if (pin === undefined || this.parts.opener.current(pin)) return pin
-    this.parts.lifetime.unpin(node)
+    this.parts.lifetime.unpin(inode)
     this.parts.registry.refresh(pin.device.kname)
     return undefined
   }
 
   /** Looked at when an open finds a pin: the first open of a disk need not wait for it. */
-  removable(node: Node, device: Device): boolean {
-    return (node.removable ??= this.parts.sysfs.removable(device))
+  removable(inode: Inode, device: Device): boolean {
+    return (inode.removable ??= this.parts.sysfs.removable(device))
   }
 
   /** Under way for that device from now on, if it is not already. */
-  of(node: Node, device: Device): Opening {
-    if (node.opening !== undefined && sameDevice(node.opening.device, device)) return node.opening
+  of(inode: Inode, device: Device): Opening {
+    if (inode.opening !== undefined && sameDevice(inode.opening.device, device)) return inode.opening
     const opening: Opening = { device, waiters: new Set(), begunFor: 0 }
-    node.opening = opening
-    this.parts.opener.open(device, (result) => this.opened(node, opening, result))
+    inode.opening = opening
+    this.parts.opener.open(device, (result) => this.opened(inode, opening, result))
     return opening
   }
 
-  private opened(node: Node, opening: Opening, result: PinResult): void {
+  private opened(inode: Inode, opening: Opening, result: PinResult): void {
     const { opener, registry, lifetime } = this.parts
-    if (node.opening === opening) node.opening = undefined
+    if (inode.opening === opening) inode.opening = undefined
     if ('pin' in result) {
-      if (node.pin === undefined) {
-        node.pin = result.pin
+      if (inode.pin === undefined) {
+        inode.pin = result.pin
       } else {
         opener.close(result.pin)
-        result = { pin: node.pin }
+        result = { pin: inode.pin }
       }
     } else {
       registry.refresh(opening.device.kname)
     }
     for (const waiter of [...opening.waiters]) waiter(result)
-    lifetime.attempted(node)
+    lifetime.attempted(inode)
   }
 
   /** Waits for it; ends in one of three ways, and once. */

@@ -19,10 +19,10 @@ import { errnoName } from '../util/errno.js'
 import { type Call, type Intents, someCall } from './intent.js'
 import type { Logger } from '../util/log.js'
 import type { Native } from '../native.js'
-import type { Node, NodeTable } from './inode.js'
+import type { Inode, InodeTable } from './inode.js'
 import type { PinOpener } from './pin.js'
 import type { SharedState } from '../handover/shared-state.js'
-import type { Caller, Inodes } from '../fuse/transport.js'
+import type { Caller, KernelCache } from '../fuse/transport.js'
 
 export interface PinLifetimeOptions {
   /** How long a pin outlives the inode where it was for a caller that cannot be seen, ms. */
@@ -58,7 +58,7 @@ const GOING_ON_LOOK_MS = 2
 const SOON_MS = 1000
 /** A caller takes some 10 us to look at: where there are many, looks take a tenth of a processor at most. */
 const LOOK_DELAY_MS_PER_CALLER = 0.1
-/** Of nodes that are looked at at a time. */
+/** Of inodes that are looked at at a time. */
 const LOOK_AT_ONCE = 64
 /**
  * A look that has taken this long, ms, stands at a thread that began an execve(2) at that
@@ -66,28 +66,28 @@ const LOOK_AT_ONCE = 64
  */
 const LOOK_STUCK_MS = 50
 /**
- * Looks under way at a time, each on a thread of its own. Where the callers of a node hold
- * them up, two are stuck for that node: with others, and alone. So whoever may open fewer
- * than half as many nodes holds up nobody else's.
+ * Looks under way at a time, each on a thread of its own. Where the callers of an inode hold
+ * them up, two are stuck for that inode: with others, and alone. So whoever may open fewer
+ * than half as many inodes holds up nobody else's.
  */
 const LOOKS_MAX = 512
-/** Callers that are remembered of a node before it is looked at though it is not quiet. */
+/** Callers that are remembered of an inode before it is looked at though it is not quiet. */
 const CALLERS_MAX = 256
-/** Of a node that waits to be forgotten: attempts come twice as late each time, up to this, ms. */
+/** Of an inode that waits to be forgotten: attempts come twice as late each time, up to this, ms. */
 const PRUNE_DELAY_MAX_MS = 1000
 /** A hold is counted in ticks, so that a clock that jumps costs one tick, not the hold. */
 const TICK_MS = 1000
 
-/** One look, at the callers of some nodes. */
+/** One look, at the callers of some inodes. */
 interface Look {
-  readonly nodes: readonly Node[]
+  readonly inodes: readonly Inode[]
   readonly began: number
   stuck: boolean
 }
 
 export interface PinLifetimeParts {
   readonly native: Pick<Native, 'prune' | 'close' | 'lookAtThreads'>
-  readonly nodes: NodeTable
+  readonly inodes: InodeTable
   /** Closes the pins. */
   readonly opener: PinOpener
   /** What callers are doing. */
@@ -95,20 +95,20 @@ export interface PinLifetimeParts {
   /** Where it is written down whom a pin was taken for. */
   readonly state: Pick<SharedState, 'pinnedFor' | 'notPinnedFor'>
   /** The kernel's. */
-  readonly inodes: Inodes
+  readonly kernel: KernelCache
   readonly options: PinLifetimeOptions
   readonly log: Logger
 }
 
 export class PinLifetime {
-  /** Pinned nodes. */
-  private readonly active = new Set<Node>()
+  /** Pinned inodes. */
+  private readonly active = new Set<Inode>()
   private readonly looks = new Set<Look>()
-  /** The node that a thread was answered about last, in an open(2). */
-  private readonly openers = new Map<number, Node>()
+  /** The inode that a thread was answered about last, in an open(2). */
+  private readonly openers = new Map<number, Inode>()
   private answeredAt = -Infinity
-  /** Of which node; and when another one was, before that. */
-  private lastAnswered: Node | undefined
+  /** Of which inode; and when another one was, before that. */
+  private lastAnswered: Inode | undefined
   private othersAnsweredAt = -Infinity
   private timer: NodeJS.Timeout | undefined
   private timerAt = Infinity
@@ -130,10 +130,10 @@ export class PinLifetime {
     this.closed = true
     clearTimeout(this.timer)
     clearInterval(this.tick)
-    for (const node of this.parts.nodes) {
-      node.nlookup = 0
-      if (node.pin !== undefined) this.parts.opener.close(node.pin)
-      node.pin = undefined
+    for (const inode of this.parts.inodes) {
+      inode.nlookup = 0
+      if (inode.pin !== undefined) this.parts.opener.close(inode.pin)
+      inode.pin = undefined
     }
     this.active.clear()
     if (this.mountFd >= 0 && !this.pruning) this.parts.native.close(this.mountFd)
@@ -155,80 +155,80 @@ export class PinLifetime {
   }
 
   /** A pin that an earlier daemon had. */
-  takenOver(node: Node): void {
-    if (node.unseen) this.startHold(node)
-    this.watch(node, 0)
+  takenOver(inode: Inode): void {
+    if (inode.unseen) this.startHold(inode)
+    this.watch(inode, 0)
   }
 
   /** An opener is about to be answered: whoever takes over must know of it. */
-  answering(node: Node, caller: Caller, call: Call): void {
-    if (node.pin?.place === undefined) return
+  answering(inode: Inode, caller: Caller, call: Call): void {
+    if (inode.pin?.place === undefined) return
     const { intents } = this.parts
     this.parts.state.pinnedFor(
-      node.pin.place,
+      inode.pin.place,
       { tid: caller.tid, call: call.number, outlasts: intents.outlastsInode(call) },
       !intents.isSeen(call),
     )
   }
 
   /** It had gone, or another daemon had answered it. */
-  notAnswered(node: Node, caller: Caller): void {
-    if (node.pin?.place !== undefined) this.parts.state.notPinnedFor(node.pin.place, caller.tid)
-    if (node.pin !== undefined && !this.active.has(node)) this.watch(node, QUIET_MS)
+  notAnswered(inode: Inode, caller: Caller): void {
+    if (inode.pin?.place !== undefined) this.parts.state.notPinnedFor(inode.pin.place, caller.tid)
+    if (inode.pin !== undefined && !this.active.has(inode)) this.watch(inode, QUIET_MS)
   }
 
   /** An opener was answered, or is about to be: from here the pin must stay, or come. */
-  answered(node: Node, caller: Caller, call: Call): void {
+  answered(inode: Inode, caller: Caller, call: Call): void {
     if (this.parts.intents.isSeen(call)) {
-      this.remember(node, caller.tid, call)
+      this.remember(inode, caller.tid, call)
     } else {
-      node.unseen = true
-      this.startHold(node)
+      inode.unseen = true
+      this.startHold(inode)
     }
-    if (node !== this.lastAnswered) this.othersAnsweredAt = this.answeredAt
-    this.lastAnswered = node
+    if (inode !== this.lastAnswered) this.othersAnsweredAt = this.answeredAt
+    this.lastAnswered = inode
     this.answeredAt = monotonicMs()
-    if (node.pin === undefined) {
-      node.usedAt = this.answeredAt
+    if (inode.pin === undefined) {
+      inode.usedAt = this.answeredAt
       return
     }
-    this.used(node, this.answeredAt)
-    const due = node.lookAt
-    this.watch(node, this.isBusy(node) ? QUIET_MS : FIRST_LOOK_MS)
+    this.used(inode, this.answeredAt)
+    const due = inode.lookAt
+    this.watch(inode, this.isBusy(inode) ? QUIET_MS : FIRST_LOOK_MS)
     // Those that are done must not pile up while others come.
-    if ((node.callers?.size ?? 0) >= CALLERS_MAX) node.lookAt = Math.min(due, node.lookAt)
+    if ((inode.callers?.size ?? 0) >= CALLERS_MAX) inode.lookAt = Math.min(due, inode.lookAt)
   }
 
-  private used(node: Node, now: number): void {
-    node.closed = false
-    node.looksInARow = 0
-    node.streak = now - node.usedAt < QUIET_MS ? node.streak + 1 : 1
-    node.usedAt = now
+  private used(inode: Inode, now: number): void {
+    inode.closed = false
+    inode.looksInARow = 0
+    inode.streak = now - inode.usedAt < QUIET_MS ? inode.streak + 1 : 1
+    inode.usedAt = now
   }
 
   /** It is opened again and again. */
-  private isBusy(node: Node): boolean {
-    return node.streak > ANSWERS_OF_ONE
+  private isBusy(inode: Inode): boolean {
+    return inode.streak > ANSWERS_OF_ONE
   }
 
-  /** A caller in an open(2) is told of a node that is not pinned yet. It is to ask for the attributes. */
-  told(node: Node, { tid }: Caller, call: Call): void {
+  /** A caller in an open(2) is told of an inode that is not pinned yet. It is to ask for the attributes. */
+  told(inode: Inode, { tid }: Caller, call: Call): void {
     call.asks = true
-    this.remember(node, tid, call)
+    this.remember(inode, tid, call)
   }
 
   /** A thread that opens one device is done with the one before: one open(2) opens one. */
-  private remember(node: Node, tid: number, call: Call): void {
+  private remember(inode: Inode, tid: number, call: Call): void {
     const before = this.openers.get(tid)
-    if (before !== undefined && before !== node && before.callers?.get(tid)?.intent === 'open') {
+    if (before !== undefined && before !== inode && before.callers?.get(tid)?.intent === 'open') {
       before.callers.delete(tid)
       if (before.callers.size === 0 && before.pin !== undefined) this.watch(before, 0)
     }
-    if (call.intent === 'open') this.openers.set(tid, node)
+    if (call.intent === 'open') this.openers.set(tid, inode)
     else this.openers.delete(tid)
-    node.callers ??= new Map()
-    node.callers.set(tid, call)
-    if (this.parts.intents.endsSoon(call)) node.goesOn = true
+    inode.callers ??= new Map()
+    inode.callers.set(tid, call)
+    if (this.parts.intents.endsSoon(call)) inode.goesOn = true
   }
 
   /**
@@ -236,39 +236,39 @@ export class PinLifetime {
    * at once more. It may have gone on to another open(2) meanwhile, through a
    * descriptor, so that it is in one is all that is said of it.
    */
-  expected(node: Node, { tid }: Caller): Call | undefined {
-    const call = node.callers?.get(tid)
+  expected(inode: Inode, { tid }: Caller): Call | undefined {
+    const call = inode.callers?.get(tid)
     return call?.asks ? someCall('open', call.number) : undefined
   }
 
   /** An attempt to pin it has ended, and those who waited for it have been answered. */
-  attempted(node: Node): void {
-    if (node.pin !== undefined) this.watch(node, QUIET_MS)
-    else this.unpin(node)
+  attempted(inode: Inode): void {
+    if (inode.pin !== undefined) this.watch(inode, QUIET_MS)
+    else this.unpin(inode)
   }
 
   /** Somebody closed it. */
-  closedByUser(node: Node): void {
-    if (!this.active.has(node)) return
-    node.closed = true
-    const busy = this.isBusy(node)
-    this.watch(node, busy ? QUIET_MS : 0)
+  closedByUser(inode: Inode): void {
+    if (!this.active.has(inode)) return
+    inode.closed = true
+    const busy = this.isBusy(inode)
+    this.watch(inode, busy ? QUIET_MS : 0)
     if (busy) return
-    node.looksInARow = LOOKS_IN_A_ROW - 1
-    this.lookAtThoseDue(this.isAlone(node))
+    inode.looksInARow = LOOKS_IN_A_ROW - 1
+    this.lookAtThoseDue(this.isAlone(inode))
   }
 
-  /** Nobody was answered about another node in the ms before it was answered about this one: looks take nobody's time. */
-  private isAlone(node: Node): boolean {
-    return node === this.lastAnswered && this.answeredAt - this.othersAnsweredAt >= ALONE_MS
+  /** Nobody was answered about another inode in the ms before it was answered about this one: looks take nobody's time. */
+  private isAlone(inode: Inode): boolean {
+    return inode === this.lastAnswered && this.answeredAt - this.othersAnsweredAt >= ALONE_MS
   }
 
   /** Has its callers looked at some ms from now. */
-  private watch(node: Node, delay: number): void {
-    this.active.add(node)
-    node.lookDelay = FIRST_LOOK_MS
-    node.lookAt = monotonicMs() + delay
-    this.arm(node.lookAt)
+  private watch(inode: Inode, delay: number): void {
+    this.active.add(inode)
+    inode.lookDelay = FIRST_LOOK_MS
+    inode.lookAt = monotonicMs() + delay
+    this.arm(inode.lookAt)
   }
 
   /** Has the timer go off at `due`, or before. */
@@ -296,16 +296,16 @@ export class PinLifetime {
       going++
       next = Math.min(next, look.began + LOOK_STUCK_MS)
     }
-    const due: Node[] = []
+    const due: Inode[] = []
     let overdue = 0
-    for (const node of this.active) {
-      if (node.looking) continue
-      if (node.lookAt > now || due.length === LOOK_AT_ONCE) {
-        next = Math.min(next, Math.max(node.lookAt, now + 1))
+    for (const inode of this.active) {
+      if (inode.looking) continue
+      if (inode.lookAt > now || due.length === LOOK_AT_ONCE) {
+        next = Math.min(next, Math.max(inode.lookAt, now + 1))
         continue
       }
-      due.push(node)
-      overdue = Math.max(overdue, now - node.lookAt)
+      due.push(inode)
+      overdue = Math.max(overdue, now - inode.lookAt)
     }
     if (due.length > 0 && !alone && now - this.answeredAt < ELSEWHERE_MS && overdue < OVERDUE_MAX_MS) return this.arm(now + 1)
     // One after another: all of them are over in some microseconds.
@@ -314,152 +314,152 @@ export class PinLifetime {
     this.arm(next)
   }
 
-  private look(nodes: readonly Node[]): void {
-    const asked: { node: Node; tid: number; call: Call }[] = []
+  private look(inodes: readonly Inode[]): void {
+    const asked: { inode: Inode; tid: number; call: Call }[] = []
     /** Each thread once, and whether its stack is needed. */
     const threads = new Map<number, boolean>()
-    for (const node of nodes) {
+    for (const inode of inodes) {
       // Now, whoever is seen elsewhere has not got in by attributes that were valid.
-      if (node.trusted) this.distrust(node)
-      for (const [tid, call] of node.callers ?? []) {
-        asked.push({ node, tid, call })
+      if (inode.trusted) this.distrust(inode)
+      for (const [tid, call] of inode.callers ?? []) {
+        asked.push({ inode, tid, call })
         threads.set(tid, threads.get(tid) === true || this.parts.intents.wantsStack(call))
       }
     }
     if (asked.length === 0) {
-      for (const node of nodes) this.judge(node)
+      for (const inode of inodes) this.judge(inode)
       return
     }
-    const look: Look = { nodes, began: monotonicMs(), stuck: false }
+    const look: Look = { inodes, began: monotonicMs(), stuck: false }
     this.looks.add(look)
-    for (const node of nodes) node.looking = true
+    for (const inode of inodes) inode.looking = true
     this.parts.native.lookAtThreads([...threads].flat(), (seen) => {
       this.looks.delete(look)
       if (this.closed) return
       const found = new Map([...threads.keys()].map((tid, i) => [tid, seen[i]]))
-      for (const { node, tid, call } of asked) {
+      for (const { inode, tid, call } of asked) {
         // Not if it has been answered again since.
-        if (node.callers?.get(tid) !== call) continue
-        const late = this.parts.intents.endsSoon(call) && monotonicMs() - node.usedAt > this.parts.options.holdSeconds * 1000
-        if (late || !this.parts.intents.mayStillBeIn(call, found.get(tid))) this.gone(node, tid)
+        if (inode.callers?.get(tid) !== call) continue
+        const late = this.parts.intents.endsSoon(call) && monotonicMs() - inode.usedAt > this.parts.options.holdSeconds * 1000
+        if (late || !this.parts.intents.mayStillBeIn(call, found.get(tid))) this.gone(inode, tid)
       }
-      for (const node of nodes) {
+      for (const inode of inodes) {
         // Those of a look that was given up have been looked at since, one by one.
-        if (!look.stuck || nodes.length === 1) node.looking = false
-        if (node.pin !== undefined && !node.looking) this.judge(node)
+        if (!look.stuck || inodes.length === 1) inode.looking = false
+        if (inode.pin !== undefined && !inode.looking) this.judge(inode)
       }
       this.arm(monotonicMs())
     })
     this.arm(look.began + LOOK_STUCK_MS)
   }
 
-  private gone(node: Node, tid: number): void {
-    node.callers?.delete(tid)
-    if (this.openers.get(tid) === node) this.openers.delete(tid)
+  private gone(inode: Inode, tid: number): void {
+    inode.callers?.delete(tid)
+    if (this.openers.get(tid) === inode) this.openers.delete(tid)
   }
 
-  /** The nodes that it was for are looked at one by one; one by itself waits for the look to end. */
+  /** The inodes that it was for are looked at one by one; one by itself waits for the look to end. */
   private giveUp(look: Look): void {
     look.stuck = true
-    if (look.nodes.length === 1) return
-    for (const node of look.nodes) {
-      node.looking = false
-      if (!this.active.has(node)) continue
-      if (this.looks.size < LOOKS_MAX) this.look([node])
-      else node.lookAt = monotonicMs() + LOOK_DELAY_MAX_MS
+    if (look.inodes.length === 1) return
+    for (const inode of look.inodes) {
+      inode.looking = false
+      if (!this.active.has(inode)) continue
+      if (this.looks.size < LOOKS_MAX) this.look([inode])
+      else inode.lookAt = monotonicMs() + LOOK_DELAY_MAX_MS
     }
   }
 
   /** Ends a pin that nobody needs any more. */
-  private judge(node: Node): void {
+  private judge(inode: Inode): void {
     const now = monotonicMs()
-    if (node.lookAt > now) return this.arm(node.lookAt)
-    const left = node.callers?.size ?? 0
-    if (left === 0 && !node.unseen && node.lingerUntil <= now) {
-      if (!node.trusted) return this.unpin(node)
-      this.distrust(node)
+    if (inode.lookAt > now) return this.arm(inode.lookAt)
+    const left = inode.callers?.size ?? 0
+    if (left === 0 && !inode.unseen && inode.lingerUntil <= now) {
+      if (!inode.trusted) return this.unpin(inode)
+      this.distrust(inode)
     }
-    if (left === 0 && node.unseen && node.known && !this.haveForgotten(node)) return
+    if (left === 0 && inode.unseen && inode.known && !this.haveForgotten(inode)) return
     // Who runs on and on is not seen to leave its call: if nobody has the inode any more, it has.
-    if (left > 0 && node.closed && node.known && node.lookDelay > FIRST_LOOK_MS) {
-      this.parts.inodes.prune(node.id)
-      node.closed = false
+    if (left > 0 && inode.closed && inode.known && inode.lookDelay > FIRST_LOOK_MS) {
+      this.parts.kernel.prune(inode.id)
+      inode.closed = false
     }
-    if (left > 0 && left <= CALLERS_IN_A_ROW && node.looksInARow > 0 && this.isAlone(node)) {
-      node.looksInARow--
-      return this.look([node])
+    if (left > 0 && left <= CALLERS_IN_A_ROW && inode.looksInARow > 0 && this.isAlone(inode)) {
+      inode.looksInARow--
+      return this.look([inode])
     }
     const limit =
-      left === 0 && node.unseen ? PRUNE_DELAY_MAX_MS : node.goesOn && now - node.usedAt < SOON_MS ? GOING_ON_LOOK_MS : LOOK_DELAY_MAX_MS
-    node.lookAt = Math.max(now + node.lookDelay, now + left * LOOK_DELAY_MS_PER_CALLER)
-    if (left === 0 && !node.unseen) node.lookAt = Math.max(now + 1, node.lingerUntil)
-    node.lookDelay = Math.min(node.lookDelay * 2, limit)
-    this.arm(node.lookAt)
+      left === 0 && inode.unseen ? PRUNE_DELAY_MAX_MS : inode.goesOn && now - inode.usedAt < SOON_MS ? GOING_ON_LOOK_MS : LOOK_DELAY_MAX_MS
+    inode.lookAt = Math.max(now + inode.lookDelay, now + left * LOOK_DELAY_MS_PER_CALLER)
+    if (left === 0 && !inode.unseen) inode.lookAt = Math.max(now + 1, inode.lingerUntil)
+    inode.lookDelay = Math.min(inode.lookDelay * 2, limit)
+    this.arm(inode.lookAt)
   }
 
   /**
-   * Has the kernel forget a node, for the sake of callers that cannot be seen.
+   * Has the kernel forget an inode, for the sake of callers that cannot be seen.
    *
    * @returns false where it had forgotten it before, which an earlier daemon may have been told
    */
-  private haveForgotten(node: Node): boolean {
-    if (node.takenOver && node.nlookup === 0 && !this.parts.inodes.invalidate(node.id)) {
-      node.takenOver = false
-      this.forgotten(node)
+  private haveForgotten(inode: Inode): boolean {
+    if (inode.takenOver && inode.nlookup === 0 && !this.parts.kernel.invalidate(inode.id)) {
+      inode.takenOver = false
+      this.forgotten(inode)
       return false
     }
-    if (!this.parts.inodes.prune(node.id)) this.pruneAll()
+    if (!this.parts.kernel.prune(inode.id)) this.pruneAll()
     return true
   }
 
-  /** The kernel has to ask again for the attributes of a node. */
-  distrust(node: Node): void {
-    node.trusted = false
-    this.parts.inodes.invalidate(node.id)
+  /** The kernel has to ask again for the attributes of an inode. */
+  distrust(inode: Inode): void {
+    inode.trusted = false
+    this.parts.kernel.invalidate(inode.id)
   }
 
   /** The kernel has dropped an inode, and says how many lookups were answered with it. */
-  forget(node: Node, count: number): void {
-    node.nlookup = Math.max(0, node.nlookup - count)
-    if (node.known) {
+  forget(inode: Inode, count: number): void {
+    inode.nlookup = Math.max(0, inode.nlookup - count)
+    if (inode.known) {
       // Of one that was taken over this says less than it seems to: it may be the inode that
       // an earlier daemon gave out, dropped before this one answered a lookup.
-      if (node.takenOver && node.pin === undefined) this.parts.nodes.release(node)
-      else if (node.takenOver) this.watch(node, QUIET_MS)
+      if (inode.takenOver && inode.pin === undefined) this.parts.inodes.release(inode)
+      else if (inode.takenOver) this.watch(inode, QUIET_MS)
       return
     }
-    this.forgotten(node)
+    this.forgotten(inode)
   }
 
-  private forgotten(node: Node): void {
+  private forgotten(inode: Inode): void {
     // Whoever comes now gets another inode.
-    node.kept = node.trusted = false
-    for (const [tid, call] of node.callers ?? []) {
-      if (!this.parts.intents.outlastsInode(call)) this.gone(node, tid)
+    inode.kept = inode.trusted = false
+    for (const [tid, call] of inode.callers ?? []) {
+      if (!this.parts.intents.outlastsInode(call)) this.gone(inode, tid)
     }
-    if (node.unseen && !node.moreCallers) {
-      node.unseen = false
-      node.lingerUntil = monotonicMs() + this.parts.options.lingerMs
+    if (inode.unseen && !inode.moreCallers) {
+      inode.unseen = false
+      inode.lingerUntil = monotonicMs() + this.parts.options.lingerMs
     }
-    if (node.pin === undefined) this.parts.nodes.release(node)
-    else this.watch(node, 0)
+    if (inode.pin === undefined) this.parts.inodes.release(inode)
+    else this.watch(inode, 0)
   }
 
-  /** Ends a node's pin and what was remembered for its sake. */
-  unpin(node: Node): void {
-    const pin = node.pin
-    node.pin = undefined
-    for (const tid of node.callers?.keys() ?? []) this.gone(node, tid)
-    node.callers = undefined
-    node.unseen = node.moreCallers = node.goesOn = false
-    this.active.delete(node)
+  /** Ends an inode's pin and what was remembered for its sake. */
+  unpin(inode: Inode): void {
+    const pin = inode.pin
+    inode.pin = undefined
+    for (const tid of inode.callers?.keys() ?? []) this.gone(inode, tid)
+    inode.callers = undefined
+    inode.unseen = inode.moreCallers = inode.goesOn = false
+    this.active.delete(inode)
     if (this.active.size === 0) {
       clearInterval(this.tick)
       this.tick = undefined
       this.openers.clear()
     }
     if (pin !== undefined) this.parts.opener.close(pin)
-    this.parts.nodes.release(node)
+    this.parts.inodes.release(inode)
     this.checkDrained()
   }
 
@@ -475,18 +475,18 @@ export class PinLifetime {
     })
   }
 
-  private startHold(node: Node): void {
-    node.unseenTicks = 0
+  private startHold(inode: Inode): void {
+    inode.unseenTicks = 0
     if (this.closed) return // an open that came to its end after that
     this.tick ??= setInterval(() => this.hold(), TICK_MS)
   }
 
   private hold(): void {
-    for (const node of this.active) {
-      if (!node.unseen || ++node.unseenTicks < this.parts.options.holdSeconds) continue
-      this.parts.log.debug({ diskseq: node.name }, 'still in use after the hold; its user holds the device')
-      node.unseen = node.moreCallers = false
-      this.watch(node, 0)
+    for (const inode of this.active) {
+      if (!inode.unseen || ++inode.unseenTicks < this.parts.options.holdSeconds) continue
+      this.parts.log.debug({ diskseq: inode.name }, 'still in use after the hold; its user holds the device')
+      inode.unseen = inode.moreCallers = false
+      this.watch(inode, 0)
     }
   }
 }

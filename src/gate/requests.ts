@@ -4,14 +4,14 @@ import type { NodeStat } from '../devices/device-node.js'
 import type { DiskSeq, NodeId } from '../devices/names.js'
 import type { Device } from '../devices/sysfs.js'
 import type { Caller } from '../fuse/transport.js'
-import type { Node } from './inode.js'
+import type { Inode } from './inode.js'
 
-/** What a caller is to be shown of a node. `stat` and `device` belong together. */
+/** What a caller is to be shown of an inode. `stat` and `device` belong together. */
 export interface Shown {
-  readonly node: Node
+  readonly inode: Inode
   readonly device: Device
   readonly stat: NodeStat
-  /** The kernel may use the attributes for a moment without asking; only ever of a pinned node. */
+  /** The kernel may use the attributes for a moment without asking; only ever of a pinned inode. */
   readonly trusted: boolean
 }
 
@@ -47,8 +47,8 @@ export interface LookupRequest extends Request, Name {
   readonly done: (verdict: Verdict) => boolean
 }
 
-export interface NodeRequest extends Request {
-  readonly node: Node
+export interface InodeRequest extends Request {
+  readonly inode: Inode
   readonly done: (verdict: Shown | { readonly errno: number }) => boolean
 }
 

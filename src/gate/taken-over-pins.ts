@@ -9,7 +9,7 @@ import type { PinStore, StoredPin } from '../handover/pin-store.js'
 import type { PinnedCaller, PinRecord } from '../handover/shared-state.js'
 import type { Native } from '../native.js'
 import { monotonicMs } from '../util/clock.js'
-import type { NodeTable } from './inode.js'
+import type { InodeTable } from './inode.js'
 import { type Call, type Intents, someCall } from './intent.js'
 import type { PinLifetime } from './pin-lifetime.js'
 import type { PinOpener } from './pin.js'
@@ -19,7 +19,7 @@ const LOOK_MS = 10
 
 export interface TakenOverPinsParts {
   readonly native: Pick<Native, 'lookAtThreads' | 'closeDevice'>
-  readonly nodes: NodeTable
+  readonly inodes: InodeTable
   readonly registry: Pick<Registry, 'find'>
   readonly opener: PinOpener
   readonly lifetime: PinLifetime
@@ -33,21 +33,21 @@ export class TakenOverPins {
   constructor(private readonly parts: TakenOverPinsParts) {}
 
   takeOver({ fd, place, record }: StoredPin): void {
-    const { nodes, registry, opener, lifetime } = this.parts
+    const { inodes, registry, opener, lifetime } = this.parts
     // The same disk opened twice at once, say.
-    const node = nodes.get(record.id) === undefined ? nodes.recall(record.id) : undefined
-    const device = node === undefined ? undefined : registry.find(node.name)
+    const inode = inodes.get(record.id) === undefined ? inodes.recall(record.id) : undefined
+    const device = inode === undefined ? undefined : registry.find(inode.name)
     const pin = device === undefined ? undefined : { fd, device, place }
-    if (node === undefined || pin === undefined || !opener.holds(pin)) {
-      if (node !== undefined) nodes.release(node)
+    if (inode === undefined || pin === undefined || !opener.holds(pin)) {
+      if (inode !== undefined) inodes.release(inode)
       return this.hold(fd, place, record, monotonicMs() + this.parts.holdSeconds * 1000)
     }
-    node.pin = pin
-    node.moreCallers = record.more
-    node.unseen = record.more || record.lingers
-    node.callers = new Map(record.callers.map((caller) => [caller.tid, callOf(caller)]))
+    inode.pin = pin
+    inode.moreCallers = record.more
+    inode.unseen = record.more || record.lingers
+    inode.callers = new Map(record.callers.map((caller) => [caller.tid, callOf(caller)]))
     opener.tookOver()
-    lifetime.takenOver(node)
+    lifetime.takenOver(inode)
   }
 
   /** Of a disk that is gone, say: nobody may get its number before the callers are through. */

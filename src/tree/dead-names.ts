@@ -20,7 +20,7 @@ export interface DeadName {
 }
 
 export class DeadNames {
-  private readonly nodes = new Set<DeadName>()
+  private readonly inodes = new Set<DeadName>()
   private timer: NodeJS.Timeout | undefined
 
   /**
@@ -33,23 +33,23 @@ export class DeadNames {
   ) {}
 
   get size(): number {
-    return this.nodes.size
+    return this.inodes.size
   }
 
-  add(node: DeadName): void {
-    this.nodes.add(node)
+  add(inode: DeadName): void {
+    this.inodes.add(inode)
     this.timer ??= setInterval(() => this.tick(), RETRY_MS)
   }
 
   private tick(): void {
-    for (const node of this.nodes) if (!node.known) this.nodes.delete(node)
-    const some = [...this.nodes].slice(0, AT_ONCE)
+    for (const inode of this.inodes) if (!inode.known) this.inodes.delete(inode)
+    const some = [...this.inodes].slice(0, AT_ONCE)
     const told = some.every(({ id }) => this.prune(id))
-    if (!told && this.nodes.size >= MANY) this.pruneAll()
+    if (!told && this.inodes.size >= MANY) this.pruneAll()
     // To the end of the queue: they may be in use for long.
-    for (const node of some) this.nodes.delete(node)
-    for (const node of some) this.nodes.add(node)
-    if (this.nodes.size === 0) this.close()
+    for (const inode of some) this.inodes.delete(inode)
+    for (const inode of some) this.inodes.add(inode)
+    if (this.inodes.size === 0) this.close()
   }
 
   close(): void {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * The tree: names and answers. Who may have a node, and what keeps it that
- * node, is decided by the gate.
+ * The tree: names and answers. Who may have an inode, and what keeps it that
+ * inode, is decided by the gate.
  */
 import { type Attr, type Dirent, encodeDev, encodeDirents, FUSE_ROOT_ID, type Validity } from '../fuse/wire.js'
 import type { Crowd } from '../gate/crowd.js'
@@ -26,7 +26,7 @@ import { E, EOPNOTSUPP, Exhausted } from '../util/errno.js'
 import type { Gate } from '../gate/gate.js'
 import type { Name, Shown } from '../gate/requests.js'
 import type { Intents } from '../gate/intent.js'
-import { type Node, NodeTable } from '../gate/inode.js'
+import { type Inode, InodeTable } from '../gate/inode.js'
 import type { PinLifetime } from '../gate/pin-lifetime.js'
 import type { Registry } from '../devices/registry.js'
 import { type Device, type Sysfs } from '../devices/sysfs.js'
@@ -53,7 +53,7 @@ const STATFS_NAME_LENGTH = 255
 
 const NOTHING = new Uint8Array(0)
 
-/** Behind these two come the nodes, by {@link entryCookie}. */
+/** Behind these two come the devices, by {@link entryCookie}. */
 const dots = (ino: NodeId): Dirent[] => ['.', '..'].map((name, i) => ({ ino, cookie: BigInt(i + 1), mode: S_IFDIR, name }))
 
 /** Bytes of the shortest entry, which bounds how many fit into an answer. */
@@ -73,7 +73,7 @@ interface Asked extends Name {
 export interface TreeParts {
   readonly registry: Registry
   readonly sysfs: Sysfs
-  readonly nodes: NodeTable
+  readonly inodes: InodeTable
   readonly devnodes: DeviceNodes
   readonly gate: Gate
   readonly crowd: Crowd
@@ -81,7 +81,7 @@ export interface TreeParts {
   readonly intents: Intents
   /** Calls back when a device may be answered for in `.dm/N`: at once, but for the first time. */
   readonly whenReady: (diskseq: DiskSeq, ready: () => void) => void
-  /** The kernel may know nodes that another daemon gave it. */
+  /** The kernel may know inodes that another daemon gave it. */
   readonly takesOver: boolean
 }
 
@@ -90,9 +90,9 @@ export class Tree implements TreeOperations {
 
   constructor(private readonly parts: TreeParts) {}
 
-  private node(id: bigint): Node | undefined {
-    const { nodes, takesOver } = this.parts
-    return nodes.get(id) ?? (takesOver ? nodes.recall(id) : undefined)
+  private inode(id: bigint): Inode | undefined {
+    const { inodes, takesOver } = this.parts
+    return inodes.get(id) ?? (takesOver ? inodes.recall(id) : undefined)
   }
 
   private link(id: bigint): Link | undefined {
@@ -116,7 +116,7 @@ export class Tree implements TreeOperations {
 
   private lookupInRoot(caller: Caller, name: string, reply: Reply): void {
     const directory = FUSE_ROOT_ID
-    const known = this.parts.nodes.named(name)
+    const known = this.parts.inodes.named(name)
     if (known !== undefined) return this.lookupDevice(caller, asked(known, directory), reply)
     if (name === DM_NAME) {
       this.parts.gate.lookupOther(caller, directory)
@@ -190,16 +190,16 @@ export class Tree implements TreeOperations {
   }
 
   private replyNode(shown: Shown, reply: Reply): boolean {
-    const { node, device, trusted } = shown
+    const { inode, device, trusted } = shown
     // Counted first: the answer may be forgotten as soon as it is given.
-    node.nlookup++
+    inode.nlookup++
     const taken = reply.entry({
-      nodeid: node.id,
+      nodeid: inode.id,
       generation: BigInt(encodeDev(device.major, device.minor)),
       attr: blockAttr(shown),
       attrValid: trusted ? ONE_JIFFY : STALE,
     })
-    if (!taken) this.forget(node.id, 1n)
+    if (!taken) this.forget(inode.id, 1n)
     return taken
   }
 
@@ -222,8 +222,8 @@ export class Tree implements TreeOperations {
   }
 
   forget(nodeid: bigint, count: bigint): void {
-    const node = this.parts.nodes.get(nodeid)
-    if (node !== undefined) this.parts.lifetime.forget(node, Number(count))
+    const inode = this.parts.inodes.get(nodeid)
+    if (inode !== undefined) this.parts.lifetime.forget(inode, Number(count))
   }
 
   getattr(caller: Caller, nodeid: bigint, reply: Reply): void {
@@ -238,18 +238,18 @@ export class Tree implements TreeOperations {
     if (link?.kind === 'part') return void reply.attr(this.linkAttr(nodeid, link), STALE)
     // Who does not follow it looks again when there is more to see.
     if (link !== undefined) return this.wait(caller, link, reply, () => reply.error(E.ESTALE))
-    const node = this.node(nodeid)
-    if (node === undefined) return reply.error(E.ESTALE)
+    const inode = this.inode(nodeid)
+    if (inode === undefined) return reply.error(E.ESTALE)
     this.parts.gate.getattr({
       caller,
-      node,
+      inode,
       onInterrupt: (listener) => reply.onInterrupt(listener),
       done: (verdict) => {
         if (!('errno' in verdict)) return reply.attr(blockAttr(verdict), STALE)
         // Like a file that was unlinked while open: the name is gone, but
         // whoever has a descriptor may look at it. Nobody can open it.
-        if (verdict.errno === E.ENOENT && node.last !== undefined) {
-          return reply.attr({ ...blockAttr({ node, ...node.last }), nlink: 0 }, STALE)
+        if (verdict.errno === E.ENOENT && inode.last !== undefined) {
+          return reply.attr({ ...blockAttr({ inode, ...inode.last }), nlink: 0 }, STALE)
         }
         reply.error(verdict.errno)
         return true
@@ -268,28 +268,28 @@ export class Tree implements TreeOperations {
   }
 
   setattr(caller: Caller, nodeid: bigint, change: AttrChange, reply: Reply): void {
-    const node = this.node(nodeid)
-    if (node === undefined) return reply.error(E.EPERM)
+    const inode = this.inode(nodeid)
+    if (inode === undefined) return reply.error(E.EPERM)
     const { devnodes } = this.parts
-    this.pinned(caller, node, reply, (device, fd) => {
+    this.pinned(caller, inode, reply, (device, fd) => {
       const errno = devnodes.change(fd, change)
       if (errno !== 0) return reply.error(errno)
-      reply.attr(blockAttr({ node, device, stat: devnodes.stat(fd) }), STALE)
+      reply.attr(blockAttr({ inode, device, stat: devnodes.stat(fd) }), STALE)
     })
   }
 
-  /** Calls `use` with a descriptor that is this node's device for certain. */
-  private pinned(caller: Caller, node: Node, reply: Reply, use: (device: Device, fd: number) => void): void {
+  /** Calls `use` with a descriptor that is this inode's device for certain. */
+  private pinned(caller: Caller, inode: Inode, reply: Reply, use: (device: Device, fd: number) => void): void {
     this.parts.gate.change({
       caller,
-      node,
+      inode,
       onInterrupt: (listener) => reply.onInterrupt(listener),
       done: (verdict) => {
         if ('errno' in verdict) {
           reply.error(verdict.errno)
           return true
         }
-        if (node.pin === undefined) throw new Error(`node ${node.name} was admitted without a pin`)
+        if (inode.pin === undefined) throw new Error(`inode ${inode.name} was admitted without a pin`)
         const used = this.whole(() => this.parts.devnodes.with(verdict.device, (fd) => (use(verdict.device, fd), 0)))
         if (used !== 0) reply.error(used ?? E.ENOENT)
         return true
@@ -352,7 +352,7 @@ export class Tree implements TreeOperations {
   }
 
   listxattr(caller: Caller, nodeid: bigint, size: number, reply: Reply): void {
-    if (this.node(nodeid) === undefined) return this.sized(NOTHING, size, reply)
+    if (this.inode(nodeid) === undefined) return this.sized(NOTHING, size, reply)
     this.readXattr(caller, nodeid, size, reply, (fd) => this.parts.devnodes.xattrs(fd))
   }
 
@@ -360,23 +360,23 @@ export class Tree implements TreeOperations {
   private readXattr(caller: Caller, nodeid: bigint, size: number, reply: Reply, read: (fd: number) => Uint8Array | number): void {
     const link = this.link(nodeid)
     if (link?.kind === 'unknown') return this.wait(caller, link, reply, () => reply.error(E.ESTALE))
-    const node = this.node(nodeid)
+    const inode = this.inode(nodeid)
     // Only device nodes have any. (Not EOPNOTSUPP: to the kernel, asking for
     // the root's ACL, that would be a reason to deny access.)
-    if (node === undefined) return reply.error(E.ENODATA)
-    const value = this.readFrom(node, read)
+    if (inode === undefined) return reply.error(E.ENODATA)
+    const value = this.readFrom(inode, read)
     if (value === undefined) return reply.error(E.ENOENT)
     if (typeof value === 'number') return reply.error(value)
     this.sized(value, size, reply)
   }
 
-  private readFrom(node: Node, read: (fd: number) => Uint8Array | number): Uint8Array | number | undefined {
+  private readFrom(inode: Inode, read: (fd: number) => Uint8Array | number): Uint8Array | number | undefined {
     const { registry, sysfs, devnodes } = this.parts
-    const { pin } = node
+    const { pin } = inode
     return this.whole(() => {
       if (pin !== undefined) return devnodes.with(pin.device, read)
-      const device = registry.find(node.name)
-      if (device === undefined || !NodeTable.is(node, device) || !sysfs.shows(device)) return undefined
+      const device = registry.find(inode.name)
+      if (device === undefined || !InodeTable.is(inode, device) || !sysfs.shows(device)) return undefined
       return devnodes.with(device, read)
     })
   }
@@ -415,9 +415,9 @@ export class Tree implements TreeOperations {
   }
 
   private changeXattr(caller: Caller, nodeid: bigint, reply: Reply, change: (fd: number) => number): void {
-    const node = this.node(nodeid)
-    if (node === undefined) return reply.error(EOPNOTSUPP)
-    this.pinned(caller, node, reply, (_, fd) => {
+    const inode = this.inode(nodeid)
+    if (inode === undefined) return reply.error(EOPNOTSUPP)
+    this.pinned(caller, inode, reply, (_, fd) => {
       const errno = change(fd)
       if (errno !== 0) reply.error(errno)
       else reply.ok()
@@ -497,10 +497,10 @@ function firstAfter(devices: readonly Device[], cookie: bigint): number {
   return low
 }
 
-function blockAttr({ node, device, stat }: Omit<Shown, 'trusted'>): Attr {
+function blockAttr({ inode, device, stat }: Omit<Shown, 'trusted'>): Attr {
   // Field by field: this is on the path of every open, and a spread costs 2 us.
   return {
-    ino: node.id,
+    ino: inode.id,
     mode: S_IFBLK | (stat.mode & PERMISSIONS),
     nlink: 1,
     uid: stat.uid,

@@ -250,14 +250,14 @@ export const names = (parse = parseName): Surface =>
     must((symlink ? linkName : nodeName)(diskseq, partition) === text, `${JSON.stringify(text)} is not canonical`)
     must(parseDiskSeq(first) === diskseq, 'the number is another')
     const kinds: readonly LinkKind[] = ['part', 'waiting', 'unknown']
-    const inodes = partition === 0 ? [inodeId(diskseq, 0, 7)] : [0, 7, 0xfffff].map((minor) => inodeId(diskseq, partition, minor))
-    const ids = [...inodes, ...(partition === 0 ? kinds.slice(1) : kinds).map((kind) => linkId(diskseq, partition, kind))]
+    const kernel = partition === 0 ? [inodeId(diskseq, 0, 7)] : [0, 7, 0xfffff].map((minor) => inodeId(diskseq, partition, minor))
+    const ids = [...kernel, ...(partition === 0 ? kinds.slice(1) : kinds).map((kind) => linkId(diskseq, partition, kind))]
     const some = ids.filter((id) => id !== undefined)
     must(new Set(some).size === some.length, `one id for two things of ${text}`)
     for (const id of some) {
-      must(id > 1n && id < 2n ** 64n, `node id ${id}`)
+      must(id > 1n && id < 2n ** 64n, `inode id ${id}`)
       const back = parseId(id)
-      must(back?.diskseq === diskseq && back.partition === partition && remade(back) === id, `node id ${id} is another's`)
+      must(back?.diskseq === diskseq && back.partition === partition && remade(back) === id, `inode id ${id} is another's`)
     }
   })
 
@@ -282,7 +282,7 @@ export const nodeIds: Surface = single(
     const parsed = parseId(id)
     if (parsed === undefined) return
     must(parsed.diskseq >= 1n && parsed.diskseq < 2n ** 64n, `diskseq ${parsed.diskseq}`)
-    must(remade(parsed) === id, `node id ${id} is taken for one that it is not`)
+    must(remade(parsed) === id, `inode id ${id} is taken for one that it is not`)
   },
 )
 
@@ -372,7 +372,7 @@ export const sysfs: Surface = single('sysfs', make.sysfsText, (bytes) => {
     Number(first('MAJOR')) === major && Number(first('MINOR')) === minor && Number.isInteger(major) && Number.isInteger(minor),
     `${major}:${minor}`,
   )
-  must(devname !== '' && first('DEVNAME') === devname, `node ${devname}`)
+  must(devname !== '' && first('DEVNAME') === devname, `inode ${devname}`)
   must(
     first('DEVTYPE') === (partition === 0 ? 'disk' : 'partition') && Number.isInteger(partition) && partition >= 0,
     `partition ${partition}`,
@@ -563,8 +563,8 @@ export const credentials: Surface = single(
 )
 
 export const acls: Surface = single('ACLs', make.acl, (bytes) => {
-  const node = { ...NODE, mode: 0o060670, acl: bytes }
-  const may = granted(node, CALLER.uid, new Set([CALLER.gid]))
+  const inode = { ...NODE, mode: 0o060670, acl: bytes }
+  const may = granted(inode, CALLER.uid, new Set([CALLER.gid]))
   const whole = bytes.length >= 4 && bytes.readUInt32LE(0) === 2 && bytes.length % 8 === 4
   must(whole || may, 'what is no ACL refuses somebody')
 })

@@ -18,7 +18,7 @@ import { Gate } from '../../src/gate/gate.js'
 import { Intents } from '../../src/gate/intent.js'
 import type { Logger } from '../../src/util/log.js'
 import { native as real, type Native, type SeenThread, STAT } from '../../src/native.js'
-import { NodeTable } from '../../src/gate/inode.js'
+import { InodeTable } from '../../src/gate/inode.js'
 import { PinOpener } from '../../src/gate/pin.js'
 import { PinLifetime } from '../../src/gate/pin-lifetime.js'
 import { Registry, type RegistryListener } from '../../src/devices/registry.js'
@@ -184,7 +184,7 @@ export class World {
   readonly memory: ArrayBuffer
   private readonly state: SharedState
   private readonly session: FuseSession
-  private readonly nodes = new NodeTable()
+  private readonly inodes = new InodeTable()
   private readonly registry: Registry
   private readonly lifetime: PinLifetime
   private readonly crowd: Crowd
@@ -249,14 +249,14 @@ export class World {
     const opener = (this.opener = new (options.opener ?? PinOpener)(native, devnodes.directory, this.pinStore))
     const intents = (this.intents = new Intents(native))
     const session = (this.session = new (options.session ?? FuseSession)({ native, fd: FUSE_FD, requests: this.state, log }))
-    const { nodes } = this
+    const { inodes } = this
     const lifetime = (this.lifetime = new PinLifetime({
       native,
-      nodes,
+      inodes,
       opener,
       intents,
       state: this.state,
-      inodes: session,
+      kernel: session,
       options: settings,
       log,
     }))
@@ -266,11 +266,11 @@ export class World {
       () => lifetime.pruneAll(),
     )
     const access = new Access(native)
-    const gate = new Gate({ registry, sysfs, nodes, devnodes, opener, lifetime, intents, access, crowd, options: settings, log })
+    const gate = new Gate({ registry, sysfs, inodes, devnodes, opener, lifetime, intents, access, crowd, options: settings, log })
     this.tree = new Tree({
       registry,
       sysfs,
-      nodes,
+      inodes,
       devnodes,
       gate,
       crowd,
@@ -283,9 +283,9 @@ export class World {
 
   /** What of the daemon itself is of interest here. */
   private daemon(): RegistryListener {
-    const { lifetime, nodes, registry, dead, state } = this
+    const { lifetime, inodes, registry, dead, state } = this
     return Object.assign(Object.create(Daemon.prototype) as Daemon, {
-      ...{ nodes, registry, dead, transport: this.session },
+      ...{ inodes, registry, dead, transport: this.session },
       answers: { lifetime },
       handOver: { state },
       directories: { appeared() {}, vanished() {} },
@@ -298,9 +298,9 @@ export class World {
     if (this.options.from === undefined) {
       this.session.start(this.tree).catch(() => {})
     } else {
-      const { nodes, registry, opener, lifetime, intents, pinStore } = this
+      const { inodes, registry, opener, lifetime, intents, pinStore } = this
       const native = this.native()
-      const takenOver = new TakenOverPins({ native, nodes, registry, opener, lifetime, intents, pinStore, holdSeconds: 0.02 })
+      const takenOver = new TakenOverPins({ native, inodes, registry, opener, lifetime, intents, pinStore, holdSeconds: 0.02 })
       const sockets = this.sockets.map((queue) => this.open({ kind: 'socket', queue }))
       for (const pin of pinStore.takeOver(sockets)) takenOver.takeOver(pin)
     }
@@ -500,7 +500,7 @@ export class World {
         const target = parseName(text)
         if (link?.kind === 'own') {
           const leads = text.startsWith('/dev/') && KERNEL_NAME.test(text.slice('/dev/'.length))
-          if (!leads || !this.isPinned(link)) this.wrong("a link leads to a device's own node that is not pinned", bytes)
+          if (!leads || !this.isPinned(link)) this.wrong("a link leads to a device's own inode that is not pinned", bytes)
           return
         }
         const leads = link?.kind === 'kernel' ? KERNEL_NAME.test(text) : target !== undefined && !target.symlink
@@ -517,18 +517,18 @@ export class World {
       return directory ? undefined : void this.wrong('a directory is something else', bytes)
     }
     if (attr.readBigUInt64LE(0) !== id) return void this.wrong('attributes of another inode', bytes)
-    const node = parseId(id)
+    const inode = parseId(id)
     const rdev = attr.readUInt32LE(76)
     const type = attr.readUInt32LE(60) & S_IFMT
-    const symlink = node?.kind === 'part' || node?.kind === 'waiting' || node?.kind === 'kernel' || node?.kind === 'own'
+    const symlink = inode?.kind === 'part' || inode?.kind === 'waiting' || inode?.kind === 'kernel' || inode?.kind === 'own'
     if (type !== (symlink ? S_IFLNK : S_IFBLK)) return void this.wrong(`an inode of type ${type}`, bytes)
-    if (node?.kind !== 'inode') {
-      if (rdev !== 0 || (opens && node?.kind === 'unknown')) this.wrong('what is no device may be opened', bytes)
+    if (inode?.kind !== 'inode') {
+      if (rdev !== 0 || (opens && inode?.kind === 'unknown')) this.wrong('what is no device may be opened', bytes)
       return
     }
     // The kernel never changes that of an inode.
-    if (node.minor !== undefined && node.minor !== (rdev & 0xff)) return void this.wrong('an inode has the number of another', bytes)
-    if (opens && !this.isPinned(node, rdev)) this.wrong('a caller may open what is not pinned', bytes)
+    if (inode.minor !== undefined && inode.minor !== (rdev & 0xff)) return void this.wrong('an inode has the number of another', bytes)
+    if (opens && !this.isPinned(inode, rdev)) this.wrong('a caller may open what is not pinned', bytes)
   }
 
   /** Whether the device is open; with that number, if one is given. */
@@ -640,7 +640,7 @@ export class World {
       case 11:
         return this.registry.changed(new Set([disk?.kname ?? 'x', String.fromCharCode(b, d)]))
       case 12:
-        for (const node of this.nodes) this.lifetime.closedByUser(node)
+        for (const inode of this.inodes) this.lifetime.closedByUser(inode)
         return
       case 13:
         this.looksHang = b % 4 === 0
@@ -714,7 +714,7 @@ export class World {
   private native(): Native {
     const setReady = (ready: () => void) => (this.ready = ready)
     const byName = (name: string) => this.disks.find(({ kname }) => kname === name)
-    const node = (name: string) => {
+    const inode = (name: string) => {
       const errno = this.nodeErrno
       this.nodeErrno = 0
       return errno !== 0 ? errno : (byName(name) ?? E.ENOENT)
@@ -759,11 +759,11 @@ export class World {
         return file?.kind === 'text' ? this.fill(into, this.text(file.path)) : -E.EBADF
       },
       openNode: (_, name) => {
-        const device = node(name)
+        const device = inode(name)
         return typeof device === 'number' ? -device : this.open({ kind: 'device', device: { ...device, diskseq: 0n } })
       },
       statNode: (_, name, into) => {
-        const device = node(name)
+        const device = inode(name)
         return typeof device === 'number' ? -device : stat(device, into)
       },
       fstat: (fd, into) => {
@@ -933,24 +933,24 @@ export class World {
       () => 'requests are pending',
     )
     if (this.options.from === undefined) {
-      for (const node of this.nodes) {
-        if (BigInt(node.nlookup) !== (this.counts.get(node.id) ?? 0n))
-          this.wrong(`node ${node.name} counts ${node.nlookup} lookups, the kernel ${this.counts.get(node.id)}`)
+      for (const inode of this.inodes) {
+        if (BigInt(inode.nlookup) !== (this.counts.get(inode.id) ?? 0n))
+          this.wrong(`inode ${inode.name} counts ${inode.nlookup} lookups, the kernel ${this.counts.get(inode.id)}`)
       }
     }
-    for (const node of this.nodes) if (node.takenOver) this.counts.set(node.id, 1n << 40n)
+    for (const inode of this.inodes) if (inode.takenOver) this.counts.set(inode.id, 1n << 40n)
     for (const [id, count] of this.counts) this.tree.forget(id, count)
     await this.until(
-      () => (finish(), this.lifetime['hold'](), this.nodes.size === 0 && this.opener.count === 0),
+      () => (finish(), this.lifetime['hold'](), this.inodes.size === 0 && this.opener.count === 0),
       () => {
-        const nodes = [...this.nodes].map(({ name, attempts, pin, nlookup, takenOver }) => ({
+        const inodes = [...this.inodes].map(({ name, attempts, pin, nlookup, takenOver }) => ({
           name,
           attempts,
           pinned: pin !== undefined,
           nlookup,
           takenOver,
         }))
-        return `left: ${JSON.stringify(nodes)}, ${this.opener.count} devices`
+        return `left: ${JSON.stringify(inodes)}, ${this.opener.count} devices`
       },
     )
     const left = {

@@ -34,7 +34,7 @@ import { Intents, RUNNING, someCall, UNSEEN } from '../../build/js/gate/intent.j
 import { createLogger } from '../../build/js/util/log.js'
 import { parseMountOptions } from '../../build/js/util/mountpoint.js'
 import { native } from '../../build/js/native.js'
-import { NodeTable } from '../../build/js/gate/inode.js'
+import { InodeTable } from '../../build/js/gate/inode.js'
 import { BusyPoll } from '../../build/js/fuse/busy-poll.js'
 import { PinOpener } from '../../build/js/gate/pin.js'
 import { PinLifetime } from '../../build/js/gate/pin-lifetime.js'
@@ -114,9 +114,9 @@ function invalidating() {
     promisify(write)(this.fd, message).catch(() => {}) // ENOENT: it does not know the name
     return true
   }
-  PinLifetime.prototype.unpin = function (node) {
-    this.parts.inodes.prune(node.id)
-    return unpin.call(this, node)
+  PinLifetime.prototype.unpin = function (inode) {
+    this.parts.kernel.prune(inode.id)
+    return unpin.call(this, inode)
   }
 }
 
@@ -346,7 +346,7 @@ const twins = {
     },
   },
   /** Of the inodes that an earlier daemon gave the kernel nothing is known. */
-  'no-recall': { patch: () => void (NodeTable.prototype.recall = () => undefined) },
+  'no-recall': { patch: () => void (InodeTable.prototype.recall = () => undefined) },
   /** What an earlier daemon has read and not answered is lost. */
   'no-journal': {
     native: {
@@ -363,9 +363,9 @@ const twins = {
   'opens-alone': {
     patch() {
       const { of } = Openings.prototype
-      Openings.prototype.of = function (node, device) {
-        node.opening = undefined
-        return of.call(this, node, device)
+      Openings.prototype.of = function (inode, device) {
+        inode.opening = undefined
+        return of.call(this, inode, device)
       }
     },
   },
@@ -374,13 +374,13 @@ const twins = {
     patch() {
       const { answered, hold } = PinLifetime.prototype
       const since = new WeakMap()
-      PinLifetime.prototype.answered = function (node, ...given) {
-        since.set(node, performance.now())
-        return answered.call(this, node, ...given)
+      PinLifetime.prototype.answered = function (inode, ...given) {
+        since.set(inode, performance.now())
+        return answered.call(this, inode, ...given)
       }
       PinLifetime.prototype.hold = function () {
-        for (const node of this.active) {
-          if (performance.now() - since.get(node) >= this.parts.options.holdSeconds * 1000) node.unseenTicks = Infinity
+        for (const inode of this.active) {
+          if (performance.now() - since.get(inode) >= this.parts.options.holdSeconds * 1000) inode.unseenTicks = Infinity
         }
         return hold.call(this)
       }
@@ -433,14 +433,14 @@ const twins = {
   /** One inode for each name, whatever number it has; what the kernel asks of an old one is answered for the new. */
   'one-inode-per-name': {
     patch() {
-      const { of } = NodeTable.prototype
-      NodeTable.prototype.of = function (device) {
+      const { of } = InodeTable.prototype
+      InodeTable.prototype.of = function (device) {
         return this.byName.get(device.name) ?? of.call(this, device)
       }
-      NodeTable.prototype.known = function (device) {
+      InodeTable.prototype.known = function (device) {
         return this.byName.get(device.name)
       }
-      NodeTable.is = (node, device) => node.name === device.name
+      InodeTable.is = (inode, device) => inode.name === device.name
     },
   },
   /** Threads are looked at by the thread that answers. */
@@ -449,14 +449,14 @@ const twins = {
   'always-looked-at': {
     patch() {
       const { gone, judge } = PinLifetime.prototype
-      PinLifetime.prototype.gone = function (node, tid) {
-        if (node.callers?.size < 500 || !existsSync(`/proc/${tid}`)) gone.call(this, node, tid)
+      PinLifetime.prototype.gone = function (inode, tid) {
+        if (inode.callers?.size < 500 || !existsSync(`/proc/${tid}`)) gone.call(this, inode, tid)
       }
-      PinLifetime.prototype.judge = function (node) {
-        judge.call(this, node)
-        if (!(node.callers?.size >= 500)) return
-        node.lookAt = performance.now() + 5
-        this.arm(node.lookAt)
+      PinLifetime.prototype.judge = function (inode) {
+        judge.call(this, inode)
+        if (!(inode.callers?.size >= 500)) return
+        inode.lookAt = performance.now() + 5
+        this.arm(inode.lookAt)
       }
       PinLifetime.prototype.whenDrained = (done) => done()
     },
@@ -494,17 +494,17 @@ const twins = {
   /** Pins end when the kernel forgets the inode, which it is made to, and not before. */
   'callers-by-forget': {
     patch() {
-      PinLifetime.prototype.look = function (nodes) {
-        for (const node of nodes) this.judge(node)
+      PinLifetime.prototype.look = function (inodes) {
+        for (const inode of inodes) this.judge(inode)
       }
-      PinLifetime.prototype.judge = function (node) {
+      PinLifetime.prototype.judge = function (inode) {
         const now = performance.now()
-        if (node.lookAt > now) return this.arm(node.lookAt)
-        if (node.known && !this.haveForgotten(node)) return
-        if (!node.known && node.lingerUntil <= now) return this.unpin(node)
-        node.lookAt = Math.max(now + node.lookDelay, node.lingerUntil)
-        node.lookDelay = Math.min(node.lookDelay * 2, 1000)
-        this.arm(node.lookAt)
+        if (inode.lookAt > now) return this.arm(inode.lookAt)
+        if (inode.known && !this.haveForgotten(inode)) return
+        if (!inode.known && inode.lingerUntil <= now) return this.unpin(inode)
+        inode.lookAt = Math.max(now + inode.lookDelay, inode.lingerUntil)
+        inode.lookDelay = Math.min(inode.lookDelay * 2, 1000)
+        this.arm(inode.lookAt)
       }
     },
   },
@@ -528,9 +528,9 @@ const twins = {
   'hold-for-all': {
     patch() {
       const { answered } = PinLifetime.prototype
-      PinLifetime.prototype.answered = function (node, ...given) {
-        answered.call(this, node, ...given)
-        setTimeout(() => this.unpin(node), this.parts.options.holdSeconds * 1000)
+      PinLifetime.prototype.answered = function (inode, ...given) {
+        answered.call(this, inode, ...given)
+        setTimeout(() => this.unpin(inode), this.parts.options.holdSeconds * 1000)
       }
     },
   },
@@ -721,10 +721,10 @@ process.on('SIGHUP', () => {
   mute = true
 })
 process.on('SIGUSR2', () => {
-  const { nodes, dead, transport } = daemon
+  const { inodes, dead, transport } = daemon
   log.info(
     {
-      nodes: nodes.size,
+      inodes: inodes.size,
       dead: dead.size,
       pending: transport.pending.size,
       waiting: transport.waiting.size + transport.lookups.size,

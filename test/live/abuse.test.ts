@@ -164,11 +164,11 @@ t.test('twin: if requests are answered as they come, both do', async (t) => {
 })
 
 async function remembered(tree: RunningTree): Promise<Record<string, number>> {
-  const { nodes, dead, pending, waiting } = await report(tree)
-  return { nodes, dead, pending, waiting }
+  const { inodes, dead, pending, waiting } = await report(tree)
+  return { inodes, dead, pending, waiting }
 }
 
-const NOTHING = { nodes: 0, dead: 0, pending: 0, waiting: 0 }
+const NOTHING = { inodes: 0, dead: 0, pending: 0, waiting: 0 }
 
 /** Memory that has grown from one time to the next, when it had grown to its size before, MiB. */
 async function growth(t: Test, tree: RunningTree, ask: () => Promise<unknown>): Promise<number> {
@@ -192,12 +192,12 @@ t.test('of it nothing is remembered but disks that are there, as long as they ar
   })
   t.ok(more < MORE_MIB, 'memory does not grow')
   // The kernel keeps their names: who asks for one that it knows needs no lock.
-  const { nodes = 0, ...rest } = await remembered(tree)
-  t.ok(nodes <= names.length, `${nodes} nodes of ${names.length} disks`)
-  t.strictSame({ nodes: 0, ...rest }, NOTHING, 'and no request')
+  const { inodes = 0, ...rest } = await remembered(tree)
+  t.ok(inodes <= names.length, `${inodes} inodes of ${names.length} disks`)
+  t.strictSame({ inodes: 0, ...rest }, NOTHING, 'and no request')
   loop.detach()
   const kept = 1 // the other disk
-  await until(async () => JSON.stringify(await remembered(tree)) === JSON.stringify({ ...NOTHING, nodes: kept }), 10_000)
+  await until(async () => JSON.stringify(await remembered(tree)) === JSON.stringify({ ...NOTHING, inodes: kept }), 10_000)
   t.pass('nor are disks that are gone')
   // Of threads that asked last, a file in /proc each: see Intents.
   t.ok(descriptors(tree.pid).length <= before + 64 + 8, `${descriptors(tree.pid).length - before} more descriptors`)
@@ -211,10 +211,10 @@ async function forgotten(t: Test, twin: Twin): Promise<number> {
   await manyDisks(t, CACHED, loop.file)
   const tree = await startTree(t, { twin })
   await run('ls', ['-lL', tree.mountpoint])
-  const { nodes: before = 0 } = await remembered(tree)
+  const { inodes: before = 0 } = await remembered(tree)
   t.ok(before > CACHED, `${before} names`)
   loop.detach()
-  const count = async () => before - ((await remembered(tree))['nodes'] ?? 0)
+  const count = async () => before - ((await remembered(tree))['inodes'] ?? 0)
   await until(async () => (await count()) > 0, 3000).catch(() => {})
   await sleep(100)
   return count()

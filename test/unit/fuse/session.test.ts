@@ -24,7 +24,7 @@ import type { DiskSeq } from '../../../src/devices/names.js'
 import { E } from '../../../src/util/errno.js'
 import type { Gate } from '../../../src/gate/gate.js'
 import type { Logger } from '../../../src/util/log.js'
-import { NodeTable } from '../../../src/gate/inode.js'
+import { InodeTable } from '../../../src/gate/inode.js'
 import type { Intents } from '../../../src/gate/intent.js'
 import type { PinLifetime } from '../../../src/gate/pin-lifetime.js'
 import type { Registry } from '../../../src/devices/registry.js'
@@ -921,7 +921,7 @@ function treeFixture(devices: Device[]) {
   const tree = new Tree({
     registry,
     sysfs: {} as Sysfs,
-    nodes: new NodeTable(),
+    inodes: new InodeTable(),
     devnodes: {} as DeviceNodes,
     gate: { lookupOther() {} } as unknown as Gate,
     crowd: Object.assign(crowd, {

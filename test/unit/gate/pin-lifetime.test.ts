@@ -10,7 +10,7 @@ import type { DiskSeq } from '../../../src/devices/names.js'
 import { type Call, Intents, UNSEEN } from '../../../src/gate/intent.js'
 import type { Logger } from '../../../src/util/log.js'
 import { native as real, type Native, type SeenThread } from '../../../src/native.js'
-import { type Node, NodeTable } from '../../../src/gate/inode.js'
+import { type Inode, InodeTable } from '../../../src/gate/inode.js'
 import type { Pin, PinOpener } from '../../../src/gate/pin.js'
 import { PinLifetime } from '../../../src/gate/pin-lifetime.js'
 import type { Device } from '../../../src/devices/sysfs.js'
@@ -86,7 +86,7 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
     errors: 0,
     written: [] as unknown[],
   }
-  const nodes = new NodeTable()
+  const inodes = new InodeTable()
   const opener = { close: (pin: Pin) => void state.unpinned.push(pin.device.name) } as unknown as PinOpener
   const lifetime = new PinLifetime({
     native: {
@@ -111,7 +111,7 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
         else setImmediate(finish)
       },
     },
-    nodes,
+    inodes,
     opener,
     intents,
     options: { lingerMs, holdSeconds },
@@ -120,7 +120,7 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
       pinnedFor: (index, caller, lingers) => void state.written.push([index, caller, lingers]),
       notPinnedFor: (index, tid) => void state.written.push([index, tid]),
     },
-    inodes: {
+    kernel: {
       invalidate: (id) => (state.told.push(`invalidate ${id >> 12n}`), state.hasInode),
       prune: (id) => {
         if (!state.prunes) return false
@@ -133,39 +133,39 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
   lifetime.start(MOUNT_FD)
   t.teardown(() => lifetime.close())
   let next = 1
-  const pinned = (): Node => {
+  const pinned = (): Inode => {
     const name = String(next++)
     const device = { name, diskseq: BigInt(name) as DiskSeq, partition: 0, minor: 0 } as Device
-    const node = nodes.of(device) as Node
-    node.pin = { fd: 100 + next, device, place: next }
-    return node
+    const inode = inodes.of(device) as Inode
+    inode.pin = { fd: 100 + next, device, place: next }
+    return inode
   }
-  const again = (node: Node, call: Call, tid = 4711) => {
-    node.nlookup++
-    lifetime.answered(node, { tid, uid: 0, gid: 0 }, call)
+  const again = (inode: Inode, call: Call, tid = 4711) => {
+    inode.nlookup++
+    lifetime.answered(inode, { tid, uid: 0, gid: 0 }, call)
   }
   return {
     state,
-    nodes,
+    inodes,
     lifetime,
     pinned,
     /** A node as it is after a lookup that was answered with a pin. */
-    answered(call: Call, tid = 4711): Node {
-      const node = pinned()
-      again(node, call, tid)
-      return node
+    answered(call: Call, tid = 4711): Inode {
+      const inode = pinned()
+      again(inode, call, tid)
+      return inode
     },
     again,
-    forget: (node: Node) => lifetime.forget(node, node.nlookup),
+    forget: (inode: Inode) => lifetime.forget(inode, inode.nlookup),
     /** A node as it is when an earlier daemon's pin has been taken over. */
-    takenOver({ tid, call, more = false }: { tid?: number; call?: Call; more?: boolean }): Node {
-      const node = pinned()
-      node.takenOver = node.kept = node.trusted = true
-      node.moreCallers = more
-      node.unseen = more || tid === undefined
-      node.callers = new Map(tid === undefined ? [] : [[tid, call as Call]])
-      lifetime.takenOver(node)
-      return node
+    takenOver({ tid, call, more = false }: { tid?: number; call?: Call; more?: boolean }): Inode {
+      const inode = pinned()
+      inode.takenOver = inode.kept = inode.trusted = true
+      inode.moreCallers = more
+      inode.unseen = more || tid === undefined
+      inode.callers = new Map(tid === undefined ? [] : [[tid, call as Call]])
+      lifetime.takenOver(inode)
+      return inode
     },
   }
 }
@@ -179,22 +179,22 @@ for (const [what, call, text] of [
   ['mount(2)', MOUNT, IN_MOUNT],
 ] as const) {
   t.test(`a pin stays for as long as its caller is in its ${what}, and ends soon after`, async (t) => {
-    const { state, nodes, answered } = fixture(t)
+    const { state, inodes, answered } = fixture(t)
     state.threads.set(4711, seen(text, { state: 'D' }))
-    const node = answered(call)
+    const inode = answered(call)
     await sleep(400)
     t.strictSame(state.unpinned, [], 'however long that takes')
     state.threads.set(4711, seen(ELSEWHERE))
     const start = performance.now()
     await until(() => state.unpinned.length > 0)
     t.ok(performance.now() - start < SOON_MS, `${Math.round(performance.now() - start)} ms`)
-    t.equal(node.pin, undefined)
-    t.equal(node.nlookup, 1, 'the kernel has its inode still')
+    t.equal(inode.pin, undefined)
+    t.equal(inode.nlookup, 1, 'the kernel has its inode still')
     t.notOk(
       state.told.some((what) => what.startsWith('prune')),
       'and was not made to forget it',
     )
-    t.equal(nodes.size, 1)
+    t.equal(inodes.size, 1)
   })
 }
 
@@ -231,15 +231,15 @@ t.test('a caller that is starved may be in its call, until it has spent time out
 t.test('a pin stays while any of its callers may be in its call', async (t) => {
   const { state, answered, again } = fixture(t)
   for (const tid of [1, 2, 3]) state.threads.set(tid, seen(IN_OPENAT))
-  const node = answered(OPENAT, 1)
-  again(node, OPENAT, 2)
-  again(node, MOUNT, 3)
+  const inode = answered(OPENAT, 1)
+  again(inode, OPENAT, 2)
+  again(inode, MOUNT, 3)
   for (const tid of [1, 3]) {
     state.threads.delete(tid)
     await sleep(60)
     t.strictSame(state.unpinned, [])
   }
-  t.strictSame([...(node.callers?.keys() ?? [])], [2], 'the others are not remembered')
+  t.strictSame([...(inode.callers?.keys() ?? [])], [2], 'the others are not remembered')
   state.threads.delete(2)
   await until(() => state.unpinned.length > 0)
 })
@@ -248,14 +248,14 @@ t.test('callers are looked at a few ms after the last answer, then ever more rar
   const { state, answered, again } = fixture(t)
   state.threads.set(4711, seen(IN_OPENAT))
   const start = performance.now()
-  const node = answered(OPENAT)
+  const inode = answered(OPENAT)
   t.equal(state.looks.length, 0)
   await sleep(800)
   const [first = 0] = state.looks.map(({ at }) => at - start)
   t.ok(first >= 1 && first < 10 + SLACK_MS, `the first after ${first.toFixed(1)} ms`)
   const { length } = state.looks
   t.ok(length >= 10 && length <= 32, `${length} looks in 0.8 s`)
-  again(node, OPENAT)
+  again(inode, OPENAT)
   const answer = performance.now()
   await until(() => state.looks.length > length)
   const next = (state.looks[length]?.at ?? 0) - answer
@@ -265,13 +265,13 @@ t.test('callers are looked at a few ms after the last answer, then ever more rar
 /** Somebody opens a disk again and again; how often its pin ended meanwhile, and the longest time between two opens, ms. */
 async function againAndAgain(t: Test): Promise<{ ended: number; longest: number }> {
   const { state, answered, again } = fixture(t)
-  const node = answered(OPENAT)
+  const inode = answered(OPENAT)
   let longest = 0
   for (let i = 0, last = performance.now(); i < 100; i++) {
     const until = performance.now() + 0.5
     while (performance.now() < until);
     await new Promise(setImmediate)
-    again(node, OPENAT)
+    again(inode, OPENAT)
     longest = Math.max(longest, performance.now() - last)
     last = performance.now()
   }
@@ -290,19 +290,19 @@ t.test('who opens one disk again and again finds it open', async (t) => {
 
 t.test('attributes are taken back before anybody is looked at', async (t) => {
   const { state, answered } = fixture(t)
-  const node = answered(OPENAT)
-  node.trusted = true
+  const inode = answered(OPENAT)
+  inode.trusted = true
   await until(() => state.unpinned.length > 0)
   t.strictSame(state.told, ['invalidate 1', 'look'])
-  t.equal(node.trusted, false)
+  t.equal(inode.trusted, false)
 })
 
 t.test('attributes that were given during a look are taken back, and callers looked at once more', async (t) => {
   const { state, answered } = fixture(t)
   state.stuck.add(4711)
-  const node = answered(OPENAT)
+  const inode = answered(OPENAT)
   await until(() => state.looks.length > 0)
-  node.trusted = true
+  inode.trusted = true
   state.stuck.clear()
   state.held.pop()?.()
   t.strictSame(state.unpinned, [], 'whoever has the inode may have opened it without asking')
@@ -313,36 +313,36 @@ t.test('attributes that were given during a look are taken back, and callers loo
 t.test('a caller that is answered again during a look is not taken for one that has left', async (t) => {
   const { state, answered, again } = fixture(t)
   state.stuck.add(4711)
-  const node = answered(OPENAT)
+  const inode = answered(OPENAT)
   await until(() => state.looks.length > 0)
-  again(node, callOf(IN_OPENAT), 4711)
+  again(inode, callOf(IN_OPENAT), 4711)
   state.stuck.clear()
   state.held.pop()?.()
   t.strictSame(state.unpinned, [])
-  t.equal(node.callers?.size, 1)
+  t.equal(inode.callers?.size, 1)
   await until(() => state.unpinned.length > 0)
 })
 
 t.test('nobody keeps a pin by having the inode', async (t) => {
   const { state, answered, again } = fixture(t)
-  const node = answered(OPENAT)
-  node.kept = node.trusted = true
-  again(node, OPENAT, 4712)
+  const inode = answered(OPENAT)
+  inode.kept = inode.trusted = true
+  again(inode, OPENAT, 4712)
   await until(() => state.unpinned.length > 0, 500)
-  t.equal(node.nlookup, 2)
+  t.equal(inode.nlookup, 2)
 })
 
 t.test('a close brings a look, however long the node has been in use', async (t) => {
   const { state, lifetime, answered } = fixture(t)
   state.threads.set(4711, seen(IN_OPENAT))
-  const node = answered(OPENAT)
+  const inode = answered(OPENAT)
   await sleep(400)
   const before = state.looks.length
   state.threads.clear()
-  lifetime.closedByUser(node)
+  lifetime.closedByUser(inode)
   await until(() => state.unpinned.length > 0)
   t.ok(state.looks.length <= before + 2)
-  lifetime.closedByUser(node)
+  lifetime.closedByUser(inode)
   await sleep(30)
   t.ok(state.looks.length <= before + 2, 'and none when it is not pinned')
 })
@@ -363,24 +363,24 @@ async function looksWithoutTimers(t: Test, state: { looks: unknown[] }, begin: (
 t.test('after a close a caller that runs is looked at some times without a pause', async (t) => {
   const { state, lifetime, answered } = fixture(t)
   state.threads.set(4711, seen(RUNNING, { state: 'R' }))
-  const node = answered(OPENAT)
+  const inode = answered(OPENAT)
   await sleep(50)
-  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(node)), 5)
+  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(inode)), 5)
   t.equal(await looksWithoutTimers(t, state, () => {}), 0, 'and then as others are')
   t.strictSame(state.unpinned, [])
   state.threads.set(4711, seen(ELSEWHERE))
-  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(node)), 1, 'until it is seen elsewhere')
+  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(inode)), 1, 'until it is seen elsewhere')
   t.strictSame(state.unpinned, ['1'])
 })
 
 t.test('not where there are many callers, and not while others are answered', async (t) => {
   const { state, lifetime, answered, again } = fixture(t)
   for (const tid of [1, 2, 3]) state.threads.set(tid, seen(RUNNING, { state: 'R' }))
-  const node = answered(OPENAT, 1)
-  again(node, OPENAT, 2)
-  again(node, OPENAT, 3)
+  const inode = answered(OPENAT, 1)
+  again(inode, OPENAT, 2)
+  again(inode, OPENAT, 3)
   await sleep(50)
-  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(node)), 1, 'three callers')
+  t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(inode)), 1, 'three callers')
   const other = answered(OPENAT, 1)
   await sleep(50)
   lifetime.closedByUser(other)
@@ -390,14 +390,14 @@ t.test('not where there are many callers, and not while others are answered', as
 t.test('after a close the kernel is told to forget the inode if somebody may be in his call still', async (t) => {
   const { state, lifetime, answered, forget } = fixture(t)
   state.threads.set(4711, seen(RUNNING, { state: 'R' }))
-  const node = answered(OPENAT)
+  const inode = answered(OPENAT)
   await sleep(100)
   t.notOk(
     state.told.some((what) => what.startsWith('prune')),
     'not before',
   )
-  state.onPrune = () => forget(node)
-  lifetime.closedByUser(node)
+  state.onPrune = () => forget(inode)
+  lifetime.closedByUser(inode)
   await until(() => state.unpinned.length > 0, 20 + SLACK_MS)
   t.equal(state.told.filter((what) => what.startsWith('prune')).length, 1)
 })
@@ -436,22 +436,22 @@ t.test('but not if it opens by number: one mount(2) may take several', async (t)
 
 t.test('FORGET', async (t) => {
   t.test('ends those in open(2) at once: what they open has the inode', async (t) => {
-    const { state, nodes, answered, forget } = fixture(t)
+    const { state, inodes, answered, forget } = fixture(t)
     state.threads.set(4711, seen(IN_OPENAT))
-    const node = answered(OPENAT)
+    const inode = answered(OPENAT)
     await sleep(100)
-    forget(node)
+    forget(inode)
     await until(() => state.unpinned.length > 0, 20 + SLACK_MS)
-    t.equal(nodes.size, 0, 'nothing is left of it')
+    t.equal(inodes.size, 0, 'nothing is left of it')
   })
 
   t.test('and those of io_uring', async (t) => {
     const { state, answered, forget } = fixture(t)
     state.threads.set(4711, seen(IN_RING, { stack: '[<0>] io_issue_sqe+0x1/0x2\n' }))
-    const node = answered(RING)
+    const inode = answered(RING)
     await sleep(100)
     t.strictSame(state.unpinned, [])
-    forget(node)
+    forget(inode)
     await until(() => state.unpinned.length > 0, 20 + SLACK_MS)
   })
 
@@ -459,12 +459,12 @@ t.test('FORGET', async (t) => {
     const { state, answered, again, forget } = fixture(t)
     state.threads.set(4711, seen(IN_MOUNT))
     state.threads.set(4712, seen(IN_OPENAT))
-    const node = answered(MOUNT)
-    again(node, OPENAT, 4712)
-    forget(node)
+    const inode = answered(MOUNT)
+    again(inode, OPENAT, 4712)
+    forget(inode)
     await sleep(200)
     t.strictSame(state.unpinned, [])
-    t.strictSame([...(node.callers?.keys() ?? [])], [4711])
+    t.strictSame([...(inode.callers?.keys() ?? [])], [4711])
     state.threads.delete(4711)
     await until(() => state.unpinned.length > 0, SOON_MS)
   })
@@ -472,37 +472,37 @@ t.test('FORGET', async (t) => {
   t.test('of some of its lookups says nothing', async (t) => {
     const { state, lifetime, answered, again } = fixture(t)
     state.threads.set(4711, seen(IN_OPENAT))
-    const node = answered(OPENAT)
-    again(node, OPENAT)
-    lifetime.forget(node, 1)
+    const inode = answered(OPENAT)
+    again(inode, OPENAT)
+    lifetime.forget(inode, 1)
     await sleep(60)
     t.strictSame(state.unpinned, [])
   })
 
   t.test('of a node without a pin ends it', async (t) => {
-    const { state, nodes, answered, forget } = fixture(t)
-    const node = answered(OPENAT)
+    const { state, inodes, answered, forget } = fixture(t)
+    const inode = answered(OPENAT)
     await until(() => state.unpinned.length > 0)
-    forget(node)
-    t.equal(nodes.size, 0)
+    forget(inode)
+    t.equal(inodes.size, 0)
     t.equal(state.unpinned.length, 1)
   })
 })
 
 t.test('callers that cannot be seen', async (t) => {
   t.test('are done some ms after the kernel has forgotten the inode, which it is made to', async (t) => {
-    const { state, nodes, answered, forget } = fixture(t, { lingerMs: 60 })
-    const node = answered(UNSEEN)
+    const { state, inodes, answered, forget } = fixture(t, { lingerMs: 60 })
+    const inode = answered(UNSEEN)
     await until(() => state.told.includes('prune 1'))
     t.strictSame(state.unpinned, [])
     const start = performance.now()
-    forget(node)
+    forget(inode)
     await sleep(40)
     t.strictSame(state.unpinned, [])
     await until(() => state.unpinned.length > 0)
     const took = performance.now() - start
     t.ok(took >= 55 && took < 60 + SOON_MS, `${Math.round(took)} ms`)
-    t.equal(nodes.size, 0)
+    t.equal(inodes.size, 0)
     t.equal(state.pruneAlls, 0, 'other names stay')
   })
 
@@ -516,15 +516,15 @@ t.test('callers that cannot be seen', async (t) => {
 
   t.test('a pin that lingers is kept for the next caller', async (t) => {
     const { state, answered, again, forget } = fixture(t, { lingerMs: 20 })
-    const node = answered(UNSEEN)
-    const { pin } = node
-    forget(node)
+    const inode = answered(UNSEEN)
+    const { pin } = inode
+    forget(inode)
     await sleep(10)
     state.threads.set(4712, seen(IN_OPENAT))
-    again(node, OPENAT, 4712)
+    again(inode, OPENAT, 4712)
     await sleep(80)
     t.strictSame(state.unpinned, [])
-    t.equal(node.pin, pin)
+    t.equal(inode.pin, pin)
     state.threads.clear()
     await until(() => state.unpinned.length > 0)
     t.strictSame(state.unpinned, ['1'], 'and closed once')
@@ -532,8 +532,8 @@ t.test('callers that cannot be seen', async (t) => {
 
   t.test('are not taken for done because others are', async (t) => {
     const { state, answered, again } = fixture(t)
-    const node = answered(UNSEEN)
-    again(node, OPENAT, 4712)
+    const inode = answered(UNSEEN)
+    again(inode, OPENAT, 4712)
     await sleep(100)
     t.strictSame(state.unpinned, [])
   })
@@ -541,20 +541,20 @@ t.test('callers that cannot be seen', async (t) => {
   t.test('nor others because they are', async (t) => {
     const { state, answered, again, forget } = fixture(t)
     state.threads.set(4712, seen(IN_MOUNT))
-    const node = answered(UNSEEN)
-    again(node, MOUNT, 4712)
-    forget(node)
+    const inode = answered(UNSEEN)
+    again(inode, MOUNT, 4712)
+    forget(inode)
     await sleep(100)
     t.strictSame(state.unpinned, [])
   })
 
   t.test('do not count for the next pin', async (t) => {
     const { state, lifetime, answered, again } = fixture(t)
-    const node = answered(UNSEEN)
-    const pin = node.pin as Pin
-    lifetime.unpin(node) // it has turned out to be another device
-    node.pin = pin
-    again(node, OPENAT, 4712)
+    const inode = answered(UNSEEN)
+    const pin = inode.pin as Pin
+    lifetime.unpin(inode) // it has turned out to be another device
+    inode.pin = pin
+    again(inode, OPENAT, 4712)
     await until(() => state.unpinned.length === 2)
   })
 })
@@ -563,14 +563,14 @@ t.test('kernels that cannot be told which name to forget are told to forget all'
   t.test('never twice at once', async (t) => {
     const { state, answered, again, forget } = fixture(t)
     Object.assign(state, { prunes: false, pruneAllMs: 50 })
-    const node = answered(UNSEEN)
+    const inode = answered(UNSEEN)
     for (let i = 0; i < 20; i++) {
-      again(node, UNSEEN)
+      again(inode, UNSEEN)
       await sleep(8)
     }
     t.equal(state.pruningAllAtOnce, 1)
     t.ok(state.pruneAlls >= 3)
-    forget(node)
+    forget(inode)
     await until(() => state.unpinned.length > 0)
   })
 
@@ -610,22 +610,22 @@ t.test('many callers', async (t) => {
   t.test('those that are done are not remembered for ever', async (t) => {
     const { state, answered, again } = fixture(t)
     state.threads.set(4711, seen(IN_OPENAT))
-    const node = answered(OPENAT)
+    const inode = answered(OPENAT)
     for (let tid = 10_000; tid < 20_000; tid++) {
-      again(node, OPENAT, tid)
+      again(inode, OPENAT, tid)
       if (tid % 100 === 0) await sleep(1)
     }
-    t.ok((node.callers?.size ?? 0) < 2000, `${node.callers?.size} of 10,001, while they come`)
+    t.ok((inode.callers?.size ?? 0) < 2000, `${inode.callers?.size} of 10,001, while they come`)
     await sleep(SOON_MS)
-    t.strictSame([...(node.callers?.keys() ?? [])], [4711], 'and one that is not done is')
+    t.strictSame([...(inode.callers?.keys() ?? [])], [4711], 'and one that is not done is')
   })
 
   t.test('that stay in their calls are looked at more rarely', async (t) => {
     const { state, answered, again } = fixture(t)
-    const node = answered(OPENAT)
+    const inode = answered(OPENAT)
     for (let tid = 10_000; tid < 13_000; tid++) {
       state.threads.set(tid, seen(IN_OPENAT))
-      again(node, OPENAT, tid)
+      again(inode, OPENAT, tid)
     }
     await sleep(200)
     const before = state.looks.length
@@ -635,13 +635,13 @@ t.test('many callers', async (t) => {
 })
 
 t.test('many nodes', async (t) => {
-  const { state, nodes, answered, forget } = fixture(t, { lingerMs: 20 })
+  const { state, inodes, answered, forget } = fixture(t, { lingerMs: 20 })
   for (let i = 0; i < 1000; i++) answered(OPENAT, 5000 + i)
   for (let i = 0; i < 1000; i++) forget(answered(UNSEEN, 5000 + i))
   await until(() => state.unpinned.length === 2000, 1000)
   t.equal(new Set(state.unpinned).size, 2000)
-  t.equal(nodes.size, 1000)
-  t.ok(state.looks.length < 200, `${state.looks.length} looks: many nodes at a time`)
+  t.equal(inodes.size, 1000)
+  t.ok(state.looks.length < 200, `${state.looks.length} looks: many inodes at a time`)
 })
 
 t.test('a look that gets stuck', async (t) => {
@@ -676,9 +676,9 @@ t.test('a look that gets stuck', async (t) => {
     await until(() => state.held.length >= 200)
     await sleep(400)
     t.ok(state.held.length <= 400, `${state.held.length} threads are taken`)
-    const node = answered(OPENAT, 6000)
-    await until(() => node.pin === undefined)
-    t.strictSame(state.unpinned, [node.name], "somebody else's pin ends")
+    const inode = answered(OPENAT, 6000)
+    await until(() => inode.pin === undefined)
+    t.strictSame(state.unpinned, [inode.name], "somebody else's pin ends")
     state.stuck.clear()
     for (const finish of state.held.splice(0)) finish()
     await until(() => state.unpinned.length === 201)
@@ -712,47 +712,47 @@ t.test('a look that gets stuck', async (t) => {
 
 t.test('a caller that is told of a node before it is pinned', async (t) => {
   const { state, lifetime, pinned } = fixture(t)
-  const node = pinned()
+  const inode = pinned()
   const caller = { tid: 4711, uid: 0, gid: 0 }
-  t.equal(lifetime.expected(node, caller), undefined)
-  lifetime.told(node, caller, callOf(IN_OPENAT))
-  t.match(lifetime.expected(node, caller), { intent: 'open' }, 'is not looked at again when it asks')
-  t.equal(lifetime.expected(node, { ...caller, tid: 4712 }), undefined)
+  t.equal(lifetime.expected(inode, caller), undefined)
+  lifetime.told(inode, caller, callOf(IN_OPENAT))
+  t.match(lifetime.expected(inode, caller), { intent: 'open' }, 'is not looked at again when it asks')
+  t.equal(lifetime.expected(inode, { ...caller, tid: 4712 }), undefined)
   state.threads.set(4711, seen(IN_OPENAT))
-  lifetime.attempted(node)
+  lifetime.attempted(inode)
   await sleep(60)
   t.strictSame(state.unpinned, [], 'finds it pinned')
   state.threads.clear()
   await until(() => state.unpinned.length > 0)
-  t.equal(lifetime.expected(node, caller), undefined)
+  t.equal(lifetime.expected(inode, caller), undefined)
 })
 
 t.test('an attempt to pin that served nobody leaves no pin', async (t) => {
-  const { state, lifetime, nodes, pinned } = fixture(t)
-  const node = pinned()
-  lifetime.attempted(node)
+  const { state, lifetime, inodes, pinned } = fixture(t)
+  const inode = pinned()
+  lifetime.attempted(inode)
   await until(() => state.unpinned.length > 0)
-  t.equal(nodes.size, 0)
+  t.equal(inodes.size, 0)
   const failed = pinned()
   failed.pin = undefined
   lifetime.attempted(failed)
-  t.equal(nodes.size, 0, 'nor does one that failed leave anything')
+  t.equal(inodes.size, 0, 'nor does one that failed leave anything')
 })
 
 t.test('whoever takes over knows of a caller before it is answered', async (t) => {
   const { state, lifetime, pinned } = fixture(t)
-  const node = pinned()
-  const place = node.pin?.place
+  const inode = pinned()
+  const place = inode.pin?.place
   const caller = { tid: 4711, uid: 0, gid: 0 }
-  lifetime.answering(node, caller, OPENAT)
-  lifetime.answering(node, caller, MOUNT)
-  lifetime.answering(node, caller, UNSEEN)
+  lifetime.answering(inode, caller, OPENAT)
+  lifetime.answering(inode, caller, MOUNT)
+  lifetime.answering(inode, caller, UNSEEN)
   t.strictSame(state.written.splice(0), [
     [place, { tid: 4711, call: openat, outlasts: false }, false],
     [place, { tid: 4711, call: 165, outlasts: true }, false],
     [place, { tid: 4711, call: -1, outlasts: true }, true],
   ])
-  lifetime.notAnswered(node, caller)
+  lifetime.notAnswered(inode, caller)
   t.strictSame(state.written, [[place, 4711]])
   await until(() => state.unpinned.length > 0)
   t.pass('and a pin that was for nobody after all ends')
@@ -762,63 +762,63 @@ t.test('pins that were taken over', async (t) => {
   t.test('stay while a caller is in its call', async (t) => {
     const { state, takenOver } = fixture(t)
     state.threads.set(4711, seen(IN_OPENAT))
-    const node = takenOver({ tid: 4711, call: OPENAT })
+    const inode = takenOver({ tid: 4711, call: OPENAT })
     await sleep(60)
     t.strictSame(state.unpinned, [])
     t.equal(state.told[0], 'invalidate 1', 'attributes that the other daemon gave are taken back first')
     state.threads.clear()
     await until(() => state.unpinned.length > 0)
-    t.equal(node.pin, undefined)
+    t.equal(inode.pin, undefined)
   })
 
   t.test('for callers that cannot be seen end when the kernel has no inode', async (t) => {
-    const { state, nodes, takenOver } = fixture(t)
+    const { state, inodes, takenOver } = fixture(t)
     takenOver({})
     await sleep(60)
     t.strictSame(state.unpinned, [], 'not while it has one')
     state.hasInode = false
     await until(() => state.unpinned.length > 0)
-    t.equal(nodes.size, 0)
+    t.equal(inodes.size, 0)
   })
 
   t.test('for others of whom nothing is known end by the hold', { buffered: true }, async (t) => {
     const { state, takenOver } = fixture(t, { holdSeconds: 1 })
     state.hasInode = false
-    const node = takenOver({ more: true })
+    const inode = takenOver({ more: true })
     // The timer of the hold begins with the first answer.
     await sleep(100)
     t.strictSame(state.unpinned, [])
-    t.ok(node.unseen)
+    t.ok(inode.unseen)
     await until(() => state.unpinned.length > 0, 3000)
   })
 
   t.test("a late FORGET of an earlier daemon's inode does not end those of the next one", async (t) => {
-    const { state, nodes, lifetime, takenOver, again } = fixture(t)
-    const node = takenOver({})
+    const { state, inodes, lifetime, takenOver, again } = fixture(t)
+    const inode = takenOver({})
     // The inode of the first five lookups was dropped; then came another lookup, and was read first.
-    again(node, UNSEEN, 4712)
-    lifetime.forget(node, 5)
+    again(inode, UNSEEN, 4712)
+    lifetime.forget(inode, 5)
     await sleep(50)
     t.strictSame(state.unpinned, [], 'the kernel has the inode of that one')
-    lifetime.forget(node, 1)
+    lifetime.forget(inode, 1)
     state.hasInode = false
     await until(() => state.unpinned.length === 1)
-    t.equal(nodes.size, 0, 'nothing is left of it')
+    t.equal(inodes.size, 0, 'nothing is left of it')
   })
 
   t.test('twin: if its count is believed, it does', async (t) => {
     const { state, lifetime, takenOver, again } = fixture(t)
-    const node = takenOver({})
-    again(node, UNSEEN, 4712)
-    node.takenOver = false
-    lifetime.forget(node, 5)
+    const inode = takenOver({})
+    again(inode, UNSEEN, 4712)
+    inode.takenOver = false
+    lifetime.forget(inode, 5)
     await sleep(50)
     t.strictSame(state.unpinned, ['1'])
   })
 })
 
 t.test('close() drops every pin, once', async (t) => {
-  const { state, nodes, lifetime, answered, forget } = fixture(t, { lingerMs: 1000 })
+  const { state, inodes, lifetime, answered, forget } = fixture(t, { lingerMs: 1000 })
   state.threads.set(4711, seen(IN_OPENAT))
   answered(OPENAT)
   answered(MOUNT)
@@ -826,7 +826,7 @@ t.test('close() drops every pin, once', async (t) => {
   lifetime.close()
   t.strictSame([...state.unpinned].sort(), ['1', '2', '3'])
   t.strictSame(state.closedFds, [MOUNT_FD])
-  t.ok([...nodes].every((node) => node.pin === undefined))
+  t.ok([...inodes].every((inode) => inode.pin === undefined))
   const before = state.told.length
   await sleep(60)
   t.equal(state.unpinned.length, 3)
@@ -892,12 +892,12 @@ t.jobs = 5
 t.test('where the kernel does not forget, who cannot be seen is done after the hold', SLOW, async (t) => {
   const { state, answered, again } = fixture(t, { holdSeconds: 2 })
   const start = performance.now()
-  const node = answered(UNSEEN)
+  const inode = answered(UNSEEN)
   state.threads.set(4712, seen(IN_OPENAT))
   again(answered(UNSEEN), OPENAT, 4712)
   await sleep(1500)
-  again(node, UNSEEN)
-  await until(() => !node.unseen)
+  again(inode, UNSEEN)
+  await until(() => !inode.unseen)
   const took = performance.now() - start
   t.ok(took >= 2900 && took < 4000 + SLACK_MS, `${Math.round(took)} ms: an answer begins it anew`)
   await until(() => state.unpinned.length > 0)
@@ -909,20 +909,20 @@ t.test('a process that has closed it can exit', SLOW, async (t) => {
   const url = (name: string) => JSON.stringify(join(ROOT, 'build/js', name))
   const script = `
     const { PinLifetime } = await import(${url('gate/pin-lifetime.js')})
-    const { NodeTable } = await import(${url('gate/inode.js')})
+    const { InodeTable } = await import(${url('gate/inode.js')})
     const { Intents, someCall, UNSEEN } = await import(${url('gate/intent.js')})
     const { native } = await import(${url('native.js')})
-    const nodes = new NodeTable()
+    const inodes = new InodeTable()
     const log = { error() {}, debug() {} }
-    const inodes = { invalidate: () => true, prune: () => true }
+    const kernel = { invalidate: () => true, prune: () => true }
     const state = { pinnedFor() {}, notPinnedFor() {} }
-    const lifetime = new PinLifetime({ native: { ...native, close: () => 0 }, nodes, opener: { close() {} }, intents: new Intents(native), options: { lingerMs: 60000, holdSeconds: 60 }, log, state, inodes })
+    const lifetime = new PinLifetime({ native: { ...native, close: () => 0 }, inodes, opener: { close() {} }, intents: new Intents(native), options: { lingerMs: 60000, holdSeconds: 60 }, log, state, kernel })
     lifetime.start(5)
     for (const [diskseq, call] of [[1n, someCall('open')], [2n, UNSEEN]]) {
-      const node = nodes.of({ name: String(diskseq), diskseq, partition: 0, minor: 0 })
-      node.pin = { fd: 6, device: { name: 'x' } }
-      node.nlookup = 1
-      lifetime.answered(node, { tid: 1, uid: 0, gid: 0 }, call)
+      const inode = inodes.of({ name: String(diskseq), diskseq, partition: 0, minor: 0 })
+      inode.pin = { fd: 6, device: { name: 'x' } }
+      inode.nlookup = 1
+      lifetime.answered(inode, { tid: 1, uid: 0, gid: 0 }, call)
     }
     lifetime.close()`
   const start = performance.now()

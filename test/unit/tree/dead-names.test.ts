@@ -4,22 +4,22 @@ import t, { type Test } from 'tap'
 
 import { DeadNames } from '../../../src/tree/dead-names.js'
 import type { DiskSeq } from '../../../src/devices/names.js'
-import { Node } from '../../../src/gate/inode.js'
+import { Inode } from '../../../src/gate/inode.js'
 import { sleep, until } from '../../helpers/tree.js'
 
 /** A kernel that is told to forget; `forgets` says of which ids it does. */
 function fixture(t: Test, { prunes = true, forgets = (_: bigint) => true }: { prunes?: boolean; forgets?: (id: bigint) => boolean } = {}) {
-  const nodes = new Map<bigint, Node>()
+  const inodes = new Map<bigint, Inode>()
   const told: bigint[] = []
   const state = { prunedAll: 0, prunes, forgets }
   const dead = new DeadNames(
     (id) => {
       if (!state.prunes) return false
       told.push(id)
-      const node = nodes.get(id)
-      if (node !== undefined && state.forgets(id)) {
-        node.nlookup = 0
-        node.takenOver = false
+      const inode = inodes.get(id)
+      if (inode !== undefined && state.forgets(id)) {
+        inode.nlookup = 0
+        inode.takenOver = false
       }
       return true
     },
@@ -30,13 +30,13 @@ function fixture(t: Test, { prunes = true, forgets = (_: bigint) => true }: { pr
     dead,
     told,
     state,
-    nodes,
+    inodes,
     add(diskseq: number, nlookup = 1) {
-      const node = new Node(BigInt(diskseq) << 12n, BigInt(diskseq) as DiskSeq, 0)
-      node.nlookup = nlookup
-      nodes.set(node.id, node)
-      dead.add(node)
-      return node
+      const inode = new Inode(BigInt(diskseq) << 12n, BigInt(diskseq) as DiskSeq, 0)
+      inode.nlookup = nlookup
+      inodes.set(inode.id, inode)
+      dead.add(inode)
+      return inode
     },
   }
 }
@@ -107,10 +107,10 @@ t.test('a kernel that cannot be told which drops all names, when that is worth i
 })
 
 t.test('and not any more when they are forgotten', async (t) => {
-  const { dead, state, nodes, add } = fixture(t, { prunes: false })
+  const { dead, state, inodes, add } = fixture(t, { prunes: false })
   for (let diskseq = 1; diskseq <= 300; diskseq++) add(diskseq)
   await until(() => state.prunedAll === 1)
-  for (const node of nodes.values()) node.nlookup = 0
+  for (const inode of inodes.values()) inode.nlookup = 0
   await until(() => dead.size === 0)
   t.equal(state.prunedAll, 1)
 })
@@ -126,9 +126,9 @@ t.test('nothing runs while there are none, and after close()', async (t) => {
   const { dead, told, add } = fixture(t, { forgets: () => false })
   const timers = () => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
   const before = timers()
-  const node = add(13)
+  const inode = add(13)
   t.equal(timers(), before + 1)
-  node.nlookup = 0
+  inode.nlookup = 0
   await until(() => dead.size === 0)
   t.equal(timers(), before, 'the last one ends it')
   add(14)
