@@ -130,7 +130,7 @@ export const service: Case = {
       const sweeps: Change = ['  if (has_daemon()) return 0;\n  DIR *tree', '  return 0;\n  DIR *tree']
       const atOnce: Change = [
         '  unlock();\n  return result;\n}\n\nstatic unsigned long long event_diskseq',
-        '  unlock();\n  if (!*event->claimed && *event->before && !has_daemon()) system(\"rm -rf \" DIRECTORIES);\n  return result;\n}\n\nstatic unsigned long long event_diskseq',
+        '  unlock();\n  if (!*event->claimed && *event->before && !has_daemon()) system("rm -rf " DIRECTORIES);\n  return result;\n}\n\nstatic unsigned long long event_diskseq',
       ]
       const left = await withLink(t, vm, [sweeps, atOnce], async () => {
         await vm.run('systemctl stop diskseqfs; udevadm settle')
