@@ -10,7 +10,7 @@
 //   claim LINK...   of the links udev is about to make, say which are ours, and
 //                   which are not; make those of ours that no other device can have; take
 //                   those away, or give those back to udev, that are ours no longer.
-//   settle          the same with those that were claimed, after udev has made its own
+//   apply           the same with those that were claimed, after udev has made its own
 //                   links: where those were among them, it has just taken them away.
 //                   Of those that several devices may have, each leads to the one of the highest priority.
 //   removed         the device goes: its links go, or lead to whom else they belong to.
@@ -211,7 +211,7 @@ static void wake(int number) { (void)number; }
 // can have the kernel keep a directory locked, and with it the instance that is
 // to change the directory.  So waiting has an end: nobody else's events are to
 // wait for that one's.  Without the lock a link may come out as it was a moment
-// before, so then none is led to a bare number (see settle(); not so where there is no
+// before, so then none is led to a bare number (see apply(); not so where there is no
 // tree any more, see restore()): the worst is a name that leads to a disk that is gone,
 // or to nothing, until its next event.
 //
@@ -522,13 +522,13 @@ struct event {
   const char *kernel, *claimed, *before;
   unsigned long long diskseq;
   bool (*is_udevs)(const char *link);
-  bool settles;
+  bool applies;
 };
 
 // Whether this is the time to make a link.  Which priority a device has for those that others may have is only
 // known when udev has written it down.
 static bool is_due(const struct event *event, const char *link) {
-  return event->settles || is_own(below_dev(link));
+  return event->applies || is_own(below_dev(link));
 }
 
 static bool is_made(const struct event *event, const char *link) {
@@ -587,7 +587,7 @@ static unsigned long long event_diskseq(void) { return strtoull(environment("DIS
 
 static bool is_devlink(const char *link) { return has_word(environment("DEVLINKS"), link); }
 
-static int settle(const char *kernel) {
+static int apply(const char *kernel) {
   return change(&(struct event){kernel, environment("DISKSEQFS_LINKS"), environment("DISKSEQFS_BEFORE"), event_diskseq(), is_devlink, true});
 }
 
@@ -852,10 +852,10 @@ int main(int count, char **arguments) {
   char kernel[KERNEL_SIZE];
   kernel_name(environment("DEVNAME"), kernel, sizeof kernel);
   if (*kernel && strcmp(command, "claim") == 0) return claim(arguments + 2, kernel);
-  if (*kernel && strcmp(command, "settle") == 0 && count == 2) return settle(kernel);
+  if (*kernel && strcmp(command, "apply") == 0 && count == 2) return apply(kernel);
   if (*kernel && strcmp(command, "removed") == 0 && count == 2) return removed(kernel);
   fprintf(stderr,
           "usage: diskseqfs-link stock | alone\n"
-          "       diskseqfs-link claim LINK... | settle | removed    (run by udev)\n");
+          "       diskseqfs-link claim LINK... | apply | removed    (run by udev)\n");
   return 2;
 }

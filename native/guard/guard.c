@@ -223,8 +223,8 @@ static size_t used(const struct slots *slots) {
   return count < slots->count ? count : slots->count;
 }
 
-// As SharedState.keep() does. Whoever has many threads wait takes no place from root.
-static bool keep(const void *request, size_t length) {
+// As SharedState.store() does. Whoever has many threads wait takes no place from root.
+static bool store_request(const void *request, size_t length) {
   const struct slots *slots = SLOT_HEADER_SIZE + length <= small.size ? &small : &big;
   struct fuse_in_header header;
   memcpy(&header, request, sizeof header);
@@ -524,7 +524,7 @@ static void hear(const char *request, size_t length) {
 }
 
 // What the daemon had read, and did not get to answer.
-static void answer_kept(const struct slots *slots) {
+static void answer_stored(const struct slots *slots) {
   for (size_t i = 0; i < used(slots); i++) {
     size_t at = slots->start + i * slots->size;
     uint32_t length = load(at);
@@ -534,15 +534,15 @@ static void answer_kept(const struct slots *slots) {
 }
 
 // None of them is the reason why the daemon has ended, see TRIES_MAX in src/fuse/session.ts.
-static void acquit(const struct slots *slots) {
+static void reset_tries(const struct slots *slots) {
   for (size_t i = 0; i < used(slots); i++) store(slots->start + i * slots->size + SLOT_TRIES_AT, 0);
 }
 
-static void answer_all_kept(void) {
+static void answer_all_stored(void) {
   size_t landing = STATE_LANDING_AT + SLOT_HEADER_SIZE;
   uint32_t length = load(landing);
-  answer_kept(&small);
-  answer_kept(&big);
+  answer_stored(&small);
+  answer_stored(&big);
   if (length >= sizeof(struct fuse_in_header) && length <= STATE_REQUEST_MAX &&
       answer((const char *)served.state + landing, length))
     store(landing, 0);
@@ -585,7 +585,7 @@ static void stand_in(void) {
   served.name_wait_over = false;
   served.ticks = 0;
   served.died_ms = now_ms();
-  answer_all_kept();
+  answer_all_stored();
 }
 
 static void detach(void) {
@@ -638,7 +638,7 @@ static void attach(void) {
 
 static void end_name_wait(void) {
   served.name_wait_over = true;
-  answer_all_kept();
+  answer_all_stored();
 }
 
 // The daemon is dead, and requests are waiting.
@@ -652,7 +652,7 @@ static void read_requests(void) {
     struct fuse_in_header header;
     memcpy(&header, buffer, sizeof header);
     if (!expects_answer(header.opcode)) hear(buffer, (size_t)n);
-    else if (!answer(buffer, (size_t)n) && !keep(buffer, (size_t)n)) refuse(&header, ETIMEDOUT);
+    else if (!answer(buffer, (size_t)n) && !store_request(buffer, (size_t)n)) refuse(&header, ETIMEDOUT);
   }
 }
 
@@ -808,8 +808,8 @@ static void start_understudy(void) {
   }
   understudy_pid = pid;
   understudy_socket = ends[0];
-  int kept = fcntl(understudy_socket, F_DUPFD_CLOEXEC, 0);
-  if (kept >= 0) store_put(STORED_UNDERSTUDY, &kept, 1);
+  int stored = fcntl(understudy_socket, F_DUPFD_CLOEXEC, 0);
+  if (stored >= 0) store_put(STORED_UNDERSTUDY, &stored, 1);
   store_follow(understudy_socket);
 }
 
@@ -1008,8 +1008,8 @@ static void ended(struct daemon *daemon) {
     if (before.over) detach(); // the next one mounts anew
     if (wanted) served.unready = 0;
     if (wanted && served.fuse >= 0) {
-      acquit(&small);
-      acquit(&big);
+      reset_tries(&small);
+      reset_tries(&big);
     }
     if (next.asks) return take_turn();
     if (served.fuse >= 0) stand_in();

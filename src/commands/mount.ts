@@ -152,7 +152,7 @@ async function serve(mountpoint: string, options: MountArguments, mount: MountOp
 
 async function start(daemon: Daemon, guard: Guard | undefined, mountpoint: string, replace: boolean): Promise<void> {
   const before = replace ? await OutgoingDaemon.ask(native, withoutSymlinks(mountpoint)) : undefined
-  await daemon.start(before?.kept ?? (await guard?.kept()), before?.daemon)
+  await daemon.start(before?.stored ?? (await guard?.stored()), before?.daemon)
 }
 
 /** Starts this very command again as the daemon, and waits until the tree answers. */

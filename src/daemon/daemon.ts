@@ -101,11 +101,11 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
   /**
    * Mounts the tree, or takes over a mounted one; resolves once it answers.
    *
-   * @param kept descriptors of an earlier daemon
+   * @param stored descriptors of an earlier daemon
    * @param outgoing that daemon, if it is still there
    * @throws UserError where this machine, this user or this mount point will not do
    */
-  async start(kept: Descriptors = new Map(), outgoing?: OutgoingDaemon): Promise<void> {
+  async start(stored: Descriptors = new Map(), outgoing?: OutgoingDaemon): Promise<void> {
     const { native } = this
     const { log, options, guard } = this.parts
     const preflight = new Preflight(native, this.sysfs, log)
@@ -114,15 +114,15 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     if (slice < 0) log.debug({ errno: errnoName(slice) }, 'no short slices: where processors are busy, callers wait longer')
     // Listen first: what changes during the scan is then not missed.
     this.uevents.open()
-    await this.registry.start(highestOf(native, kept))
-    if (kept.size > 0) {
-      const found = findTakeover(native, kept, withoutSymlinks(options.mountpoint))
+    await this.registry.start(highestOf(native, stored))
+    if (stored.size > 0) {
+      const found = findTakeover(native, stored, withoutSymlinks(options.mountpoint))
       if (found !== undefined) return this.takeOver(found, outgoing)
       if (outgoing !== undefined) {
         throw new UserError(`${options.mountpoint}: what the daemon that serves it has does not fit; it goes on`)
       }
       guard?.remove(Object.values(DESCRIPTOR))
-      await giveUpMount(native, kept, log)
+      await giveUpMount(native, stored, log)
     }
     const mountpoint = (this.mount.path = prepareMountpoint(options.mountpoint))
     try {

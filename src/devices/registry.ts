@@ -69,7 +69,7 @@ export class Registry implements UeventListener {
    * began after the number had been given out, and since then each new disk has
    * had its uevent.  (Two, as a disk gets its number a moment after it is counted.)
    */
-  private settled = 0n
+  private searched = 0n
   /** The same, of one scan. */
   private seen = 0n
   private highestSeen = 0n
@@ -176,7 +176,7 @@ export class Registry implements UeventListener {
     if (this.gone.has(diskseq) || this.absent.has(name)) return true
     // Of a disk that is there each partition had its event, unless that was lost.
     if (this.byName.has(nodeName(diskseq, 0)) && this.madeUpFor === this.losses) return true
-    return diskseq <= this.settled && !this.partitions.has(diskseq)
+    return diskseq <= this.searched && !this.partitions.has(diskseq)
   }
 
   /** Reads one device again, and what belongs to its disk. */
@@ -219,7 +219,7 @@ export class Registry implements UeventListener {
   lost(): void {
     this.absent.clear()
     this.losses++
-    this.settled = this.seen = 0n
+    this.searched = this.seen = 0n
     this.rescan(() => {})
   }
 
@@ -279,7 +279,7 @@ export class Registry implements UeventListener {
       } else {
         this.merge(devices)
         this.madeUpFor = losses
-        if (this.losses === losses) [this.settled, this.seen] = [this.seen, highestSeen]
+        if (this.losses === losses) [this.searched, this.seen] = [this.seen, highestSeen]
       }
       this.scanning = false
       this.nextScan = monotonicMs() + Math.max(SCAN_INTERVAL_MS, cpuMs * SCAN_SHARE)

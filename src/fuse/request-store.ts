@@ -20,19 +20,19 @@ export interface RequestStore {
   /** Nothing is in {@link landing}: before a request is read (the kernel writes its length), and when it is done with. */
   clear(): void
   /**
-   * Keeps a request that cannot be answered at once.
+   * Stores a request that cannot be answered at once.
    *
    * @returns what {@link drop} wants; -1 where there is no room
    */
-  keep(request: Uint8Array): number
-  /** A request that is kept; gone with {@link drop}. */
-  kept(slot: number, length: number): Uint8Array
-  /** The caller of a kept request wants to give up. */
+  store(request: Uint8Array): number
+  /** A stored request; gone with {@link drop}. */
+  stored(slot: number, length: number): Uint8Array
+  /** The caller of a stored request wants to give up. */
   interrupt(slot: number): void
-  /** A kept request was answered. */
+  /** A stored request was answered. */
   drop(slot: number): void
-  /** None of the requests that are kept is to be taken for the reason if this daemon ends. */
-  acquit(): void
+  /** Resets the retry counters: a later crash is not blamed on these requests. */
+  resetTries(): void
   /** The requests an earlier daemon has not answered; each counts as tried once more from here on. */
   unanswered(): Unanswered[]
 }

@@ -225,7 +225,7 @@ export class FuseSession implements Transport, KernelCache {
     }
     operations.turnEnds()
     this.poll = new this.native.Poll(this.fd, () => this.readable())
-    this.trial = setTimeout(() => this.requests.acquit(), TRIAL_MS)
+    this.trial = setTimeout(() => this.requests.resetTries(), TRIAL_MS)
   }
 
   private replay(message: Message, slot: number, tries: number, interrupted: boolean): void {
@@ -252,7 +252,7 @@ export class FuseSession implements Transport, KernelCache {
   /** As {@link pause}; and what is unanswered is left to the next daemon, which is not to take it for a reason to die. */
   pauseForHandOver(): void {
     this.pause()
-    this.requests.acquit()
+    this.requests.resetTries()
   }
 
   /** After {@link pause} or {@link pauseForHandOver}, when nobody else has read requests. */
@@ -286,7 +286,7 @@ export class FuseSession implements Transport, KernelCache {
       if (this.poll === undefined) break
       const next = first.take() ?? this.lookups.take() ?? this.waiting.take()
       if (next === undefined) break
-      const reply = this.handle(new Message(this.requests.kept(next.slot, next.length), next.length), next.slot)
+      const reply = this.handle(new Message(this.requests.stored(next.slot, next.length), next.length), next.slot)
       if (next.interrupted) reply?.interrupt()
       if (this.lookups.size === 0 || monotonicMs() >= end) break
     }
@@ -352,7 +352,7 @@ export class FuseSession implements Transport, KernelCache {
     if (message.length < IN_HEADER_SIZE || message.uid === 0 || this.queued >= WAITING_MAX) return false
     const { uid, opcode, unique } = message.header()
     if (UNANSWERED.has(opcode)) return false
-    const slot = this.requests.keep(message.bytes.subarray(0, message.length))
+    const slot = this.requests.store(message.bytes.subarray(0, message.length))
     if (slot < 0) return false
     const queue = opcode === Opcode.LOOKUP ? this.lookups : this.waiting
     queue.add(uid, { unique, slot, length: message.length, interrupted: false })
@@ -434,7 +434,7 @@ export class FuseSession implements Transport, KernelCache {
     }
     if (reply.answered || UNANSWERED.has(header.opcode)) return undefined
     this.pending.set(header.unique, reply)
-    if (reply.slot < 0) reply.slot = this.requests.keep(message.bytes.subarray(0, message.length))
+    if (reply.slot < 0) reply.slot = this.requests.store(message.bytes.subarray(0, message.length))
     return reply
   }
 

@@ -318,7 +318,7 @@ export class Gate {
   }
 
   private answerUnpinned(request: LookupRequest, call: Call, inode: Inode, device: Device, stat: NodeStat): void {
-    if (this.mayKeep(request.caller, call)) this.keep(inode)
+    if (this.mayKeep(request.caller, call)) this.makeReopenable(inode)
     inode.last = { device, stat }
     inode.attempts++
     request.done({ inode, device, stat, trusted: false })
@@ -327,9 +327,9 @@ export class Gate {
 
   private answerPinned(request: LookupRequest, call: Call, inode: Inode, pin: Pin, stat: NodeStat): void {
     const { lifetime } = this.parts
-    if (this.mayKeep(request.caller, call)) this.keep(inode)
+    if (this.mayKeep(request.caller, call)) this.makeReopenable(inode)
     // Nobody else has the inode but who has it open, and the disk stays what it is for these.
-    const trusted = !inode.kept && !(inode.changes ??= this.parts.sysfs.changes(pin.device))
+    const trusted = !inode.reopenable && !(inode.changes ??= this.parts.sysfs.changes(pin.device))
     inode.last = { device: pin.device, stat }
     if (trusted) inode.trusted = true
     lifetime.answering(inode, request.caller, call)
@@ -346,9 +346,9 @@ export class Gate {
   }
 
   /** Somebody may have the inode from here on, and open it without asking for the name: it is asked each time. */
-  private keep(inode: Inode): void {
-    if (inode.kept) return
-    inode.kept = true
+  private makeReopenable(inode: Inode): void {
+    if (inode.reopenable) return
+    inode.reopenable = true
     if (inode.trusted) this.parts.lifetime.distrust(inode)
   }
 

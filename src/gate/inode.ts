@@ -30,7 +30,7 @@ export class Inode {
   opening: Opening | undefined
 
   /** Somebody may have the inode, and open it without asking for the name. */
-  kept = false
+  reopenable = false
   /** Since attributes that the kernel may use unasked were last taken back, it was given some. */
   trusted = false
 
@@ -135,7 +135,7 @@ export class InodeTable {
     if (parsed?.kind !== 'inode') return undefined
     const inode = this.create(id, parsed.diskseq, parsed.partition)
     // Who has the inode is not known either, and what was said of its attributes.
-    inode.takenOver = inode.kept = inode.trusted = true
+    inode.takenOver = inode.reopenable = inode.trusted = true
     return inode
   }
 

@@ -433,7 +433,7 @@ export class PinLifetime {
 
   private forgotten(inode: Inode): void {
     // Whoever comes now gets another inode.
-    inode.kept = inode.trusted = false
+    inode.reopenable = inode.trusted = false
     for (const [tid, call] of inode.callers ?? []) {
       if (!this.parts.intents.outlastsInode(call)) this.gone(inode, tid)
     }

@@ -29,9 +29,9 @@ export class Guard {
   private readonly poll: Poll
   private received = new Map<string, number[]>()
   /** What is complete: it came with this message, behind the descriptors. */
-  private complete: { readonly last: string; readonly kept: Descriptors } | undefined
+  private complete: { readonly last: string; readonly stored: Descriptors } | undefined
   private waiting:
-    { readonly last: string; readonly done: (kept: Descriptors) => void; readonly failed: (error: Error) => void } | undefined
+    { readonly last: string; readonly done: (stored: Descriptors) => void; readonly failed: (error: Error) => void } | undefined
   private ends: (() => void) | undefined
   private gone = false
   /** What is {@link GIVEN} should the guard ask for it. */
@@ -60,16 +60,16 @@ export class Guard {
    * What it has kept for this daemon.
    * @throws UserError if the guard is gone before it has said all
    */
-  async kept(): Promise<Descriptors> {
-    const kept = await this.until('end')
-    for (const name of GIVEN) this.given.set(name, kept.get(name)?.slice(-1) ?? [])
-    return kept
+  async stored(): Promise<Descriptors> {
+    const stored = await this.until('end')
+    for (const name of GIVEN) this.given.set(name, stored.get(name)?.slice(-1) ?? [])
+    return stored
   }
 
   /**
    * From here on it is this daemon's turn to read requests.
    *
-   * @returns what the one before has put there since {@link kept}
+   * @returns what the one before has put there since {@link stored}
    * @throws UserError if the guard is gone before it is
    */
   take(): Promise<Descriptors> {
@@ -142,7 +142,7 @@ export class Guard {
   }
 
   private finish(last: string): void {
-    this.complete = { last, kept: this.received }
+    this.complete = { last, stored: this.received }
     this.received = new Map()
     this.deliver()
   }
@@ -151,7 +151,7 @@ export class Guard {
     const { complete, waiting } = this
     if (complete === undefined || complete.last !== waiting?.last) return
     this.complete = this.waiting = undefined
-    waiting.done(complete.kept)
+    waiting.done(complete.stored)
   }
 
   private send(text: string, fds: readonly number[] = []): void {

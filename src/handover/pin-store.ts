@@ -81,7 +81,7 @@ export class PinStore {
   takeOver(sockets: readonly number[]): StoredPin[] {
     const empty: number[] = []
     const records = new Map(this.parts.state.pinRecords().map((record) => [record.index, record]))
-    const kept: StoredPin[] = []
+    const stored: StoredPin[] = []
     for (const socket of sockets) {
       const [text, fds] = this.look(socket)
       const place = Number(text)
@@ -95,12 +95,12 @@ export class PinStore {
       }
       this.sockets[place] = socket
       records.delete(place)
-      kept.push({ place, fd, record })
+      stored.push({ place, fd, record })
     }
     // Written down, and the daemon ended before the pin was in its socket.
     for (const place of records.keys()) this.parts.state.dropPin(place)
     for (let place = 0; empty.length > 0; place++) this.sockets[place] ??= empty.pop() as number
-    return kept
+    return stored
   }
 
   private socket(place: number): number {

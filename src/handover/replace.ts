@@ -149,7 +149,7 @@ export class OutgoingDaemon {
    * @returns what it has, it serves until {@link take}; undefined where no mount is served
    * @throws UserError where it does not answer
    */
-  static async ask(native: Calls, mountpoint: string): Promise<{ daemon: OutgoingDaemon; kept: Descriptors } | undefined> {
+  static async ask(native: Calls, mountpoint: string): Promise<{ daemon: OutgoingDaemon; stored: Descriptors } | undefined> {
     const top = mountsAt(mountpoint).at(-1)
     if (top?.type !== FSTYPE || (await isDead(native, mountpoint))) return undefined
     const { device } = top
@@ -161,7 +161,7 @@ export class OutgoingDaemon {
       )
     }
     const daemon = new OutgoingDaemon(native, fd, mountpoint)
-    return { daemon, kept: await daemon.receive(END) }
+    return { daemon, stored: await daemon.receive(END) }
   }
 
   /**
@@ -180,13 +180,13 @@ export class OutgoingDaemon {
   }
 
   private receive(last: string): Promise<Descriptors> {
-    const kept = new Map<string, number[]>()
+    const stored = new Map<string, number[]>()
     return new Promise((resolve, reject) => {
       const end = (error?: string) => {
         poll.close()
         clearTimeout(late)
-        if (error === undefined) return resolve(kept)
-        for (const fds of kept.values()) for (const fd of fds) this.native.close(fd)
+        if (error === undefined) return resolve(stored)
+        for (const fds of stored.values()) for (const fd of fds) this.native.close(fd)
         this.native.close(this.fd)
         reject(new UserError(`${this.mountpoint}: the daemon that serves it ${error}; it goes on`))
       }
@@ -199,7 +199,7 @@ export class OutgoingDaemon {
           const [length, ...fds] = found
           const name = Buffer.from(this.buffer.subarray(0, length)).toString()
           if (name === last) return end()
-          kept.set(name, [...(kept.get(name) ?? []), ...fds])
+          stored.set(name, [...(stored.get(name) ?? []), ...fds])
         }
       }
       const poll = new this.native.Poll(this.fd, heard)

@@ -179,7 +179,7 @@ export class SharedState implements RequestStore {
   }
 
   /** Some room is root's alone: whoever else has many requests wait, root's are not lost with this daemon. */
-  keep(request: Uint8Array, tries = 0): number {
+  store(request: Uint8Array, tries = 0): number {
     const small = SLOT_HEADER + request.length <= layout.STATE_SMALL_SIZE
     const slots = small ? this.small : this.big
     const index = slots.take(isRoots(request) ? 0 : slots.count / ROOT_PARTS)
@@ -192,7 +192,7 @@ export class SharedState implements RequestStore {
     return at
   }
 
-  kept(slot: number, length: number): Uint8Array {
+  stored(slot: number, length: number): Uint8Array {
     return this.bytes.subarray(slot + SLOT_HEADER, slot + SLOT_HEADER + length)
   }
 
@@ -207,7 +207,7 @@ export class SharedState implements RequestStore {
     slots.give((slot - slots.start) / slots.size)
   }
 
-  acquit(): void {
+  resetTries(): void {
     for (const slots of [this.small, this.big]) {
       for (const index of slots.inUse()) this.view.setUint32(slots.at(index) + layout.SLOT_TRIES_AT, 0, true)
     }
@@ -239,7 +239,7 @@ export class SharedState implements RequestStore {
       const message = this.copy(LANDING, length)
       // It was being kept at that very moment.
       if (!known.has(message.header().unique)) {
-        found.push({ message, slot: this.keep(message.bytes, 1), tries: 1, interrupted: false })
+        found.push({ message, slot: this.store(message.bytes, 1), tries: 1, interrupted: false })
       }
     }
     this.clear()

@@ -48,15 +48,15 @@ export interface Takeover {
   readonly mount: MountEntry
 }
 
-function stateOf(native: Calls, kept: Descriptors): SharedState | undefined {
-  const fd = kept.get(DESCRIPTOR.state)?.at(-1)
+function stateOf(native: Calls, stored: Descriptors): SharedState | undefined {
+  const fd = stored.get(DESCRIPTOR.state)?.at(-1)
   const memory = fd === undefined ? -1 : native.mapMemory(fd, STATE_SIZE)
   return typeof memory === 'number' ? undefined : new SharedState(memory)
 }
 
 /** A number that had been given out to a disk when an earlier daemon was at work. */
-export function highestOf(native: Calls, kept: Descriptors): bigint {
-  const state = stateOf(native, kept)
+export function highestOf(native: Calls, stored: Descriptors): bigint {
+  const state = stateOf(native, stored)
   return state?.compatible ? state.highest : 0n
 }
 
@@ -72,15 +72,15 @@ function mountOf(state: SharedState | undefined): MountEntry | undefined {
  * @param mountpoint the one that is wanted, without symlinks
  * @returns undefined where nobody can go on there with what was kept
  */
-export function findTakeover(native: Calls, kept: Descriptors, mountpoint: string): Takeover | undefined {
+export function findTakeover(native: Calls, stored: Descriptors, mountpoint: string): Takeover | undefined {
   const [fuse, mountFd, closes, lock, stateFd] = [
     DESCRIPTOR.fuse,
     DESCRIPTOR.mount,
     DESCRIPTOR.closes,
     DESCRIPTOR.lock,
     DESCRIPTOR.state,
-  ].map((name) => kept.get(name)?.at(-1))
-  const state = stateOf(native, kept)
+  ].map((name) => stored.get(name)?.at(-1))
+  const state = stateOf(native, stored)
   const mount = mountOf(state)
   if (fuse === undefined || mountFd === undefined || closes === undefined || lock === undefined) return undefined
   if (stateFd === undefined || state === undefined || !state.compatible) return undefined
@@ -88,18 +88,18 @@ export function findTakeover(native: Calls, kept: Descriptors, mountpoint: strin
   // Callers are named as in the namespace that it was mounted in. (Earlier daemons did not write down which.)
   const { pidNamespace } = state.mount as MountIdentity
   if (pidNamespace !== 0 && pidNamespace !== ownPidNamespace()) return undefined
-  const [root, beneath] = [DESCRIPTOR.root, DESCRIPTOR.beneath].map((name) => kept.get(name)?.at(-1))
-  return { fuse, mountFd, closes, root, beneath, lock, stateFd, pins: kept.get(DESCRIPTOR.pins) ?? [], state, mountpoint, mount }
+  const [root, beneath] = [DESCRIPTOR.root, DESCRIPTOR.beneath].map((name) => stored.get(name)?.at(-1))
+  return { fuse, mountFd, closes, root, beneath, lock, stateFd, pins: stored.get(DESCRIPTOR.pins) ?? [], state, mountpoint, mount }
 }
 
 /** What was kept is of no use: whoever waits for an answer through it must not wait for ever. */
-export async function giveUpMount(native: Calls, kept: Descriptors, log: Logger): Promise<void> {
+export async function giveUpMount(native: Calls, stored: Descriptors, log: Logger): Promise<void> {
   log.warn('what an earlier daemon left does not fit; its mount is taken away')
-  const mount = mountOf(stateOf(native, kept))
+  const mount = mountOf(stateOf(native, stored))
   if (mount !== undefined) {
     const error = await detach(native, mount.target, true)
     if (error !== 0) log.error({ errno: errnoName(error), mountpoint: mount.target }, 'cannot unmount')
   }
-  for (const fd of kept.get(DESCRIPTOR.lock) ?? []) unlockMountpoint(native, fd)
-  for (const fds of kept.values()) for (const fd of fds) native.close(fd)
+  for (const fd of stored.get(DESCRIPTOR.lock) ?? []) unlockMountpoint(native, fd)
+  for (const fds of stored.values()) for (const fd of fds) native.close(fd)
 }

@@ -123,7 +123,7 @@ for (const [how, end] of [
   })
 
   t.test(`twin: if pins end with the mount, after ${how} he opens another disk`, async (t) => {
-    t.strictSame(await stoppedCaller(t, 'no-settling', { meanwhile: taken(end) }), { recycled: true, opened: 'another disk' })
+    t.strictSame(await stoppedCaller(t, 'no-draining', { meanwhile: taken(end) }), { recycled: true, opened: 'another disk' })
   })
 }
 

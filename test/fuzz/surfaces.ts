@@ -132,8 +132,8 @@ export function state(open: (memory: ArrayBuffer) => SharedState = (memory) => n
     clearSlots(memory)
     const first = new SharedState(memory)
     first.mount = { mountpoint: '/dev/disk/by-diskseq', device: '0:53', pidNamespace: 1 }
-    for (let i = 0; i < 4; i++) first.keep(Buffer.alloc(48, i))
-    first.keep(Buffer.alloc(5000))
+    for (let i = 0; i < 4; i++) first.store(Buffer.alloc(48, i))
+    first.store(Buffer.alloc(5000))
     const place = first.takePin(13n << 12n)
     for (let tid = 1; tid < 4; tid++) first.pinnedFor(place, { tid, call: 257, outlasts: false }, false)
     patch(memory, changes)
@@ -157,7 +157,7 @@ export function state(open: (memory: ArrayBuffer) => SharedState = (memory) => n
       next.dropPin(index)
     }
     must(next.pinRecords().length === 0, 'pins that were dropped are still there')
-    const slot = next.keep(Buffer.alloc(48, 7))
+    const slot = next.store(Buffer.alloc(48, 7))
     const again = new SharedState(memory).unanswered().find((each) => each.slot === slot)
     must(slot < 0 || (again?.message.bytes.every((byte) => byte === 7) ?? false), 'a request was not kept')
   })
@@ -217,22 +217,22 @@ export const pinStore: Surface = single('pinStore', make.vaultMessages, (bytes) 
   clearSlots(spare)
   const memory = new SharedState(spare)
   for (let i = 0; i < 4; i++) memory.takePin(BigInt(i))
-  const kept = new PinStore({ native, state: memory, store: () => {}, log: quiet })
-  const pins = kept.takeOver(sockets)
+  const pinStore = new PinStore({ native, state: memory, store: () => {}, log: quiet })
+  const pins = pinStore.takeOver(sockets)
   must(new Set(pins.map(({ place }) => place)).size === pins.length, 'two pins at one place')
   must(memory.pinRecords().length === pins.length, 'pins are written down that are not there')
   for (const { fd, place } of pins) {
     native.close(fd)
-    kept.drop(place)
+    pinStore.drop(place)
   }
-  for (let i = 0; i < 3; i++) kept.drop(kept.put(7n, 1))
+  for (let i = 0; i < 3; i++) pinStore.drop(pinStore.put(7n, 1))
   // Of what stands behind a pin nobody knows; no daemon puts it there.
   const known = new Set(pins.map(({ fd }) => queueOf.get(fd)))
   must(
     [...queues.values()].every((queue) => queue.length === 0 || known.has(queue)),
     'descriptors wait in a socket that nobody takes them from',
   )
-  kept.close()
+  pinStore.close()
   must(open.size === 0, `${open.size} descriptors are left`)
 })
 

@@ -60,7 +60,7 @@ type Mechanism =
   | 'deaf'
   | 'opens-alone'
   | 'hold-by-clock'
-  | 'no-settling'
+  | 'no-draining'
   | 'as-they-come'
   | 'clock-jumps'
   | 'wall-clock'

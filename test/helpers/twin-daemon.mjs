@@ -387,11 +387,11 @@ const twins = {
     },
   },
   /** Pins end with the mount, whoever was answered and has not opened yet. */
-  'no-settling': { patch: () => void (PinLifetime.prototype.whenDrained = (done) => done()) },
+  'no-draining': { patch: () => void (PinLifetime.prototype.whenDrained = (done) => done()) },
   /** Every pinned answer may be trusted for a jiffy, also where somebody has the inode already. */
   'valid-attributes': {
     patch() {
-      Gate.prototype.keep = () => {}
+      Gate.prototype.makeReopenable = () => {}
       Sysfs.prototype.changes = () => false
     },
   },
@@ -734,7 +734,7 @@ process.on('SIGUSR2', () => {
     'remembered',
   )
 })
-await daemon.start(await guard?.kept())
+await daemon.start(await guard?.stored())
 guard?.serves(`serving ${mountpoint}${daemon.tookOver ? ', taken over' : ''}`, () => process.exit(0))
 await daemon.ended
 process.exit(0)

@@ -59,7 +59,8 @@ interface Churned {
 async function churn(t: Test, tree: ManagedTree, end: (tree: ManagedTree) => void): Promise<Churned> {
   const sum: Churned = { right: 0, wrong: 0, longestMs: 0, errors: {} }
   let times = 0
-  while (times < KILLS) {
+  // A machine that is busy with other things as well gets there later.
+  while (times < KILLS || (sum.right <= KILLS && sum.wrong === 0 && times < 20 * KILLS)) {
     let going = true
     const run = blk('churn', '--mode', 'tree', '--dir', tree.mountpoint, '--seconds', String(ROUND_SECONDS)).finally(() => (going = false))
     while (going) {
@@ -900,7 +901,7 @@ t.test('twin: if that is kept, they do', { timeout: 60_000 }, async (t) => {
   const program = twinGuard(
     t,
     'if (!expects_answer(header.opcode)) hear(buffer, (size_t)n);',
-    'if (!expects_answer(header.opcode)) keep(buffer, (size_t)n);',
+    'if (!expects_answer(header.opcode)) store_request(buffer, (size_t)n);',
   )
   const { meanwhile, marked } = await whileFilled(t, STATE_SMALL_COUNT / 2 + 100, { interrupted: true, program })
   t.equal(meanwhile, 'Connection timed out')

@@ -160,7 +160,7 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
     /** A node as it is when an earlier daemon's pin has been taken over. */
     takenOver({ tid, call, more = false }: { tid?: number; call?: Call; more?: boolean }): Inode {
       const inode = pinned()
-      inode.takenOver = inode.kept = inode.trusted = true
+      inode.takenOver = inode.reopenable = inode.trusted = true
       inode.moreCallers = more
       inode.unseen = more || tid === undefined
       inode.callers = new Map(tid === undefined ? [] : [[tid, call as Call]])
@@ -326,7 +326,7 @@ t.test('a caller that is answered again during a look is not taken for one that 
 t.test('nobody keeps a pin by having the inode', async (t) => {
   const { state, answered, again } = fixture(t)
   const inode = answered(OPENAT)
-  inode.kept = inode.trusted = true
+  inode.reopenable = inode.trusted = true
   again(inode, OPENAT, 4712)
   await until(() => state.unpinned.length > 0, 500)
   t.equal(inode.nlookup, 2)

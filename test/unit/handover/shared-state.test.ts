@@ -40,18 +40,18 @@ t.test('a request in hand is found by the next daemon, until it is done with', a
 t.test('what somebody else keeps after the next daemon has opened the memory is not lost', async (t) => {
   const memory = new ArrayBuffer(STATE_SIZE)
   const before = next(memory)
-  before.drop(before.keep(request(1n)))
+  before.drop(before.store(request(1n)))
   const opened = next(memory)
   // The guard, or the daemon that is to be replaced, goes on: in the free slot, and in a new one.
-  before.keep(request(2n))
-  before.keep(request(3n))
+  before.store(request(2n))
+  before.store(request(3n))
   before.takePin(7n)
   t.strictSame(uniques(opened.unanswered()), [2n, 3n])
   t.strictSame(
     opened.pinRecords().map(({ id }) => id),
     [7n],
   )
-  opened.keep(request(4n))
+  opened.store(request(4n))
   opened.takePin(8n)
   t.strictSame(uniques(next(memory).unanswered()), [2n, 3n, 4n], 'nor written over')
   t.strictSame(
@@ -66,7 +66,7 @@ t.test('requests of any size are kept whole, until they are dropped', async (t) 
   const memory = new ArrayBuffer(STATE_SIZE)
   const state = next(memory)
   const sizes = [IN_HEADER_SIZE, STATE_SMALL_SIZE - SLOT_HEADER_SIZE, STATE_SMALL_SIZE - SLOT_HEADER_SIZE + 1, STATE_REQUEST_MAX]
-  const slots = sizes.map((size, i) => state.keep(request(BigInt(i + 1), size)))
+  const slots = sizes.map((size, i) => state.store(request(BigInt(i + 1), size)))
   for (const { message } of next(memory).unanswered()) {
     const unique = message.header().unique
     t.ok(Buffer.from(message.bytes).equals(request(unique, sizes[Number(unique) - 1])), `request ${unique}`)
@@ -85,18 +85,18 @@ t.test('a request that is kept and still in hand is found once', async (t) => {
   const memory = new ArrayBuffer(STATE_SIZE)
   const state = next(memory)
   state.landing.set(request(5n))
-  state.keep(request(5n))
+  state.store(request(5n))
   t.strictSame(uniques(next(memory).unanswered()), [5n])
 })
 
 t.test('where there is no room the rest goes on', async (t) => {
   const state = new SharedState()
-  for (let i = 0; i < STATE_SMALL_COUNT; i++) t.ok(state.keep(request(1n)) >= 0 || undefined)
-  t.equal(state.keep(request(1n)), -1, 'as many as there is room for')
+  for (let i = 0; i < STATE_SMALL_COUNT; i++) t.ok(state.store(request(1n)) >= 0 || undefined)
+  t.equal(state.store(request(1n)), -1, 'as many as there is room for')
   state.drop(-1)
   state.interrupt(-1)
-  for (let i = 0; i < STATE_BIG_COUNT; i++) state.keep(request(1n, 5000))
-  t.equal(state.keep(request(1n, 5000)), -1)
+  for (let i = 0; i < STATE_BIG_COUNT; i++) state.store(request(1n, 5000))
+  t.equal(state.store(request(1n, 5000)), -1)
   const places = Array.from({ length: STATE_PINS_COUNT }, () => state.takePin(9n))
   t.equal(state.takePin(9n), -1)
   state.dropPin(places[17] as number)
@@ -106,19 +106,19 @@ t.test('where there is no room the rest goes on', async (t) => {
 t.test('a quarter of the room is kept for root', async (t) => {
   const memory = new ArrayBuffer(STATE_SIZE)
   const state = next(memory)
-  const kept = (count: number, length: number, uid: number) =>
-    Array.from({ length: count }, () => state.keep(request(1n, length, uid))).filter((slot) => slot >= 0)
+  const stored = (count: number, length: number, uid: number) =>
+    Array.from({ length: count }, () => state.store(request(1n, length, uid))).filter((slot) => slot >= 0)
   for (const [count, length] of [
     [STATE_SMALL_COUNT, 48],
     [STATE_BIG_COUNT, 5000],
   ] as const) {
-    const users = kept(count, length, 1000)
+    const users = stored(count, length, 1000)
     t.equal(users.length, count * 0.75)
-    t.equal(kept(count, length, 0).length, count * 0.25, 'root has the rest')
-    t.equal(state.keep(request(1n, length, 1000)), -1)
+    t.equal(stored(count, length, 0).length, count * 0.25, 'root has the rest')
+    t.equal(state.store(request(1n, length, 1000)), -1)
     state.drop(users[5] as number)
-    t.equal(state.keep(request(1n, length, 1000)), -1, 'what is free now is')
-    t.equal(state.keep(request(1n, length, 0)), users[5], "root's as well")
+    t.equal(state.store(request(1n, length, 1000)), -1, 'what is free now is')
+    t.equal(state.store(request(1n, length, 0)), users[5], "root's as well")
   }
   t.equal(next(memory).unanswered().length, STATE_SMALL_COUNT + STATE_BIG_COUNT)
 })
