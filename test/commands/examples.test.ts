@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+/**
+ * The console examples of README and of the manual pages: each is run here, or stands in the list of those that
+ * need what is not here. Of their output, words and shape have to be right; numbers, sizes and names are other ones.
+ */
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import t from 'tap'
+
+import { ROOT } from '../helpers/root.js'
+import { cleanup, CLI, loopDisk, run } from '../helpers/tree.js'
+
+interface Example {
+  readonly command: string
+  readonly output: readonly string[]
+}
+
+/** What is shown after a prompt, up to the next one. */
+function examplesIn(block: string): Example[] {
+  const found: { command: string; output: string[] }[] = []
+  for (const line of block.split('\n')) {
+    const [, command] = /^[#$] (.*?)( {2,}#.*)?$/.exec(line) ?? []
+    if (command !== undefined) found.push({ command, output: [] })
+    else if (line !== '') found.at(-1)?.output.push(line)
+  }
+  return found
+}
+
+const blocks = [
+  ...[...readFileSync(join(ROOT, 'README.md'), 'utf8').matchAll(/^```console\n(.*?)^```$/gms)],
+  ...readdirSync(join(ROOT, 'man')).flatMap((page) => [
+    ...readFileSync(join(ROOT, 'man', page), 'utf8').matchAll(/^\.Bd -literal.*?\n(.*?)^\.Ed$/gms),
+  ]),
+].map(([, text]) => text as string)
+const examples = blocks.flatMap(examplesIn)
+
+/** What needs more than this machine may have, and where it is run instead. */
+const ELSEWHERE: readonly [RegExp, string][] = [
+  [/^apt-get install \.\//, 'make check-vm installs the package'],
+  [/^apt-get install libfuse2|^npm install/, 'make check installs fuse-native with the tests'],
+  [/^(udevadm|systemctl|journalctl|ln -s \/dev\/null|echo 'DISKSEQFS_OPTIONS)/, 'make check-vm, of udev and of the service'],
+  [/^ls -l \/dev\/mapper|^readlink -f \/dev\/disk\/by-label/, 'make check-vm, of names'],
+]
+
+t.test('each stands in a list', async (t) => {
+  t.ok(examples.length > 25, `${examples.length} examples`)
+  for (const { command } of examples) {
+    const [, where] = ELSEWHERE.find(([pattern]) => pattern.test(command)) ?? []
+    t.ok(where ?? /^(make|diskseqfs|ls -l \/mnt\/disks$)/.test(command), command)
+  }
+})
+
+t.test('what make is asked for, it knows', async (t) => {
+  for (const { command } of examples.filter((example) => example.command.startsWith('make '))) {
+    const { code, stderr } = await run('sh', ['-c', `cd '${ROOT}' && ${command.replace('make', 'make --dry-run')}`])
+    t.strictSame({ code, stderr }, { code: 0, stderr: '' }, command)
+  }
+})
+
+/** A line of output with all that is of a machine left open. */
+const shapeOf = (line: string) =>
+  new RegExp(
+    `^${line
+      .replace(/[.*+?^${}()|[\]\\]/g, '\\$&')
+      .replace(/\d+/g, '\\d+')
+      .replace(/ +/g, ' +')}$`,
+  )
+
+t.test('what diskseqfs is asked for, it does', async (t) => {
+  const disk = loopDisk(t)
+  disk.addPartition(1, 64, 64)
+  const other = loopDisk(t)
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-examples-'))
+  cleanup(t, () => rmSync(directory, { recursive: true }))
+  mkdirSync(join(directory, 'bin'))
+  writeFileSync(join(directory, 'bin/diskseqfs'), `#!/bin/sh\nexec '${process.execPath}' '${CLI}' "$@"\n`, { mode: 0o755 })
+  // Devices that are here for those of the examples.
+  for (const [name, path] of Object.entries({ loop0: disk.path, loop0p1: `${disk.path}p1`, sdb: other.path })) {
+    symlinkSync(path, join(directory, name))
+  }
+  const here = (command: string) =>
+    command
+      .replaceAll('/dev/loop0', `${directory}/loop0`)
+      .replaceAll('/dev/sdb', `${directory}/sdb`)
+      .replace('253:0', readFileSync(`/sys/class/block/${disk.kname}/dev`, 'utf8').trim())
+      .replace('loop9', 'loop999')
+  const asked = examples.filter(({ command }) => /^(diskseqfs|ls -l \/mnt)/.test(command) && !command.includes('fuse-native'))
+  const script = asked.map(({ command }) => `echo '== ${command}'; ${here(command)} 2>&1 || true`).join('\n')
+  // Nobody else sees what is mounted.
+  const { stdout } = await run('unshare', [
+    ...['--mount', '--propagation', 'private', 'bash', '-c'],
+    `mount -t tmpfs none /mnt; PATH='${directory}/bin':$PATH; cd /; ${script}`,
+  ])
+  const printed = new Map(
+    stdout
+      .split(/^== /m)
+      .slice(1)
+      .map((part) => [part.slice(0, part.indexOf('\n')), part.slice(part.indexOf('\n') + 1).split('\n')]),
+  )
+  for (const { command, output } of asked) {
+    const lines = printed.get(command) ?? []
+    if (command === 'diskseqfs list') {
+      // Other disks than those of the example are here.
+      t.match(lines[0], shapeOf(output[0] as string), command)
+      t.ok(
+        lines.some((line) => new RegExp(`^ *${disk.diskseq()}p1 +${disk.kname}p1 +\\d+:\\d+ +\\S+ +0 part$`).test(line)),
+        'a partition',
+      )
+      continue
+    }
+    for (const line of output) {
+      t.ok(
+        lines.some((found) => shapeOf(line.replace('loop9', 'loop999')).test(found)),
+        `${command}: ${line}`,
+      )
+    }
+    if (output.length === 0 && command.startsWith('diskseqfs')) t.strictSame(lines, [''], `${command}: says nothing`)
+    if (command.startsWith('ls ')) t.match(lines.join('\n'), new RegExp(`^b.* ${disk.diskseq()}p1$`, 'm'), command)
+  }
+})
