@@ -289,7 +289,7 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     return { tree, opener, lifetime, intents, closes: new UserCloses({ registry, inodes, lifetime, opener, log }) }
   }
 
-  /** See {@link Inodes}: of the library, which says nothing of its inodes, the kernel has them all. */
+  /** See {@link KernelCache}: of the library, which says nothing of its inodes, the kernel has them all. */
   invalidate(id: bigint): boolean {
     return this.transport instanceof FuseSession ? this.transport.invalidate(id) : true
   }

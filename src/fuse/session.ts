@@ -36,29 +36,29 @@ const MAX_WRITE = 4096
 export const PAYLOAD_MAX = 128 * 1024
 
 /**
- * How many daemons may die with one request unanswered before it is taken for the
- * reason. Fewer than the deaths after which systemd starts no other (StartLimitBurst=).
+ * How many daemons may die with the same request unanswered before that request is blamed, and
+ * refused.
  */
 const TRIES_MAX = 5
 /**
- * A daemon that has taken over serves for this long, ms, until what it was left
- * counts as harmless: whatever it dies of later, it is none of these requests.
+ * After a daemon has served for this long, ms, the requests it took over count as harmless: a later crash is
+ * not blamed on them.
  */
 const TRIAL_MS = 50
 
-/** Requests handled before the event loop gets to look at anything else. */
+/** Requests handled in one turn of the event loop. */
 const BATCH = 64
 
-/** For this long, ms, requests that come one after another are answered before the event loop gets to look at anything else. */
+/** How long one turn of the event loop may last while requests keep coming, ms. */
 const ROUND_MS = 1
 
-/** Requests that may wait for their turn; beyond that they are answered as they come. */
+/** Requests that may wait for their turn; any more are answered as they come. */
 const WAITING_MAX = 2048
 
 /** fuse_setattr_in, 88 bytes */
 const SETATTR_IN_SIZE = 88
 
-/** What a handler needs of the body at least: anything shorter is refused with EIO. */
+/** The smallest body that each handler accepts; anything shorter is refused with EIO. */
 const BODY_MIN: Readonly<Record<number, number>> = {
   [Opcode.LOOKUP]: 1,
   [Opcode.FORGET]: 8,
@@ -74,7 +74,7 @@ const BODY_MIN: Readonly<Record<number, number>> = {
   [Opcode.BATCH_FORGET]: 8,
 }
 
-/** Requests that would change the shape of the tree: refused, whoever asks. */
+/** Requests that would change the shape of the tree: refused to everybody. */
 const SHAPE_CHANGES: ReadonlySet<number> = new Set([
   Opcode.SYMLINK,
   Opcode.MKNOD,
@@ -87,10 +87,10 @@ const SHAPE_CHANGES: ReadonlySet<number> = new Set([
   Opcode.TMPFILE,
 ])
 
-/** The answer to one request; the request's memory is free again once it is given. */
+/** The answer to one request. Sending it frees the request's slot. */
 class SessionReply implements Reply {
   answered = false
-  /** Where the request is kept while it waits. */
+  /** Where the request is stored while it waits. */
   slot = -1
   private listener: (() => void) | undefined
   private interrupted = false
@@ -147,7 +147,7 @@ class SessionReply implements Reply {
   }
 }
 
-/** A request that was read, and is kept until it is its user's turn. */
+/** A request that was read, and waits for its user's turn. */
 interface Waiting {
   readonly unique: bigint
   readonly slot: number
@@ -159,7 +159,7 @@ export interface FuseSessionParts {
   readonly native: Calls
   /** /dev/fuse, non-blocking, already given to mount(2); owned from now on. */
   readonly fd: number
-  /** Where requests are kept for a daemon that takes over. */
+  /** Stores requests for a daemon that takes over. */
   readonly requests: RequestStore
   readonly log: Logger
 }
@@ -174,9 +174,9 @@ export class FuseSession implements Transport, KernelCache {
   /** Requests read and not yet answered, for FUSE_INTERRUPT. */
   private readonly pending = new Map<bigint, SessionReply>()
   /**
-   * Not root's, which is answered first: nobody else can keep it waiting. Of the others
-   * LOOKUPs come first: while one waits, its caller may hold the directory's lock, and root
-   * stand behind it.
+   * Requests of users; root's are answered first, so that no user can delay them. LOOKUPs come before other
+   * requests: while one waits, its caller may hold the directory's lock, and root
+   * may wait for that lock.
    */
   private readonly lookups = new FairQueue<Waiting>()
   private readonly waiting = new FairQueue<Waiting>()
@@ -186,7 +186,7 @@ export class FuseSession implements Transport, KernelCache {
   readonly requests: RequestStore
   private readonly log: Logger
   private readonly wireLog: WireLog | undefined
-  /** Whether the kernel can be told to forget an inode, as far as is known. */
+  /** Whether the kernel can be told to forget one inode, as far as is known. */
   private prunes = true
   private turn: NodeJS.Immediate | undefined
   private trial: NodeJS.Timeout | undefined
@@ -215,8 +215,8 @@ export class FuseSession implements Transport, KernelCache {
   }
 
   /**
-   * Goes on where an earlier daemon ended: answers what it has read, and serves.
-   * The kernel has agreed to the protocol with that one.
+   * Goes on where an earlier daemon ended: answers the requests it had read, and serves.
+   * The kernel has already agreed on the protocol with that daemon.
    */
   resume(operations: TreeOperations): void {
     this.operations = operations
@@ -249,13 +249,13 @@ export class FuseSession implements Transport, KernelCache {
     clearTimeout(this.trial)
   }
 
-  /** As {@link pause}; and what is unanswered is left to the next daemon, which is not to take it for a reason to die. */
+  /** As {@link pause}; the next daemon answers what is left, and blames no crash on it. */
   pauseForHandOver(): void {
     this.pause()
     this.requests.resetTries()
   }
 
-  /** After {@link pause} or {@link pauseForHandOver}, when nobody else has read requests. */
+  /** Undoes {@link pause} or {@link pauseForHandOver}, if no other daemon has read requests. */
   goOn(): void {
     this.poll = new this.native.Poll(this.fd, () => this.readable())
     this.turn = setImmediate(() => this.again())
@@ -275,9 +275,9 @@ export class FuseSession implements Transport, KernelCache {
   }
 
   /**
-   * Takes what there is to read, then answers one of those that wait. While there are LOOKUPs
-   * among them it goes on, one of these and one of the others in turns, each after another look at
-   * what root asks.
+   * Reads what there is, then answers one request that waits. While LOOKUPs wait it goes on: a LOOKUP and
+   * another request in turns, each after reading again, so that root is
+   * answered first.
    */
   private readable(): void {
     const end = monotonicMs() + ROUND_MS
@@ -291,7 +291,7 @@ export class FuseSession implements Transport, KernelCache {
       if (this.lookups.size === 0 || monotonicMs() >= end) break
     }
     this.operations?.turnEnds()
-    // The others after a look at what else there is to do: disks that have been opened, say.
+    // The rest after other events have been handled, of disks that were opened, for example.
     if (this.queued > 0) this.turn ??= setImmediate(() => this.again())
   }
 
@@ -336,7 +336,7 @@ export class FuseSession implements Transport, KernelCache {
     }
   }
 
-  /** Waits a moment for the next request, and for disks that are being opened, before the event loop goes to sleep. */
+  /** Polls for the next request, and for disks that are being opened, before the event loop sleeps. */
   private await(end: number): number {
     const { busyPoll } = this
     const began = monotonicMs()
@@ -347,7 +347,7 @@ export class FuseSession implements Transport, KernelCache {
     return n
   }
 
-  /** Has a request wait for its turn, unless it is root's, or one that takes no answer. */
+  /** Queues a request, unless it is root's or one that takes no answer. */
   private mayWait(message: Message): boolean {
     if (message.length < IN_HEADER_SIZE || message.uid === 0 || this.queued >= WAITING_MAX) return false
     const { uid, opcode, unique } = message.header()
@@ -359,11 +359,11 @@ export class FuseSession implements Transport, KernelCache {
     return true
   }
 
-  /** The caller of a request wants to give up. */
+  /** FUSE_INTERRUPT: the caller of a request wants to give up. */
   private interrupt(unique: bigint): void {
     const reply = this.pending.get(unique)
     if (reply !== undefined) return reply.interrupt()
-    // Neither: already answered, since a request is read before its interrupt.
+    // Neither: it was answered already, as the kernel sends a request before its interrupt.
     const isIt = (request: Waiting) => request.unique === unique
     const waiting = this.waiting.find(isIt) ?? this.lookups.find(isIt)
     if (waiting === undefined) return
@@ -385,7 +385,7 @@ export class FuseSession implements Transport, KernelCache {
     return false
   }
 
-  /** See {@link Inodes}. The kernel answers whether it has the inode. */
+  /** See {@link KernelCache}. The kernel answers whether it has the inode. */
   invalidate(nodeid: bigint): boolean {
     if (this.fd < 0) return false
     const n = this.native.write(this.fd, this.out.bytes, this.out.invalidateInode(nodeid))
@@ -393,7 +393,7 @@ export class FuseSession implements Transport, KernelCache {
     return n !== -E.ENOENT
   }
 
-  /** See {@link Inodes}. An older kernel says EINVAL. */
+  /** See {@link KernelCache}. An older kernel says EINVAL. */
   prune(nodeid: bigint): boolean {
     if (!this.prunes || this.fd < 0) return false
     const n = this.native.write(this.fd, this.out.bytes, this.out.pruneInode(nodeid))

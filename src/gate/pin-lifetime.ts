@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: MIT
 /**
- * When pins end: when their callers are done, whatever the kernel still remembers.
+ * Decides when a pin ends: when its callers are done, whatever the kernel still remembers.
  *
- * - Who was answered is looked at until it is seen out of its call: soon after the last
- *   answer, then ever more rarely. What it opened meanwhile, it holds itself.
- * - Whoever has the inode already may open without asking while attributes are valid
- *   that the kernel was told. So before callers are looked at, these are taken
- *   back (FUSE_NOTIFY_INVAL_INODE).
- * - A caller that cannot be seen is done when the kernel has forgotten the inode, and
- *   some ms later where it may open by number; or after `hold`. For these, and for one
- *   that runs on and on after a close, the kernel is made to forget.
+ * - A caller that was answered is watched until it has left its system call: first soon after the
+ *   answer, then less and less often. If it opened the device, it now holds the device itself.
+ * - While the kernel's copy of the attributes is valid, any process that has the inode can open it
+ *   without a request. So the attributes are invalidated (FUSE_NOTIFY_INVAL_INODE) before callers are watched.
+ * - A caller that cannot be seen is done when the kernel has forgotten the inode (some ms later if
+ *   it may open by number), or after `hold`. For such callers, and for one that keeps running
+ *   after a close, the kernel is made to forget the inode.
  *
- * So nobody keeps a pin by having the inode: an O_PATH descriptor, a bind mount, an
- * inotify watch.
+ * So an O_PATH descriptor, a bind mount or an inotify watch does not keep a pin.
  */
 import { monotonicMs } from '../util/clock.js'
 import { errnoName } from '../util/errno.js'
@@ -25,57 +23,57 @@ import type { SharedState } from '../handover/shared-state.js'
 import type { Caller, KernelCache } from '../fuse/transport.js'
 
 export interface PinLifetimeOptions {
-  /** How long a pin outlives the inode where it was for a caller that cannot be seen, ms. */
+  /** How long the pin of a caller that cannot be seen stays after the kernel has forgotten the inode, ms. */
   readonly lingerMs: number
-  /** How long such a caller is waited for where the kernel does not forget the inode, s. */
+  /** How long that pin stays if the kernel does not forget the inode, s. */
   readonly holdSeconds: number
 }
 
 /**
- * From the last answer, or close, to the first look at the callers, ms: of a disk that is opened
- * again and again, so that it is found open; and of others, whose user may want to
- * remove the device right after it has closed it.
+ * Time from the last answer or close to the first look at the callers, ms. Long for a disk that is opened
+ * again and again, so that the next open finds the pin; short for all others, as
+ * the user may remove the device right after the close.
  */
 const QUIET_MS = 2
 const FIRST_LOOK_MS = 1
-/** In one open: for the name, for that once more where the kernel had another inode of it, and for the attributes. */
+/** Answers in one open: the name, the name again if the kernel had another inode for it, and the attributes. */
 const ANSWERS_OF_ONE = 3
 /**
- * While others are answered, whose time looks and closes would take, they are put off; each for
- * so long, ms, and not for longer than this in all.
+ * Looks and closes take time from callers of other inodes, so they are put off while such callers are answered:
+ * by the first figure each time, and by the second in all, ms.
  */
 const ELSEWHERE_MS = 0.5
 const OVERDUE_MAX_MS = 5
-/** Not so where nobody else was answered for so long, ms: whoever has closed a disk may want it for himself at once. */
+/** They are not put off if no other inode was asked for during this time, ms: the user may want the device exclusively at once. */
 const ALONE_MS = 2
-/** Looks right after a close that follow each other without a pause, as a caller that still runs is mostly about to end; and at how many callers at most. */
+/** Looks right after a close that follow each other without a pause, as a caller that still runs is usually about to end; and for how many callers at most. */
 const LOOKS_IN_A_ROW = 5
 const CALLERS_IN_A_ROW = 2
-/** A look comes twice as late each time, up to this, ms. */
+/** The time between two looks doubles, up to this, ms. */
 const LOOK_DELAY_MAX_MS = 32
-/** But not where a caller ends soon, and whoever has waited for that wants the disk for himself; for so long, ms. */
+/** It does not double for this time, ms: a caller may end soon, and another process waits for that. */
 const GOING_ON_LOOK_MS = 2
 const SOON_MS = 1000
 /** A caller takes some 10 us to look at: where there are many, looks take a tenth of a processor at most. */
 const LOOK_DELAY_MS_PER_CALLER = 0.1
-/** Of inodes that are looked at at a time. */
+/** Inodes in one look. */
 const LOOK_AT_ONCE = 64
 /**
- * A look that has taken this long, ms, stands at a thread that began an execve(2) at that
- * very moment, or has no processor: the others are looked at without it.
+ * A look that has taken this long, ms, is stuck at a thread in the middle of an execve(2), or gets
+ * no processor. The other inodes are then looked at one by one.
  */
 const LOOK_STUCK_MS = 50
 /**
- * Looks under way at a time, each on a thread of its own. Where the callers of an inode hold
- * them up, two are stuck for that inode: with others, and alone. So whoever may open fewer
- * than half as many inodes holds up nobody else's.
+ * Looks under way at a time, each on a thread of its own. One inode can make two of them stick: the look it
+ * shares with others, and its own. So a user who may open fewer than half as many inodes
+ * cannot delay the looks at other inodes.
  */
 const LOOKS_MAX = 512
-/** Callers that are remembered of an inode before it is looked at though it is not quiet. */
+/** With this many callers an inode is looked at even while it is in use. */
 const CALLERS_MAX = 256
-/** Of an inode that waits to be forgotten: attempts come twice as late each time, up to this, ms. */
+/** Attempts to have the kernel forget an inode: the time between two doubles, up to this, ms. */
 const PRUNE_DELAY_MAX_MS = 1000
-/** A hold is counted in ticks, so that a clock that jumps costs one tick, not the hold. */
+/** `hold` is counted in ticks, so that a clock that jumps costs one tick, not the whole hold. */
 const TICK_MS = 1000
 
 /** One look, at the callers of some inodes. */
@@ -92,7 +90,7 @@ export interface PinLifetimeParts {
   readonly opener: PinOpener
   /** What callers are doing. */
   readonly intents: Intents
-  /** Where it is written down whom a pin was taken for. */
+  /** Records the callers of each pin, for a daemon that takes over. */
   readonly state: Pick<SharedState, 'pinnedFor' | 'notPinnedFor'>
   /** The kernel's. */
   readonly kernel: KernelCache
@@ -107,7 +105,7 @@ export class PinLifetime {
   /** The inode that a thread was answered about last, in an open(2). */
   private readonly openers = new Map<number, Inode>()
   private answeredAt = -Infinity
-  /** Of which inode; and when another one was, before that. */
+  /** The inode of the last answer; and the time of the last answer for any other inode. */
   private lastAnswered: Inode | undefined
   private othersAnsweredAt = -Infinity
   private timer: NodeJS.Timeout | undefined
@@ -140,10 +138,7 @@ export class PinLifetime {
     this.mountFd = -1
   }
 
-  /**
-   * The mount is gone, and nobody asks any more. Calls back when all who were answered
-   * are out of their calls.
-   */
+  /** Calls back when every caller that was answered has left its call. For when the mount is gone, so that no more come. */
   whenDrained(done: () => void): void {
     this.drained.push(done)
     this.checkDrained()
@@ -154,13 +149,13 @@ export class PinLifetime {
     for (const done of this.drained.splice(0)) done()
   }
 
-  /** A pin that an earlier daemon had. */
+  /** Adds the pin of an earlier daemon. */
   takenOver(inode: Inode): void {
     if (inode.unseen) this.startHold(inode)
     this.watch(inode, 0)
   }
 
-  /** An opener is about to be answered: whoever takes over must know of it. */
+  /** Records an opener that is about to be answered, for a daemon that takes over. */
   answering(inode: Inode, caller: Caller, call: Call): void {
     if (inode.pin?.place === undefined) return
     const { intents } = this.parts
@@ -171,13 +166,13 @@ export class PinLifetime {
     )
   }
 
-  /** It had gone, or another daemon had answered it. */
+  /** Drops that record: the caller was gone, or another daemon has answered it. */
   notAnswered(inode: Inode, caller: Caller): void {
     if (inode.pin?.place !== undefined) this.parts.state.notPinnedFor(inode.pin.place, caller.tid)
     if (inode.pin !== undefined && !this.active.has(inode)) this.watch(inode, QUIET_MS)
   }
 
-  /** An opener was answered, or is about to be: from here the pin must stay, or come. */
+  /** Notes that an opener was answered, or is about to be: from now on the pin must stay (or come). */
   answered(inode: Inode, caller: Caller, call: Call): void {
     if (this.parts.intents.isSeen(call)) {
       this.remember(inode, caller.tid, call)
@@ -195,7 +190,7 @@ export class PinLifetime {
     this.used(inode, this.answeredAt)
     const due = inode.lookAt
     this.watch(inode, this.isBusy(inode) ? QUIET_MS : FIRST_LOOK_MS)
-    // Those that are done must not pile up while others come.
+    // Callers that are done must not pile up while new ones come.
     if ((inode.callers?.size ?? 0) >= CALLERS_MAX) inode.lookAt = Math.min(due, inode.lookAt)
   }
 
@@ -206,18 +201,18 @@ export class PinLifetime {
     inode.usedAt = now
   }
 
-  /** It is opened again and again. */
+  /** Whether it is opened again and again. */
   private isBusy(inode: Inode): boolean {
     return inode.streak > ANSWERS_OF_ONE
   }
 
-  /** A caller in an open(2) is told of an inode that is not pinned yet. It is to ask for the attributes. */
+  /** Notes that a caller in an open(2) was given an inode that is not pinned yet: it will ask for the attributes. */
   told(inode: Inode, { tid }: Caller, call: Call): void {
     call.asks = true
     this.remember(inode, tid, call)
   }
 
-  /** A thread that opens one device is done with the one before: one open(2) opens one. */
+  /** Ends the thread's claim on the device it opened before: one open(2) opens one device. */
   private remember(inode: Inode, tid: number, call: Call): void {
     const before = this.openers.get(tid)
     if (before !== undefined && before !== inode && before.callers?.get(tid)?.intent === 'open') {
@@ -232,22 +227,21 @@ export class PinLifetime {
   }
 
   /**
-   * The call of a caller that was {@link told}: when it comes to ask, it need not be looked
-   * at once more. It may have gone on to another open(2) meanwhile, through a
-   * descriptor, so that it is in one is all that is said of it.
+   * The call of a caller that was {@link told}, so that it need not be read again when it asks for the attributes. The caller
+   * may be in another open(2) by then (of a descriptor's path in /proc), so the result says only that it is in one.
    */
   expected(inode: Inode, { tid }: Caller): Call | undefined {
     const call = inode.callers?.get(tid)
     return call?.asks ? someCall('open', call.number) : undefined
   }
 
-  /** An attempt to pin it has ended, and those who waited for it have been answered. */
+  /** Notes that an attempt to pin it has ended, and that all who waited were answered. */
   attempted(inode: Inode): void {
     if (inode.pin !== undefined) this.watch(inode, QUIET_MS)
     else this.unpin(inode)
   }
 
-  /** Somebody closed it. */
+  /** Notes that a process has closed it. */
   closedByUser(inode: Inode): void {
     if (!this.active.has(inode)) return
     inode.closed = true
@@ -258,12 +252,12 @@ export class PinLifetime {
     this.lookAtThoseDue(this.isAlone(inode))
   }
 
-  /** Nobody was answered about another inode in the ms before it was answered about this one: looks take nobody's time. */
+  /** Whether no other inode was asked for in the ms before this one: then looks delay nobody. */
   private isAlone(inode: Inode): boolean {
     return inode === this.lastAnswered && this.answeredAt - this.othersAnsweredAt >= ALONE_MS
   }
 
-  /** Has its callers looked at some ms from now. */
+  /** Schedules the next look at its callers. */
   private watch(inode: Inode, delay: number): void {
     this.active.add(inode)
     inode.lookDelay = FIRST_LOOK_MS
@@ -271,7 +265,7 @@ export class PinLifetime {
     this.arm(inode.lookAt)
   }
 
-  /** Has the timer go off at `due`, or before. */
+  /** Sets the timer to `due`, unless it goes off earlier. */
   private arm(due: number): void {
     if (due >= this.timerAt || this.closed) return
     clearTimeout(this.timer)
@@ -285,7 +279,7 @@ export class PinLifetime {
     )
   }
 
-  /** @param alone whether it takes nobody's time */
+  /** @param alone whether looks delay nobody */
   private lookAtThoseDue(alone = false): void {
     const now = monotonicMs()
     let next = Infinity
@@ -308,7 +302,7 @@ export class PinLifetime {
       overdue = Math.max(overdue, now - inode.lookAt)
     }
     if (due.length > 0 && !alone && now - this.answeredAt < ELSEWHERE_MS && overdue < OVERDUE_MAX_MS) return this.arm(now + 1)
-    // One after another: all of them are over in some microseconds.
+    // One after another: each takes some microseconds.
     if (due.length > 0 && (going > 0 || this.looks.size >= LOOKS_MAX)) next = Math.min(next, now + 1)
     else if (due.length > 0) this.look(due)
     this.arm(next)
@@ -319,7 +313,7 @@ export class PinLifetime {
     /** Each thread once, and whether its stack is needed. */
     const threads = new Map<number, boolean>()
     for (const inode of inodes) {
-      // Now, whoever is seen elsewhere has not got in by attributes that were valid.
+      // From now on, a caller that is seen elsewhere did not get in by attributes that were still valid.
       if (inode.trusted) this.distrust(inode)
       for (const [tid, call] of inode.callers ?? []) {
         asked.push({ inode, tid, call })
@@ -338,13 +332,13 @@ export class PinLifetime {
       if (this.closed) return
       const found = new Map([...threads.keys()].map((tid, i) => [tid, seen[i]]))
       for (const { inode, tid, call } of asked) {
-        // Not if it has been answered again since.
+        // Unless it was answered again in the meantime.
         if (inode.callers?.get(tid) !== call) continue
         const late = this.parts.intents.endsSoon(call) && monotonicMs() - inode.usedAt > this.parts.options.holdSeconds * 1000
         if (late || !this.parts.intents.mayStillBeIn(call, found.get(tid))) this.gone(inode, tid)
       }
       for (const inode of inodes) {
-        // Those of a look that was given up have been looked at since, one by one.
+        // The inodes of a look that was given up have been looked at one by one since then.
         if (!look.stuck || inodes.length === 1) inode.looking = false
         if (inode.pin !== undefined && !inode.looking) this.judge(inode)
       }
@@ -358,7 +352,7 @@ export class PinLifetime {
     if (this.openers.get(tid) === inode) this.openers.delete(tid)
   }
 
-  /** The inodes that it was for are looked at one by one; one by itself waits for the look to end. */
+  /** Gives up a look that is stuck: its inodes are looked at one by one. The look at a single inode is waited for. */
   private giveUp(look: Look): void {
     look.stuck = true
     if (look.inodes.length === 1) return
@@ -370,7 +364,7 @@ export class PinLifetime {
     }
   }
 
-  /** Ends a pin that nobody needs any more. */
+  /** Ends the pin if no caller needs it any more. */
   private judge(inode: Inode): void {
     const now = monotonicMs()
     if (inode.lookAt > now) return this.arm(inode.lookAt)
@@ -380,7 +374,7 @@ export class PinLifetime {
       this.distrust(inode)
     }
     if (left === 0 && inode.unseen && inode.known && !this.haveForgotten(inode)) return
-    // Who runs on and on is not seen to leave its call: if nobody has the inode any more, it has.
+    // A caller that never stops running is not seen to leave its call. If the kernel has forgotten the inode, it has.
     if (left > 0 && inode.closed && inode.known && inode.lookDelay > FIRST_LOOK_MS) {
       this.parts.kernel.prune(inode.id)
       inode.closed = false
@@ -398,9 +392,9 @@ export class PinLifetime {
   }
 
   /**
-   * Has the kernel forget an inode, for the sake of callers that cannot be seen.
+   * Makes the kernel forget an inode, because of callers that cannot be seen.
    *
-   * @returns false where it had forgotten it before, which an earlier daemon may have been told
+   * @returns false if it had forgotten it before (and told an earlier daemon so)
    */
   private haveForgotten(inode: Inode): boolean {
     if (inode.takenOver && inode.nlookup === 0 && !this.parts.kernel.invalidate(inode.id)) {
@@ -412,18 +406,18 @@ export class PinLifetime {
     return true
   }
 
-  /** The kernel has to ask again for the attributes of an inode. */
+  /** Invalidates the kernel's copy of an inode's attributes. */
   distrust(inode: Inode): void {
     inode.trusted = false
     this.parts.kernel.invalidate(inode.id)
   }
 
-  /** The kernel has dropped an inode, and says how many lookups were answered with it. */
+  /** The kernel has forgotten `nlookup` lookups of an inode (FUSE_FORGET). */
   forget(inode: Inode, count: number): void {
     inode.nlookup = Math.max(0, inode.nlookup - count)
     if (inode.known) {
-      // Of one that was taken over this says less than it seems to: it may be the inode that
-      // an earlier daemon gave out, dropped before this one answered a lookup.
+      // For an inode that was taken over this proves little: it may be the kernel's inode from an
+      // earlier daemon, dropped before this daemon answered a lookup.
       if (inode.takenOver && inode.pin === undefined) this.parts.inodes.release(inode)
       else if (inode.takenOver) this.watch(inode, QUIET_MS)
       return
@@ -432,7 +426,7 @@ export class PinLifetime {
   }
 
   private forgotten(inode: Inode): void {
-    // Whoever comes now gets another inode.
+    // The next caller gets another inode.
     inode.reopenable = inode.trusted = false
     for (const [tid, call] of inode.callers ?? []) {
       if (!this.parts.intents.outlastsInode(call)) this.gone(inode, tid)
@@ -445,7 +439,7 @@ export class PinLifetime {
     else this.watch(inode, 0)
   }
 
-  /** Ends an inode's pin and what was remembered for its sake. */
+  /** Ends an inode's pin, and forgets its callers. */
   unpin(inode: Inode): void {
     const pin = inode.pin
     inode.pin = undefined
@@ -463,7 +457,7 @@ export class PinLifetime {
     this.checkDrained()
   }
 
-  /** Has the kernel drop all names that nobody uses; for kernels that cannot be told which. */
+  /** Makes the kernel drop all unused names, if it cannot be told to drop one. */
   pruneAll(): void {
     if (this.mountFd < 0 || this.pruning) return
     this.pruning = true
