@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /**
- * Whether a caller could open a node at all. The kernel decides that again
- * (the mount has default_permissions); here it only keeps an unprivileged
- * caller from making the daemon open a disk which that caller could not.
- * So: false only when the kernel is certain to refuse, true in doubt.
+ * Whether a caller may open a device node at all. The kernel checks that again (the mount has
+ * default_permissions); this check only prevents that an unprivileged
+ * caller makes the daemon open a disk. So the answer is false only if the
+ * kernel is certain to refuse, and true in doubt.
  */
 import { LRUCache } from 'lru-cache'
 
@@ -32,16 +32,16 @@ const ACL_HEADER = 4
 const ACL_ENTRY = 8
 const AclTag = { USER_OBJ: 1, USER: 2, GROUP_OBJ: 4, GROUP: 8, MASK: 16, OTHER: 32 } as const
 
-/** To read of a thread with so many groups takes so long that its user waits for users like it only. */
+/** Reading the status of a thread with this many groups takes long: such users wait in a lane of their own. */
 const MANY_GROUPS = 1024
-/** Users of whom that is remembered. */
+/** Users for which that is remembered. */
 const USERS_MAX = 4096
 
-/** What a caller is about to do, as far as it decides which rights it needs. */
+/** What a caller is about to do, as far as that decides which rights it needs. */
 export type Purpose =
   /** open(2): the node's mode and ACL decide. */
   | 'open'
-  /** By number, which those may who may mount, whatever the node says. */
+  /** By number (mount(2), for example), which CAP_SYS_ADMIN allows whatever the node's mode is. */
   | 'by number'
   /** With credentials that may not be those of its thread (io_uring's personalities). */
   | 'unclear'
@@ -50,14 +50,14 @@ interface Question {
   readonly caller: Caller
   /** See {@link Native.userNamespace}. */
   readonly namespace: number | undefined
-  /** The same for all ids that somebody has in user namespaces of his own, however many. */
+  /** The user who owns the caller's user namespace: one for all ids that a user maps into its own namespaces. */
   readonly user: number
   readonly node: Permissions
   readonly purpose: Purpose
   readonly done: (may: boolean) => void
 }
 
-/** Questions are put to the kernel one at a time, and users take turns. */
+/** Reads one thread's credentials at a time; users take turns. */
 class Lane {
   readonly waiting = new FairQueue<Question>()
   busy = false
@@ -75,22 +75,21 @@ export class Access {
   ) {}
 
   /**
-   * Whether a caller may for certain, by what stands in its request: the ids that the
-   * kernel checks with. Groups are not there, and are dear to find out; and for all but the
-   * owner an ACL may say something else than the mode.
+   * Whether the ids in the request are enough to allow the open. Groups are not in the request and are expensive to
+   * find out; and for everybody but the owner an ACL may say something else than the mode.
    */
   certain({ uid }: Caller, node: Pick<Permissions, 'mode' | 'uid'>): boolean {
     return uid === 0 || (uid === node.uid && allows(node.mode >> 6))
   }
 
-  /** Whether nobody but the owner may, and that is somebody else: then a caller may not, whatever it is doing. */
+  /** Whether only the owner may, and the caller is not the owner: then it may not, whatever it is doing. */
   static hopeless(caller: Caller, { mode, uid }: Pick<Permissions, 'mode' | 'uid'>): boolean {
     return caller.uid !== uid && !allows(mode >> 3) && !allows(mode)
   }
 
   /**
-   * Finds out; on another thread, as one with 65,536 groups takes milliseconds.
-   * False only where the kernel is certain to refuse.
+   * Reads the caller's credentials on another thread, as 65,536 groups take milliseconds. False
+   * only if the kernel is certain to refuse.
    *
    * @param caller blocked in the request in question
    */
@@ -124,7 +123,7 @@ export class Access {
   private judge({ caller, namespace, node, purpose }: Question, groups: readonly number[], found: ThreadCredentials | undefined): boolean {
     if (found === undefined) return true
     const [fsuid, fsgid, capabilities, , ...member] = found
-    // The request was made with others than the thread has.
+    // The thread's ids are not those of the request.
     if (fsuid !== caller.uid || fsgid !== caller.gid) return true
     const own = new Set(groups.filter((_, i) => member[i]))
     if (granted(node, caller.uid, own.add(caller.gid))) return true
@@ -160,7 +159,7 @@ export class Access {
 
 const allows = (bits: number) => (bits & READ_OR_WRITE) !== 0
 
-/** Whether a caller is not the owner, and groups make no difference to others. */
+/** Whether the caller is not the owner, and groups make no difference. */
 const forEverybodyElse = (caller: Caller, { mode, uid, acl }: Permissions) =>
   caller.uid !== uid && acl === undefined && allows(mode >> 3) && allows(mode)
 
@@ -183,7 +182,7 @@ export function granted(node: Permissions, uid: number, groups: ReadonlySet<numb
   return allows(node.mode)
 }
 
-/** All groups that make a difference. */
+/** All groups that can make a difference. */
 function groupsOf(node: Permissions): number[] {
   const entries = (node.acl === undefined ? undefined : parseAcl(node.acl)) ?? []
   return [node.gid, ...entries.filter(({ tag }) => tag === AclTag.GROUP).map(({ id }) => id)]

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 /**
- * Closes of nodes in the tree, told by inotify watches on its directories: the kernel
- * sends no FUSE request for them on a block node. Hints, since a full queue loses
- * some, and of two that are alike one may be left out.
+ * Closes of block nodes in the tree, from inotify watches on its directories: the kernel
+ * sends no FUSE request when a block node is closed. They are hints: a full queue loses
+ * events, and inotify merges equal ones.
  *
- * The root is watched as long as there is the tree; a directory `.dm/N` from before the first
- * device is answered for in it until its disk is gone. The kernel has these watches, and whoever
- * has the descriptor.
+ * The root is watched for as long as the tree is there; a directory `.dm/N` from before its first
+ * device is looked up until the disk is gone. Watches stay for as long as any process has
+ * the descriptor.
  */
 import { readFileSync } from 'node:fs'
 
@@ -25,21 +25,21 @@ const IN_ONLYDIR = 0x0100_0000
 /** struct inotify_event without its name */
 const EVENT_SIZE = 16
 
-/** From one look at the events to the next, ms: each close makes one, and none of them is urgent. */
+/** Events are gathered for this long, ms: each close makes one, and none is urgent. */
 const GATHER_MS = 1
 
 export const WATCH_MASK = IN_CLOSE_WRITE | IN_CLOSE_NOWRITE | IN_ONLYDIR
 
 export interface CloseListener {
   closed(name: string, wrote: boolean): void
-  /** The same of what the kernel calls `kname`. */
+  /** The same, in `.dm/N`, of the device that the kernel calls `kname`. */
   closedByKernelName(diskseq: DiskSeq, kname: string, wrote: boolean): void
   lost(): void
 }
 
 type Calls = Pick<Native, 'Poll' | 'read' | 'close' | 'inotifyAdd' | 'inotifyRemove'>
 
-/** Watch descriptors of directories `.dm/N`, as an earlier daemon may have made them. */
+/** Watch descriptors of directories `.dm/N` that an earlier daemon has added. */
 export function watchesOf(fdinfo: string): Map<number, DiskSeq> {
   const found = new Map<number, DiskSeq>()
   for (const [, wd, inode] of fdinfo.matchAll(/^inotify wd:([\da-f]{1,8}) ino:([\da-f]{1,16}) /gm)) {
@@ -65,7 +65,7 @@ export interface CloseWatchParts {
   /** From {@link Native.cloneMount}; or negative, and only the root is watched. */
   readonly root: number
   readonly listener: CloseListener
-  /** What the kernel says of the watches of `fd`. */
+  /** Reads /proc/self/fdinfo of `fd`. */
   readonly fdinfo?: () => string
   readonly log: Logger
 }
@@ -74,9 +74,9 @@ export class CloseWatch {
   private readonly buffer = Buffer.alloc(16384)
   private readonly poll: Poll
   private gathering: NodeJS.Timeout | undefined
-  /** By watch descriptor: of which directory `.dm/N` it is. All others are of the root. */
+  /** The directory `.dm/N` of each watch descriptor; any other descriptor is the root's. */
   private readonly directories: Map<number, DiskSeq>
-  /** Directories that are watched, or as good as that can be had; or those who wait for it. */
+  /** Watch descriptors of directories (negative if a watch cannot be had); or who waits for one. */
   private readonly watched = new Map<DiskSeq, number | (() => void)[]>()
   private readonly failures: LogLimit
   private readonly native: Calls
@@ -97,7 +97,7 @@ export class CloseWatch {
     this.poll = new native.Poll(fd, () => this.readable())
   }
 
-  /** Calls back when closes in `.dm/N` are seen. */
+  /** Calls back when `.dm/N` is watched. */
   watch(diskseq: DiskSeq, ready: () => void): void {
     const state = this.watched.get(diskseq)
     const id = directoryId(diskseq)
@@ -119,21 +119,21 @@ export class CloseWatch {
     })
   }
 
-  /** The root could not be had before. */
+  /** Sets the root's descriptor, if there was none before. */
   useRoot(root: number): void {
     this.root = root
   }
 
-  /** Takes away the watches of disks that have gone while there was no daemon. */
+  /** Removes watches of disks that went away while there was no daemon. */
   forgetOthers(isThere: (diskseq: DiskSeq) => boolean): void {
     for (const diskseq of [...this.watched.keys()]) if (!isThere(diskseq)) this.unwatch(diskseq)
   }
 
-  /** The disk is gone. */
+  /** Removes the watch of a disk that is gone. */
   unwatch(diskseq: DiskSeq): void {
     const state = this.watched.get(diskseq)
     this.watched.delete(diskseq)
-    // If it is being added, it is removed as soon as it is there.
+    // A watch that is being added is removed as soon as it is there.
     if (typeof state === 'number') this.remove(state)
   }
 

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT
 /**
- * Users who make calls that take the directory's lock for themselves (mkdir, rename,
- * open with O_CREAT), one after another. The kernel asks for the name before it finds out
- * that they may not, and holds the lock meanwhile; whoever asks for a name that the kernel
- * does not know stands behind all of them.
+ * Slows down users who take the directory's lock exclusively again and again (mkdir, rename, open with O_CREAT). The
+ * kernel sends a LOOKUP before it checks their permission, and holds the lock meanwhile; every process
+ * that asks for a name the kernel does not have waits behind them.
  *
- * What is answered cannot be held back, so the askers are, before they come to the lock:
- * every walk into a directory needs its attributes, which the kernel otherwise
- * has for long. While there is a crowd in it the kernel must ask for them each time, and users are
- * answered in turns, so many in a second. Root is answered at once; and so is who has the
- * lock already, and is asked once more whether it may (may_create()).
+ * A LOOKUP must be answered at once, so these users are held back earlier: every path walk needs the
+ * directory's attributes, which are normally valid for long. In a crowded directory they are valid for
+ * no time, and GETATTRs of users are answered in turns, a limited number per second. Root is answered at
+ * once, and so is a caller that already has the lock (may_create() asks again).
  */
 import { monotonicMs } from '../util/clock.js'
 import type { NodeId } from '../devices/names.js'
@@ -17,12 +15,12 @@ import { FairQueue } from '../fuse/fair-queue.js'
 import type { Intents } from './intent.js'
 import type { Caller, KernelCache } from '../fuse/transport.js'
 
-/** So many such calls of all users in a second are no crowd, and so many at once. */
+/** Up to this many such calls per second, and at once, are not a crowd; of all users together. */
 const CALLS_PER_S = 200
 const CALLS_AT_ONCE = 50
-/** In a crowd, one user's walk is let in so often, ms. */
+/** In a crowd, time between two walks that are let in, ms. */
 const PACE_MS = 5
-/** It is over when there was no such call for so long, ms, and nobody waits. */
+/** A crowd ends after this time without such a call, ms, if no walk waits. */
 const OVER_MS = 2000
 
 export class Crowd {
@@ -30,9 +28,9 @@ export class Crowd {
   private counted = 0
   private last = -Infinity
   private timer: NodeJS.Timeout | undefined
-  /** Each tells whether it was still there to be let in. */
+  /** Walks that wait; each returns whether its caller was still there. */
   private readonly waiting = new FairQueue<() => boolean>()
-  /** The directories that have had one, until it is over. */
+  /** Directories with a crowd. */
   private readonly gathered = new Set<NodeId>()
 
   constructor(
@@ -40,12 +38,12 @@ export class Crowd {
     private readonly intents: Pick<Intents, 'arrives'>,
   ) {}
 
-  /** Whether there is one: then the attributes of that directory are valid for no time. */
+  /** Whether there is a crowd: then the directory's attributes are valid for no time. */
   isIn(directory: NodeId): boolean {
     return this.gathered.has(directory)
   }
 
-  /** Somebody's call has the directory's lock for itself. */
+  /** Counts a call that has the directory's lock exclusively. */
   locks({ uid }: Caller, directory: NodeId): void {
     if (uid === 0) return
     const now = monotonicMs()
@@ -60,9 +58,9 @@ export class Crowd {
   }
 
   /**
-   * Lets somebody in who asks for the attributes of a directory.
+   * Lets a caller in that asks for a directory's attributes, at once or when it is its turn.
    *
-   * @param enter false where nobody is there any more
+   * @param enter returns false if the caller is gone
    */
   admit({ uid, tid }: Caller, directory: NodeId, enter: () => boolean): void {
     if (uid !== 0 && this.isIn(directory) && this.intents.arrives(tid)) this.waiting.add(uid, enter)

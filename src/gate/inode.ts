@@ -7,58 +7,58 @@ import type { Pin, PinResult } from './pin.js'
 import type { Device } from '../devices/sysfs.js'
 
 /**
- * A device that somebody asked for: a disk or partition with the device number that its
- * inode has. One that gets another number, or a partition that is made anew and gets
- * one, is another inode of the same name.
+ * An inode of the tree: a disk or partition with its device number, which never changes. If the
+ * device gets another number (a partition that is made again, for example), that is another
+ * inode with the same name.
  */
 export class Inode {
   readonly name: string
-  /** Lookups answered and not yet forgotten by the kernel. */
+  /** FUSE's count: lookups answered and not yet forgotten by the kernel. */
   nlookup = 0
-  /** An earlier daemon answered some, too: how many is not known. */
+  /** An earlier daemon has answered lookups too, nobody knows how many. */
   takenOver = false
   /** Requests at the gate. */
   attempts = 0
   pin: Pin | undefined
-  /** Its medium may be changed while it is pinned; undefined until somebody has looked. */
+  /** Whether its medium can be changed while it is pinned; undefined until that was looked up. */
   removable: boolean | undefined
-  /** It may become another disk while it is open; undefined until somebody has looked. */
+  /** Whether it can become another disk while it is open; undefined until that was looked up. */
   changes: boolean | undefined
   /** Its attributes when last seen. */
   last: { readonly device: Device; readonly stat: NodeStat } | undefined
-  /** Opens under way for this inode; each entry waits for the same one. */
+  /** The open of the device that is under way. */
   opening: Opening | undefined
 
-  /** Somebody may have the inode, and open it without asking for the name. */
+  /** A process may hold the inode (by an O_PATH descriptor, for example) and open it without a LOOKUP. */
   reopenable = false
-  /** Since attributes that the kernel may use unasked were last taken back, it was given some. */
+  /** The kernel has attributes of it that are valid, or were; not since they were last invalidated. */
   trusted = false
 
-  /** Who was answered since it was pinned and may be in its call still, by thread. */
+  /** Callers that were answered since it was pinned, and may still be in their calls; by thread. */
   callers: Map<number, Call> | undefined
-  /** One of them goes on by another name, until its process ends. */
+  /** One of them goes on by another name of the device, until its process ends. */
   goesOn = false
-  /** So was somebody who cannot be seen. */
+  /** A caller that cannot be seen was answered, too. */
   unseen = false
-  /** An earlier daemon answered others, of whom nothing is known. */
+  /** An earlier daemon answered more callers than it could record. */
   moreCallers = false
-  /** Ticks of hold since that. */
+  /** Ticks of `hold` since then. */
   unseenTicks = 0
 
-  /** When somebody was answered last (monotonic ms), and how often so soon after the time before. */
+  /** Time of the last answer (monotonic ms), and how many answers in a row came shortly after the one before. */
   usedAt = -Infinity
   streak = 0
 
-  /** For the pin's end: when to look at the callers next (monotonic ms), and how long to wait after that. */
+  /** When to look at the callers next (monotonic ms), and how long to wait after that. */
   lookAt = Infinity
   lookDelay = 0
   /** How many more looks follow without a pause. */
   looksInARow = 0
-  /** Somebody has closed it since they were. */
+  /** A process has closed it since the last look. */
   closed = false
   /** They are being looked at. */
   looking = false
-  /** Before this (monotonic ms) the pin stays. */
+  /** The pin stays at least until then (monotonic ms). */
   lingerUntil = 0
 
   constructor(
@@ -69,7 +69,7 @@ export class Inode {
     this.name = nodeName(diskseq, partition)
   }
 
-  /** The kernel may have its inode. */
+  /** Whether the kernel may have it. */
   get known(): boolean {
     return this.nlookup > 0 || this.takenOver
   }
@@ -79,11 +79,11 @@ export class Inode {
   }
 }
 
-/** One open(2) of a device, shared by all who wait for it. */
+/** One open(2) of a device, shared by all requests that wait for it. */
 export interface Opening {
   readonly device: Device
   readonly waiters: Set<(outcome: PinResult) => void>
-  /** The thread whose LOOKUP began it, until that asks for the attributes; or 0. */
+  /** The thread whose LOOKUP began it, until that thread asks for the attributes; else 0. */
   begunFor: number
 }
 
@@ -91,7 +91,7 @@ const idOf = ({ diskseq, partition, minor }: Device) => inodeId(diskseq, partiti
 
 export class InodeTable {
   private readonly byId = new Map<NodeId, Inode>()
-  /** The one of each name that was asked for last. */
+  /** The latest inode of each name. */
   private readonly byName = new Map<string, Inode>()
 
   get size(): number {
@@ -106,7 +106,7 @@ export class InodeTable {
     return this.byName.get(name)
   }
 
-  /** The inode of a device, new if need be; undefined where its numbers are larger than nodeids can be. */
+  /** The inode of a device, created if necessary; undefined if its numbers do not fit into a nodeid. */
   of(device: Device): Inode | undefined {
     const latest = this.byName.get(device.name)
     if (latest?.last?.device === device) return latest
@@ -118,7 +118,7 @@ export class InodeTable {
     return known
   }
 
-  /** Whether an inode has the number that this device has. */
+  /** Whether an inode has this device's number. */
   static is(inode: Inode, device: Device): boolean {
     return inode.last?.device === device || inode.id === idOf(device)
   }
@@ -129,12 +129,12 @@ export class InodeTable {
     return id === undefined ? undefined : this.byId.get(id)
   }
 
-  /** An inode that the kernel knows from an earlier daemon; undefined for the id of anything else. */
+  /** Recreates an inode that the kernel has from an earlier daemon; undefined for ids of anything else. */
   recall(id: NodeId): Inode | undefined {
     const parsed = parseId(id)
     if (parsed?.kind !== 'inode') return undefined
     const inode = this.create(id, parsed.diskseq, parsed.partition)
-    // Who has the inode is not known either, and what was said of its attributes.
+    // Nobody knows who holds it, or what the earlier daemon said of its attributes.
     inode.takenOver = inode.reopenable = inode.trusted = true
     return inode
   }
@@ -146,7 +146,7 @@ export class InodeTable {
     return inode
   }
 
-  /** Drops an inode that nothing refers to any more. */
+  /** Drops an inode if nothing refers to it any more. */
   release(inode: Inode): void {
     if (!inode.unused) return
     this.byId.delete(inode.id)

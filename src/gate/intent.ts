@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT
 /**
- * What the calling thread is doing: inspecting an inode, or opening it. The
- * kernel sends the same LOOKUP for both, but while we hold it the caller is
+ * Finds out what the calling thread is doing: inspecting an inode, or opening it. The
+ * kernel sends the same LOOKUP for both, but until it is answered the caller is
  * blocked in its system call, and /proc/TID/syscall shows which one.
  *
- * What it shows can be made up. A 64-bit program may make 32-bit calls (int 0x80),
- * whose numbers mean something else (64-bit 5 is fstat, 32-bit 5 is open), and has all
- * registers to itself. So:
+ * A program can forge what it shows: a 64-bit program may make 32-bit calls (int 0x80),
+ * whose numbers mean something else (64-bit 5 is fstat, 32-bit 5 is open), and chooses
+ * all registers. So:
  *
- * - a number is believed beside a path that lies above 4 GiB, which no 32-bit call
- *   takes; beside any other only if the kernel's own stack shows how it was entered
- *   ({@link Intents.confirms}). That is right for every program that means no harm;
- * - of users who might mean harm the stack is looked at wherever a lie would get them
+ * - a number is believed if the path's address is above 4 GiB, which no 32-bit call can
+ *   use; else only if the kernel's own stack shows a 64-bit entry
+ *   ({@link Intents.confirms}). This is correct for every honest program;
+ * - for users other than root the stack is read wherever a forged call would get them
  *   a disk.
  */
 import { constants, readdirSync } from 'node:fs'
@@ -29,20 +29,20 @@ import { kernelPreempts } from './preemption.js'
  */
 export type Intent = 'inspect' | 'open' | 'unknown'
 
-/** A system call under way; or one in which somebody was answered, until it is seen out of it. */
+/** A system call under way; or one in which a thread was answered, until it is seen outside of it. */
 export interface Call {
   readonly intent: Intent
-  /** Its number, or -1 where it is not known. */
+  /** Its number; -1 if unknown. */
   readonly number: number
-  /** Tells this call from others of the thread; 0 where it is not known. */
+  /** Distinguishes this call from others of the thread; 0 if unknown. */
   readonly print: number
-  /** It may leave the caller with the inode, through which it opens the device later without asking for the name. */
+  /** The caller may keep the inode after it, and open the device through that without a LOOKUP. */
   readonly keeps: boolean
   /** It follows a symlink at the end of the path. */
   readonly follows: boolean
   /** It would change the shape of the tree, or fail with EEXIST: it cannot succeed. */
   readonly shape: boolean
-  /** It has the directory's lock for itself while the kernel asks for the name, or may have. */
+  /** It holds the directory's lock exclusively during the LOOKUP, or may hold it. */
   readonly locks: boolean
   /** An open(2) whose flags are out of sight: it may be O_PATH. */
   readonly blind: boolean
@@ -52,17 +52,17 @@ export interface Call {
    * crashes (fuse_write_inode(); seen with 6.12).
    */
   readonly setsTimes: boolean
-  /** It was told of an inode that is not pinned, and must ask for the attributes before it opens it. */
+  /** It was given an inode that is not pinned, and must ask for the attributes before it opens it. */
   asks: boolean
   /**
-   * What the thread had spent outside of the kernel when it was first seen running, us, and
+   * Processor time that the thread had spent in user space when it was first seen running, us, and
    * its page faults; -1 before that.
    */
   userUs: number
   faults: number
 }
 
-/** A call of which no more is known than what it is for, and its number if that. */
+/** A call of which only the intent is known, and perhaps the number. */
 export function someCall(intent: Intent, number = -1): Call {
   const unknown = intent === 'unknown'
   return {
@@ -81,10 +81,10 @@ export function someCall(intent: Intent, number = -1): Call {
   }
 }
 
-/** In place of the number of a call: until its process ends. */
+/** Stands for the number of a call that lasts until the process ends. */
 const UNTIL_IT_ENDS = -3
 
-/** Of a program that has looked at a path, and goes on by another: see {@link Intents.goesOn}. */
+/** The call of a program that goes on by another path, see {@link Intents.goesOn}. */
 export const GOING_ON: Call = { ...someCall('unknown', UNTIL_IT_ENDS), print: 2, keeps: false, locks: false }
 
 /**
@@ -95,16 +95,16 @@ export const GOING_ON: Call = { ...someCall('unknown', UNTIL_IT_ENDS), print: 2,
 const GOES_ON_BY_NAME =
   /^(?:u?mount|mount\.[\w.-]+|swapo(?:n|ff)|fsck|systemd-(?:fsck|makefs|growfs|mount|cryptse)|(?:mkfs\.)?btrfs|btrfs-convert|(?:low)?ntfs-3g)\n$/
 
-/** Nothing is known of the caller: it may do anything, and when it is done is not seen. */
+/** Of a caller that cannot be seen: it may do anything, and nobody sees when it is done. */
 export const UNSEEN = someCall('unknown')
 
 /**
- * The caller has sent its request and has not gone to sleep yet: somebody else
- * got the processor in between. It goes to sleep as soon as it has it back.
+ * Of a caller that was preempted after it sent its request and before it went to sleep. It sleeps
+ * as soon as it gets the processor back.
  */
 export const RUNNING = someCall('unknown')
 
-/** Times to read again at once while the caller has not gone to sleep yet. */
+/** How often the file is read again at once while the caller is not asleep yet. */
 const RUNNING_RETRIES = 8
 
 const { O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW } = constants
@@ -116,21 +116,21 @@ const IN_DONT_FOLLOW = 0x0200_0000
 const FAN_MARK_DONT_FOLLOW = 0x4
 const UMOUNT_NOFOLLOW = 0x8
 
-/** A call that cannot open what an inode stands for. */
+/** A call that cannot open the device. */
 interface Inspecting {
-  /** Which argument is a pointer that it cannot do without. */
+  /** The index of an argument that must be a pointer. */
   readonly pointer: number
-  /** Where it stands whether it follows symlinks: at an index, these bits say no; or never. */
+  /** If these bits are set in the argument at the index, it follows no symlinks; or it never follows any. */
   readonly nofollow?: readonly [index: number, bits: number] | 'always'
-  /** Bits that say it does, where it does not otherwise. */
+  /** If these bits are not set in the argument at the index, it follows no symlinks. */
   readonly follow?: readonly [index: number, bits: number]
   readonly keeps?: true
   readonly shape?: true
 }
 
 /**
- * Those that change owner, mode, times or xattrs are among them: the change itself
- * is a request of its own, which is pinned whoever makes it.
+ * Calls that change owner, mode, times or xattrs are among them: the change itself
+ * is a request of its own, for which the device is always pinned.
  */
 const INSPECTING: Readonly<Record<string, Inspecting>> = {
   stat: { pointer: 0 },
@@ -200,7 +200,7 @@ const INSPECTING: Readonly<Record<string, Inspecting>> = {
   rmdir: { pointer: 0, shape: true },
 }
 
-/** open(2) and its kind: where the pointer is, and the flags (-1: out of sight). */
+/** open(2) and the like: the indexes of the pointer and of the flags (-1: not in a register). */
 const OPENING: Readonly<Record<string, readonly [pointer: number, flags: number]>> = {
   open: [0, 1],
   openat: [1, 2],
@@ -217,12 +217,12 @@ const IOCTL_32 = 54
 /** What the kernel goes on with after a mount, in a thread of its own (fs/btrfs/dev-replace.c). */
 const BTRFS_REPLACES = /^btrfs-devrepl\n$/
 
-/** In place of what tells the call of a worker of io_uring from others: it has none. */
+/** The print of calls by io_uring's workers, which have no registers of their own. */
 const WORKER_PRINT = 1
 
 /** Registers shown of a call: six arguments, stack pointer, program counter. */
 const REGISTERS = 8
-/** Of a thread that is in no call: the last two. */
+/** Of a thread outside of system calls, only the last two are shown. */
 const REGISTERS_OUTSIDE = 2
 
 const DIGITS_MAX = 10
@@ -238,7 +238,7 @@ const LETTER_A = 0x61
 const LETTER_F = 0x66
 const LETTER_X = 0x78
 
-/** What the file says of a thread that does not sleep. */
+/** What the file says while the thread is not asleep. */
 const RUNNING_LINE = Buffer.from('running')
 
 /**
@@ -250,14 +250,14 @@ const RUNNING_LINE = Buffer.from('running')
 class SyscallLine {
   /** Of the call, or -1 outside of one. */
   number = -1
-  /** How many there were. */
+  /** How many registers there are. */
   registers = 0
   private readonly low = new Uint32Array(REGISTERS)
   private readonly high = new Uint32Array(REGISTERS)
 
   /**
-   * @param length of the line, bytes; what is behind it may be of another
-   * @returns whether it is no garbage
+   * @param length of the line, bytes; what follows may be left from another line
+   * @returns whether the line is well-formed
    */
   read(line: Uint8Array, length: number): boolean {
     let at = this.readNumber(line)
@@ -281,7 +281,7 @@ class SyscallLine {
     return this.low[register] === 0 && this.fits(register)
   }
 
-  /** One number of all that is in the line: the same call, and nothing else, has the same. Never 0. */
+  /** A hash of the line, never 0. */
   print(): number {
     let hash = this.number
     for (let i = 0; i < REGISTERS; i++) {
@@ -323,7 +323,7 @@ class SyscallLine {
   }
 }
 
-/** Another number for each number; what differs in its high bits only differs in all. */
+/** Mixes the bits of a hash. */
 function mixed(value: number): number {
   const product = Math.imul(value ^ (value >>> 15), 0x2c1b3c6d)
   return product ^ (product >>> 13)
@@ -338,7 +338,7 @@ function isPrefix(line: Uint8Array, at: number): boolean {
   return line[at] === SPACE && line[at + 1] === ZERO && line[at + 2] === LETTER_X
 }
 
-/** -1 where that character is none; the kernel writes lower case. */
+/** -1 for any other character; the kernel writes lower case. */
 function hexDigit(code: number): number {
   if (code >= ZERO && code <= NINE) return code - ZERO
   return code >= LETTER_A && code <= LETTER_F ? code - LETTER_A + 10 : -1
@@ -346,21 +346,21 @@ function hexDigit(code: number): number {
 
 type Syscalls = Pick<Native, 'readFile' | 'openFile' | 'readAgain' | 'close' | 'syscalls' | 'O_PATH'>
 
-/** Threads whose file in /proc is kept open. */
+/** How many threads' files in /proc stay open. */
 const FILES_MAX = 64
-/** The same of the file that tells whether it sleeps; where the kernel preempts itself. */
+/** The same for `wchan`, if the kernel preempts itself. */
 const WCHANS_MAX = 16
 
 /**
- * How the kernel was entered: by an instruction that makes 64-bit calls only (x86-64,
- * arm64), or what handles no others (x86-64 with FRED, which has one entry for all).
+ * The kernel's entry for 64-bit calls (x86-64, arm64); with FRED, which has one entry for all calls,
+ * the function that handles 64-bit ones.
  */
 const ENTERED_BY_64_BITS = /\b(?:entry_SYSCALL_64|do_syscall_64|el0t_64_sync)/
 /** fs/namei.c: up to the last component, whose directory is locked after this. */
 const IN_PATH_WALK = /\blink_path_walk\b/
-/** A request of a FUSE filesystem is. */
+/** A request to a FUSE filesystem is under way. */
 const IN_FUSE = /\bfuse_/
-/** A request of io_uring is under way in this thread. */
+/** This thread works on an io_uring request. */
 const IN_IO_URING = /\b_*io_(?:issue|submit|wq_submit)_/
 
 export class Intents {
@@ -399,16 +399,16 @@ export class Intents {
     this.ioctl = numbers['ioctl'] ?? -1
   }
 
-  /** Lets go of the files that are kept open; whoever asks again has them opened again. */
+  /** Closes the files that stay open for speed; they are opened again when needed. */
   close(): void {
     this.files.close()
     this.wchans.close()
   }
 
   /**
-   * @param tid the thread of the request being held. Of no other: the file of a thread
-   *   that is not blocked in a request of ours may block whoever reads it
-   * @param wary it may have been arranged that this one's does, so that it is looked first whether it sleeps
+   * @param tid the thread whose request waits for our answer, never another one: reading the
+   *   file of a thread that is not blocked in a request of ours may block
+   * @param wary the caller may have arranged that reading blocks, so check first that it sleeps
    */
   of(tid: number, wary = false): Call {
     if (tid === 0) return UNSEEN
@@ -422,10 +422,10 @@ export class Intents {
   }
 
   /**
-   * In doubt it is. A kernel that preempts itself has whoever reads what a thread is doing wait
-   * for one that is on its way to sleep and has been preempted there (wait_task_inactive()).
-   * For `wchan` it never waits, and says 0 of a thread on the run queue (get_wchan(), since 5.16). It also
-   * says so of one that sleeps and is left there for a while, as it has had more than its share (since 6.12).
+   * Whether the thread is off the run queue; true in doubt. On a kernel that preempts itself, reading
+   * /proc/TID/syscall waits for a thread that was preempted on its way to sleep (wait_task_inactive()).
+   * Reading `wchan` never waits, and gives 0 for a thread on the run queue (get_wchan(), since 5.16); since 6.12 also
+   * for a sleeping thread that stays there for a while because it has used more than its share.
    */
   private isOffQueue(tid: number): boolean {
     if (!(this.asksFirst ??= this.preempts() && this.tellsByWchan())) return true
@@ -433,7 +433,7 @@ export class Intents {
     return length <= 0 || length > 1 || this.wchans.buffer[0] !== ZERO
   }
 
-  /** Whether that can be read here: of the threads of this process, those of the pool are asleep. */
+  /** Whether `wchan` can be read here: this process's pool threads are asleep, so theirs must not be 0. */
   private tellsByWchan(): boolean {
     try {
       return readdirSync(`${this.proc}/self/task`).some((tid) => this.wchans.read(Number(tid)) > 1)
@@ -445,7 +445,7 @@ export class Intents {
   private parse(tid: number, bytes: Uint8Array, length: number): Call {
     const line = this.line
     if (!line.read(bytes, length)) return UNSEEN
-    // No program's thread: the kernel's, or a worker of io_uring, with what else its maker had in its registers.
+    // A kernel thread, or an io_uring worker, which shows its creator's old registers.
     if (line.isZero(line.registers - 1)) {
       if (BTRFS_REPLACES.test(this.commOf(tid))) return { ...UNSEEN, setsTimes: true }
       return { ...UNSEEN, number: this.ioUringEnter, print: WORKER_PRINT }
@@ -494,7 +494,7 @@ export class Intents {
       intent: path || shape || (flags & O_DIRECTORY) !== 0 ? 'inspect' : 'open',
       number,
       print,
-      // It has the handle already.
+      // It has the file handle already.
       keeps: path || number === this.openByHandle,
       follows: (flags & O_NOFOLLOW) === 0,
       shape,
@@ -508,24 +508,24 @@ export class Intents {
   }
 
   /**
-   * Whether an open(2) that asks for the attributes is about to open: whatever its flags
-   * say, as one with O_PATH would not ask.
+   * Whether an open(2) that asks for the attributes is about to open the device. Its flags do not
+   * matter: one with O_PATH would not ask.
    */
   isOpening(call: Call): boolean {
     return call.intent === 'open' || (call.intent === 'inspect' && this.opening.has(call.number))
   }
 
   /**
-   * Whether the kernel's stack shows that a thread made a 64-bit call; false where it
-   * cannot be read. It costs as much as an open does, nearly.
+   * Whether the kernel's stack shows that a thread made a 64-bit call; false if it
+   * cannot be read. Reading it costs nearly as much as an open.
    */
   confirms(tid: number): boolean {
     return ENTERED_BY_64_BITS.test(this.stackOf(tid))
   }
 
   /**
-   * Whether a thread that asks for the attributes of the root is on its way to a name in it, and
-   * holds no lock of the directory yet; false where that is not known.
+   * Whether a thread that asks for the root's attributes is on its way to a name in it, and
+   * does not hold the directory's lock yet; false if unknown.
    */
   arrives(tid: number): boolean {
     return IN_PATH_WALK.test(this.stackOf(tid))
@@ -536,7 +536,7 @@ export class Intents {
     return this.stack.toString('latin1', 0, Math.max(0, n))
   }
 
-  /** Its credentials may be others than those of its thread. */
+  /** Whether it is io_uring's: its credentials may differ from its thread's. */
   isIoUring(call: Call): boolean {
     return call.number === this.ioUringEnter
   }
@@ -547,9 +547,8 @@ export class Intents {
   }
 
   /**
-   * Whether the device may still be opened by number while the caller stays in
-   * this call, though the inode is gone already. Not so for io_uring_enter:
-   * what it opens holds the inode, as open(2) does.
+   * Whether the call may open the device by number after the kernel has forgotten the
+   * inode. Not io_uring_enter: what it opens holds the inode, as with open(2).
    */
   outlastsInode(call: Call): boolean {
     return call.intent === 'unknown' && !this.isIoUring(call)
@@ -561,16 +560,16 @@ export class Intents {
   }
 
   /**
-   * Whether a thread may still be inside the call in which it was answered; true in
-   * doubt. To be asked when no attributes are valid any more: then a thread that
-   * is seen elsewhere cannot be in another open(2) that did not ask.
+   * Whether a thread may still be in the call in which it was answered; true in
+   * doubt. To be called after the attributes were invalidated: then a thread that is
+   * seen elsewhere cannot be in another open(2) that needed no request.
    *
-   * @param seen undefined if it is gone; with its stack if {@link wantsStack}
+   * @param seen undefined if the thread is gone; with its stack if {@link wantsStack}
    */
   mayStillBeIn(call: Call, seen: SeenThread | undefined): boolean {
     if (seen === undefined) return false
     const [syscall, stack, state, memory] = seen
-    // An execve(2) that has got so far, or an exit: all other threads of the process have ended.
+    // Late in an execve(2), or in exit: all other threads of the process have ended.
     if (syscall === '') return memory !== 0
     if (call.number === UNTIL_IT_ENDS) return true
     const ring = this.isIoUring(call)
@@ -582,12 +581,12 @@ export class Intents {
     if (line.registers !== REGISTERS) return false
     const opening = call.intent === 'open' && this.opening.has(line.number)
     if (call.print === 0) {
-      // In an open(2), whichever. Before it has the device it sleeps like this in a request of ours only.
+      // In some open(2). Before it has the device, it sleeps only in a request to us.
       if (opening) return state !== 'S' || stack === '' || IN_FUSE.test(stack)
       return line.number === call.number
     }
     if (line.print() === call.print) return true
-    // In another open(2): of a FIFO, say (S); or of this device, out of memory.
+    // In another open(2), of a FIFO for example (S); or in that of this device, waiting for memory (D).
     return opening && state === 'D'
   }
 
@@ -597,8 +596,8 @@ export class Intents {
   }
 
   /**
-   * Whether a thread that looks at a path is of a program that then goes on by another one: what it has seen
-   * must stay what it is until then.
+   * Whether a thread belongs to a program that looks at this path and then goes on by another one: the device
+   * must stay until then.
    */
   goesOn(tid: number, call: Call): boolean {
     return call.intent === 'inspect' && !call.shape && GOES_ON_BY_NAME.test(this.commOf(tid))
@@ -609,16 +608,16 @@ export class Intents {
     return this.buffer.toString('latin1', 0, Math.max(0, n))
   }
 
-  /** Whether a caller is waited for until its process ends, which is soon: to be looked at often. */
+  /** Whether the caller is waited for until its process ends: that is soon, so it is looked at often. */
   endsSoon(call: Call): boolean {
     return call.number === UNTIL_IT_ENDS
   }
 }
 
 /**
- * Whether a thread that runs has been out of its call since it was first seen running: it
- * has spent time outside of the kernel, or touched memory of its own, which no call
- * does between our answer and the open of the device.
+ * Whether a running thread has left its call since it was first seen running: it has spent
+ * time in user space, or caused a page fault there, and no call does
+ * either between our answer and the open of the device.
  */
 function leftCall(call: Call, [, , , , userUs, faults]: SeenThread): boolean {
   const first = call.faults < 0

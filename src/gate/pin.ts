@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Pins: open descriptors of exactly the device a name stands for. While one is
- * open, the kernel cannot give that device's number to another disk; this is
- * what makes an open through the tree exact, and all else is bookkeeping.
+ * Pins: open descriptors of exactly the device that a name stands for. While a pin is
+ * open, the kernel cannot give the device's number to another disk. That
+ * makes an open through the tree exact; everything else is bookkeeping.
  */
 import { constants } from 'node:fs'
 
@@ -13,17 +13,17 @@ import { type Device, parseDevice, sameDevice } from '../devices/sysfs.js'
 import type { PinStore } from '../handover/pin-store.js'
 
 export interface Pin {
-  /** O_RDONLY: conflicts with nobody's O_EXCL, mount or mkfs. */
+  /** Opened with O_RDONLY, so that it conflicts with no O_EXCL, mount or mkfs. */
   readonly fd: number
   /** What it was verified to be. */
   readonly device: Device
-  /** Where it is kept for a daemon that takes over, see {@link PinStore}. */
+  /** Its place in the {@link PinStore}. */
   readonly place?: number
 }
 
 export type PinResult =
   | { readonly pin: Pin }
-  /** The device could not be opened: its own errno. */
+  /** The device's own errno: it could not be opened. */
   | { readonly errno: number }
   /** What was opened is another device, or a loop device without a backing file. */
   | { readonly mismatch: string }
@@ -36,7 +36,7 @@ type Calls = Pick<Native, 'openDevice' | 'makeNodes' | 'closeDevice' | 'diskseq'
 export class PinOpener {
   /** Descriptors of devices that this daemon has open now. */
   count = 0
-  /** Nobody who asks who uses a device's own node is to be told of pins; where that cannot be had (a container), he is. */
+  /** Pins are opened by nodes of our own, so that `fuser /dev/sdb` does not list them; where that is impossible (in a container), by those in /dev. */
   private readonly nodes: number
 
   /** @param directory a descriptor of /dev */
@@ -59,12 +59,12 @@ export class PinOpener {
   }
 
   /**
-   * Opens the device's own node for writing and closes it again: which is what
-   * udev watches for, to look at a disk anew when a writer is done with it.
+   * Opens the device's node in /dev for writing and closes it. udev watches for that, and
+   * looks at the disk again.
    */
   touch(device: Device, done: () => void): void {
     this.openVerified(device, constants.O_WRONLY, NODE_IN_DEV, (result) => {
-      // A read-only disk, or one that is gone: nobody wrote to it.
+      // On a read-only disk, or one that is gone, nobody wrote anything.
       if ('pin' in result) this.close(result.pin)
       done()
     })
@@ -86,7 +86,7 @@ export class PinOpener {
     })
   }
 
-  /** Whether a descriptor that an earlier daemon opened is that very device. */
+  /** Whether a descriptor from an earlier daemon is open on that device. */
   holds(pin: Pin): boolean {
     const fields = new Float64Array(STAT.FIELDS)
     return (
@@ -97,7 +97,7 @@ export class PinOpener {
     )
   }
 
-  /** A pin came from an earlier daemon. */
+  /** Counts a pin that came from an earlier daemon. */
   tookOver(): void {
     this.count++
   }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-/** Whether the kernel takes the processor away from a thread that is in the middle of a call. */
+/** Whether this kernel preempts threads inside system calls. */
 import { readFileSync } from 'node:fs'
 import { release, version } from 'node:os'
 import { gunzipSync } from 'node:zlib'
 
-/** Where a kernel says that. */
+/** Where a kernel tells its preemption mode. */
 export interface PreemptionSources {
   /** "none (voluntary) full", of a kernel that can be told at any time (CONFIG_PREEMPT_DYNAMIC; kernel/sched/debug.c). */
   readonly modes: string
-  /** What it was told at its start: "preempt=none"; which 7.x takes no notice of, as it can do without no more. */
+  /** The kernel's command line: "preempt=none" (ignored by 7.x, which always preempts). */
   readonly commandLine: string
-  /** Copies of what it was configured with, the first that is there. */
+  /** Copies of the kernel's configuration; the first that exists counts. */
   readonly configs: readonly string[]
   /** As `uname -v` and `uname -r` tell them. */
   readonly version: string
@@ -45,7 +45,7 @@ function configured(configs: readonly string[]): string | undefined {
   return /^CONFIG_PREEMPT_(NONE|VOLUNTARY)=y$/m.exec(config)?.[1]?.toLowerCase()
 }
 
-/** Empty where it cannot be read, or unpacked. */
+/** Empty if the file cannot be read or unpacked. */
 function textOf(path: string): string {
   try {
     const bytes = readFileSync(path)

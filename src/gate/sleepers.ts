@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: MIT
 /**
- * Callers that have sent a request and have no processor to go to sleep with. What they
- * are doing is seen when they sleep: each is looked at until then, so many in each
- * millisecond, users in turns and root beside them, however many threads somebody has.
+ * Callers that have sent a request and were preempted before they went to sleep. Their system call can
+ * only be read when they sleep, so each is looked at until then: a few in each millisecond, root's
+ * apart, and users in turns, however many threads one of them has.
  */
 import { monotonicMs } from '../util/clock.js'
 import { FairQueue } from '../fuse/fair-queue.js'
 import { type Call, RUNNING } from './intent.js'
 import type { Caller } from '../fuse/transport.js'
 
-/** Between two rounds, ms, and callers that are looked at in each, of root's and of all others': some 50 us. */
+/** Time between two rounds, ms, and callers looked at in each, of root and of all users: some 50 us in all. */
 const ROUND_MS = 1
 const LOOKS_A_ROUND = 8
-/** After this long, ms, it is none that is waited for (a request that an earlier daemon had answered). */
+/** A caller that runs for this long, ms, does not wait for this answer (an earlier daemon has given it). */
 const RUNNING_MAX_MS = 10_000
 
 interface Waiting {
@@ -26,10 +26,10 @@ export class Sleepers {
   private readonly others = new FairQueue<Waiting>()
   private timer: NodeJS.Timeout | undefined
 
-  /** @param look {@link RUNNING} while it does not sleep */
+  /** @param look returns {@link RUNNING} while the caller does not sleep */
   constructor(private readonly look: (caller: Caller) => Call) {}
 
-  /** Calls `then` when it does. */
+  /** Calls `then` when the caller sleeps. */
   add(caller: Caller, then: (call: Call) => void): void {
     this.put({ caller, since: monotonicMs(), then })
     this.timer ??= setTimeout(() => this.round(), ROUND_MS)
