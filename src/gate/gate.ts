@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: MIT
 /**
- * The gate: may this caller have this inode now? A caller that opens gets an
- * answer only while the daemon itself holds that very device open, verified on
- * the descriptor; one that inspects gets what sysfs and /dev show, and opens
- * nothing.
+ * The gate decides: may this caller have this disk now? A caller that opens is
+ * answered only while the daemon itself holds the same device open, verified on
+ * the descriptor. A caller that inspects is answered from sysfs and /dev, and nothing
+ * is opened for it.
  *
- * While the kernel asks for a name it may hold the directory's lock, and everybody
- * stands behind it. So a LOOKUP is answered with what is known: it waits for no disk,
- * no search of sysfs, no descriptor. Where more is needed, the caller is sent on to where
- * it waits without the lock:
+ * During a LOOKUP the kernel may hold the directory's lock, and every other process waits
+ * for it. So a LOOKUP is answered with what is known: it does not wait for a disk,
+ * a search of sysfs, or a descriptor. If more is needed, the caller is sent to a place where it
+ * waits without the lock:
  *
- * - open(2) gets the inode with attributes that are stale already. It must ask for them
- *   before it opens (GETATTR), and is answered with a pin there;
- * - others get a symlink to the very same name, wait when they read it (READLINK), and then
- *   ask for the name again;
- * - those that follow no symlinks get an inode that nobody can open, wait when they ask for its
+ * - open(2) gets the inode with attributes that are already stale. It must ask for them
+ *   before it opens (GETATTR), and is answered there, with a pin;
+ * - other calls get a symlink to the same name, wait when they read it (READLINK), and then
+ *   look up the name again;
+ * - calls that follow no symlinks get an inode that nobody can open, wait when they ask for its
  *   attributes, and are told to look again (ESTALE).
  */
 import { LRUCache } from 'lru-cache'
@@ -39,37 +39,34 @@ import type { Caller } from '../fuse/transport.js'
 export interface GateOptions {
   /** How long a caller waits for a disk that does not answer, ms. */
   readonly openTimeoutMs: number
-  /** Whether a LOOKUP waits: for transports that can send nobody elsewhere. */
+  /** Whether a LOOKUP waits, for transports that cannot send callers elsewhere. */
   readonly lookupsWait: boolean
 }
 
-/**
- * A request under way that may wait. What its caller was seen doing when it came cannot
- * change until it is answered.
- */
+/** A request under way that may wait. The caller's system call cannot change until it is answered. */
 interface Attempt extends Request {
   readonly kind: 'getattr' | 'change' | 'wait'
   readonly name: Name
-  /** The kernel's inode, where it asks for that; or of the device that is waited for. Kept for as long as the attempt lasts. */
+  /** The inode that the kernel asks for, or that of the device that is waited for. */
   inode: Inode | undefined
-  /** Begins anew, as what was known has turned out to be wrong. */
+  /** Starts the decision again, after what was known has turned out to be wrong. */
   readonly decide: (call: Call) => void
   readonly done: InodeRequest['done']
   tries: number
-  /** How often there was no descriptor left for it. */
+  /** How often no descriptor was left for it. */
   exhausted: number
 }
 
-/** What was found out while a caller waited for a name, for when it asks again. */
+/** What was found out while a caller waited for a name, for its next LOOKUP. */
 interface Walked {
   readonly print: number
   readonly allowed: boolean
 }
 
 /**
- * How often an attempt is made again where there is no descriptor left, and how long after the last time, ms, at first
- * and later: who opens one disk after another is faster than their pins end. That makes a second; a daemon that gets
- * little of a processor takes longer for it, as pins then take longer to end.
+ * Retries when no descriptor is left, and the time between two, ms, at first and later: a process that opens one disk
+ * after another is faster than pins end. In all a second; longer for a daemon that gets little processor time,
+ * as pins then take longer to end, too.
  */
 const EXHAUSTED_MAX = 55
 const EXHAUSTED_FIRST_MS = 2
@@ -77,17 +74,17 @@ const EXHAUSTED_LATER_MS = 20
 
 const HUNG = 'the disk did not answer; is it hung?'
 const GONE = 'no such disk (any more)'
-/** A name may be given to another number (a new partition table) while it is being opened; not for ever. */
+/** Retries when a name gets another device number (a new partition table) while it is being opened. */
 const ATTEMPTS_MAX = 4
 /**
- * Callers that are between waiting for a name and asking for it again, which the kernel
- * does twice (the first answer is another inode than the symlink's), and how long, ms, what
- * was found out for them holds. Who comes later waits again.
+ * How many results of waits are remembered, and for how long, ms. After a wait the kernel looks up the name again,
+ * twice (the first answer is another inode than the symlink's). A caller that comes later
+ * waits again.
  */
 const WALKED_MAX = 4096
 const WALKED_MS = 1000
 
-/** A change of owner or mode is the inode's, whoever makes it; the kernel has checked that. */
+/** Changes of owner or mode: the kernel has checked that the caller may. */
 const CHANGES = someCall('open')
 
 export interface GateParts {
@@ -117,7 +114,7 @@ export class Gate {
     })
   }
 
-  /** The kernel asks for a name. Answered at once, but for a caller that has no processor to take the answer. */
+  /** LOOKUP. Answered at once, unless the caller was preempted before it went to sleep. */
   lookup(request: LookupRequest): void {
     this.whenAsleep(request.caller, (call) => {
       if (call.setsTimes) request.done({ own: true })
@@ -125,16 +122,16 @@ export class Gate {
     })
   }
 
-  /** A program that goes on by another name of what it looks at is not done with it when it has looked. */
+  /** The caller's call; {@link GOING_ON} for a program that looks at a path and goes on by another one. */
   private asGoingOn(request: LookupRequest | WaitRequest, call: Call): Call {
     if (!request.byKernelName || !this.parts.intents.goesOn(request.caller.tid, call)) return call
     if (call.follows) return GOING_ON
-    // Who follows no symlinks (realpath(3)) cannot be sent to wait: it is pinned as soon as it can be.
+    // A caller that follows no symlinks (realpath(3)) cannot be sent to wait: the device is pinned as soon as possible.
     if (request.caller.uid === 0) this.begin(request)
     return call
   }
 
-  /** Has a device opened for somebody who goes on by another name. */
+  /** Starts to open a device for a caller that goes on by another name. */
   private begin({ name, caller }: Name & Request): void {
     const { registry, inodes, lifetime } = this.parts
     const device = registry.find(name)
@@ -144,14 +141,14 @@ export class Gate {
     lifetime.answered(inode, caller, GOING_ON)
   }
 
-  /** It asks for what is no name of a device: for nothing, a directory, a symlink. */
+  /** LOOKUP of anything but a device: a directory, a symlink, or nothing. */
   lookupOther(caller: Caller, directory: NodeId): void {
     if (caller.uid === 0) return
     const call = this.callOf(caller)
     if (call.locks && this.locks(caller, call)) this.parts.crowd.locks(caller, directory)
   }
 
-  /** Of a call that may have the directory's lock for itself: a 64-bit call that is not known to have it, has not. */
+  /** Whether a call that may hold the directory's lock exclusively does: a confirmed 64-bit call that is not known to lock it does not. */
   private locks({ uid, tid }: Caller, call: Call): boolean {
     const { intents } = this.parts
     if (uid === 0) return false
@@ -167,7 +164,7 @@ export class Gate {
     }
   }
 
-  /** The kernel asks for the attributes of an inode that it has: to show them, or before it opens it. */
+  /** GETATTR: to show the attributes, or before the inode is opened. */
   getattr(request: InodeRequest): void {
     const attempt = this.attemptOn(request, 'getattr')
     const call = this.parts.lifetime.expected(request.inode, request.caller) ?? this.callOf(request.caller)
@@ -175,7 +172,7 @@ export class Gate {
     this.sleepers.add(request.caller, (asleep) => this.step(attempt, () => attempt.decide(asleep)))
   }
 
-  /** Owner, mode, times or xattrs are to be changed, through a pin. */
+  /** A change of owner, mode, times or xattrs, which needs a pin. */
   change(request: InodeRequest): void {
     const attempt = this.attemptOn(request, 'change')
     this.step(attempt, () => attempt.decide(CHANGES))
@@ -188,7 +185,7 @@ export class Gate {
     return attempt
   }
 
-  /** A caller that was sent on to wait does so. */
+  /** READLINK or GETATTR of a caller that was sent to wait. */
   wait(request: WaitRequest): void {
     this.whenAsleep(request.caller, (call) => this.waitFor(request, this.asGoingOn(request, call)))
   }
@@ -212,16 +209,16 @@ export class Gate {
   }
 
   /**
-   * One step of an attempt: whatever begins on the event loop begins here.
+   * One step of an attempt. Everything that the event loop starts goes through here.
    *
-   * @param again what to do when there was no descriptor and may be one now
+   * @param again the retry when no descriptor was left
    */
   private step(attempt: Attempt, take: () => void, again = take): void {
     try {
       take()
     } catch (error) {
       if (!(error instanceof Exhausted)) throw error
-      // Of the files that are kept open for speed, none is needed.
+      // Files that stay open for speed are not needed.
       this.parts.intents.close()
       this.parts.sysfs.close()
       if (attempt.exhausted++ < EXHAUSTED_MAX) {
@@ -259,7 +256,7 @@ export class Gate {
     this.noSuchName(request, call, 'it is gone')
   }
 
-  /** What the inode's attributes are; undefined where the device is gone. */
+  /** The inode's attributes; undefined if the device is gone. */
   private statOf(inode: Inode, device: Device): NodeStat | undefined {
     this.openings.pinOf(inode)
     return this.parts.devnodes.statOf(device)
@@ -269,8 +266,8 @@ export class Gate {
     const { caller } = request
     const { pin } = inode
     const may = walked !== undefined || (!call.blind && (this.parts.access.certain(caller, stat) || this.purpose(call) === 'unclear'))
-    // Only an open asks a drive whether its medium is another one
-    // (disk_clear_events, 6.18); a pin that is open already does not learn of it.
+    // Only an open checks a drive for another medium
+    // (disk_clear_events, 6.18); an existing pin does not notice one.
     if (pin !== undefined && may && (walked !== undefined || !this.openings.removable(inode, device))) {
       return this.answerPinned(request, call, inode, pin, stat)
     }
@@ -278,7 +275,7 @@ export class Gate {
     const begins = inode.opening === undefined
     const opening = this.openings.of(inode, device)
     if (begins) opening.begunFor = caller.tid
-    // Until the caller waits for it, it may be open.
+    // It may be open by the time the caller waits for it.
     if (caller.uid !== 0 || !begins || this.parts.options.lookupsWait) {
       return this.lookupNotPinned(request, call, may, inode, device, stat)
     }
@@ -291,14 +288,14 @@ export class Gate {
     })
   }
 
-  /** The caller waits elsewhere: one that opens, when it asks for the attributes. */
+  /** Sends the caller to wait elsewhere; an open(2) waits when it asks for the attributes. */
   private lookupNotPinned(request: LookupRequest, call: Call, may: boolean, inode: Inode, device: Device, stat: NodeStat): void {
     if (call.intent === 'unknown') return this.later(request, call)
     if (may) this.parts.lifetime.told(inode, request.caller, call)
     this.answerUnpinned(request, call, inode, device, stat)
   }
 
-  /** The daemon is about to wait for whatever comes next. */
+  /** See {@link Openings.turnEnds}. */
   turnEnds(): void {
     this.openings.turnEnds()
   }
@@ -328,7 +325,7 @@ export class Gate {
   private answerPinned(request: LookupRequest, call: Call, inode: Inode, pin: Pin, stat: NodeStat): void {
     const { lifetime } = this.parts
     if (this.mayKeep(request.caller, call)) this.makeReopenable(inode)
-    // Nobody else has the inode but who has it open, and the disk stays what it is for these.
+    // Only processes that have it open hold the inode, and for them the disk stays the same.
     const trusted = !inode.reopenable && !(inode.changes ??= this.parts.sysfs.changes(pin.device))
     inode.last = { device: pin.device, stat }
     if (trusted) inode.trusted = true
@@ -338,14 +335,14 @@ export class Gate {
   }
 
   /**
-   * Whether a caller may have the inode when its call is over, without having the disk open: a
-   * call that keeps it, or anybody but root by way of what it opens (the O_PATH descriptor of an open one).
+   * Whether the caller may hold the inode after its call without having the disk open: by a call that
+   * keeps it, or, for users other than root, by reopening an open descriptor with O_PATH.
    */
   private mayKeep({ uid }: Caller, { keeps }: Call): boolean {
     return keeps || uid !== 0
   }
 
-  /** Somebody may have the inode from here on, and open it without asking for the name: it is asked each time. */
+  /** From now on the kernel must ask before each open: a process may hold the inode. */
   private makeReopenable(inode: Inode): void {
     if (inode.reopenable) return
     inode.reopenable = true
@@ -360,7 +357,7 @@ export class Gate {
     const device = registry.find(inode.name)
     if (device === undefined) return this.search(attempt, call)
     const inspects = kind === 'getattr' && this.inspects(caller, call, device)
-    // The inode has another number than the name has now, and is never updated.
+    // The name has another device number now; an inode's number never changes.
     if (!InodeTable.is(inode, device)) return void this.finish(attempt, { errno: inspects ? E.ENOENT : E.ESTALE })
     if (inspects) return this.inspect(attempt, call, inode, device)
     if (kind === 'change') return this.pin(attempt, call, inode, device)
@@ -371,23 +368,23 @@ export class Gate {
     })
   }
 
-  /** Whether a caller that asks for attributes does not open the device for certain. */
+  /** Whether a caller that asks for attributes certainly does not open the device. */
   private inspects(caller: Caller, call: Call, device: Device): boolean {
     const { intents, devnodes } = this.parts
     if (call.intent !== 'inspect' || intents.isOpening(call)) return false
     if (caller.uid === 0) return true
-    // Where it may not open the device, the kernel stops it.
+    // If it may not open the device, the kernel refuses the open.
     const stat = devnodes.statOf(device)
     return (stat !== undefined && Access.hopeless(caller, stat)) || this.looksOnly(caller, call)
   }
 
-  /** The same, whatever it may do. */
+  /** The same, without a look at its rights. */
   private looksOnly({ uid, tid }: Caller, call: Call): boolean {
     const { intents } = this.parts
     return call.intent === 'inspect' && !intents.isOpening(call) && (uid === 0 || intents.confirms(tid))
   }
 
-  /** Finds out whether the caller may have the device opened for it. */
+  /** Finds out whether the device may be opened for this caller. */
   private whenAllowed(attempt: Attempt, call: Call, device: Device, then: (may: boolean) => void): void {
     const { caller } = attempt
     if (caller.uid === 0) return then(true)
@@ -424,7 +421,7 @@ export class Gate {
     return sysfs.shows(device) ? devnodes.statOf(device) : undefined
   }
 
-  /** @param fresh whether the device was opened since the attempt began, so that its medium is the one that is in it now */
+  /** @param fresh whether the device was opened after the attempt began, so that its medium is the current one */
   private pin(attempt: Attempt, call: Call, inode: Inode, device: Device, fresh = false): void {
     const pin = this.openings.pinOf(inode)
     if (pin !== undefined && (fresh || !this.openings.removable(inode, device))) return this.finishPinned(attempt, call, inode, pin)
@@ -451,12 +448,12 @@ export class Gate {
     if (device === undefined) return this.search(attempt, call)
     const inode = inodes.of(device)
     this.holdInode(attempt, inode)
-    // A caller that opens waits for the disk when it asks for the attributes.
+    // An open(2) waits for the disk when it asks for the attributes.
     if (inode === undefined || call.intent !== 'unknown') return this.lookAgain(attempt)
     this.whenAllowed(attempt, call, device, (may) => {
       if (!may && call.setsTimes) return void this.finish(attempt, { errno: E.EACCES })
       if (!may) return this.walkedTo(attempt, call, inode, false)
-      // It comes again: what it waited for must not be gone by then.
+      // The caller looks up the name again: until then the pin must stay.
       const pinned = () => {
         this.parts.lifetime.answered(inode, attempt.caller, call)
         this.walkedTo(attempt, call, inode, true)
@@ -476,14 +473,14 @@ export class Gate {
     return walked?.print === call.print ? walked : undefined
   }
 
-  /** Has a caller that waited ask for the name again. */
+  /** Makes a caller that waited look up the name again. */
   private lookAgain(attempt: Attempt): void {
     this.finish(attempt, { errno: 0 })
   }
 
   // What they share
 
-  /** An inode stays as long as somebody is at it. */
+  /** Holds an inode while the attempt is under way, and releases the one before. */
   private holdInode(attempt: Attempt, inode: Inode | undefined): void {
     const before = attempt.inode
     attempt.inode = inode
@@ -493,21 +490,21 @@ export class Gate {
     this.parts.inodes.release(before)
   }
 
-  /** Looks for a name that is not known: a disk may get a new diskseq without an event. */
+  /** Searches sysfs for an unknown name: a disk may get a new diskseq without an event. */
   private search(attempt: Attempt, call: Call): void {
     const { name, diskseq } = attempt.name
     this.parts.registry.findSlowly(name, diskseq, (device) => {
       this.step(attempt, () => {
         if (typeof device === 'object' && ++attempt.tries < ATTEMPTS_MAX) return attempt.decide(call)
         if (typeof device === 'number' && device !== 0) throw new Exhausted(device)
-        // With O_CREAT the kernel would go on to make a file, had the caller not been sent to wait.
+        // With O_CREAT the kernel would now create a file, if the caller had not been sent to wait.
         const creates = attempt.kind === 'wait' && call.intent === 'open' && call.locks && !call.blind
         this.refuse(attempt, call, creates ? (attempt.caller.uid === 0 ? E.EPERM : E.EACCES) : E.ENOENT, GONE)
       })
     })
   }
 
-  /** The device was not what its name says: answer as for a name nobody has, if so it is. */
+  /** The device was not what its name says: reads it again and starts over; ENOENT after a few times. */
   private again(attempt: Attempt, call: Call, device: Device, reason: string): void {
     this.parts.registry.refresh(device.kname)
     if (++attempt.tries < ATTEMPTS_MAX) return attempt.decide(call)
@@ -515,10 +512,10 @@ export class Gate {
   }
 
   /**
-   * Waits for the device to be opened, with all others who do.
+   * Waits for the device to be opened, together with all other attempts that do.
    *
-   * @param pinned called when it is; what comes of the attempt otherwise is told to the caller
-   * @param any whether that open may have begun before the attempt did
+   * @param pinned called when it is open; any other outcome is answered here
+   * @param any whether an open that began before this attempt will do
    */
   private open(attempt: Attempt, call: Call, inode: Inode, device: Device, pinned: () => void, any = false): void {
     const joined = inode.opening !== undefined && !this.began(inode.opening, attempt)
@@ -526,7 +523,7 @@ export class Gate {
       if (end === 'interrupted') return void this.finish(attempt, { errno: E.EINTR })
       if (end === 'late') return this.refuse(attempt, call, E.ETIMEDOUT, HUNG)
       if (!('pin' in end)) return this.notOpened(attempt, call, inode, device, end)
-      // Whatever is under way now has begun since.
+      // An open that is under way now began after this attempt.
       if (joined && !any && this.openings.removable(inode, device)) return this.open(attempt, call, inode, device, pinned, true)
       pinned()
     }
@@ -534,7 +531,7 @@ export class Gate {
     this.openings.await(this.openings.of(inode, device), attempt.onInterrupt, (end) => this.step(attempt, () => opened(end), again))
   }
 
-  /** Whether it was begun in the same open(2), for the name. Once, as its thread goes on to others. */
+  /** Whether this caller's own LOOKUP began it. True once, as the thread goes on to other devices. */
   private began(opening: Opening, { caller, kind }: Attempt): boolean {
     if (kind !== 'getattr' || caller.tid === 0 || opening.begunFor !== caller.tid) return false
     opening.begunFor = 0
@@ -544,7 +541,7 @@ export class Gate {
   private notOpened(attempt: Attempt, call: Call, inode: Inode, device: Device, end: Exclude<PinResult, { pin: Pin }>): void {
     if ('mismatch' in end) return this.again(attempt, call, device, end.mismatch)
     Exhausted.check(-end.errno)
-    // Its own errno, unless it went away meanwhile.
+    // The device's own errno, unless the device went away meanwhile.
     const now = this.parts.registry.find(inode.name)
     if (now === undefined || !sameDevice(now, device)) return this.again(attempt, call, device, 'it is gone')
     this.refuse(attempt, call, end.errno, `it cannot be opened: ${errnoName(end.errno)}`)
@@ -552,8 +549,8 @@ export class Gate {
 
   private refuse(attempt: Attempt, call: Call, errno: number, reason: string): void {
     this.logRefusal(attempt.name, attempt.caller, call, errno, reason)
-    // Through an inode that the kernel has: the name was there, its disk is not. Who may be
-    // about to open it is not shown what it was like.
+    // For an inode that the kernel has: the name existed, its disk is gone. A caller that may be
+    // about to open it must not get attributes.
     const gone = attempt.kind !== 'wait' && errno === E.ENOENT && !this.looksOnly(attempt.caller, call)
     this.finish(attempt, { errno: gone ? E.ENXIO : errno })
   }

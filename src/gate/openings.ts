@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Devices that are open for callers, or being opened: once for all who wait for the same one. */
+/** Opens of devices: one at a time for each inode, shared by all callers that wait for it. */
 import type { Registry } from '../devices/registry.js'
 import { type Device, sameDevice, type Sysfs } from '../devices/sysfs.js'
 import { monotonicMs } from '../util/clock.js'
@@ -7,7 +7,7 @@ import type { Inode, Opening } from './inode.js'
 import type { Pin, PinOpener, PinResult } from './pin.js'
 import type { PinLifetime } from './pin-lifetime.js'
 
-/** A signal ends a wait for a disk when it has lasted this long, ms: not each SIGCHLD is meant for us. */
+/** A signal interrupts a wait for a disk only after this time, ms: most signals (SIGCHLD) are not meant to. */
 const INTERRUPT_AFTER_MS = 100
 
 export interface OpeningsParts {
@@ -25,7 +25,7 @@ export class Openings {
 
   constructor(private readonly parts: OpeningsParts) {}
 
-  /** The inode's pin, if it still is that device. */
+  /** The inode's pin, if it is still that device. */
   pinOf(inode: Inode): Pin | undefined {
     const { pin } = inode
     if (pin === undefined || this.parts.opener.current(pin)) return pin
@@ -34,12 +34,12 @@ export class Openings {
     return undefined
   }
 
-  /** Looked at when an open finds a pin: the first open of a disk need not wait for it. */
+  /** Whether the medium can be changed. Read when an open finds a pin: the first open of a disk need not wait for it. */
   removable(inode: Inode, device: Device): boolean {
     return (inode.removable ??= this.parts.sysfs.removable(device))
   }
 
-  /** Under way for that device from now on, if it is not already. */
+  /** The open of this device that is under way; started if there is none. */
   of(inode: Inode, device: Device): Opening {
     if (inode.opening !== undefined && sameDevice(inode.opening.device, device)) return inode.opening
     const opening: Opening = { device, waiters: new Set(), begunFor: 0 }
@@ -65,7 +65,7 @@ export class Openings {
     lifetime.attempted(inode)
   }
 
-  /** Waits for it; ends in one of three ways, and once. */
+  /** Waits for an open; calls back once, in one of three ways. */
   await(opening: Opening, onInterrupt: (listener: () => void) => void, done: (end: PinResult | 'late' | 'interrupted') => void): void {
     const began = monotonicMs()
     const timers: NodeJS.Timeout[] = []
@@ -83,10 +83,10 @@ export class Openings {
   }
 
   /**
-   * Gives root's LOOKUP, if it is the first to ask for a disk, what is left of this turn of the
-   * event loop: other requests are answered meanwhile, and most disks are opened before the
-   * daemon would sleep. That is no more than the time for which it looks for the
-   * next request; so what is asked for is one request and not two.
+   * Lets root's LOOKUP wait for an open until this turn of the event loop ends, if it is the first to ask for
+   * the disk: other requests are answered meanwhile, and most disks are open before the daemon
+   * would sleep. That is no longer than it polls for the next request, and it saves the
+   * caller a second request.
    *
    * @param done gets undefined when the turn is over
    */
@@ -99,7 +99,7 @@ export class Openings {
     this.turn.push(end)
   }
 
-  /** The daemon is about to wait for whatever comes next. */
+  /** Answers those LOOKUPs: the daemon is about to sleep. */
   turnEnds(): void {
     if (this.turn.length === 0) return
     for (const end of this.turn.splice(0)) end()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** What comes to the gate, and what it answers. */
+/** Requests to the gate, and its answers. */
 import type { NodeStat } from '../devices/device-node.js'
 import type { DiskSeq, NodeId } from '../devices/names.js'
 import type { Device } from '../devices/sysfs.js'
@@ -11,16 +11,16 @@ export interface Shown {
   readonly inode: Inode
   readonly device: Device
   readonly stat: NodeStat
-  /** The kernel may use the attributes for a moment without asking; only ever of a pinned inode. */
+  /** The kernel may use the attributes for a moment without a request; only for a pinned inode. */
   readonly trusted: boolean
 }
 
 /** The gate's answer. */
 export type Verdict =
   | Shown
-  /** Have the caller wait where it holds up nobody; whether it follows symlinks. */
+  /** Make the caller wait where it delays nobody; `follows`: it follows symlinks. */
   | { readonly later: true; readonly follows: boolean }
-  /** Have the caller go by the device's own node, and wait on its way there. */
+  /** Send the caller to the device's node in /dev; it waits on its way there. */
   | { readonly own: true }
   | { readonly errno: number }
 
@@ -34,16 +34,16 @@ export interface Name {
 /** A request at the gate. */
 export interface Request {
   readonly caller: Caller
-  /** Tells how the gate can be told that the caller gives up. */
+  /** Sets the function to call when the caller gives up. */
   readonly onInterrupt: (listener: () => void) => void
 }
 
 export interface LookupRequest extends Request, Name {
-  /** Where the name is asked for. */
+  /** The directory that the name is looked up in. */
   readonly directory: NodeId
-  /** It is the kernel's name of the device. */
+  /** Whether it is the kernel's name of the device. */
   readonly byKernelName: boolean
-  /** @returns false where nobody was left to take a device */
+  /** @returns false if the caller was gone */
   readonly done: (verdict: Verdict) => boolean
 }
 

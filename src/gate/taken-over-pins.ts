@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Pins of an earlier daemon: callers that it has answered may still be about to open
- * what they were answered. Each goes on as a pin of this one; or, where its device is
- * gone, is held until those callers are through.
+ * Pins of an earlier daemon: callers that it has answered may still be about to open the
+ * device. Each becomes a pin of this daemon; if its device is gone, it is
+ * held until those callers have left their calls.
  */
 import type { Registry } from '../devices/registry.js'
 import type { PinStore, StoredPin } from '../handover/pin-store.js'
@@ -14,7 +14,7 @@ import { type Call, type Intents, someCall } from './intent.js'
 import type { PinLifetime } from './pin-lifetime.js'
 import type { PinOpener } from './pin.js'
 
-/** Between two looks whether callers are through, ms. */
+/** Time between two looks at the callers, ms. */
 const LOOK_MS = 10
 
 export interface TakenOverPinsParts {
@@ -25,7 +25,7 @@ export interface TakenOverPinsParts {
   readonly lifetime: PinLifetime
   readonly intents: Intents
   readonly pinStore: PinStore
-  /** For how long one is held at most, s. */
+  /** How long such a pin is held at most, s. */
   readonly holdSeconds: number
 }
 
@@ -34,7 +34,7 @@ export class TakenOverPins {
 
   takeOver({ fd, place, record }: StoredPin): void {
     const { inodes, registry, opener, lifetime } = this.parts
-    // The same disk opened twice at once, say.
+    // Two may be of the same disk, if it was opened twice at once.
     const inode = inodes.get(record.id) === undefined ? inodes.recall(record.id) : undefined
     const device = inode === undefined ? undefined : registry.find(inode.name)
     const pin = device === undefined ? undefined : { fd, device, place }
@@ -50,7 +50,7 @@ export class TakenOverPins {
     lifetime.takenOver(inode)
   }
 
-  /** Of a disk that is gone, say: nobody may get its number before the callers are through. */
+  /** Holds the pin of a disk that is gone: its number must stay in use until the callers have left their calls. */
   private hold(fd: number, place: number, record: PinRecord, until: number): void {
     const { native, intents, pinStore } = this.parts
     const { callers, more } = record
@@ -69,7 +69,7 @@ export class TakenOverPins {
   }
 }
 
-/** A caller as an earlier daemon wrote it down. */
+/** A caller as an earlier daemon recorded it. */
 function callOf({ call, outlasts }: PinnedCaller): Call {
   return someCall(outlasts ? 'unknown' : 'open', call)
 }

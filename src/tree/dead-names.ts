@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT
 /**
- * Names of devices that are gone. The kernel keeps names cached for as long as it likes,
- * which is what is wanted of those that exist: who asks for one takes no lock. The others
- * it is told to forget, as each of them takes memory, there and here.
+ * Names of devices that are gone. The kernel caches names without limit. That is good for names
+ * that exist, as looking up a cached name takes no lock; the others it is told to
+ * forget, as each takes memory in the kernel and here.
  */
 import type { NodeId } from '../devices/names.js'
 
-/** From one attempt to the next, ms: who uses a device lets go of its name a moment after it has gone. */
+/** Time between two attempts, ms: users of a device drop its name a moment after the device has gone. */
 const RETRY_MS = 500
-/** Attempts at a time. */
+/** Names per attempt. */
 const AT_ONCE = 256
-/** So many are worth having the kernel drop every name that nobody uses, where it cannot be told which. */
+/** From this number on the kernel is made to drop all unused names, if it cannot be told to drop one. */
 const MANY = 256
 
-/** What the kernel may have an inode of. */
+/** A name that the kernel may still have. */
 export interface DeadName {
   readonly id: NodeId
   readonly known: boolean
@@ -24,8 +24,8 @@ export class DeadNames {
   private timer: NodeJS.Timeout | undefined
 
   /**
-   * @param prune has the kernel forget one inode; false where it cannot be told so
-   * @param pruneAll the same of all names that nobody uses
+   * @param prune makes the kernel forget one inode; returns false if it cannot be told that
+   * @param pruneAll makes it forget all unused names
    */
   constructor(
     private readonly prune: (id: bigint) => boolean,
@@ -46,7 +46,7 @@ export class DeadNames {
     const some = [...this.inodes].slice(0, AT_ONCE)
     const told = some.every(({ id }) => this.prune(id))
     if (!told && this.inodes.size >= MANY) this.pruneAll()
-    // To the end of the queue: they may be in use for long.
+    // Back to the end of the queue, as they may be in use for long.
     for (const inode of some) this.inodes.delete(inode)
     for (const inode of some) this.inodes.add(inode)
     if (this.inodes.size === 0) this.close()
