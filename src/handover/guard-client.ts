@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: MIT
 /**
- * The daemon's side of the guard (native/guard/guard.c), which has started it, keeps what
+ * The daemon's side of the guard (native/guard/guard.c), which has started this daemon, stores what
  * the next daemon needs, and starts that one when this one ends.
  *
- * A daemon that goes on with the mount of another one is told all that is kept,
- * and asks for its turn when it is ready for requests: the one before
- * serves until then, or the guard stands in.
+ * An incoming daemon receives all that is stored, and asks for its turn when it is ready for requests. Until
+ * then the outgoing daemon serves, or the guard stands in.
  */
 import { E, errnoName, UserError } from '../util/errno.js'
 import type { Logger } from '../util/log.js'
 import type { Native, Poll } from '../native.js'
 import { batches, type Descriptors } from './service-manager.js'
 
-/** Where the guard says which descriptor is the socket. */
+/** The environment variable with the socket's descriptor. */
 const VARIABLE = 'DISKSEQFS_GUARD'
 
-/** The connection, and a directory behind it, as the guard knows them; nobody else keeps these. */
+/** The connection and the root directory, by the guard's names. The guard does not store these; daemons give them to it on request. */
 const GIVEN: readonly string[] = ['fuse', 'root']
 
-/** How long to wait before a message is tried again that the guard had no room for, ms. */
+/** Time before a message that the guard had no room for is sent again, ms. */
 const RETRY_MS = 10
 const GONE = new UserError('the guard that has started this daemon is gone')
 
@@ -28,15 +27,15 @@ export class Guard {
   private readonly buffer = new Uint8Array(64)
   private readonly poll: Poll
   private received = new Map<string, number[]>()
-  /** What is complete: it came with this message, behind the descriptors. */
+  /** The descriptors that came before `last`, the message that ends them. */
   private complete: { readonly last: string; readonly stored: Descriptors } | undefined
   private waiting:
     { readonly last: string; readonly done: (stored: Descriptors) => void; readonly failed: (error: Error) => void } | undefined
   private ends: (() => void) | undefined
   private gone = false
-  /** What is {@link GIVEN} should the guard ask for it. */
+  /** Descriptors to be {@link GIVEN} on request. */
   private readonly given = new Map<string, readonly number[]>()
-  /** What the guard had no room for, in the order in which it is to be heard. */
+  /** Messages that the guard had no room for, in order. */
   private readonly unsent: { readonly text: string; readonly fds: readonly number[] }[] = []
 
   /** @param fd of the socket; owned from now on */
@@ -48,7 +47,7 @@ export class Guard {
     this.poll = new native.Poll(fd, () => this.heard())
   }
 
-  /** The one that has started this process; undefined where none has. */
+  /** The guard that has started this process, if one has. */
   static ofThisProcess(native: Native, log: Logger): Guard | undefined {
     const fd = process.env[VARIABLE]
     delete process.env[VARIABLE]
@@ -57,8 +56,8 @@ export class Guard {
   }
 
   /**
-   * What it has kept for this daemon.
-   * @throws UserError if the guard is gone before it has said all
+   * Receives what the guard has stored.
+   * @throws UserError if the guard ends before it has sent everything
    */
   async stored(): Promise<Descriptors> {
     const stored = await this.until('end')
@@ -67,10 +66,10 @@ export class Guard {
   }
 
   /**
-   * From here on it is this daemon's turn to read requests.
+   * Waits for this daemon's turn to read requests.
    *
-   * @returns what the one before has put there since {@link stored}
-   * @throws UserError if the guard is gone before it is
+   * @returns what the outgoing daemon has stored since {@link stored}
+   * @throws UserError if the guard ends before
    */
   take(): Promise<Descriptors> {
     const taken = this.until('taken')
@@ -78,26 +77,26 @@ export class Guard {
     return taken
   }
 
-  /** @param handedOver called when another daemon is to go on: this one reads no more requests, and ends */
+  /** @param handedOver called when it is another daemon's turn: this one reads no more requests, and ends */
   serves(status: string, handedOver: () => void): void {
     this.ends = handedOver
     if (this.gone) return handedOver()
     this.send(`ready ${status}`)
   }
 
-  /** There is to be no next daemon: this one ends when it is done, whatever becomes of the guard. */
+  /** Tells the guard that no daemon is to follow. This one ends when it is done, with or without the guard. */
   over(): void {
     this.ends = undefined
     this.send('over')
   }
 
-  /** Keeps descriptors open for the daemon that comes next. */
+  /** Stores descriptors for the next daemon. */
   put(name: string, fds: readonly number[]): void {
     if (GIVEN.includes(name)) this.given.set(name, fds)
     for (const batch of batches(fds)) this.send(`put ${name}`, batch)
   }
 
-  /** Everything that was put there under these names. */
+  /** Removes everything stored under these names. */
   remove(names: readonly string[]): void {
     for (const name of names) this.send(`remove ${name}`)
   }
@@ -130,8 +129,8 @@ export class Guard {
   }
 
   /**
-   * The guard has ended, and the next one does not know of this daemon, or it would have this
-   * socket's other end. It stands in as if there were none.
+   * The guard has ended, and the next guard does not know of this daemon (else it would hold the other end
+   * of this socket): it stands in as if there were no daemon.
    */
   private lost(): void {
     this.poll.close()

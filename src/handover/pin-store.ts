@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 /**
- * Keeps pins when the daemon dies. A pin that closes with the daemon would set
- * its device's number free while a caller that was answered is about to open it.
- * So each pin also waits, as a message, in a socket that somebody else (the
- * service manager) has open too; and beside it stands whom it was taken for.
+ * Keeps pins open when the daemon dies. A pin that closed with the daemon would free
+ * its device's number while a caller that was answered is about to open it.
+ * So each pin is also in a message that waits in a socket, which another process (the
+ * guard, the service manager) has open too. Its callers are recorded in the shared memory.
  *
- * One socket for each pin, used over and over: a message in the middle of a
+ * Each pin has a socket of its own, used again and again, as a message in the middle of a
  * queue cannot be taken out.
  */
 import { errnoName } from '../util/errno.js'
@@ -13,12 +13,12 @@ import { type Logger, LogLimit } from '../util/log.js'
 import type { Native } from '../native.js'
 import type { PinRecord, SharedState } from './shared-state.js'
 
-/** Sockets made at a time: each such time the service manager is woken. */
+/** Sockets made at a time, as the service manager is woken each time. */
 const BATCH = 32
 
-/** A pin that an earlier daemon had. */
+/** A pin of an earlier daemon. */
 export interface StoredPin {
-  /** As {@link PinStore.put} returned it. */
+  /** From {@link PinStore.put}. */
   readonly place: number
   readonly fd: number
   readonly record: PinRecord
@@ -29,7 +29,7 @@ type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors
 export interface PinStoreParts {
   readonly native: Calls
   readonly state: SharedState
-  /** Has somebody else keep sockets too. */
+  /** Gives copies of new sockets to the process that stores them. */
   readonly store: (sockets: readonly number[]) => void
   readonly log: Logger
 }
@@ -43,7 +43,7 @@ export class PinStore {
 
   /**
    * @param fd an open device, verified
-   * @returns a place for {@link drop}; -1 if it cannot be kept
+   * @returns a place for {@link drop}; -1 if it cannot be stored
    */
   put(id: bigint, fd: number): number {
     const place = this.parts.state.takePin(id)
@@ -57,7 +57,7 @@ export class PinStore {
     return -1
   }
 
-  /** Before the pin itself is closed, which may take long: this must not. */
+  /** Removes a pin; fast, as closing the pin itself may not be. */
   drop(place: number): void {
     if (place < 0) return
     const socket = this.sockets[place]
@@ -70,14 +70,14 @@ export class PinStore {
     return this.sockets.filter((socket) => socket !== undefined)
   }
 
-  /** Closes the sockets; what is in them stays with whoever has them too. */
+  /** Closes the sockets. What is in them stays, in the other process's copies. */
   close(): void {
-    // Not of places that have none.
+    // forEach() skips places without a socket.
     this.sockets.forEach((socket) => this.parts.native.close(socket))
     this.sockets.length = 0
   }
 
-  /** What an earlier daemon left in these sockets, which are used from now on. */
+  /** Takes the pins out of an earlier daemon's sockets, and uses these from now on. */
   takeOver(sockets: readonly number[]): StoredPin[] {
     const empty: number[] = []
     const records = new Map(this.parts.state.pinRecords().map((record) => [record.index, record]))
@@ -97,7 +97,7 @@ export class PinStore {
       records.delete(place)
       stored.push({ place, fd, record })
     }
-    // Written down, and the daemon ended before the pin was in its socket.
+    // Recorded, but the daemon ended before the pin was in its socket.
     for (const place of records.keys()) this.parts.state.dropPin(place)
     for (let place = 0; empty.length > 0; place++) this.sockets[place] ??= empty.pop() as number
     return stored
@@ -110,7 +110,7 @@ export class PinStore {
     for (let i = 0; i < BATCH; i++) {
       const socket = this.parts.native.selfSocket()
       if (socket < 0) {
-        // Of the last descriptors half are for the pins themselves.
+        // When descriptors run out, half of the last ones are left for the pins themselves.
         for (const spare of made.splice(Math.ceil(made.length / 2))) this.parts.native.close(spare)
         break
       }
@@ -128,7 +128,7 @@ export class PinStore {
     return [Buffer.from(this.buffer.subarray(0, length)).toString(), fds]
   }
 
-  /** @returns false where nothing was waiting */
+  /** @returns false if the socket was empty */
   private take(socket: number): boolean {
     const found = this.parts.native.receiveDescriptors(socket, this.buffer, false)
     if (typeof found === 'number') return false

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 /**
- * `mount --replace`: a daemon takes the tree over from one that runs. That one
- * listens on a socket that is root's alone, sends its descriptors to whoever
- * connects, and goes on serving. When the other asks for its turn it stands still,
- * and ends only when it hears that the other serves. So callers wait for a few
- * milliseconds; and if the new daemon fails, whenever it does, the old one goes on.
+ * `mount --replace`: a daemon takes the tree over from one that runs. The outgoing daemon
+ * listens on a socket that only root can use, sends its descriptors to the incoming daemon, and goes on
+ * serving. When the incoming daemon asks for its turn, the outgoing one stops, and ends only
+ * when it hears that the other one serves. So callers wait for some
+ * milliseconds; and if the incoming daemon fails at any time, the outgoing one goes on.
  *
- * Messages: a name with descriptors, many times, then "end"; from the new daemon "take"; then
- * perhaps more descriptors; "taken" when no request is read any more; from the new daemon "serves".
+ * Messages of the outgoing daemon: names with descriptors, then "end"; of the incoming one: "take"; then
+ * perhaps more descriptors, and "taken" when no more requests are read; of the incoming one: "serves".
  */
 import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
@@ -19,7 +19,7 @@ import type { Native, Poll } from '../native.js'
 import { batches, type Descriptors } from './service-manager.js'
 
 const DIRECTORY = '/run/diskseqfs'
-/** How long a daemon is waited for that was asked, ms. It answers at once, unless it stands still. */
+/** How long to wait for the outgoing daemon's answer, ms. It answers at once, unless it is stopped. */
 const TIME_LIMIT_MS = 5000
 
 const TAKE = 'take'
@@ -35,13 +35,13 @@ type Calls = Pick<
   'Poll' | 'look' | 'packetListen' | 'packetAccept' | 'packetConnect' | 'sendDescriptors' | 'receiveDescriptors' | 'awaitMessage' | 'close'
 >
 
-/** The daemon that serves, as the one that takes over sees it. */
+/** What a hand-over asks of the outgoing daemon. */
 export interface TreeOwner {
-  /** Reads no more requests. */
+  /** Stops reading requests. */
   pause(): void
-  /** That one has failed: goes on from where it has paused. */
+  /** Goes on after {@link pause}: the incoming daemon has failed. */
   goOn(): void
-  /** That one serves: this process ends at once. */
+  /** The incoming daemon serves: this process ends at once. */
   handedOver(): void
 }
 
@@ -49,13 +49,13 @@ export interface HandOverParts {
   readonly native: Calls
   /** Of the socket, see {@link socketOf}. */
   readonly path: string
-  /** What the daemon that takes over needs. */
+  /** What the incoming daemon needs. */
   readonly descriptors: () => Descriptors
   readonly owner: TreeOwner
   readonly log: Logger
 }
 
-/** The side of the daemon that serves. */
+/** The outgoing daemon's side. */
 export class HandOver {
   private listener = -1
   private poll: Poll | undefined
@@ -78,7 +78,7 @@ export class HandOver {
     this.poll = new this.parts.native.Poll(this.listener, () => this.accept())
   }
 
-  /** To the one who takes over, if there is one: made since it has asked. */
+  /** Sends descriptors that are new to the incoming daemon, if there is one. */
   send(name: string, fds: readonly number[]): void {
     if (this.incoming !== undefined) sendAll(this.parts.native, this.incoming.fd, name, fds)
   }
@@ -86,7 +86,7 @@ export class HandOver {
   private accept(): void {
     const fd = this.parts.native.packetAccept(this.listener)
     if (fd < 0) return
-    // One at a time; the one before has been waiting for longer.
+    // One at a time; the first one has waited for longer.
     if (this.incoming !== undefined) return void this.parts.native.close(fd)
     this.incoming = { fd, poll: new this.parts.native.Poll(fd, () => this.heard()) }
     this.parts.log.info('another daemon asks for the tree')
@@ -102,7 +102,7 @@ export class HandOver {
     if (typeof found === 'number' || found[0] === 0) return this.drop()
     this.parts.owner.pause()
     this.parts.native.sendDescriptors(incoming.fd, TAKEN, [])
-    // What the other one is looking at must not change meanwhile.
+    // Blocks: nothing may change while the other daemon reads the shared memory.
     this.parts.native.awaitMessage(incoming.fd)
     const last = this.parts.native.receiveDescriptors(incoming.fd, this.buffer, false)
     if (typeof last !== 'number' && last[0] !== 0) return this.parts.owner.handedOver()
@@ -135,7 +135,7 @@ function sendAll(native: Calls, fd: number, name: string, fds: readonly number[]
   for (const batch of batches(fds)) native.sendDescriptors(fd, name, batch)
 }
 
-/** The side of the daemon that takes over. */
+/** The incoming daemon's side. */
 export class OutgoingDaemon {
   private readonly buffer = new Uint8Array(64)
 
@@ -146,8 +146,8 @@ export class OutgoingDaemon {
   ) {}
 
   /**
-   * @returns what it has, it serves until {@link take}; undefined where no mount is served
-   * @throws UserError where it does not answer
+   * @returns the outgoing daemon, which serves until {@link take}, and what it has; undefined if no tree is served there
+   * @throws UserError if it does not answer
    */
   static async ask(native: Calls, mountpoint: string): Promise<{ daemon: OutgoingDaemon; stored: Descriptors } | undefined> {
     const top = mountsAt(mountpoint).at(-1)
@@ -165,15 +165,16 @@ export class OutgoingDaemon {
   }
 
   /**
-   * From here on it reads no requests, and does nothing else either, until it hears {@link serves} or that
-   * this process has ended. What else it had meanwhile.
+   * Stops the outgoing daemon until {@link serves}, or until this process ends.
+   *
+   * @returns what it has stored since it was asked
    */
   take(): Promise<Descriptors> {
     this.native.sendDescriptors(this.fd, TAKE, [])
     return this.receive(TAKEN)
   }
 
-  /** It is not needed any more. */
+  /** Ends the outgoing daemon. */
   serves(): void {
     this.native.sendDescriptors(this.fd, SERVES, [])
     this.native.close(this.fd)

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 /**
- * What a service that is no guard's tells its manager, sd_notify(3): that the tree
- * answers, that it stops, and, for the watchdog, that the daemon is alive.
+ * sd_notify(3), for a daemon that runs as a service without the guard: it answers, it
+ * stops, and, for the watchdog, it is alive.
  */
 import { E, errnoName } from '../util/errno.js'
 import type { Logger } from '../util/log.js'
 import type { Native } from '../native.js'
 
-/** How long to wait before a message is tried again that the manager had no room for, ms. */
+/** Time before a message that the manager had no room for is sent again, ms. */
 const RETRY_MS = 100
 
 /** The longest interval of a timer, ms (TIMEOUT_MAX of Node's). */
@@ -19,7 +19,7 @@ export type Descriptors = ReadonlyMap<string, readonly number[]>
 /** Descriptors in one message; the kernel's limit is SCM_MAX_FD, 253. */
 const BATCH = 250
 
-/** So many at a time as one message has room for. */
+/** In batches that fit into one message. */
 export function* batches(fds: readonly number[]): Generator<readonly number[]> {
   for (let i = 0; i < fds.length; i += BATCH) yield fds.slice(i, i + BATCH)
 }
@@ -30,19 +30,19 @@ export interface ServiceManagerParts {
   readonly native: Calls
   /** $NOTIFY_SOCKET */
   readonly socket: string
-  /** How often the manager wants to hear of us, us; 0 for never. */
+  /** $WATCHDOG_USEC: how often the manager must hear from us, us; 0 for never. */
   readonly watchdogUs: number
   readonly log: Logger
 }
 
 export class ServiceManager {
   private watchdog: NodeJS.Timeout | undefined
-  /** What the manager had no room for, in the order in which it is to be heard. */
+  /** Messages that the manager had no room for, in order. */
   private readonly waiting: string[] = []
 
   constructor(private readonly parts: ServiceManagerParts) {}
 
-  /** `undefined` where no manager wants to know. Programs that this one starts are not told of it. */
+  /** The manager of this process, if there is one. Removes its variables, so that child processes do not use them. */
   static ofThisProcess(native: Native, log: Logger): ServiceManager | undefined {
     const { NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC } = process.env
     for (const name of ['NOTIFY_SOCKET', 'WATCHDOG_PID', 'WATCHDOG_USEC']) delete process.env[name]
@@ -54,8 +54,8 @@ export class ServiceManager {
   ready(status: string): void {
     this.send(`READY=1\nSTATUS=${status}`)
     if (this.parts.watchdogUs > 0) {
-      // Half of what is allowed, as sd_watchdog_enabled(3) advises. A longer interval than
-      // that of a timer would be taken for 1 ms.
+      // Half of the limit, as sd_watchdog_enabled(3) advises. Node.js takes an interval that is
+      // too long for 1 ms.
       const interval = Math.min(this.parts.watchdogUs / 2000, INTERVAL_MAX_MS)
       this.watchdog = setInterval(() => this.send('WATCHDOG=1'), interval).unref()
     }

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 /**
- * What a daemon that takes over must know of the one before it, in memory that
- * outlives a crash: which requests were read and not yet answered, and whom the
- * pins were taken for. Everything else can be found out again.
+ * What an incoming daemon must know of the outgoing one, in memory that survives a
+ * crash: requests that were read and not yet answered, and the callers of
+ * each pin. Everything else can be found out again.
  *
- * The memory is written so that it is right at every instant: a process may be
- * killed between any two stores. What is in doubt is written down twice rather
- * than not at all.
+ * The memory is consistent at every instant, as a process may be killed between any two
+ * writes. In doubt, something is recorded twice rather than not at all.
  */
 import type { RequestStore, Unanswered } from '../fuse/request-store.js'
 import { IN_HEADER_SIZE, Message, UID_AT } from '../fuse/wire.js'
@@ -17,7 +16,7 @@ const layout = native.layout
 /** "diskseqfs". */
 const MAGIC = 0x7165736b_73696401n
 const SLOT_HEADER = layout.SLOT_HEADER_SIZE
-/** Of a slot's landing place, which has the same header. */
+/** The slot that requests are read into; it has a slot's header. */
 const LANDING = layout.STATE_LANDING_AT + SLOT_HEADER
 
 // Of a pin.
@@ -30,10 +29,10 @@ const CALLER_SIZE = 12
 const NO_CALL = -2
 export const CALLERS_MAX = Math.floor((layout.STATE_PIN_SIZE - CALLERS_AT) / CALLER_SIZE)
 
-/** Bytes; nearly all of them are never touched, and so take no memory. */
+/** Bytes; nearly all of them are never touched, and take no memory. */
 export const STATE_SIZE = layout.STATE_SIZE
 
-/** Of the slots for requests, so many parts, of which one is root's; as the guard has it. */
+/** One in this many slots for requests is reserved for root; the guard has the same figure. */
 const ROOT_PARTS = 4
 
 const isRoots = (request: Uint8Array): boolean => new DataView(request.buffer, request.byteOffset).getUint32(UID_AT, true) === 0
@@ -43,11 +42,11 @@ export interface MountIdentity {
   readonly mountpoint: string
   /** As in mountinfo, "0:53". */
   readonly device: string
-  /** Its inode; 0 where that was not written down. */
+  /** Inode of the pid namespace; 0 if it was not recorded. */
   readonly pidNamespace: number
 }
 
-/** Somebody a pin was taken for. */
+/** A caller of a pin. */
 export interface PinnedCaller {
   readonly tid: number
   readonly call: number
@@ -59,11 +58,11 @@ export interface PinRecord {
   readonly id: bigint
   readonly lingers: boolean
   readonly callers: readonly PinnedCaller[]
-  /** There were others, of which nothing is known. */
+  /** There were more callers than could be recorded. */
   readonly more: boolean
 }
 
-/** Pieces of one size; those in use say so themselves, by a number that is not 0 at their beginning. */
+/** Slots of one size; a slot is in use if it begins with a number other than 0. */
 class Slots {
   private readonly free: number[] = []
   private used = 0
@@ -78,7 +77,7 @@ class Slots {
     this.look()
   }
 
-  /** Finds out which are in use, as somebody else may have changed that. */
+  /** Reads which slots are in use, as another process may have changed that. */
   look(): void {
     this.free.length = 0
     this.used = Math.min(this.count, this.view.getUint32(this.usedAt, true))
@@ -91,7 +90,7 @@ class Slots {
     return this.start + index * this.size
   }
 
-  /** -1 where all are in use, or all but some. */
+  /** @returns -1 if no more than `spare` slots are free */
   take(spare = 0): number {
     if (this.free.length + this.count - this.used <= spare) return -1
     const free = this.free.pop()
@@ -121,7 +120,7 @@ export class SharedState implements RequestStore {
   private readonly pins: Slots
   private readonly numbers: BigUint64Array
 
-  /** @param memory {@link STATE_SIZE} bytes; zeros, or what an earlier daemon left */
+  /** @param memory {@link STATE_SIZE} bytes; zeros, or an earlier daemon's */
   constructor(memory: ArrayBuffer = new ArrayBuffer(STATE_SIZE)) {
     const view = new DataView(memory)
     this.view = view
@@ -133,12 +132,12 @@ export class SharedState implements RequestStore {
     this.pins = new Slots(view, layout.STATE_PINS_USED_AT, layout.STATE_PINS_AT, layout.STATE_PIN_SIZE, layout.STATE_PINS_COUNT)
   }
 
-  /** Whether it has this revision's layout. The header is the same in all of them. */
+  /** Whether it has this version's layout. The header is the same in all versions. */
   get compatible(): boolean {
     return this.view.getUint32(layout.STATE_VERSION_AT, true) === layout.STATE_VERSION
   }
 
-  /** The mount it is of; undefined where this is no state, or not of a mount yet. */
+  /** Its mount; undefined if this is no state, or not of a mount yet. */
   get mount(): MountIdentity | undefined {
     const { view } = this
     if (view.getBigUint64(0, true) !== MAGIC) return undefined
@@ -152,7 +151,7 @@ export class SharedState implements RequestStore {
     }
   }
 
-  /** From here on somebody else may go on with it. */
+  /** From now on another daemon may go on with it. */
   set mount({ mountpoint, device, pidNamespace }: MountIdentity) {
     const path = Buffer.from(mountpoint)
     if (layout.STATE_PATH_AT + path.length > layout.STATE_HIGHEST_AT) throw new Error(`path too long: ${mountpoint}`)
@@ -165,7 +164,7 @@ export class SharedState implements RequestStore {
     this.view.setBigUint64(0, MAGIC, true)
   }
 
-  /** A number that a disk has had; none that any daemon of this mount has seen was higher. */
+  /** The highest diskseq that a daemon of this mount has seen. */
   get highest(): bigint {
     return Atomics.load(this.numbers, 0)
   }
@@ -178,7 +177,7 @@ export class SharedState implements RequestStore {
     this.view.setUint32(LANDING, 0, true)
   }
 
-  /** Some room is root's alone: whoever else has many requests wait, root's are not lost with this daemon. */
+  /** See {@link RequestStore.store}. Some slots are reserved for root, whose requests survive this daemon however many users wait. */
   store(request: Uint8Array, tries = 0): number {
     const small = SLOT_HEADER + request.length <= layout.STATE_SMALL_SIZE
     const slots = small ? this.small : this.big
@@ -217,7 +216,7 @@ export class SharedState implements RequestStore {
     const found: Unanswered[] = []
     const known = new Set<bigint>()
     for (const slots of [this.small, this.big]) {
-      // The guard has kept some since this daemon opened the memory.
+      // The guard may have stored some since this daemon opened the memory.
       slots.look()
       for (const index of slots.inUse()) {
         const slot = slots.at(index)
@@ -237,7 +236,7 @@ export class SharedState implements RequestStore {
     const length = this.view.getUint32(LANDING, true)
     if (length >= IN_HEADER_SIZE && length <= layout.STATE_REQUEST_MAX) {
       const message = this.copy(LANDING, length)
-      // It was being kept at that very moment.
+      // The daemon ended while it stored this one.
       if (!known.has(message.header().unique)) {
         found.push({ message, slot: this.store(message.bytes, 1), tries: 1, interrupted: false })
       }
@@ -251,9 +250,9 @@ export class SharedState implements RequestStore {
   }
 
   /**
-   * A place to write down whom a pin is taken for.
+   * Reserves a record for a pin.
    *
-   * @returns its number, for the other calls; -1 where there is no room
+   * @returns its index, for the other calls; -1 if there is no room
    */
   takePin(id: bigint): number {
     const index = this.pins.take()
@@ -273,12 +272,12 @@ export class SharedState implements RequestStore {
     this.pins.give(index)
   }
 
-  /** How many callers are written down; an earlier daemon's word for it may be anything. */
+  /** The number of recorded callers; not trusted, as an earlier daemon wrote it. */
   private callers(at: number): number {
     return Math.min(this.view.getUint32(at + COUNT_AT, true), CALLERS_MAX)
   }
 
-  /** Before the caller is answered. A thread is in one call at a time: the last one counts. */
+  /** Records a caller, before it is answered. A thread is in one call at a time, so the last one counts. */
   pinnedFor(index: number, caller: PinnedCaller, lingers: boolean): void {
     if (index < 0) return
     const { view } = this
@@ -295,19 +294,19 @@ export class SharedState implements RequestStore {
     if (i === count) view.setUint32(at + COUNT_AT, count + 1, true)
   }
 
-  /** The caller that was written down last was not answered after all. */
+  /** Undoes {@link pinnedFor}: the caller was not answered after all. */
   notPinnedFor(index: number, tid: number): void {
     if (index < 0) return
     const { view } = this
     const at = this.pins.at(index)
     for (let i = this.callers(at) - 1; i >= 0; i--) {
       const entry = at + CALLERS_AT + i * CALLER_SIZE
-      // A call that no thread is in.
+      // No thread is ever in this call.
       if (view.getUint32(entry, true) === tid) view.setInt32(entry + 4, NO_CALL, true)
     }
   }
 
-  /** What an earlier daemon had, until this one opened the memory and since. */
+  /** The records of an earlier daemon, also those it made since this one opened the memory. */
   pinRecords(): PinRecord[] {
     const { view } = this
     this.pins.look()

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * What a daemon leaves to the one that goes on with its mount, and how that one
- * finds out whether it can. The descriptors come from the service manager's
- * store, or from the other daemon itself (replace.ts).
+ * What an outgoing daemon hands over, and whether this daemon can go on with it. The
+ * descriptors come from the guard, or from the outgoing daemon itself
+ * (replace.ts).
  */
 import { errnoName } from '../util/errno.js'
 import type { Logger } from '../util/log.js'
@@ -20,7 +20,7 @@ export const DESCRIPTOR = {
   mount: 'mount',
   /** The inotify watches on its directories. */
   closes: 'closes',
-  /** Its root directory, see {@link Native.cloneMount}. (Earlier daemons had none; nor what is below.) */
+  /** The root directory, see {@link Native.cloneMount}. Earlier versions had none, and no `beneath`. */
   root: 'root',
   /** The directory beneath the mount. */
   beneath: 'beneath',
@@ -54,13 +54,13 @@ function stateOf(native: Calls, stored: Descriptors): SharedState | undefined {
   return typeof memory === 'number' ? undefined : new SharedState(memory)
 }
 
-/** A number that had been given out to a disk when an earlier daemon was at work. */
+/** The highest diskseq that the outgoing daemon has seen; 0 if unknown. */
 export function highestOf(native: Calls, stored: Descriptors): bigint {
   const state = stateOf(native, stored)
   return state?.compatible ? state.highest : 0n
 }
 
-/** The mount that a state is of, if it is still there. */
+/** The mount of a state, if it is still there. */
 function mountOf(state: SharedState | undefined): MountEntry | undefined {
   const identity = state?.mount
   if (identity === undefined) return undefined
@@ -69,8 +69,8 @@ function mountOf(state: SharedState | undefined): MountEntry | undefined {
 }
 
 /**
- * @param mountpoint the one that is wanted, without symlinks
- * @returns undefined where nobody can go on there with what was kept
+ * @param mountpoint where the tree is to be, without symlinks
+ * @returns undefined if these descriptors are of no use there
  */
 export function findTakeover(native: Calls, stored: Descriptors, mountpoint: string): Takeover | undefined {
   const [fuse, mountFd, closes, lock, stateFd] = [
@@ -85,14 +85,14 @@ export function findTakeover(native: Calls, stored: Descriptors, mountpoint: str
   if (fuse === undefined || mountFd === undefined || closes === undefined || lock === undefined) return undefined
   if (stateFd === undefined || state === undefined || !state.compatible) return undefined
   if (mount === undefined || mount.target !== mountpoint) return undefined
-  // Callers are named as in the namespace that it was mounted in. (Earlier daemons did not write down which.)
+  // Requests name callers as in the pid namespace of the mount. Earlier versions did not record it.
   const { pidNamespace } = state.mount as MountIdentity
   if (pidNamespace !== 0 && pidNamespace !== ownPidNamespace()) return undefined
   const [root, beneath] = [DESCRIPTOR.root, DESCRIPTOR.beneath].map((name) => stored.get(name)?.at(-1))
   return { fuse, mountFd, closes, root, beneath, lock, stateFd, pins: stored.get(DESCRIPTOR.pins) ?? [], state, mountpoint, mount }
 }
 
-/** What was kept is of no use: whoever waits for an answer through it must not wait for ever. */
+/** Takes a mount away that nobody can go on with, so that its callers do not wait for ever. */
 export async function giveUpMount(native: Calls, stored: Descriptors, log: Logger): Promise<void> {
   log.warn('what an earlier daemon left does not fit; its mount is taken away')
   const mount = mountOf(stateOf(native, stored))
