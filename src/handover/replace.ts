@@ -12,6 +12,7 @@
 import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 
+import { afterTicks } from '../util/clock.js'
 import { E, errnoName, errnoOf, UserError } from '../util/errno.js'
 import type { Logger } from '../util/log.js'
 import { FSTYPE, isDead, mountsAt } from '../util/mountpoint.js'
@@ -185,13 +186,13 @@ export class OutgoingDaemon {
     return new Promise((resolve, reject) => {
       const end = (error?: string) => {
         poll.close()
-        clearTimeout(late)
+        inTime()
         if (error === undefined) return resolve(stored)
         for (const fds of stored.values()) for (const fd of fds) this.native.close(fd)
         this.native.close(this.fd)
         reject(new UserError(`${this.mountpoint}: the daemon that serves it ${error}; it goes on`))
       }
-      const late = setTimeout(end, TIME_LIMIT_MS, 'does not answer')
+      const inTime = afterTicks(TIME_LIMIT_MS, () => end('does not answer'))
       const heard = () => {
         for (;;) {
           const found = this.native.receiveDescriptors(this.fd, this.buffer, false)

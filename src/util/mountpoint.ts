@@ -17,7 +17,7 @@ import {
 import { basename, dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-import { monotonicMs } from './clock.js'
+import { afterTicks } from './clock.js'
 import { errnoName, errnoOf, E, UserError } from './errno.js'
 import type { Native, Poll } from '../native.js'
 
@@ -204,9 +204,10 @@ const TIME_LIMIT_MS = 5000
  */
 export function isDead(native: Pick<Native, 'look'>, path: string): Promise<boolean> {
   return new Promise((resolve, reject) => {
-    const late = setTimeout(reject, TIME_LIMIT_MS, new UserError(`${path}: the daemon that serves it does not answer`))
+    const late = () => reject(new UserError(`${path}: the daemon that serves it does not answer`))
+    const inTime = afterTicks(TIME_LIMIT_MS, late)
     native.look(path, (error) => {
-      clearTimeout(late)
+      inTime()
       resolve(error === E.ENOTCONN)
     })
   })
@@ -243,8 +244,11 @@ export function prepareMountpoint(path: string): string {
  * open something, such as a mount point that nothing is mounted at, can hold a lock on it.
  */
 const LOCKS = '/run/diskseqfs'
-/** How long a lock is waited for that a daemon has which is about to end, ms; between two attempts. */
-const LOCK_WAIT_MS = 1000
+/**
+ * A daemon that is about to end may still have the lock. Attempts, and the time between two, ms: a second or more, as
+ * attempts take longer on a busy machine, where that daemon takes longer, too.
+ */
+const LOCK_TRIES = 100
 const LOCK_RETRY_MS = 10
 
 /**
@@ -271,13 +275,13 @@ export async function lockMountpoint(native: Pick<Native, 'lockFile'>, path: str
   } catch (error) {
     throw new UserError(`cannot make ${LOCKS}, where mount points are locked: ${errnoName(errnoOf(error))}`)
   }
-  for (const end = monotonicMs() + LOCK_WAIT_MS; ; await sleep(LOCK_RETRY_MS)) {
+  for (let tries = 1; ; tries++, await sleep(LOCK_RETRY_MS)) {
     const fd = native.lockFile(file)
     if (fd >= 0) return fd
     if (fd === -E.EPERM) throw new UserError(`${file}: others than root can open it, so it is no lock; remove it`)
     if (fd !== -E.EAGAIN) throw new UserError(`${path}: cannot be locked: ${errnoName(fd)} from ${file}`)
     if (mountsAt(path).length > 0) throw new UserError(`${path}: already served by another diskseqfs`)
-    if (monotonicMs() >= end) throw new UserError(`${path}: another diskseqfs is starting there; it has locked ${file}`)
+    if (tries === LOCK_TRIES) throw new UserError(`${path}: another diskseqfs is starting there; it has locked ${file}`)
   }
 }
 
