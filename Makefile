@@ -54,7 +54,7 @@ GUARD = native/diskseqfs-guard
 
 build: $(ADDON) $(LINK) $(GUARD) dist/cli.js
 
-$(GUARD): native/guard/guard.c native/guard/store.c native/guard/store.h native/shared/state.h
+$(GUARD): $(wildcard native/guard/*.c native/guard/*.h) native/shared/state.h
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.c,$^)
 
 # Static, where there is a static libc: udev starts it for each event of such a device, and

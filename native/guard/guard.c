@@ -39,7 +39,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fuse.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -63,6 +62,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "guard.h"
+#include "requests.h"
 #include "store.h"
 #include "../shared/state.h"
 
@@ -77,8 +78,6 @@
 static unsigned name_wait_ms = 500;
 static unsigned hung_ticks = 20;   // without an answer
 static unsigned absent_ticks = 60; // without a daemon
-// Who is answered while there is no daemon.
-static uint32_t manager = 1;
 // Commands of the shell: for when the mount has been taken away, and for when the tree
 // was mounted anew.
 static const char *afterwards, *mounted;
@@ -112,28 +111,13 @@ static unsigned start_ticks;
 // (Not any longer, as what it does then others may ask of it.)
 #define HURRY 10
 
-// Requests that are read before there is a look at what else there is to do: a
-// daemon that comes must be heard, whoever asks how often meanwhile.
-#define READS_MAX 64
-// Of the slots for requests, so many parts, of which one is root's.
-#define ROOT_PARTS 4
-
 // The process that asks, see probe().
 static int prober = -1;
 static pid_t prober_pid;
 static bool probing;
 
-// The mount, as the guard needs it. Descriptors are -1 where there is none.
-static struct {
-  int fuse;
-  unsigned char *state;
-  char mountpoint[4096];
-  bool absent, name_wait_over; // nobody reads requests; and has not for some time
-  int64_t died_ms;
-  unsigned kills;
-  unsigned ticks;   // since the daemon was asked, or answered; or since it died
-  unsigned unready; // ticks without a daemon that is ready, since one has served for a while
-} served = {.fuse = -1};
+struct served served = {.fuse = -1};
+uint32_t manager = 1;
 
 // Of a daemon: its end of the socket pair, and the process (a pidfd).
 struct daemon {
@@ -148,11 +132,21 @@ struct daemon {
 // The one that reads requests; and the one that was started after it.
 static struct daemon serving = NONE, next = NONE;
 
-static void say(const char *text, const char *detail) { fprintf(stderr, "diskseqfs-guard: %s%s\n", text, detail); }
+void say(const char *text, const char *detail) { fprintf(stderr, "diskseqfs-guard: %s%s\n", text, detail); }
 
-static uint32_t load(size_t at) { return __atomic_load_n((uint32_t *)(served.state + at), __ATOMIC_ACQUIRE); }
-static void store(size_t at, uint32_t value) {
-  __atomic_store_n((uint32_t *)(served.state + at), value, __ATOMIC_RELEASE);
+int64_t now_ms(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * (int64_t)1000 + now.tv_nsec / 1000000;
+}
+
+bool read_line(const char *path, char *into, size_t size) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  ssize_t n = read(fd, into, size - 1);
+  close(fd);
+  into[n > 0 ? n : 0] = 0;
+  return n > 0;
 }
 
 // In a process that has been forked: it ends when it is told to.
@@ -196,356 +190,6 @@ static ssize_t receive(int socket, char *text, size_t size, int *fds, size_t *co
   }
   text[n > 0 ? n : 0] = 0;
   return n;
-}
-
-static bool expects_answer(uint32_t opcode) {
-  return opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET && opcode != FUSE_INTERRUPT;
-}
-
-static void respond(const void *answer, size_t length) {
-  if (write(served.fuse, answer, length) < 0 && errno != ENOENT && errno != ENODEV)
-    say("cannot answer: ", strerror(errno));
-}
-
-static void refuse(const struct fuse_in_header *request, int error) {
-  struct fuse_out_header answer = {.len = sizeof answer, .error = -error, .unique = request->unique};
-  respond(&answer, sizeof answer);
-}
-
-struct slots {
-  size_t start, size, count, used_at;
-};
-static const struct slots small = {STATE_SMALL_AT, STATE_SMALL_SIZE, STATE_SMALL_COUNT, STATE_SMALL_USED_AT};
-static const struct slots big = {STATE_BIG_AT, STATE_BIG_SIZE, STATE_BIG_COUNT, STATE_BIG_USED_AT};
-
-static size_t used(const struct slots *slots) {
-  size_t count = load(slots->used_at);
-  return count < slots->count ? count : slots->count;
-}
-
-// As SharedState.store() does. Whoever has many threads wait takes no place from root.
-static bool store_request(const void *request, size_t length) {
-  const struct slots *slots = SLOT_HEADER_SIZE + length <= small.size ? &small : &big;
-  struct fuse_in_header header;
-  memcpy(&header, request, sizeof header);
-  size_t count = used(slots), i = count, vacant = slots->count - count;
-  for (size_t at = count; at-- > 0;) {
-    if (load(slots->start + at * slots->size) != 0) continue;
-    vacant++;
-    i = at;
-  }
-  if (vacant <= (header.uid == 0 ? 0 : slots->count / ROOT_PARTS)) return false;
-  if (i == count) store(slots->used_at, (uint32_t)i + 1);
-  size_t at = slots->start + i * slots->size;
-  store(at + SLOT_TRIES_AT, 0);
-  store(at + SLOT_INTERRUPTED_AT, 0);
-  memcpy(served.state + at + SLOT_HEADER_SIZE, request, length);
-  store(at, (uint32_t)length);
-  return true;
-}
-
-static int64_t now_ms(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * (int64_t)1000 + now.tv_nsec / 1000000;
-}
-
-// A number as names have it: decimal, without sign or leading zero. 0 if there is none.
-static uint64_t decimal(const char **text, unsigned digits_max) {
-  uint64_t value = 0;
-  unsigned digits = 0;
-  if (**text == '0') return 0;
-  for (; **text >= '0' && **text <= '9'; (*text)++, digits++) {
-    unsigned digit = (unsigned)(**text - '0');
-    if (digits == digits_max || value > (UINT64_MAX - digit) / 10) return 0;
-    value = value * 10 + digit;
-  }
-  return value;
-}
-
-// As src/devices/names.ts has it: ids of symlinks, directories and disks, and ids of partitions.
-enum { SYMLINK = 1, PARTITION_SHIFT = 1, PARTITION_MAX = 0xff, BY_KERNEL_NAME = 1 << 9, DIRECTORY = 1 << 10, WAITING = 1 << 11 };
-enum { DISKSEQ_SHIFT = 12 };
-enum { DISKSEQ_BITS = 51, NUMBER_BITS = 8, MINOR_BITS = 20, PARTITION_DISKSEQ_BITS = 35 };
-static const uint64_t PARTITION_INODE = (uint64_t)1 << 63;
-
-static const char DIRECTORIES[] = ".dm";
-
-// A name in the tree.
-struct name {
-  uint64_t diskseq, partition; // diskseq 0: it is none, or .dm
-  // Of what it is: a symlink N-partM; .dm or .dm/N; or a device by the kernel's name.
-  bool symlink, directory, by_kernel_name;
-};
-
-static struct name parse_name(const char *text) {
-  struct name name = {.diskseq = decimal(&text, 20)};
-  bool whole = *text == 0;
-  if (strncmp(text, "-part", 5) == 0) {
-    text += 5;
-    name.symlink = true;
-    name.partition = decimal(&text, 5);
-  } else if (*text == 'p') {
-    text++;
-    name.partition = decimal(&text, 5);
-  }
-  if (*text || name.diskseq >> DISKSEQ_BITS || name.partition > PARTITION_MAX) name.diskseq = 0;
-  if (name.partition == 0 && !whole) name.diskseq = 0;
-  return name;
-}
-
-static bool read_line(const char *path, char *into, size_t size) {
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return false;
-  ssize_t n = read(fd, into, size - 1);
-  close(fd);
-  into[n > 0 ? n : 0] = 0;
-  return n > 0;
-}
-
-// The disks that there were when the daemon had ended. (One that came later has no name
-// that anybody uses: nobody has been told of it.)
-static struct disk {
-  uint64_t diskseq;
-  char kernel[32];
-} *disks;
-static size_t disk_count, disk_room;
-static int64_t disks_ms = -1;
-
-static void read_disks(void) {
-  DIR *block = opendir("/sys/block");
-  disk_count = 0;
-  for (struct dirent *entry; block && (entry = readdir(block));) {
-    char path[sizeof "/sys/block//diskseq" + sizeof entry->d_name], text[64];
-    snprintf(path, sizeof path, "/sys/block/%s/diskseq", entry->d_name);
-    if (entry->d_name[0] == '.' || strlen(entry->d_name) >= sizeof disks->kernel || !read_line(path, text, sizeof text)) continue;
-    if (disk_count == disk_room) {
-      size_t more = disk_room ? 2 * disk_room : 64;
-      struct disk *moved = realloc(disks, more * sizeof *disks);
-      if (!moved) break;
-      disks = moved;
-      disk_room = more;
-    }
-    disks[disk_count].diskseq = strtoull(text, NULL, 10);
-    strcpy(disks[disk_count++].kernel, entry->d_name);
-  }
-  if (block) closedir(block);
-  disks_ms = served.died_ms;
-}
-
-// The number in the value of a line of a uevent file; 0 where there is none.
-static uint64_t number_of(const char *uevent, const char *key) {
-  const char *at = strstr(uevent, key);
-  return at ? strtoull(at + strlen(key), NULL, 10) : 0;
-}
-
-// What the kernel calls `text` now, if it is that disk or a partition of it.
-static struct name parse_kernel_name(uint64_t diskseq, const char *text) {
-  struct name name = {.by_kernel_name = true};
-  char path[512], uevent[1024];
-  if (snprintf(path, sizeof path, "/sys/class/block/%s/uevent", text) >= (int)sizeof path || text[0] == '.') return name;
-  if (!read_line(path, uevent, sizeof uevent) || number_of(uevent, "\nDISKSEQ=") != diskseq) return name;
-  name.partition = number_of(uevent, "\nPARTN=");
-  if (name.partition <= PARTITION_MAX) name.diskseq = diskseq;
-  return name;
-}
-
-// What is asked for in a directory of the tree.
-static struct name parse_in(uint64_t directory, const char *text) {
-  if (directory == FUSE_ROOT_ID) {
-    if (strcmp(text, DIRECTORIES) == 0) return (struct name){.directory = true};
-    return parse_name(text);
-  }
-  if (directory != DIRECTORY) return parse_kernel_name(directory >> DISKSEQ_SHIFT, text);
-  struct name name = parse_name(text);
-  if (name.partition) name.diskseq = 0;
-  name.directory = name.diskseq != 0;
-  return name;
-}
-
-// Of a partition that sysfs has; -1 for any other.
-static int64_t minor_of(const struct name *name) {
-  if (disks_ms != served.died_ms) read_disks();
-  for (size_t i = 0; i < disk_count; i++) {
-    if (disks[i].diskseq != name->diskseq) continue;
-    const char *kernel = disks[i].kernel;
-    char path[128], text[64];
-    unsigned major, minor;
-    char last = kernel[strlen(kernel) - 1];
-    snprintf(path, sizeof path, "/sys/block/%s/%s%s%u/dev", kernel, kernel, last >= '0' && last <= '9' ? "p" : "",
-             (unsigned)name->partition);
-    return read_line(path, text, sizeof text) && sscanf(text, "%u:%u", &major, &minor) == 2 ? (int64_t)minor : -1;
-  }
-  return -1;
-}
-
-static uint64_t link_id(const struct name *name, uint64_t kind) {
-  return name->diskseq << DISKSEQ_SHIFT | name->partition << PARTITION_SHIFT | kind;
-}
-
-// Of what has that name now; 0 for what has none.
-static uint64_t id_of(const struct name *name) {
-  if (name->directory) return link_id(name, DIRECTORY);
-  if (name->diskseq == 0) return 0;
-  if (name->symlink) return link_id(name, SYMLINK);
-  if (name->partition == 0) return name->diskseq << DISKSEQ_SHIFT;
-  int64_t minor = minor_of(name);
-  if (minor < 0 || name->partition >> NUMBER_BITS || name->diskseq >> PARTITION_DISKSEQ_BITS) return 0;
-  return PARTITION_INODE | (name->diskseq << NUMBER_BITS | name->partition) << MINOR_BITS | (uint64_t)minor;
-}
-
-// Whether the kernel has an inode of that id. It answers so when it is asked to
-// read its attributes again, which is all that this does to it.
-static bool has_inode(uint64_t id) {
-  struct {
-    struct fuse_out_header header;
-    struct fuse_notify_inval_inode_out notice;
-  } message = {
-      .header = {.len = sizeof message, .error = FUSE_NOTIFY_INVAL_INODE},
-      .notice = {.ino = id, .off = -1},
-  };
-  return write(served.fuse, &message, sizeof message) >= 0 || errno != ENOENT;
-}
-
-// A link that stands for `name` until the next daemon says where it leads: to
-// that very name, see linkId() in src/devices/names.ts. But .dm is there, whoever serves.
-static void put_off(const struct fuse_in_header *request, const char *text, const struct name *name) {
-  bool all = name->directory && name->diskseq == 0;
-  uint64_t id = link_id(name, all ? DIRECTORY : name->symlink ? SYMLINK : name->by_kernel_name ? WAITING | BY_KERNEL_NAME : WAITING);
-  struct {
-    struct fuse_out_header header;
-    struct fuse_entry_out entry; // valid for no time at all
-  } answer = {.header = {.len = sizeof answer, .unique = request->unique}};
-  answer.entry.nodeid = id;
-  answer.entry.attr.ino = id;
-  answer.entry.attr.mode = all ? S_IFDIR | S_ISVTX | 0711 : S_IFLNK | 0777;
-  answer.entry.attr.nlink = all ? 2 : 1;
-  answer.entry.attr.size = all ? 0 : strlen(text);
-  respond(&answer, sizeof answer);
-}
-
-// A device by the kernel's name, whose inode the kernel has from its other name, say: with that inode, and
-// attributes that are not valid. So whoever uses it asks for them, and waits for the next daemon there, with no lock
-// held; and where it had this name, too, it keeps it.
-static bool give_inode(const struct fuse_in_header *request, const char *text, uint64_t id) {
-  char path[512], number[64];
-  unsigned major, minor;
-  snprintf(path, sizeof path, "/sys/class/block/%s/dev", text);
-  if (!read_line(path, number, sizeof number) || sscanf(number, "%u:%u", &major, &minor) != 2) return false;
-  struct {
-    struct fuse_out_header header;
-    struct fuse_entry_out entry;
-  } answer = {.header = {.len = sizeof answer, .unique = request->unique}};
-  // new_encode_dev(), include/linux/kdev_t.h
-  uint32_t device = (minor & 0xff) | major << 8 | (minor & ~0xffU) << 12;
-  answer.entry.nodeid = answer.entry.attr.ino = id;
-  answer.entry.generation = device;
-  answer.entry.attr.rdev = device;
-  answer.entry.attr.mode = S_IFBLK;
-  answer.entry.attr.nlink = 1;
-  respond(&answer, sizeof answer);
-  return true;
-}
-
-// Answers what must not wait for the next daemon.
-static bool answer(const char *request, size_t length) {
-  struct fuse_in_header header;
-  memcpy(&header, request, sizeof header);
-  if (!expects_answer(header.opcode)) return false;
-  bool lookup = header.opcode == FUSE_LOOKUP;
-  if (lookup && header.pid != manager && !served.name_wait_over) return false;
-  const char *text = lookup && memchr(request + sizeof header, 0, length - sizeof header) ? request + sizeof header : "";
-  struct name name = {0};
-  if (*text) name = parse_in(header.nodeid, text);
-  uint64_t id = id_of(&name);
-  // A name that is in use must not be answered in a way that has the kernel drop
-  // it: /proc/swaps and the like would call the device deleted. Nor need it be:
-  // whoever asks for one that the kernel has holds no lock.
-  bool in_use = id != 0 && has_inode(id);
-  if (header.pid == manager) {
-    // ENOMEM is what every kernel takes for an error of its own (fuse_dentry_revalidate).
-    refuse(&header, in_use ? ENOMEM : ENOENT);
-    return true;
-  }
-  switch (header.opcode) {
-  // The tree's shape never changes, so these need no daemon. (udev, which takes
-  // links of its own away, wants to hear that there is none.)
-  case FUSE_UNLINK:
-    refuse(&header, ENOENT);
-    return true;
-  case FUSE_MKNOD:
-  case FUSE_MKDIR:
-  case FUSE_RMDIR:
-  case FUSE_SYMLINK:
-  case FUSE_LINK:
-  case FUSE_RENAME:
-  case FUSE_RENAME2:
-  case FUSE_CREATE:
-    refuse(&header, EPERM);
-    return true;
-  case FUSE_LOOKUP:
-    if (in_use && name.by_kernel_name) return give_inode(&header, text, id);
-    if (in_use) return false;
-    // Whoever reads the link waits for the next daemon, with no lock held.
-    if (name.diskseq == 0 && !name.directory) refuse(&header, ENOENT);
-    else put_off(&header, text, &name);
-    return true;
-  case FUSE_READDIR:
-    if (!served.name_wait_over) return false;
-    refuse(&header, ETIMEDOUT);
-    return true;
-  default:
-    return false;
-  }
-}
-
-// The caller of a request wants to give up. That is for the next daemon to hear, as
-// SharedState.interrupt() has it; it needs no slot, or users could fill them.
-static void interrupt(const struct slots *slots, uint64_t unique) {
-  for (size_t i = 0; i < used(slots); i++) {
-    size_t at = slots->start + i * slots->size;
-    struct fuse_in_header header;
-    memcpy(&header, served.state + at + SLOT_HEADER_SIZE, sizeof header);
-    if (load(at) != 0 && header.unique == unique) store(at + SLOT_INTERRUPTED_AT, 1);
-  }
-}
-
-// Of FORGET the next daemon needs not hear: it does not know how many lookups were
-// answered before it, and asks the kernel instead. There may be as many as names
-// that the kernel had.
-static void hear(const char *request, size_t length) {
-  struct fuse_in_header header;
-  struct fuse_interrupt_in what;
-  memcpy(&header, request, sizeof header);
-  if (header.opcode != FUSE_INTERRUPT || length < sizeof header + sizeof what) return;
-  memcpy(&what, request + sizeof header, sizeof what);
-  interrupt(&small, what.unique);
-  interrupt(&big, what.unique);
-}
-
-// What the daemon had read, and did not get to answer.
-static void answer_stored(const struct slots *slots) {
-  for (size_t i = 0; i < used(slots); i++) {
-    size_t at = slots->start + i * slots->size;
-    uint32_t length = load(at);
-    if (length < sizeof(struct fuse_in_header) || length > slots->size - SLOT_HEADER_SIZE) continue;
-    if (answer((const char *)served.state + at + SLOT_HEADER_SIZE, length)) store(at, 0);
-  }
-}
-
-// None of them is the reason why the daemon has ended, see TRIES_MAX in src/fuse/session.ts.
-static void reset_tries(const struct slots *slots) {
-  for (size_t i = 0; i < used(slots); i++) store(slots->start + i * slots->size + SLOT_TRIES_AT, 0);
-}
-
-static void answer_all_stored(void) {
-  size_t landing = STATE_LANDING_AT + SLOT_HEADER_SIZE;
-  uint32_t length = load(landing);
-  answer_stored(&small);
-  answer_stored(&big);
-  if (length >= sizeof(struct fuse_in_header) && length <= STATE_REQUEST_MAX &&
-      answer((const char *)served.state + landing, length))
-    store(landing, 0);
 }
 
 // The understudy; -1, 0 where there is none. And a pidfd of this process, for it.
@@ -639,21 +283,6 @@ static void attach(void) {
 static void end_name_wait(void) {
   served.name_wait_over = true;
   answer_all_stored();
-}
-
-// The daemon is dead, and requests are waiting.
-static void read_requests(void) {
-  static char buffer[STATE_REQUEST_MAX];
-  for (int i = 0; i < READS_MAX; i++) {
-    ssize_t n = read(served.fuse, buffer, sizeof buffer);
-    if (n < 0 && (errno == EINTR || errno == ENOENT)) continue;
-    if (n < 0 && errno == EAGAIN) return;
-    if (n < (ssize_t)sizeof(struct fuse_in_header)) return forget_mount(); // unmounted, or aborted
-    struct fuse_in_header header;
-    memcpy(&header, buffer, sizeof header);
-    if (!expects_answer(header.opcode)) hear(buffer, (size_t)n);
-    else if (!answer(buffer, (size_t)n) && !store_request(buffer, (size_t)n)) refuse(&header, ETIMEDOUT);
-  }
 }
 
 struct question {
@@ -1008,8 +637,7 @@ static void ended(struct daemon *daemon) {
     if (before.over) detach(); // the next one mounts anew
     if (wanted) served.unready = 0;
     if (wanted && served.fuse >= 0) {
-      reset_tries(&small);
-      reset_tries(&big);
+      reset_tries();
     }
     if (next.asks) return take_turn();
     if (served.fuse >= 0) stand_in();
@@ -1314,7 +942,7 @@ static _Noreturn void loop(void) {
     else if (fds[2].revents) ended(&next);
     else if (fds[4].revents) ended(&serving);
     else if (fds[5].revents) answered();
-    else if (fds[6].revents) read_requests();
+    else if (fds[6].revents && !read_requests()) forget_mount();
   }
 }
 

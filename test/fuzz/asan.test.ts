@@ -7,7 +7,7 @@ import { spawn } from 'node:child_process'
 
 import t, { type Test } from 'tap'
 
-import { twinGuard, twinGuardSource } from '../helpers/guard.js'
+import { changedGuardSources, twinGuard } from '../helpers/guard.js'
 import { ended, guardFuzzPath, guardPath, node } from '../helpers/sanitized.js'
 import { cleanup, descriptors, sleep, until } from '../helpers/tree.js'
 
@@ -51,8 +51,8 @@ t.test('the functions of the guard, whatever is handed over to them', async (t) 
 })
 
 t.test('twin: a guard that believes how many slots are in use', async (t) => {
-  const source = twinGuardSource(t, 'return count < slots->count ? count : slots->count;', 'return count;')
-  const { code, err } = await ended(guardFuzzPath(source), ['run', '5000', '1'])
+  const sources = changedGuardSources(t, ['return count < slots->count ? count : slots->count;', 'return count;'])
+  const { code, err } = await ended(guardFuzzPath(sources), ['run', '5000', '1'])
   t.not(code, 0)
   t.match(err, 'AddressSanitizer')
 })

@@ -31,11 +31,11 @@ static int stat_socket_as_fuse(int fd, struct stat *file) {
 #define umount2 unmount_nothing
 #define fstat stat_socket_as_fuse
 #define main guard_main
-#ifndef GUARD
-#define GUARD "../../native/guard/guard.c"
-#endif
-#include GUARD
-#include "../../native/guard/store.c"
+// Of the directory given with -I.
+#include <guard.c>
+#include <names.c>
+#include <requests.c>
+#include <store.c>
 #undef main
 #undef fstat
 

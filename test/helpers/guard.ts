@@ -1,49 +1,57 @@
 // SPDX-License-Identifier: MIT
-/** Programs in C with one safety mechanism switched off: their source with other text in some places. */
+/** Programs in C with one safety mechanism switched off: their sources with other text in some places. */
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { basename, join } from 'node:path'
+import { join } from 'node:path'
 
 import type { Test } from 'tap'
 
 import { ROOT } from './root.js'
 import { cleanup } from './tree.js'
 
-const NATIVE = join(ROOT, 'native/guard')
-const GUARD = join(NATIVE, 'guard.c')
-const STORE = join(NATIVE, 'store.c')
-
-/** What stands there, exactly once, and what is to stand there. */
+/** What stands in one source, exactly once, and what is to stand there. */
 export type Change = readonly [mechanism: string, off: string]
 
-/** Writes the source to a file of the test's own. */
-function twinSource(t: Test, path: string, changes: readonly Change[]): string {
-  let source = readFileSync(path, 'utf8')
-  for (const [mechanism, off] of changes) {
-    const parts = source.split(mechanism)
-    if (parts.length !== 2) throw new Error(`${path} has this ${parts.length - 1} times: ${mechanism}`)
-    source = parts.join(off)
-  }
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-twin-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
-  const twin = join(directory, basename(path))
-  writeFileSync(twin, source)
-  return twin
+const sourcesIn = (directory: string) =>
+  readdirSync(directory)
+    .filter((name) => name.endsWith('.c'))
+    .map((name) => join(directory, name))
+
+function change(directory: string, [mechanism, off]: Change): void {
+  const found = sourcesIn(directory).flatMap((path) => {
+    const parts = readFileSync(path, 'utf8').split(mechanism)
+    return parts.slice(1).map(() => ({ path, text: parts.join(off) }))
+  })
+  if (found.length !== 1) throw new Error(`${directory} has this ${found.length} times: ${mechanism}`)
+  for (const { path, text } of found) writeFileSync(path, text)
 }
 
-/** Builds it, as the Makefile does; static, to run in any virtual machine. */
-function built(source: string, ...others: readonly string[]): string {
-  const program = source.slice(0, -'.c'.length)
-  execFileSync('cc', ['-O2', '-static', `-I${NATIVE}`, '-o', program, source, ...others])
+/** Copies sources into a directory of the test's own, and changes them there. */
+function changed(t: Test, from: string, changes: readonly Change[]): string {
+  const parent = mkdtempSync(join(tmpdir(), 'diskseqfs-twin-'))
+  cleanup(t, () => rmSync(parent, { recursive: true }))
+  const directory = join(parent, 'sources')
+  cpSync(from, directory, { recursive: true, filter: (path) => path === from || /\.[ch]$/.test(path) })
+  cpSync(join(ROOT, 'native/shared'), join(parent, 'shared'), { recursive: true })
+  for (const each of changes) change(directory, each)
+  return directory
+}
+
+/** Builds one program of all of them, as the Makefile does; static, to run in any virtual machine. */
+function built(directory: string, name: string): string {
+  const program = join(directory, 'bin', name)
+  mkdirSync(join(directory, 'bin'))
+  execFileSync('cc', ['-O2', '-static', '-o', program, ...sourcesIn(directory)])
   return program
 }
 
-export const twinGuardSource = (t: Test, ...change: Change) => twinSource(t, GUARD, [change])
-export const twinGuard = (t: Test, ...change: Change) => built(twinGuardSource(t, ...change), STORE)
+const GUARD = join(ROOT, 'native/guard')
+
+/** Its sources, in a directory. */
+export const changedGuardSources = (t: Test, ...changes: Change[]) => changed(t, GUARD, changes)
 /** One that differs in more than a mechanism: where what it is to stand is brought about. */
-export const changedGuard = (t: Test, ...changes: Change[]) => built(twinSource(t, GUARD, changes), STORE)
-/** Of what it keeps. */
-export const twinGuardStore = (t: Test, ...change: Change) => built(twinSource(t, STORE, [change]), GUARD)
+export const changedGuard = (t: Test, ...changes: Change[]) => built(changedGuardSources(t, ...changes), 'diskseqfs-guard')
+export const twinGuard = (t: Test, ...change: Change) => changedGuard(t, change)
 /** Of what udev runs. */
-export const twinLink = (t: Test, ...changes: Change[]) => built(twinSource(t, join(ROOT, 'udev/diskseqfs-link.c'), changes))
+export const twinLink = (t: Test, ...changes: Change[]) => built(changed(t, join(ROOT, 'udev'), changes), 'diskseqfs-link')

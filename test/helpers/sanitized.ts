@@ -56,16 +56,25 @@ const cc = (output: string, ...args: string[]) =>
   execFileSync('cc', ['-std=gnu17', ...FLAGS, '-o', output, ...args], { cwd: ROOT, stdio: 'inherit' })
 
 /** The guard itself. */
-export const guardPath = () => built('diskseqfs-guard', ['native'], (output) => cc(output, 'native/guard/guard.c', 'native/guard/store.c'))
+export const guardPath = () =>
+  built('diskseqfs-guard', ['native'], (output) =>
+    cc(
+      output,
+      ...readdirSync(join(ROOT, 'native/guard'))
+        .filter((name) => name.endsWith('.c'))
+        .map((name) => `native/guard/${name}`),
+    ),
+  )
 
-/** What feeds it, or the functions of `guard` (a path). */
-export function guardFuzzPath(guard = join(ROOT, 'native/guard/guard.c')): string {
-  if (guard !== join(ROOT, 'native/guard/guard.c')) {
-    const output = `${guard}.fuzz`
-    cc(output, `-DGUARD="${guard}"`, `-I${join(ROOT, 'native/guard')}`, 'test/fuzz/guard.c')
-    return output
+/** What feeds it; or the same of other sources, in that directory. */
+export function guardFuzzPath(directory?: string): string {
+  const compile = (output: string, from: string) => cc(output, `-I${from}`, 'test/fuzz/guard.c')
+  if (directory === undefined) {
+    return built('guard-fuzz', ['native', 'test/fuzz/guard.c'], (output) => compile(output, join(ROOT, 'native/guard')))
   }
-  return built('guard-fuzz', ['native', 'test/fuzz/guard.c'], (output) => cc(output, 'test/fuzz/guard.c'))
+  const output = join(directory, 'guard-fuzz')
+  compile(output, directory)
+  return output
 }
 
 /** The fuzzer, compiled, beside the addon with sanitizers instead of the real one. */

@@ -23,7 +23,7 @@ import t, { type Test } from 'tap'
 
 import { native } from '../../src/native.js'
 import { addCounts, blk } from '../helpers/blk.js'
-import { type Change, changedGuard, twinGuard, twinGuardStore } from '../helpers/guard.js'
+import { type Change, changedGuard, twinGuard } from '../helpers/guard.js'
 import { LONG } from '../helpers/long.js'
 import {
   cleanup,
@@ -225,7 +225,7 @@ t.test('many pins outlive the guard, and then the daemon', async (t) => {
 })
 
 t.test('twin: in one message there is no room for them, and they are lost', async (t) => {
-  const program = twinGuardStore(t, '#define BATCH 250', '#define BATCH 4096')
+  const program = twinGuard(t, '#define BATCH 250', '#define BATCH 4096')
   t.not(await pinsAfterNewGuard(t, 'none+unseen', program).catch(() => 'nobody has them'), 'all')
 })
 
@@ -234,7 +234,7 @@ t.test('and both at once', async (t) => {
 })
 
 t.test('twin: where the understudy is not told of them, they do not', async (t) => {
-  const program = twinGuardStore(t, 'if (follows) follows = send_fds(', 'if (false) follows = send_fds(')
+  const program = twinGuard(t, 'if (follows) follows = send_fds(', 'if (false) follows = send_fds(')
   t.equal(await pinsAfterNewGuard(t, 'none+unseen', program, endBoth), 0)
 })
 
@@ -537,7 +537,7 @@ t.test('nor when all that could answer have ended: the mount is gone with them, 
 })
 
 t.test('twin: where it keeps the connection itself, it waits', async (t) => {
-  const kept = twinGuardStore(t, 'strcmp(name, "fuse") != 0', 'name[0] != 0')
+  const kept = twinGuard(t, 'strcmp(name, "fuse") != 0', 'name[0] != 0')
   t.equal((await allGone(t, whole, kept)).manager, 'waits')
 })
 
