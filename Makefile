@@ -156,7 +156,7 @@ lint: $(DEPS)
 MINUTES = 30
 soak: build
 	KILLS=200 STORM=10000 SOAK_MINUTES=$(MINUTES) tap --timeout=$$(($(MINUTES) * 60 + 900)) \
-		test/live/handover.test.ts test/live/storm.test.ts test/live/soak.test.ts
+		test/live/kills.test.ts test/live/storm.test.ts test/live/soak.test.ts
 
 # The short form is test/fuzz/fuzz.test.ts and test/fuzz/asan.test.ts.
 INPUTS = 10000000
