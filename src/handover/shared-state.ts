@@ -62,18 +62,32 @@ export interface PinRecord {
   readonly more: boolean
 }
 
+/** Offsets in the memory, bytes. */
+interface SlotLayout {
+  /** Of the number of slots that have been in use. */
+  readonly usedAt: number
+  readonly start: number
+  readonly size: number
+  readonly count: number
+}
+
 /** Slots of one size; a slot is in use if it begins with a number other than 0. */
 class Slots {
   private readonly free: number[] = []
   private used = 0
+  private readonly usedAt: number
+  readonly start: number
+  readonly size: number
+  readonly count: number
 
   constructor(
     private readonly view: DataView,
-    private readonly usedAt: number,
-    readonly start: number,
-    readonly size: number,
-    readonly count: number,
+    { usedAt, start, size, count }: SlotLayout,
   ) {
+    this.usedAt = usedAt
+    this.start = start
+    this.size = size
+    this.count = count
     this.look()
   }
 
@@ -127,9 +141,24 @@ export class SharedState implements RequestStore {
     this.bytes = new Uint8Array(memory)
     this.numbers = new BigUint64Array(memory, layout.STATE_HIGHEST_AT, 1)
     this.landing = new Uint8Array(memory, LANDING, layout.STATE_REQUEST_MAX)
-    this.small = new Slots(view, layout.STATE_SMALL_USED_AT, layout.STATE_SMALL_AT, layout.STATE_SMALL_SIZE, layout.STATE_SMALL_COUNT)
-    this.big = new Slots(view, layout.STATE_BIG_USED_AT, layout.STATE_BIG_AT, layout.STATE_BIG_SIZE, layout.STATE_BIG_COUNT)
-    this.pins = new Slots(view, layout.STATE_PINS_USED_AT, layout.STATE_PINS_AT, layout.STATE_PIN_SIZE, layout.STATE_PINS_COUNT)
+    this.small = new Slots(view, {
+      usedAt: layout.STATE_SMALL_USED_AT,
+      start: layout.STATE_SMALL_AT,
+      size: layout.STATE_SMALL_SIZE,
+      count: layout.STATE_SMALL_COUNT,
+    })
+    this.big = new Slots(view, {
+      usedAt: layout.STATE_BIG_USED_AT,
+      start: layout.STATE_BIG_AT,
+      size: layout.STATE_BIG_SIZE,
+      count: layout.STATE_BIG_COUNT,
+    })
+    this.pins = new Slots(view, {
+      usedAt: layout.STATE_PINS_USED_AT,
+      start: layout.STATE_PINS_AT,
+      size: layout.STATE_PIN_SIZE,
+      count: layout.STATE_PINS_COUNT,
+    })
   }
 
   /** Whether it has this version's layout. The header is the same in all versions. */
