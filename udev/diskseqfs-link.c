@@ -422,6 +422,35 @@ static bool is_for_swap(char *const *links, bool content) {
   return says_swap("/etc/fstab", fstab_says, links, content) || says_swap("/etc/crypttab", crypttab_says, links, content);
 }
 
+// Whether udev has made this link in disk/by-diskseq: it keeps a file for each of its own.
+static bool is_udevs(const char *name) {
+  char path[2 * PATH_SIZE];
+  snprintf(path, sizeof path, "/run/udev/links/\\x2fdisk\\x2fby-diskseq\\x2f%s", name);
+  return access(path, F_OK) == 0;
+}
+
+// A name in the tree, as a link beneath it, of a device that goes.
+static void leave_name(const char *path, const char *kernel) {
+  struct owner owner = owner_of(path);
+  if (!owner.in_tree && strcmp(owner.kernel, kernel) == 0 && !is_udevs(strrchr(path, '/') + 1)) unlink(path);
+}
+
+// A device goes, and its links beneath the tree with it.  Where there is a daemon, they are that one's.
+static void leave_beneath(unsigned long long diskseq, const char *kernel) {
+  const char *partition = environment("PARTN");
+  char path[TARGET_SIZE];
+  if (has_daemon()) return;
+  snprintf(path, sizeof path, *partition ? TREE "/%llup%s" : TREE "/%llu", diskseq, partition);
+  leave_name(path, kernel);
+  snprintf(path, sizeof path, TREE "/%llu-part%s", diskseq, partition);
+  leave_name(path, kernel);
+  path_in_tree(diskseq, kernel, path, sizeof path);
+  unlink(path);
+  *strrchr(path, '/') = 0;
+  rmdir(path);
+  rmdir(DIRECTORIES);
+}
+
 // Takes a link away that leads to this device, and no other: it is looked at when it has been taken, as there may be no
 // lock.  A directory goes with its last link, as with udev's own.
 static int take_away(const char *link, unsigned long long diskseq, const char *kernel) {
@@ -677,6 +706,7 @@ static int removed(const char *kernel) {
     }
     free(words[i]);
   }
+  leave_beneath(diskseq, kernel);
   return result;
 }
 
@@ -764,15 +794,8 @@ static void sweep_disk(const char *disk, bool all) {
   rmdir(path);
 }
 
-// Whether udev has made this link in disk/by-diskseq: it keeps a file for each of its own.
-static bool is_udevs(const char *name) {
-  char path[2 * PATH_SIZE];
-  snprintf(path, sizeof path, "/run/udev/links/\\x2fdisk\\x2fby-diskseq\\x2f%s", name);
-  return access(path, F_OK) == 0;
-}
-
-// The daemon has gone for good, and its links beneath the tree are nobody's: those stay whose device is there, until an
-// event of any device finds that it is not (see 59-diskseqfs.rules); or none.
+// The daemon has gone for good, and its links beneath the tree are nobody's: those stay whose device is there, until it goes
+// or has another diskseq (see 59-diskseqfs.rules); or none.
 //
 // By path each time: where there is a tree again, that refuses.
 static int leave_all_beneath(bool all) {
