@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /**
- * The console examples of README and of the manual pages: each is run here, or stands in the list of those that
+ * The console examples of README, of other pages and of the manual pages: each is run here, or stands in the list of those that
  * need what is not here. Of their output, words and shape have to be right; numbers, sizes and names are other ones.
  */
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
@@ -29,7 +29,9 @@ function examplesIn(block: string): Example[] {
 }
 
 const blocks = [
-  ...[...readFileSync(join(ROOT, 'README.md'), 'utf8').matchAll(/^```console\n(.*?)^```$/gms)],
+  ...['README.md', 'CONTRIBUTING.md', 'docs/fuse-native.md'].flatMap((page) => [
+    ...readFileSync(join(ROOT, page), 'utf8').matchAll(/^```console\n(.*?)^```$/gms),
+  ]),
   ...readdirSync(join(ROOT, 'man')).flatMap((page) => [
     ...readFileSync(join(ROOT, 'man', page), 'utf8').matchAll(/^\.Bd -literal.*?\n(.*?)^\.Ed$/gms),
   ]),
