@@ -1,40 +1,39 @@
 // SPDX-License-Identifier: MIT
 // diskseqfs-guard: starts the daemon, and stands in for it while there is none.
 //
-// It is the service's main process. What a daemon needs to go on with the mount of
-// another one it keeps (store.h): the FUSE connection, the memory they share
-// (../shared/state.h), the sockets in which pins wait. It hands them to each daemon that it
-// starts, and starts the next one as soon as one has ended.
+// It is the service's main process. It stores what an incoming daemon needs (store.h): the FUSE
+// connection, the shared memory (../shared/state.h), and the sockets in which pins wait. It hands
+// these to each daemon that it starts, and starts the next daemon as soon as one has ended.
 //
-// When a daemon dies, whoever looks at the tree waits for the next one. The service
-// manager looks at the tree, too: it stats the source of each mount whenever
-// something is mounted. So while there is no daemon, the guard
+// When a daemon dies, processes that use the tree wait for the next one. The service
+// manager is one of them: it stats the source of each mount whenever something is
+// mounted. So while there is no daemon, the guard
 //
-//   - answers what the service manager asks, with an error,
-//   - keeps all other requests in that memory, for the daemon that comes next;
-//     after a moment only those for which the kernel holds no lock,
-//   - takes the mount away when none has come for a while: an error is better
-//     than waiting for ever. It goes on trying, ever more rarely.
+//   - answers the service manager's requests, with an error,
+//   - stores all other requests in the shared memory for the next daemon; after a
+//     moment only those for which the kernel holds no lock,
+//   - unmounts the tree if no daemon has started for a while: an error is better
+//     than waiting for ever. It goes on trying, less and less often.
 //
-// While a daemon serves, the guard sees that it answers: another process asks for the
-// figures of its file system. One that does not answer any more is killed.
+// While a daemon serves, the guard checks that it answers: another process calls statfs(2)
+// on the tree. A daemon that does not answer is killed.
 //
-// A guard that is started anew (an upgrade, or a crash) finds the daemon of the one
-// before at work. It starts another one, which takes over from that. So the tree has
-// somebody who answers at every instant.
+// A new guard (after an upgrade, or a crash) finds the daemon of the previous guard at
+// work. It starts another daemon, which takes over from that one. So there is always
+// a process that answers.
 //
-// Both may end at once. Then the service manager would have to start the next guard,
-// and cannot if it is waiting for an answer of the tree itself; or does not for minutes, as it
-// starts nothing while there are events to be handled, of disks, say. So it is never given the
-// connection: only processes have that who can answer what comes through it. The third of
-// them is the understudy, a fork of the guard that is told what the guard keeps and does nothing
-// until both have ended. Then it is the guard until the next one comes, to which it gives everything.
+// Guard and daemon may end at the same time. The service manager would then have to start the next
+// guard, but it may be waiting for an answer of the tree itself, or may start nothing for minutes
+// while it handles events (of disks, for example). So the service manager never has the
+// connection: only processes that can answer have it. The third of these is the
+// understudy, a fork of the guard. It receives what the guard stores, and does nothing until
+// both have ended. Then it is the guard until the next one starts, and gives everything to that one.
 //
-// What is said on the socket between the two, a message each, with descriptors:
-//   guard:  NAME (descriptors that are kept), "end"; "taken"; "ok"; "leave"; "give" (the
+// Messages on the socket between guard and daemon, with descriptors:
+//   guard:  NAME (stored descriptors), "end"; "taken"; "ok"; "leave"; "give" (asks for the
 //           connection, which no guard has any more)
-//   daemon: "put NAME" (descriptors to keep), "remove NAME"; "take"; "ready TEXT";
-//           "over" (the tree is to be gone with it)
+//   daemon: "put NAME" (descriptors to store), "remove NAME"; "take"; "ready TEXT";
+//           "over" (no daemon is to follow)
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -67,48 +66,46 @@
 #include "store.h"
 #include "../shared/state.h"
 
-// In ticks of a second each, counted by wake-ups: a clock that jumps, or a
-// machine that stood still, costs one.
+// Times are counted in ticks of a second, one for each wake-up: a clock that jumps, or a
+// machine that stood still, costs one tick.
 #define TICK_MS 1000
-#define PROBE_TICKS 5              // between two looks at the tree
-// While somebody waits for a name, or for a list of them, the kernel holds the
-// directory's lock; one mkdir or O_CREAT behind them, and everybody waits, the
-// service manager as well, whose request then never comes here. Most daemons are
-// there again sooner than this.
+#define PROBE_TICKS 5              // between two probes of the daemon
+// How long LOOKUP and READDIR wait for the next daemon. The kernel holds the directory's lock
+// meanwhile; behind a mkdir or O_CREAT that wants the lock every process waits, also the service
+// manager, whose request then never arrives here. Most daemons start faster.
 static unsigned name_wait_ms = 500;
 static unsigned hung_ticks = 20;   // without an answer
 static unsigned absent_ticks = 60; // without a daemon
-// Commands of the shell: for when the mount has been taken away, and for when the tree
-// was mounted anew.
+// Shell commands: one to run after the tree was unmounted, one after it was mounted again.
 static const char *afterwards, *mounted;
-// Until the service counts as started, whatever the daemon does.
+// After this, the service counts as started even without a daemon.
 #define START_TICKS 20
 static unsigned start_ticks;
-// A daemon that is to leave; and one that has closed its socket, and has not ended.
+// For a daemon to end after "leave", or after it has closed its socket.
 #define LEAVE_TICKS 2
 // For a daemon to be ready, or to ask for its turn.
 #define NEXT_TICKS 60
-// For one to say that it ends with the tree, when that has been taken away.
+// For a daemon to say "over" after the tree was unmounted.
 #define OVER_TICKS 3
-// Served for so long, it is none that ends as soon as it is ready.
+// A daemon that has served for this long does not count as one that ends as soon as it is ready.
 #define SERVED_MS 10000
-// Between two starts of a daemon that has ended by itself: twice as long each time, up to
-// this; or up to that where it was ready before, as each time the mount comes and goes with it.
+// Between two starts after a daemon has ended by itself: doubled each time, up to the second figure; up to the
+// third if the daemon was ready, as the mount then comes and goes each time.
 #define RETRY_MS 100
 #define RETRY_MAX_MS 10000
 #define RETRY_READY_MAX_MS 300000
 #define DOUBLINGS_MAX 12
 // For the service manager to start the next guard, before the understudy starts a daemon.
 #define UNDERSTUDY_MS 1000
-// Daemons killed before they were ready, for each of which others are waited for as long again.
+// How often waiting for a daemon starts again because somebody has killed one before it was ready.
 #define KILLS_MAX 300
-// What is kept for the next guard, and not sent to daemons.
+// Stored for the next guard, and not sent to daemons.
 #define STORED_DAEMON ".daemon" // the socket, and the process
 #define STORED_UNDERSTUDY ".understudy"
 #define SCM_MAX_FD 253 // of the kernel (net/scm.h)
 
-// Who waits for a daemon that starts, waits for a processor for it: so much lower is its nice value, until it is ready.
-// (Not any longer, as what it does then others may ask of it.)
+// How much lower the nice value of a starting daemon is, as callers wait for it. Only until it is ready: from then on
+// users decide how much it works.
 #define HURRY 10
 
 // The process that asks, see probe().
@@ -119,17 +116,17 @@ static bool probing;
 struct served served = {.fuse = -1};
 uint32_t manager = 1;
 
-// Of a daemon: its end of the socket pair, and the process (a pidfd).
+// A daemon: the guard's end of the socket pair, and the process (a pidfd).
 struct daemon {
   int socket, process;
   pid_t pid;
-  bool asks;     // it is ready to go on, when the one before has left
+  bool asks;     // it wants its turn
   bool ready, over, killed;
   unsigned ticks;
   int64_t ready_ms;
 };
 #define NONE {.socket = -1, .process = -1}
-// The one that reads requests; and the one that was started after it.
+// The daemon that reads requests, and the one that was started after it.
 static struct daemon serving = NONE, next = NONE;
 
 void say(const char *text, const char *detail) { fprintf(stderr, "diskseqfs-guard: %s%s\n", text, detail); }
@@ -149,7 +146,7 @@ bool read_line(const char *path, char *into, size_t size) {
   return n > 0;
 }
 
-// In a process that has been forked: it ends when it is told to.
+// In a forked process: signals end it as usual.
 static void unblock(void) {
   sigset_t none;
   sigemptyset(&none);
@@ -173,7 +170,7 @@ static bool say_to(const struct daemon *daemon, const char *text) {
   return daemon->socket >= 0 && send(daemon->socket, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
 }
 
-// A message, ended with a zero, and the descriptors in it, SCM_MAX_FD at most. -> as recvmsg(2)
+// Receives a message, which gets a terminating zero, and its descriptors (SCM_MAX_FD at most). -> as recvmsg(2)
 static ssize_t receive(int socket, char *text, size_t size, int *fds, size_t *count, int flags) {
   union {
     struct cmsghdr header;
@@ -192,26 +189,26 @@ static ssize_t receive(int socket, char *text, size_t size, int *fds, size_t *co
   return n;
 }
 
-// The understudy; -1, 0 where there is none. And a pidfd of this process, for it.
+// The understudy (-1, 0 if there is none), and a pidfd of this process, for it.
 static int understudy_socket = -1;
 static pid_t understudy_pid;
 static int own_process = -1;
-// In the understudy: its end of the socket at the other end of which is the guard, or will be the next one.
+// In the understudy: its end of the socket to the guard, or to the next guard.
 static int relief = -1;
 static bool is_the_guard;
 
 static void start_understudy(void);
 static void kill_daemon(struct daemon *daemon);
 
-// When the next daemon is started.
+// When the next daemon is to be started.
 static int64_t start_at_ms;
 // The service manager takes the service for started.
 static bool told_ready;
-// The guard was told to end; and whether the tree is taken away for good.
+// The guard was told to end; the tree is not to be mounted again.
 static bool leaves, for_good;
 static int signals = -1;
 
-// Nothing of what it guards may change before it has ended.
+// Ends the understudy before anything changes of what it guards.
 static void stop_understudy(void) {
   if (understudy_pid > 0) {
     kill(understudy_pid, SIGKILL);
@@ -242,25 +239,25 @@ static void detach(void) {
 
 static void start_prober(void);
 
-// Nobody can go on with it. Whoever else still has these descriptors is at its end, and
-// may be there for as long as a disk hangs.
+// Forgets a mount that no daemon can go on with. A process that still has these descriptors is ending, which may
+// take as long as a disk hangs.
 static void forget_mount(void) {
   int lock = store_get("lock");
   if (lock >= 0) flock(lock, LOCK_UN);
   detach();
   store_clear(NULL);
-  // It may wait for an answer of that mount.
+  // The prober may wait for an answer of that mount.
   if (probing) start_prober();
 }
 
-// Anything else might block, or end this process with a signal.
+// Reading anything else might block, or end this process by a signal.
 static bool is_fuse(int fd) {
   struct stat file;
   return fstat(fd, &file) == 0 && S_ISCHR(file.st_mode) && file.st_rdev == makedev(10, 229) &&
          (fcntl(fd, F_GETFL) & O_NONBLOCK);
 }
 
-// What is kept is of a mount that this guard can stand in for.
+// Attaches to the mount of the stored descriptors, if this guard can stand in for it.
 static void attach(void) {
   int fuse = store_get("fuse"), fd = store_get("state");
   struct stat file;
@@ -294,20 +291,19 @@ enum finding { ANSWERED, HIDDEN, FAILED };
 
 // Whether the daemon answers.
 //
-// It is asked for the figures of its file system, for which the kernel needs no
-// more than the mount's root. For a name that it does not have it would need the
-// directory's lock, and that any user can hold for as long as he likes: he reads the
-// directory into memory that he does not provide, with a mkdir waiting behind that.
+// It is asked by fstatfs(2), for which the kernel needs only the mount's root. To look up an
+// unknown name it would need the directory's lock, which any user can hold for ever: with a
+// read of the directory into memory that is never served, and a mkdir that waits behind it.
 //
-// If something else is mounted over the tree it cannot be asked, which is not the
-// daemon's fault.
+// If something else is mounted over the tree, the daemon cannot be asked, which is not
+// its fault.
 static char look(const struct question *question) {
   struct statx root;
   struct statfs figures;
   int fd = open(question->mountpoint, O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return errno == ENOENT || errno == ENOTDIR ? HIDDEN : FAILED;
   char finding = FAILED;
-  // Which file system it is the kernel knows by itself.
+  // The kernel knows the device number by itself.
   if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, &root) == 0) {
     if (makedev(root.stx_dev_major, root.stx_dev_minor) != question->device) finding = HIDDEN;
     else if (fstatfs(fd, &figures) == 0) finding = ANSWERED; // not ENOTCONN, of a connection that has ended
@@ -316,8 +312,8 @@ static char look(const struct question *question) {
   return finding;
 }
 
-// Runs as a process of its own, which may wait in the kernel for as long as
-// there is no answer.
+// The prober, a process of its own, as it waits in the kernel while there is no
+// answer.
 static void probe(int guard) {
   struct question question;
   prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -328,7 +324,7 @@ static void probe(int guard) {
   }
 }
 
-// Anew, in place of the one there is. Where there can be none now, a later look at the tree tries again.
+// Starts a prober in place of the one there is. If that fails, the next probe tries again.
 static void start_prober(void) {
   int ends[2];
   if (prober >= 0) kill(prober_pid, SIGKILL);
@@ -337,7 +333,7 @@ static void start_prober(void) {
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) return say("cannot look at the tree: ", strerror(errno));
   pid_t pid = fork();
   if (pid == 0) {
-    // Nothing of what is kept may be open in it: it may outlive all else.
+    // It must have none of the stored descriptors open, as it may outlive all other processes.
     enum { SOCKET = STDERR_FILENO + 1 };
     unblock();
     dup2(ends[1], SOCKET);
@@ -367,18 +363,18 @@ static void hear_guard(void) {
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (n > 0 && store_hear(text, fds, count)) return;
   if (n > 0) {
-    // The next one, to which all of this belongs.
+    // The next guard, which owns all of this.
     stop_understudy();
     kill_daemon(&next);
     store_send_all(relief);
   } else if (is_the_guard && served.fuse >= 0) {
-    // Nobody has the other end any more, and none will come.
+    // No process has the other end, and no guard will come.
     take_away("the service has ended; the mount is taken away: ");
   }
   _exit(0);
 }
 
-// What it does until the guard has ended (`guard` becomes readable), and with it the daemon that reads requests
+// The understudy, until the guard has ended (`guard` becomes readable), and also the daemon that reads requests
 // (`reader`), if there is one.
 static void understudy(int guard, int reader) {
   bool alone = false;
@@ -395,7 +391,7 @@ static void understudy(int guard, int reader) {
   }
 }
 
-// The guard and its daemon are gone.
+// Guard and daemon have ended: from now on this process is the guard.
 static void be_the_guard(void) {
   is_the_guard = true;
   own_process = (int)syscall(SYS_pidfd_open, getpid(), 0);
@@ -422,7 +418,7 @@ static void start_understudy(void) {
     let_go(&next);
     relief = ends[1];
     probing = leaves = for_good = false;
-    served.absent = served.name_wait_over = false; // until it is alone, others read requests
+    served.absent = served.name_wait_over = false; // other processes may still read requests
     told_ready = true;
     store_be_silent();
     understudy(guard, process);
@@ -442,7 +438,7 @@ static void start_understudy(void) {
   store_follow(understudy_socket);
 }
 
-// The guard before this one has left it: it gives back all that was kept, and ends.
+// Takes everything over from the previous guard's understudy, which then ends.
 static void relieve_understudy(void) {
   int socket = store_get(STORED_UNDERSTUDY), fds[SCM_MAX_FD];
   char text[64];
@@ -451,7 +447,7 @@ static void relieve_understudy(void) {
   if (socket < 0) return;
   send(socket, "relieve", 7, MSG_NOSIGNAL | MSG_DONTWAIT);
   while (receive(socket, text, sizeof text, fds, &count, 0) > 0) { // until it has ended
-    // It knows better than the service manager.
+    // What it says is newer than what the service manager has stored.
     if (!heard) store_clear(STORED_UNDERSTUDY);
     heard = true;
     store_put(text, fds, count);
@@ -470,10 +466,10 @@ static void ask(void) {
   served.ticks = 0;
 }
 
-// The process that asks has been answered: by the daemon, or by the kernel.
+// The prober has been answered: by the daemon, or by the kernel.
 static void answered(void) {
   char finding;
-  // Killed by somebody, say. That is no reason to end: this process may be the only one that answers.
+  // The prober was killed, for example. This process must not end by that: it may be the only one that answers.
   if (recv(prober, &finding, 1, MSG_DONTWAIT) != 1) return start_prober();
   probing = false;
   served.ticks = 0;
@@ -482,7 +478,7 @@ static void answered(void) {
 
 // The command that starts a daemon.
 static char **command;
-static unsigned failures; // daemons that have ended by themselves, none having served for a while
+static unsigned failures; // daemons in a row that ended by themselves before they had served for a while
 
 static void tell_state(const char *state) {
   char text[700];
@@ -491,10 +487,10 @@ static void tell_state(const char *state) {
   told_ready = true;
 }
 
-// The processes of commands: one that the next daemon waits for, and one that whoever waits
-// for the service does. 0 if there is none.
+// The processes of the shell commands; 0 if there is none. The next daemon is started after the first has ended, and the
+// service counts as started after the second has.
 static pid_t afterwards_pid, mounted_pid;
-// What is told when that one has ended.
+// The message to the service manager for then.
 static char announcement[600];
 
 static bool runs(pid_t *pid) {
@@ -515,7 +511,7 @@ static int nice_value(void) {
   return errno ? 0 : value;
 }
 
-// Each thread has its own.
+// Lowers the nice value of each thread back to normal.
 static void take_time(const struct daemon *daemon) {
   char path[64];
   snprintf(path, sizeof path, "/proc/%d/task", (int)daemon->pid);
@@ -572,7 +568,7 @@ static void kill_daemon(struct daemon *daemon) {
   else daemon->killed = true;
 }
 
-// The guard that comes after this one, should this one end, finds it.
+// Stores the daemon, so that the next guard finds it if this one ends.
 static void remember(const struct daemon *daemon) {
   int both[] = {fcntl(daemon->socket, F_DUPFD_CLOEXEC, 0), fcntl(daemon->process, F_DUPFD_CLOEXEC, 0)};
   store_remove(STORED_DAEMON);
@@ -581,7 +577,7 @@ static void remember(const struct daemon *daemon) {
     if (both[i] >= 0) close(both[i]);
 }
 
-// It is its turn to read requests.
+// From now on the next daemon reads requests.
 static void take_turn(void) {
   serving = next;
   next = (struct daemon)NONE;
@@ -594,8 +590,8 @@ static void take_turn(void) {
   if (served.fuse < 0) attach();
 }
 
-// How it ended: because somebody wanted it to, or by itself. (One that serves and is told to end exits with 0.)
-// Of one that another guard had started that is not known; whoever has ended that guard may have ended both.
+// Whether a daemon was ended by somebody, not by itself (a daemon that is told to end exits with 0). True if
+// another guard has started it, as its status is unknown, and guard and daemon may have been killed together.
 static bool was_ended(const struct daemon *daemon) {
   int status;
   if (daemon->pid <= 0 || waitpid(daemon->pid, &status, WNOHANG) != daemon->pid) return true;
@@ -603,7 +599,7 @@ static bool was_ended(const struct daemon *daemon) {
   return daemon->killed || WTERMSIG(status) == SIGKILL || WTERMSIG(status) == SIGTERM;
 }
 
-// The first that ends by itself is followed at once, as whoever asks waits.
+// Sets the time of the next start; at once for the first failure, as callers wait.
 static void schedule(const struct daemon *ended, bool wanted) {
   int64_t most = ended->ready ? RETRY_READY_MAX_MS : RETRY_MAX_MS;
   if (wanted) failures = 0;
@@ -614,13 +610,13 @@ static void schedule(const struct daemon *ended, bool wanted) {
 
 static void heard(struct daemon *daemon);
 
-// What it said before it ended counts.
+// Reads what a daemon has sent before it ended.
 static void drain(struct daemon *daemon) {
   struct pollfd more = {.fd = daemon->socket, .events = POLLIN};
   while (daemon->socket >= 0 && poll(&more, 1, 0) > 0) heard(daemon);
 }
 
-// It will not read or answer any more requests.
+// A daemon will not read or answer any more requests.
 static void ended(struct daemon *daemon) {
   int process = daemon->process;
   drain(daemon);
@@ -634,7 +630,7 @@ static void ended(struct daemon *daemon) {
       forget_mount();
       exit(0);
     }
-    if (before.over) detach(); // the next one mounts anew
+    if (before.over) detach(); // the next daemon mounts again
     if (wanted) served.unready = 0;
     if (wanted && served.fuse >= 0) {
       reset_tries();
@@ -648,7 +644,7 @@ static void ended(struct daemon *daemon) {
       say("the daemon does not start; the system goes on without it", "");
       tell_state("the daemon does not start; names lead to the devices' own nodes");
     }
-    // Somebody ends each that is started: that is no reason to give up sooner.
+    // Daemons that somebody kills are no reason to give up sooner.
     if (wanted && served.absent && served.kills < KILLS_MAX) {
       served.kills++;
       served.unready = 0;
@@ -657,7 +653,7 @@ static void ended(struct daemon *daemon) {
   if (!is_there(&next)) schedule(&before, wanted);
 }
 
-// The process; 0 if there is none.
+// Runs a shell command. -> its process; 0 if there is none
 static pid_t run(const char *shell_command) {
   pid_t pid = shell_command ? fork() : 0;
   if (!shell_command || pid > 0) return pid;
@@ -671,7 +667,7 @@ static pid_t run(const char *shell_command) {
   _exit(1);
 }
 
-// Of the processes that have ended, those that nobody asks for.
+// Collects processes that have ended and are not waited for elsewhere.
 static void reap(void) {
   siginfo_t child;
   for (;;) {
@@ -685,7 +681,7 @@ static void reap(void) {
   }
 }
 
-// Whether the mount is the one on top: another may lie over it.
+// Whether no other mount hides the tree.
 static bool is_visible(void) {
   struct statx root;
   uint32_t device = load(STATE_DEVICE_AT);
@@ -697,7 +693,7 @@ static void take_away(const char *why) {
   say(why, served.mountpoint);
   if (is_visible() && umount2(served.mountpoint, MNT_FORCE | MNT_DETACH) < 0) say("cannot unmount: ", strerror(errno));
   forget_mount();
-  // What they were given is of no use.
+  // The descriptors that they were given are of no use.
   kill_daemon(&serving);
   kill_daemon(&next);
   tell_state("no daemon has come; names lead to the devices' own nodes");
@@ -705,7 +701,7 @@ static void take_away(const char *why) {
   afterwards_pid = run(afterwards);
 }
 
-// Its other threads may be held up by a disk: then it has not ended for whoever waits for that.
+// Whether the main thread has exited. Other threads may be stuck at a disk: then waitpid(2) does not report the process.
 static bool has_exited(const struct daemon *daemon) {
   char path[64], text[512];
   snprintf(path, sizeof path, "/proc/%d/stat", (int)daemon->pid);
@@ -717,8 +713,8 @@ static bool has_exited(const struct daemon *daemon) {
 static unsigned leaving_ticks; // since the guard was told to end
 #define LEAVING_TICKS 7
 
-// While this process is the only one that answers, or one daemon follows another, it stays:
-// the service manager may be waiting for an answer of the tree itself.
+// Whether the guard may end now: not while it is the only process that answers, nor during a hand-over, as the service
+// manager may be waiting for an answer of the tree itself.
 static bool may_leave(void) {
   if (for_good) return !is_there(&serving) || serving.over;
   return served.fuse < 0 || (is_there(&serving) && serving.ready && !next.asks);
@@ -744,8 +740,8 @@ static void tick_daemons(void) {
   }
   if (is_there(&serving)) {
     if (serving.killed || has_exited(&serving)) {
-      // Threads of it may still wait for a disk, and its end with them. They
-      // never come back to the program.
+      // Threads of it may still wait for a disk. They never
+      // return to user space.
       ended(&serving);
     } else if (serving.socket < 0) {
       if (++serving.ticks >= LEAVE_TICKS) kill_daemon(&serving);
@@ -805,7 +801,7 @@ static void is_ready(struct daemon *daemon, const char *text) {
   announce_if_possible();
 }
 
-// Nothing was received: the other end is closed, or the message was empty.
+// After a message of length 0: whether the other end is closed, or the message was empty.
 static bool has_hung_up(int socket) {
   struct pollfd end = {.fd = socket};
   return poll(&end, 1, 0) != 0;
@@ -827,7 +823,7 @@ static void heard(struct daemon *daemon) {
   }
   if (strcmp(text, "remove fuse") == 0) detach();
   if (store_hear(text, fds, count)) {
-    // Of a mount that it has made: from here on somebody may ask. Or what it was asked for.
+    // Descriptors of a mount that it has made: from now on requests may arrive. Or the connection, after "give".
     if (strncmp(text, "put ", 4) == 0 && served.fuse < 0 && (daemon == &serving || !is_there(&serving))) attach();
   } else if (strncmp(text, "ready ", 6) == 0) {
     is_ready(daemon, text + 6);
@@ -849,7 +845,7 @@ static pid_t pid_of(int process) {
   return pid ? (pid_t)strtol(pid + 6, NULL, 10) : 0;
 }
 
-// What a guard before this one has left.
+// Goes on with what the previous guard has left.
 static void resume(void) {
   int both[2], count = (int)store_all(STORED_DAEMON, both, 2);
   for (int i = 0; i < count; i++) {
@@ -858,7 +854,7 @@ static void resume(void) {
     *(S_ISSOCK(file.st_mode) ? &serving.socket : &serving.process) = fcntl(both[i], F_DUPFD_CLOEXEC, 0);
   }
   if (serving.socket < 0 || serving.process < 0) {
-    // Its end of the socket closes with this: it does not go on beside the next one.
+    // This closes the daemon's socket, so that it does not go on beside the next daemon.
     let_go(&serving);
     store_remove(STORED_DAEMON);
     attach();
@@ -878,9 +874,9 @@ static void resume(void) {
   tell_state(state);
 }
 
-// The service manager wants this process to end (SIGTERM): it is the one to say whether
-// another follows, which goes on with what is kept. Before that it may have taken the tree
-// away for good (SIGUSR1), so that the daemon is to end as well.
+// SIGTERM: the service manager wants this process to end; another guard may follow and go on with what is
+// stored. SIGUSR1 comes before that if the tree was unmounted for good, so that the daemon ends,
+// too.
 static void signalled(void) {
   struct signalfd_siginfo signal;
   if (read(signals, &signal, sizeof signal) != sizeof signal || signal.ssi_signo == SIGCHLD) return;

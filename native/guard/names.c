@@ -10,7 +10,7 @@
 
 #include "guard.h"
 
-// A number as names have it: decimal, without sign or leading zero. 0 if there is none.
+// Parses a number: decimal, without sign or leading zero; 0 if there is none.
 static uint64_t decimal(const char **text, unsigned digits_max) {
   uint64_t value = 0;
   unsigned digits = 0;
@@ -45,8 +45,8 @@ static struct name parse_name(const char *text) {
   return name;
 }
 
-// The disks that there were when the daemon had ended. (One that came later has no name
-// that anybody uses: nobody has been told of it.)
+// The disks that existed when the daemon had ended. Names of later ones are not in use, as nobody was
+// told of them.
 static struct disk {
   uint64_t diskseq;
   char kernel[32];
@@ -75,13 +75,13 @@ static void read_disks(void) {
   disks_ms = served.died_ms;
 }
 
-// The number in the value of a line of a uevent file; 0 where there is none.
+// The number in the line of a uevent file that begins with `key`; 0 if there is none.
 static uint64_t number_of(const char *uevent, const char *key) {
   const char *at = strstr(uevent, key);
   return at ? strtoull(at + strlen(key), NULL, 10) : 0;
 }
 
-// What the kernel calls `text` now, if it is that disk or a partition of it.
+// The name of the device that the kernel calls `text`, if it is that disk or a partition of it.
 static struct name parse_kernel_name(uint64_t diskseq, const char *text) {
   struct name name = {.by_kernel_name = true};
   char path[512], uevent[1024];
@@ -104,7 +104,7 @@ struct name parse_in(uint64_t directory, const char *text) {
   return name;
 }
 
-// Of a partition that sysfs has; -1 for any other.
+// The minor number of a partition; -1 if sysfs does not have it.
 static int64_t minor_of(const struct name *name) {
   if (disks_ms != served.died_ms) read_disks();
   for (size_t i = 0; i < disk_count; i++) {

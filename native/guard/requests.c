@@ -14,10 +14,10 @@
 #include "guard.h"
 #include "names.h"
 
-// Requests that are read before there is a look at what else there is to do: a
-// daemon that comes must be heard, whoever asks how often meanwhile.
+// Requests that are read before other events are handled: a daemon that starts must be heard however many
+// requests there are.
 #define READS_MAX 64
-// One in so many slots for requests is root's.
+// One in this many slots for requests is reserved for root.
 #define ROOT_PARTS 4
 
 static bool expects_answer(uint32_t opcode) {
@@ -45,7 +45,7 @@ static size_t used(const struct slots *slots) {
   return count < slots->count ? count : slots->count;
 }
 
-// As SharedState.store() does. Whoever has many threads wait takes no place from root.
+// As SharedState.store() does. Users with many threads leave room for root.
 static bool store_request(const void *request, size_t length) {
   const struct slots *slots = SLOT_HEADER_SIZE + length <= small.size ? &small : &big;
   struct fuse_in_header header;
@@ -66,8 +66,8 @@ static bool store_request(const void *request, size_t length) {
   return true;
 }
 
-// Whether the kernel has an inode of that id. It answers so when it is asked to
-// read its attributes again, which is all that this does to it.
+// Whether the kernel has an inode with that id: it says so when its attributes are invalidated, which is all
+// that this does.
 static bool has_inode(uint64_t id) {
   struct {
     struct fuse_out_header header;
@@ -79,8 +79,8 @@ static bool has_inode(uint64_t id) {
   return write(served.fuse, &message, sizeof message) >= 0 || errno != ENOENT;
 }
 
-// A link that stands for `name` until the next daemon says where it leads: to
-// that very name, see linkId() in src/devices/names.ts. But .dm is there, whoever serves.
+// Answers with a symlink that stands for `name` until the next daemon says where it leads: to the
+// same name, see linkId() in src/devices/names.ts. The directory .dm needs no daemon.
 static void put_off(const struct fuse_in_header *request, const char *text, const struct name *name) {
   bool all = name->directory && name->diskseq == 0;
   uint64_t id = link_id(name, all ? DIRECTORY : name->symlink ? SYMLINK : name->by_kernel_name ? WAITING | BY_KERNEL_NAME : WAITING);
@@ -96,9 +96,9 @@ static void put_off(const struct fuse_in_header *request, const char *text, cons
   respond(&answer, sizeof answer);
 }
 
-// A device by the kernel's name, whose inode the kernel has from its other name, say: with that inode, and
-// attributes that are not valid. So whoever uses it asks for them, and waits for the next daemon there, with no lock
-// held; and where it had this name, too, it keeps it.
+// Answers for a device by the kernel's name whose inode the kernel has already (from its other name, for example): with
+// that inode, and attributes that are not valid. Callers then ask for these, and wait for the next daemon there without a
+// lock. A cached name stays valid.
 static bool give_inode(const struct fuse_in_header *request, const char *text, uint64_t id) {
   char path[512], number[64];
   unsigned major, minor;
@@ -130,18 +130,18 @@ static bool answer(const char *request, size_t length) {
   struct name name = {0};
   if (*text) name = parse_in(header.nodeid, text);
   uint64_t id = id_of(&name);
-  // A name that is in use must not be answered in a way that has the kernel drop
-  // it: /proc/swaps and the like would call the device deleted. Nor need it be:
-  // whoever asks for one that the kernel has holds no lock.
+  // The answer must not make the kernel drop a name that is in use: /proc/swaps and the like would
+  // show the device as deleted. It can wait, as a LOOKUP of a cached name holds
+  // no lock.
   bool in_use = id != 0 && has_inode(id);
   if (header.pid == manager) {
-    // ENOMEM is what every kernel takes for an error of its own (fuse_dentry_revalidate).
+    // Every kernel takes ENOMEM for an error of its own, and keeps the name (fuse_dentry_revalidate).
     refuse(&header, in_use ? ENOMEM : ENOENT);
     return true;
   }
   switch (header.opcode) {
-  // The tree's shape never changes, so these need no daemon. (udev, which takes
-  // links of its own away, wants to hear that there is none.)
+  // The tree's shape never changes, so these need no daemon. (ENOENT, as udev removes
+  // links of its own.)
   case FUSE_UNLINK:
     refuse(&header, ENOENT);
     return true;
@@ -158,7 +158,7 @@ static bool answer(const char *request, size_t length) {
   case FUSE_LOOKUP:
     if (in_use && name.by_kernel_name) return give_inode(&header, text, id);
     if (in_use) return false;
-    // Whoever reads the link waits for the next daemon, with no lock held.
+    // A caller that reads the link waits for the next daemon without a lock.
     if (name.diskseq == 0 && !name.directory) refuse(&header, ENOENT);
     else put_off(&header, text, &name);
     return true;
@@ -171,8 +171,8 @@ static bool answer(const char *request, size_t length) {
   }
 }
 
-// The caller of a request wants to give up. That is for the next daemon to hear, as
-// SharedState.interrupt() has it; it needs no slot, or users could fill them.
+// FUSE_INTERRUPT: noted at the stored request for the next daemon, as SharedState.interrupt() does. It has
+// no slot of its own, as users could fill them.
 static void interrupt(const struct slots *slots, uint64_t unique) {
   for (size_t i = 0; i < used(slots); i++) {
     size_t at = slots->start + i * slots->size;
@@ -182,9 +182,9 @@ static void interrupt(const struct slots *slots, uint64_t unique) {
   }
 }
 
-// Of FORGET the next daemon needs not hear: it does not know how many lookups were
-// answered before it, and asks the kernel instead. There may be as many as names
-// that the kernel had.
+// Requests without an answer. FORGETs are dropped: the next daemon does not know how many lookups were answered
+// before it, and asks the kernel instead. There may be as many FORGETs as the
+// kernel had names.
 static void hear(const char *request, size_t length) {
   struct fuse_in_header header;
   struct fuse_interrupt_in what;
@@ -195,7 +195,7 @@ static void hear(const char *request, size_t length) {
   interrupt(&big, what.unique);
 }
 
-// What the daemon had read, and did not get to answer.
+// Answers requests that the daemon had read and not answered, if they must not wait.
 static void answer_stored(const struct slots *slots) {
   for (size_t i = 0; i < used(slots); i++) {
     size_t at = slots->start + i * slots->size;
@@ -205,7 +205,7 @@ static void answer_stored(const struct slots *slots) {
   }
 }
 
-// None of them is the reason why the daemon has ended, see TRIES_MAX in src/fuse/session.ts.
+// See TRIES_MAX in src/fuse/session.ts.
 void reset_tries(void) {
   const struct slots *all[] = {&small, &big};
   for (size_t i = 0; i < 2; i++)
