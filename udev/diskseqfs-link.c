@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: MIT
-// diskseqfs-link: points the names of devices into the tree: of device-mapper devices /dev/mapper/NAME and LVM's
-// /dev/VG/LV, and all links of a device for which that is asked (DISKSEQFS_LINK=all).
+// diskseqfs-link: points names of devices into the tree: /dev/mapper/NAME and LVM's /dev/VG/LV of
+// device-mapper devices, and all links of devices that ask for it (DISKSEQFS_LINK=all).
 //
-// udev can make a symlink to a device's own node only, and would make it anew at
-// each event (systemd 252) or at some (257).  So the rules take these names away
+// udev can only make symlinks to a device's node in /dev, and makes them again at
+// each event (systemd 252) or at some events (257).  So the rules take these names away
 // from udev, and run this program to make them lead to /dev/disk/by-diskseq/.dm/N/K.
-// It is a program of its own, in C, because udev runs it for each event of such a device.
+// It is in C because udev runs it for each event of such a device.
 //
-//   claim LINK...   of the links udev is about to make, say which are ours, and
-//                   which are not; make those of ours that no other device can have; take
-//                   those away, or give those back to udev, that are ours no longer.
-//   apply           the same with those that were claimed, after udev has made its own
-//                   links: where those were among them, it has just taken them away.
-//                   Of those that several devices may have, each leads to the one of the highest priority.
-//   removed         the device goes: its links go, or lead to whom else they belong to.
+//   claim LINK...   of the links that udev is about to make, says which are ours and
+//                   which are not; makes those of ours that no other device can have; removes
+//                   links that are no longer ours, or gives them back to udev.
+//   apply           the same with the claimed links, after udev has made its own links:
+//                   if it has made ours at an earlier event, it has just removed them.
+//                   A link that several devices have leads to the one with the highest priority.
+//   removed         the device goes: its links go, or lead to another device that has them.
 //
-//   alone           there is no tree: of the links beneath it keep those of devices that are there.
-//   stock           give every link of ours back to udev: the package goes; but what is mounted keeps its name.
+//   alone           there is no tree: removes links beneath it whose devices are gone.
+//   stock           the package goes: gives all links back to udev; mounted devices keep their names.
 //
 // One rule for all of them: a name may lead to a disk that is gone (ENOENT), or
 // for a moment to nothing, but not to a number that another disk may take.
 //
-// Where the tree is not mounted, the same paths lead to the devices' own nodes: the daemon
-// keeps links in the directory beneath.  Each is there for as long as its device, as whoever has read a name may be
-// on its way through it.
+// Where the tree is not mounted, the same paths lead to the devices' nodes in /dev, by links
+// in the directory beneath, which the daemon makes.  Each stays until its device goes, as a process that has read a name
+// may still be on its way through it.
 #define _GNU_SOURCE // renameat2
 #include <ctype.h>
 #include <dirent.h>
@@ -43,29 +43,29 @@
 #include <unistd.h>
 
 #define TREE "/dev/disk/by-diskseq"
-// A path that ends in the kernel's name is taken for the device's own node by libmount and others: they
-// show and remember the name that is in sysfs.
+// libmount and others take a path that ends in the kernel's name for the device's node: they
+// show and remember the name in sysfs.
 #define DIRECTORIES TREE "/.dm"
 #define MAPPER "/dev/mapper"
 #define RULES "/run/udev/rules.d"
 #define KEPT RULES "/61-diskseqfs-removed.rules"
 #define BLOCK "/sys/class/block"
-// Of the instances of this program that run at the same time.
+// Serializes the instances of this program that run at the same time.
 #define LOCK "/run/diskseqfs.lock"
 #define LOCK_SECONDS 3
-// When the links beneath go before their devices, for so long somebody may have read a link and not yet looked up
-// where it leads.
+// How long a process may take from reading a link to following it, if links beneath are removed before their
+// devices.
 #define WALK_SECONDS 1
-// There if any device has had all its links claimed: then those of others may be the same.
+// Exists if any device has had all its links claimed: other devices may have the same links.
 #define ALL "/run/diskseqfs.all"
-// Of a link that is being made; its process follows.
+// Prefix of links that are being made; a process id follows.
 #define TEMPORARY ".diskseqfs-link"
-// Of a link below /dev: a device-mapper name has at most 127 bytes, each of
-// which udev may write as four.
+// The longest link below /dev: a device-mapper name has up to 127 bytes, and udev may write each as
+// four.
 #define PATH_SIZE 1100
 #define KERNEL_SIZE 256
 #define TARGET_SIZE (sizeof DIRECTORIES + 32 + KERNEL_SIZE)
-// Of all links of a device: a line of udev's, UDEV_LINE_SIZE.
+// All links of a device: udev's UDEV_LINE_SIZE.
 #define LINE_SIZE 16384
 // Lines of 99-z-diskseqfs.rules for links that are not ours.
 #define OTHERS_MAX 16
@@ -104,7 +104,7 @@ static bool attribute(const char *kernel, const char *name, char *into, size_t s
   return true;
 }
 
-// A partition has its disk's.
+// The diskseq of a disk, or of a partition's disk; 0 if there is none.
 static unsigned long long diskseq_of(const char *kernel) {
   char text[32];
   if (!attribute(kernel, "diskseq", text, sizeof text) && !attribute(kernel, "../diskseq", text, sizeof text)) return 0;
@@ -113,7 +113,7 @@ static unsigned long long diskseq_of(const char *kernel) {
 
 static bool is_dm(const char *kernel) { return strncmp(kernel, "dm-", 3) == 0; }
 
-// All of it belongs to one disk, as the diskseq is the same before and after.
+// Reads it all from one disk: the diskseq is the same before and after.
 static struct device look(const char *kernel) {
   for (int attempt = 0; attempt < 10; attempt++) {
     struct device device = {.diskseq = diskseq_of(kernel)};
@@ -170,7 +170,7 @@ static bool is_there(const struct owner *owner) {
   return owner->diskseq != 0 && diskseq_of(owner->kernel) == owner->diskseq;
 }
 
-// Whether it leads into the tree, to this device: or to what had its number before, and is gone (another medium, say).
+// Whether it leads into the tree, to this device, or to one that had its number before and is gone (another medium, for example).
 static bool leads_to(const char *link, unsigned long long diskseq, const char *kernel) {
   struct owner owner = owner_of(link);
   if (!owner.in_tree) return false;
@@ -181,8 +181,8 @@ static bool leads_to(const char *link, unsigned long long diskseq, const char *k
 // A name below /dev, of a link with an absolute path.
 static const char *below_dev(const char *link) { return link + strlen("/dev/"); }
 
-// Whether the tree is mounted there, also beneath something else: then there is a daemon that keeps the links
-// beneath it.
+// Whether the tree is mounted, also beneath another mount: then a daemon manages the links
+// beneath.
 static bool has_daemon(void) {
   FILE *mounts = fopen("/proc/self/mountinfo", "re");
   char line[4096];
@@ -202,17 +202,17 @@ static int lock_file = -1;
 
 static void wake(int number) { (void)number; }
 
-// Other instances run beside this one, for other devices that had or will have
-// the same name.  udev's own links are made outside the lock: whoever makes one
-// runs this program afterwards.
+// Other instances run at the same time, for other devices that had or will have
+// the same name.  udev makes its own links without the lock, and runs this program
+// afterwards.
 //
-// It is on a file that only root can open, as whoever can open something can hold
-// a lock on it for as long as he likes.  Still it may be held for long: any user
-// can have the kernel keep a directory locked, and with it the instance that is
-// to change the directory.  So waiting has an end: nobody else's events are to
-// wait for that one's.  Without the lock a link may come out as it was a moment
-// before, so then none is led to a bare number (see apply(); not so where there is no
-// tree any more, see restore()): the worst is a name that leads to a disk that is gone,
+// The lock is on a file that only root can open, as anybody who can open a file can hold
+// a lock on it for ever.  It may still be held for long: any user
+// can make the kernel keep a directory locked, and with it the instance that changes
+// that directory.  So waiting has an end, as events of other devices must not
+// wait for that one.  Without the lock a link may end up as it was a moment
+// before, so then no link is made to lead to a node in /dev (see apply(); not so without a
+// tree, see restore()): the worst result is a name that leads to a disk that is gone,
 // or to nothing, until its next event.
 //
 // -> whether it is held, until unlock() or the end of the process
@@ -230,7 +230,7 @@ static bool lock(void) {
     fputs("diskseqfs-link: " LOCK " is not a file of root's alone; going on without a lock\n", stderr);
     return false;
   }
-  // Again and again after that, as the first signal may come right before the wait.
+  // Repeated, as the first signal may come right before the wait.
   struct itimerval limit = {.it_value = {.tv_sec = LOCK_SECONDS}, .it_interval = {.tv_usec = 100000}}, none = {0};
   struct sigaction action = {.sa_handler = wake}; // without SA_RESTART
   sigset_t alarms;
@@ -247,12 +247,12 @@ static bool lock(void) {
 
 static void unlock(void) { flock(lock_file, LOCK_UN); }
 
-// Of this process alone, as it may have no lock: another's would be renamed to this link.
+// A temporary name of this process, as it may not have the lock.
 static void temporary_beside(const char *link, char *path, size_t size) {
   snprintf(path, size, "%.*s/" TEMPORARY ".%d", (int)(strrchr(link, '/') - link), link, getpid());
 }
 
-// Those above a link.
+// Makes the directories of a link.
 static bool make_directories(const char *link) {
   char path[PATH_SIZE];
   snprintf(path, sizeof path, "%s", link);
@@ -277,7 +277,7 @@ static int point(const char *link, const char *target) {
     if (!make_directories(link)) return fail("cannot make the directory of", link);
     if (unlink(temporary) < 0 && errno != ENOENT) return fail("cannot remove", temporary);
     if (symlink(target, temporary) == 0 && rename(temporary, link) == 0) return 0;
-    // udev takes a directory away with its last link, without a look at our lock.
+    // udev removes a directory with its last link, without our lock.
     if (errno != ENOENT) break;
   }
   return fail("cannot replace", link);
@@ -308,7 +308,7 @@ static bool is_own(const char *link) {
   return slash == strrchr(link, '/');
 }
 
-// A name below /dev in none but its own directory, and not in the tree.
+// Whether a link is below /dev, without ".." and the like, and not in the tree.
 static bool is_clean(const char *link) {
   for (const char *part = link; part; part = strchr(part, '/') ? strchr(part, '/') + 1 : NULL)
     if (*part == 0 || *part == '/' || strncmp(part, "./", 2) == 0 || strncmp(part, "../", 3) == 0 || strcmp(part, ".") == 0 || strcmp(part, "..") == 0)
@@ -323,8 +323,8 @@ static bool has_word(const char *words, const char *word) {
   return false;
 }
 
-// Whether this is what udev makes of a name in sysfs: it takes blanks from its end, and
-// writes _ for what it does not like in a property.
+// Whether a property is udev's form of a name in sysfs: without blanks at its end, and
+// with _ for some characters.
 static bool is_written(const char *property, const char *name) {
   size_t length = strlen(name);
   while (length > 0 && isspace((unsigned char)name[length - 1])) length--;
@@ -334,9 +334,9 @@ static bool is_written(const char *property, const char *name) {
   return true;
 }
 
-// Whether the event is about the device as it is now.  A late one may find its
-// device gone, and another one with its number; the name that the rules read
-// from sysfs is the other's then.
+// Whether the event is about the device as it is now.  When an event is late, its
+// device may be gone and another one have its number; the name that the rules have read
+// from sysfs is then the other's.
 static bool current(const struct device *device) {
   return device->diskseq != 0 && device->diskseq == strtoull(environment("DISKSEQ"), NULL, 10) &&
          (*device->name == 0 || is_written(environment("DM_NAME"), device->name));
@@ -348,10 +348,10 @@ static bool is_at(const struct device *device, dev_t number) {
   return diskseq_of(disk) == device->diskseq;
 }
 
-// Whether the root file system is on it, or on another partition of it.  In use for as long as the system runs,
-// its number cannot become another disk's, so its name is as good without the
-// tree; and grub-mkconfig writes what the name leads to into the next boot's
-// kernel command line.
+// Whether the root file system is on it, or on another partition of it.  It is in use for as long as the system runs,
+// so its number cannot become another disk's, and it does not need the
+// tree; and grub-mkconfig writes the target of its name into the kernel command line of the
+// next boot.
 static bool has_root(const struct device *device) {
   struct stat root, source;
   if (stat("/", &root) < 0) return false;
@@ -367,7 +367,7 @@ static bool has_root(const struct device *device) {
   return found;
 }
 
-// The links that are named by what is on the disk, which a guest may have written; and how fstab writes them.
+// Links that are named by the disk's content, which a guest may have written; and their form in fstab.
 static const struct {
   const char *tag, *directory;
 } contents[] = {
@@ -416,26 +416,26 @@ static bool crypttab_says(char *const *fields, char *path, size_t size) {
   return swap && snprintf(path, size, MAPPER "/%s", fields[0]) < (int)size;
 }
 
-// Whether the system is configured to swap to what has one of these names; of those of content, where they count.  systemd
-// knows a swap's units by the links that udev has made, so those stay udev's.
+// Whether the system is configured to swap to one of these names (those of content only if `content`).  systemd
+// knows swap units by udev's links, so these stay udev's.
 static bool is_for_swap(char *const *links, bool content) {
   return says_swap("/etc/fstab", fstab_says, links, content) || says_swap("/etc/crypttab", crypttab_says, links, content);
 }
 
-// Whether udev has made this link in disk/by-diskseq: it keeps a file for each of its own.
+// Whether udev has made this link in disk/by-diskseq: it has a file for each of its links.
 static bool is_udevs(const char *name) {
   char path[2 * PATH_SIZE];
   snprintf(path, sizeof path, "/run/udev/links/\\x2fdisk\\x2fby-diskseq\\x2f%s", name);
   return access(path, F_OK) == 0;
 }
 
-// A name in the tree, as a link beneath it, of a device that goes.
+// Removes one link beneath the tree, if it leads to this device.
 static void leave_name(const char *path, const char *kernel) {
   struct owner owner = owner_of(path);
   if (!owner.in_tree && strcmp(owner.kernel, kernel) == 0 && !is_udevs(strrchr(path, '/') + 1)) unlink(path);
 }
 
-// A device goes, and its links beneath the tree with it.  Where there is a daemon, they are that one's.
+// Removes all links beneath the tree of a device that goes; if there is a daemon, it does that.
 static void leave_beneath(unsigned long long diskseq, const char *kernel) {
   const char *partition = environment("PARTN");
   char path[TARGET_SIZE];
@@ -451,8 +451,8 @@ static void leave_beneath(unsigned long long diskseq, const char *kernel) {
   rmdir(DIRECTORIES);
 }
 
-// Takes a link away that leads to this device, and no other: it is looked at when it has been taken, as there may be no
-// lock.  A directory goes with its last link, as with udev's own.
+// Removes a link if it leads to this device. It is renamed first and then read, as the lock may be
+// missing.  A directory goes with its last link, as with udev's links.
 static int take_away(const char *link, unsigned long long diskseq, const char *kernel) {
   char directory[PATH_SIZE], temporary[PATH_SIZE + 32];
   temporary_beside(link, temporary, sizeof temporary);
@@ -468,8 +468,8 @@ static int take_away(const char *link, unsigned long long diskseq, const char *k
   return 0;
 }
 
-// What udev remembers of the last event of a device: the links that it has claimed, and its priority for them.
-// Nothing, where that was another device's.
+// From udev's database, of the device's last event: the links that it has claimed, and its priority for them.
+// Nothing if that event was another device's.
 #define CLAIMED "E:DISKSEQFS_LINKS="
 #define REMEMBERED_DISKSEQ "E:DISKSEQ="
 #define REMEMBERED_ALL "E:DISKSEQFS_LINK=all"
@@ -503,7 +503,7 @@ static int priority_of(const char *kernel) {
   return remember(kernel, &memory) ? memory.priority : 0;
 }
 
-// Of all devices but one that have claimed a link, the one of the highest priority; or of those that have had all claimed.
+// The device with the highest priority of all that have claimed a link, except one; if `all`, of those that have claimed all their links.
 static struct owner next_owner(const char *link, const char *but, bool all) {
   struct owner next = {.in_tree = true};
   int priority = 0;
@@ -520,23 +520,23 @@ static struct owner next_owner(const char *link, const char *but, bool all) {
   return next;
 }
 
-// A link that is not its device's any more.
+// Gives up a link of a device: it leads to the next owner, or goes.
 static int give_up(const char *link, unsigned long long diskseq, const char *kernel) {
   struct owner next = is_own(below_dev(link)) ? (struct owner){0} : next_owner(link, kernel, false);
   return next.diskseq ? point_into_tree(link, next.diskseq, next.kernel) : take_away(link, diskseq, kernel);
 }
 
-// Whether a link that other devices may have leads into the tree, to one of at least this one's priority.
+// Whether a link leads into the tree, to another device with at least this device's priority.
 static bool is_others(const char *link, const char *kernel) {
   struct owner owner = owner_of(link);
   return owner.in_tree && is_there(&owner) && priority_of(owner.kernel) >= priority_of(kernel);
 }
 
-// Where several devices have a link, and udev made it for any of them, it leads into the tree all the same.
+// Makes a link that several devices have lead into the tree, to the one with the highest priority.
 static int share(const char *link, unsigned long long diskseq, const char *kernel) {
   if (is_others(link, kernel)) return 0;
   struct owner owner = owner_of(link);
-  // Of equal ones it stays with who has it; udev may just have taken it away from this one.
+  // With equal priorities it stays where it is; udev may just have removed it from this one.
   int least = priority_of(kernel);
   if (!is_there(&owner)) {
     owner = next_owner(link, kernel, false);
@@ -546,7 +546,7 @@ static int share(const char *link, unsigned long long diskseq, const char *kerne
   return point_into_tree(link, diskseq, kernel);
 }
 
-// Of an event: which links it claims, which the one before had claimed, and whether udev has made its own.
+// An event: the links that it claims, those that the event before had claimed, and whether udev has made its own.
 struct event {
   const char *kernel, *claimed, *before;
   unsigned long long diskseq;
@@ -554,8 +554,8 @@ struct event {
   bool applies;
 };
 
-// Whether this is the time to make a link.  Which priority a device has for those that others may have is only
-// known when udev has written it down.
+// Whether a link can be made now.  A device's priority for links that others may have is only
+// known after udev has written its database.
 static bool is_due(const struct event *event, const char *link) {
   return event->applies || is_own(below_dev(link));
 }
@@ -566,7 +566,7 @@ static bool is_made(const struct event *event, const char *link) {
   return !is_own(below_dev(link)) && is_others(link, event->kernel);
 }
 
-// Whether there is nothing to be changed, as at most events: then nobody's lock is waited for.
+// Whether nothing is to be changed, as at most events: then the lock is not needed.
 static bool is_done(const struct event *event) {
   if (!*event->claimed && !*event->before) return true;
   bool done = *event->claimed != 0;
@@ -580,18 +580,18 @@ static bool is_done(const struct event *event) {
   return done;
 }
 
-// Makes the links that are claimed, and takes those away that were and are not any more; but leaves those to
-// udev that it has made, or will make when it has read the rules.
+// Makes the claimed links, and removes those that are not claimed any more, except those that udev has made, or will make
+// after the rules.
 static int change(const struct event *event) {
   const char *kernel = event->kernel;
   if (is_done(event)) return 0;
-  // Looked at only with the lock: who has waited for it may find his name another
-  // device's, which has made its link and does not come again.
+  // Read with the lock: while this instance waited, another device may have got the name and made its
+  // link, and it does not come again.
   bool locked = lock();
   struct device device = look(kernel);
   int result = 0;
   char *words = strdup(event->claimed), *rest = words;
-  // A device that is gone, or has another name, leaves them to what has them now.
+  // If the device is gone or has another name, the links belong to another device now.
   for (char *link; current(&device) && (link = strsep(&rest, " "));) {
     if (*link == 0 || !is_due(event, link)) continue;
     result |= is_own(below_dev(link)) ? point_into_tree(link, event->diskseq, kernel) : share(link, event->diskseq, kernel);
@@ -629,14 +629,14 @@ static bool is_coming(const char *link) {
   return false;
 }
 
-// Whether a device is to be left to udev, with all of its names.
+// Whether udev is to make all of a device's links.
 static bool is_left_alone(const struct device *device, char *const *links) {
   const char *wanted = environment("DISKSEQFS_LINK");
   if (strcmp(wanted, "0") == 0 || strcmp(wanted, "1") == 0) return *wanted == '0';
   return has_root(device) || is_for_swap(links, false);
 }
 
-// Of a device of which all links are, or as another such device has it, too.
+// Whether a link is claimed because the device asks for all its links, or because another such device has it.
 static bool is_asked_for(const char *link, const char *kernel, bool all) {
   char path[PATH_SIZE];
   if (!is_clean(link) || snprintf(path, sizeof path, "/dev/%s", link) >= (int)sizeof path) return false;
@@ -644,13 +644,13 @@ static bool is_asked_for(const char *link, const char *kernel, bool all) {
   return all || (owner_of(path).in_tree && next_owner(path, kernel, true).diskseq != 0);
 }
 
-// The links that are ours, as absolute paths, and properties for the rules of all others; false where
-// all of them stay udev's, also as there are more others than the rules have lines for.
+// Divides links into ours, as absolute paths, and others, as properties for the rules; false if
+// all stay udev's, also if there are more others than the rules have lines for.
 static bool divide(char *const *links, const char *kernel, char *claimed, size_t claimed_size, char *others, size_t others_size) {
   struct device device = look(kernel);
   size_t used = 0, length = 0;
   int count = 0;
-  // The tree has what sysfs has, by the same names.
+  // The tree has every device that sysfs has.
   if (!tree_mounted()) return false;
   if (!current(&device)) {
     printf("DISKSEQFS_LATE=1\n");
@@ -672,10 +672,10 @@ static bool divide(char *const *links, const char *kernel, char *claimed, size_t
   return used > 0;
 }
 
-// Prints properties for the rules, and makes the links: udev need not have made its own before, as long as it
-// takes none of ours away for one that it made at an earlier event (see the rules).
+// Prints properties for the rules, and makes the links. That can be before udev makes its own, unless udev removes
+// ours because it had made them at an earlier event (see the rules).
 //
-// A value that the rules put together could have 511 bytes at most.
+// A value that rules put together could have 511 bytes at most, so this program prints them.
 static int claim(char *const *links, const char *kernel) {
   char claimed[LINE_SIZE / 2] = "", others[OTHERS_MAX * PATH_SIZE] = "";
   const char *before = environment("DISKSEQFS_LINKS"), *alias = environment("SYSTEMD_ALIAS");
@@ -695,7 +695,7 @@ static int removed(const char *kernel) {
   char *words[] = {strdup(environment("DISKSEQFS_LINKS")), strdup(environment("DEVLINKS"))};
   int result = 0;
   lock();
-  // Of its links that were udev's, others may have claimed some: udev has taken them away.
+  // Other devices may have claimed some of its links that were udev's, which udev has removed.
   for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
     char *rest = words[i];
     for (char *link; (link = strsep(&rest, " "));) {
@@ -710,9 +710,9 @@ static int removed(const char *kernel) {
   return result;
 }
 
-// What is found out without the lock is looked at again with it: nobody is to
-// wait for more than one link.  Where there is no lock it goes on all the same:
-// without the tree, no name can be better than udev's own.
+// Checks first without the lock and then with it, so that other instances wait for one link at
+// most.  It goes on without the lock if need be: without the tree, no name can be
+// better than udev's.
 static int restore(const char *link, const char *kernel, unsigned long long diskseq) {
   int result = 0;
   if (!leads_to(link, diskseq, kernel)) return 0;
@@ -725,7 +725,7 @@ static int restore(const char *link, const char *kernel, unsigned long long disk
   return result;
 }
 
-// A link that was being made when its process ended.
+// Removes a temporary link whose process has ended.
 static void sweep(const char *path) {
   if (!lock()) return;
   unlink(path);
@@ -747,9 +747,9 @@ static int each_link(const char *path, int (*use)(const char *link)) {
   return result;
 }
 
-// The links that are ours are those that the last event has claimed, which is
-// what udev remembers of it.  Whatever else leads into the tree
-// somebody else has made, and it is his.
+// Our links are those that the device's last event has claimed, by udev's
+// database.  Other links into the tree were made by somebody
+// else, and stay.
 static int restore_all_of(const char *kernel) {
   struct memory memory;
   unsigned long long diskseq = diskseq_of(kernel);
@@ -770,7 +770,7 @@ static bool has_device(unsigned long long diskseq) {
   return found;
 }
 
-// A name whose device is gone, and whose last event did not come to its end.
+// Removes a name whose device is gone, if its last event was not handled to the end.
 static int take_away_dangling(const char *link) {
   struct owner owner = owner_of(link);
   if (!owner.in_tree || has_device(owner.diskseq) || !lock()) return 0;
@@ -794,10 +794,10 @@ static void sweep_disk(const char *disk, bool all) {
   rmdir(path);
 }
 
-// The daemon has gone for good, and its links beneath the tree are nobody's: those stay whose device is there, until it goes
-// or has another diskseq (see 59-diskseqfs.rules); or none.
+// The daemon has gone for good. Of its links beneath the tree, those stay whose device is there, until it goes
+// or gets another diskseq (see 59-diskseqfs.rules); if `all`, none.
 //
-// By path each time: where there is a tree again, that refuses.
+// By path each time: if the tree is mounted again, it refuses the change.
 static int leave_all_beneath(bool all) {
   if (has_daemon()) return 0;
   DIR *tree = opendir(TREE), *disks = opendir(DIRECTORIES);
@@ -832,9 +832,9 @@ static int each_directory(const char *parent) {
   return result;
 }
 
-// systemd binds a mount to the device that is its source, and may unmount it when that has another name only.  So until
-// the next boot what is mounted by a path in the tree keeps that name.  (Anybody may have something mounted that he says
-// has such a source: nothing but a path may come of it.)
+// systemd binds a mount to the device of its source, and may unmount it if the device loses that name.  So until
+// the next boot, what is mounted by a path in the tree keeps that name.  (A user may have anything mounted with such a
+// source: nothing but a path may come of it.)
 static int keep_sources(void) {
   FILE *mounts = fopen("/proc/self/mounts", "re"), *rules = NULL;
   char line[4096], kernel[KERNEL_SIZE], end;
