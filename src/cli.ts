@@ -41,7 +41,7 @@ function program(): Command {
     )
     .argument('[mountpoint]', 'where to mount; made if missing', DEFAULT_MOUNTPOINT)
     .option('-f, --foreground', 'stay in the foreground')
-    .option('--replace', 'take the tree over from the daemon that serves it, which ends; nobody who uses the tree notices')
+    .option('--replace', 'take the tree over from the daemon that serves it, which ends; users of the tree do not notice')
     .addOption(
       new Option(
         '-o <options>',
