@@ -81,10 +81,10 @@ export interface Native {
   openDirectory(path: string): number
   /**
    * A descriptor that holds an exclusive flock(2) on a file, which is made if it is missing.
-   * -EAGAIN where somebody has it, or has just removed the file; -EPERM where others could open it.
+   * -EAGAIN if another process has it, or has just removed the file; -EPERM if other users could open it.
    */
   lockFile(path: string): number
-  /** Gives that up for all who have the descriptor. */
+  /** Gives that up for all processes that have the descriptor. */
   unlock(fd: number): number
   /** An O_PATH descriptor of a node below `dir`; follows no symlink, leaves no filesystem. */
   openNode(dir: number, name: string): number
@@ -140,7 +140,7 @@ export interface Native {
   pickMount(target: string, done: (error: number, fd: number) => void): void
   /** A descriptor of a directory in what is mounted there, beneath any other mount; it keeps none of them busy. */
   cloneMount(target: string, directory: string, done: (error: number, fd: number) => void): void
-  /** FSCONFIG_CMD_RECONFIGURE: the kernel forgets the dentries that nobody uses. */
+  /** FSCONFIG_CMD_RECONFIGURE: the kernel forgets all unused dentries. */
   prune(fd: number, done: (error: number) => void): void
 
   /**
@@ -166,7 +166,7 @@ export interface Native {
 
   /** A descriptor connected to a datagram socket in the filesystem, or with "@" the abstract namespace. */
   datagramOpen(path: string): number
-  /** Does not wait: -EAGAIN where nobody reads. */
+  /** Does not wait: -EAGAIN if the other end does not read. */
   datagramSend(fd: number, text: string): number
   /** A connection that keeps messages apart (SOCK_SEQPACKET), as are the two below. */
   packetConnect(path: string): number

@@ -76,7 +76,7 @@ function describe(sysfs: Sysfs, device: Device): Listed {
   }
 }
 
-/** As lsblk has it: the prefix of a device-mapper UUID names who made the device. */
+/** As in lsblk: the prefix of a device-mapper UUID names the program that made the device. */
 export function deviceType(device: Device, dmUuid: string | undefined, mdLevel: string | undefined): string {
   if (device.partition !== 0) return 'part'
   if (device.kname.startsWith('dm-')) {
@@ -135,7 +135,7 @@ export function toJson(value: unknown): string {
   return `${JSON.stringify(value, null, 2).replace(/[\u007f-\u009f]/g, escape)}\n`
 }
 
-/** Names come from whoever made the device: control characters must not reach a terminal. */
+/** Names are made by users: control characters must not reach a terminal. */
 export function printable(text: string): string {
   return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, '?')
 }

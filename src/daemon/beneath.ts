@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
 /**
  * Links beneath the mount, in the directory of devtmpfs that it covers: the names of the
- * tree, each to the device's own node, as udev makes them on a system without the tree. Whoever does not
- * see the mount finds these: in a chroot with /dev bound into it, in a container, and
- * everybody from the moment when the mount is gone. They are exactly as good as a stock
+ * tree, each to the device's node in /dev, as udev makes them on a system without the tree. They are
+ * seen where the mount is not: in a chroot with /dev bound into it, in a container, and
+ * everywhere after the mount is gone. They are exactly as good as a stock
  * system's names.
  *
  * They are there before the tree answers for a device by the kernel's name, which is what
- * links elsewhere lead to, and go with it. From here on nobody but root can open the directory: who reads
- * it may keep it locked. Somebody may have it open from before: so nothing that others wait for
- * waits for this.
+ * links elsewhere lead to, and go with it. From now on only root can open the directory, as a user who
+ * reads it may keep it locked. A user may have it open from before, so no request
+ * waits for these links for long.
  */
 import { constants, existsSync, openSync, statfsSync } from 'node:fs'
 import { relative } from 'node:path'
@@ -64,7 +64,7 @@ export interface BeneathParts {
 export class Beneath {
   /** What is to be changed, the latest for each path; "" for a link that is to go. */
   private changes = new Map<string, string>()
-  /** Disks whose links are not there yet, and who waits for them. */
+  /** Disks whose links are not there yet, and what waits for them. */
   private unmade = new Map<DiskSeq, (() => void)[]>()
   /** Those that are being made. */
   private making = new Map<DiskSeq, (() => void)[]>()
@@ -151,7 +151,7 @@ export class Beneath {
   /**
    * The tree is gone for good.
    *
-   * @param isHanded whether somebody looks after the links from here on; else those that udev does not know of go
+   * @param isHanded whether the guard looks after the links from now on; else those that are not udev's are removed
    */
   async leave(isHanded: boolean): Promise<void> {
     if (this.fd < 0 || isHanded) return

@@ -47,11 +47,11 @@ export interface DaemonParts {
 
 /**
  * How long this daemon wants to have a processor for at a time, ns: the least that the
- * kernel takes. Whoever wants it for so short a time has it soon (kernel/sched/fair.c), and callers wait for us.
+ * kernel accepts. Threads with short slices run first (kernel/sched/fair.c), and callers wait for this one.
  */
 const SLICE_NS = 100_000
 
-/** So long, ms, a daemon that ends waits for links beneath to be taken away: somebody may have the directory locked. */
+/** How long a daemon that ends waits until links beneath are removed, ms: a user may have the directory locked. */
 const LEAVE_MS = 1000
 
 /** A disk has one device number for all its life; a partition may get another. */
@@ -61,7 +61,7 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
   /** Whether it went on with the mount of an earlier one. */
   tookOver = false
   private over!: () => void
-  /** Resolves when the tree is gone, by {@link stop} or because somebody unmounted it, and nothing is held any more. */
+  /** Resolves when the tree was unmounted, by {@link stop} or by somebody else, and no pin is held any more. */
   readonly ended = new Promise<void>((resolve) => (this.over = resolve))
   private stopping: Promise<void> | undefined
   private ending: Promise<void> | undefined
@@ -155,7 +155,7 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     const transport = this.connect(fuse)
     const entry = mount.mount(fuse, options.mount)
     mount.watchFor(entry, () => void this.end())
-    // Whoever takes such links away by their path does not get at them any more.
+    // Now that the tree covers them, others cannot remove these links by path.
     directories.keepLinks(beneath, mountpoint, this.registry.devices())
     await transport.start(tree)
     const descriptors = await mount.descriptors()
@@ -174,8 +174,8 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
   }
 
   /**
-   * Goes on with a mount that an earlier daemon has left. Whoever waits for an
-   * answer of that one is answered.
+   * Goes on with the mount of an outgoing daemon, and answers the requests that
+   * that one has left.
    */
   private async takeOver(found: Takeover, outgoing: OutgoingDaemon | undefined): Promise<void> {
     const { native, inodes, registry, mount, directories, handOver } = this
@@ -246,9 +246,9 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
   }
 
   /**
-   * The mount is gone, or the connection, and no FORGET comes any more. But
-   * somebody may have been answered who is still to open what he was promised.
-   * Whoever waits for an answer gets an error.
+   * The mount or the connection is gone, and no FORGET comes any more. Callers that were
+   * answered may still be about to open their devices, so pins stay until these are done.
+   * Requests that wait fail.
    */
   private end(): Promise<void> {
     return (this.ending ??= this.drain().finally(() => this.close()))
@@ -304,7 +304,7 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     this.directories.appeared(device)
   }
 
-  /** Its number, or its file (LOOP_CHANGE_FD), may be another one's from here on: nobody opens it unasked. */
+  /** From now on its number, or its file (LOOP_CHANGE_FD), may be another's: the kernel must ask before each open. */
   vanished(device: Device): void {
     this.directories.vanished(device)
     const id = device.partition === 0 ? directoryId(device.diskseq) : undefined

@@ -37,7 +37,7 @@ export class Preflight {
     throw new UserError('this kernel gives disks no sequence numbers; Linux 5.15 or later is needed')
   }
 
-  /** @throws UserError where the ids of callers mean somebody else in /proc, or nobody */
+  /** @throws UserError if /proc has other processes, or none, for the ids of callers */
   private requireOwnProc(): void {
     if (procIsOwn()) return
     throw new UserError(
@@ -49,7 +49,7 @@ export class Preflight {
    * Takes dead mounts away, and keeps others from mounting there.
    *
    * @returns the lock, see {@link lockMountpoint}
-   * @throws UserError where somebody else has it
+   * @throws UserError if another daemon has it
    */
   async claim(path: string): Promise<number> {
     let top = mountsAt(path).at(-1)
@@ -66,7 +66,7 @@ export class Preflight {
       top = mountsAt(path).at(-1)
     }
     const lock = await lockMountpoint(this.native, path)
-    // Between the look and the lock somebody may have been faster.
+    // Another daemon may have mounted before this one got the lock.
     if (mountsAt(path).length === 0) return lock
     unlockMountpoint(this.native, lock)
     throw new UserError(`${path}: already served by another diskseqfs`)

@@ -33,7 +33,7 @@ export class TreeMount {
 
   /**
    * @param fuse from {@link openFuse}
-   * @returns the mount; undefined where somebody has taken it away already
+   * @returns the mount; undefined if somebody has unmounted it already
    * @throws UserError where the kernel refuses
    */
   mount(fuse: number, options: MountOptions): MountEntry | undefined {
@@ -81,7 +81,7 @@ export class TreeMount {
     else this.log.error({ errno: errnoName(error), mountpoint }, 'cannot unmount')
   }
 
-  /** Somebody else may serve there from here on. */
+  /** From now on another daemon may serve there. */
   unlock(): void {
     if (this.lock >= 0) unlockMountpoint(this.native, this.lock)
   }

@@ -108,11 +108,11 @@ export function inodeId(diskseq: DiskSeq, partition: number, minor: number): Nod
 export type LinkKind =
   /** `N-partM`, which is always there. */
   | 'part'
-  /** Stands for a device until it is known, or open; who follows it waits there. */
+  /** Stands for a device until it is known, or open; callers that follow it wait there. */
   | 'waiting'
   /** The same by the kernel's name, in `.dm/N`. */
   | 'kernel'
-  /** The same for who does not follow symlinks: looks like a device, and nobody gets to open it. */
+  /** The same for callers that follow no symlinks: looks like a device, but nobody can open it. */
   | 'unknown'
   /** Leads to the device's own node in /dev, once it is open. */
   | 'own'

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * Which device has which name now: a hint, kept by uevents and corrected by
- * whoever finds it wrong. Nothing is opened on its word alone.
+ * Which device has which name now: a hint, updated by uevents and corrected when it
+ * turns out to be wrong. Nothing is opened on its word alone.
  */
 import { LRUCache } from 'lru-cache'
 
@@ -26,14 +26,14 @@ const GONE_MAX = 4096
  */
 const SCAN_INTERVAL_MS = 2
 const SCAN_SHARE = 10
-/** Of those who waited for a name, so many are answered before anybody else gets a turn. */
+/** Waits for names that are answered in one turn of the event loop. */
 const ANSWERS_AT_ONCE = 4
 /** After a scan that failed, the next one comes this late, ms. */
 const SCAN_RETRY_MS = 1000
 
 export interface RegistryListener {
   appeared(device: Device): void
-  /** Its name is nobody's now, or another device's. */
+  /** No device has its name now, or another one has it. */
   vanished(device: Device): void
 }
 
@@ -81,7 +81,7 @@ export class Registry implements UeventListener {
   /** What changed while a scan was under way: newer than what the scan saw. */
   private readonly touched = new Set<string>()
   private waiting: (() => void)[] = []
-  /** What came of it for those who waited for a name. */
+  /** Answers to waits for names, after a scan. */
   private readonly answers: (() => void)[] = []
   private scanTimer: NodeJS.Timeout | undefined
   private nextScan = -Infinity
@@ -90,7 +90,7 @@ export class Registry implements UeventListener {
   private scanError = 0
   private closed = false
 
-  /** Takes the uevents that are waiting; set by whoever owns the socket. */
+  /** Reads the uevents that are waiting; set by the owner of the socket. */
   drain: () => void = () => {}
   /** Told of each device that comes and goes. */
   listener: RegistryListener = { appeared() {}, vanished() {} }
@@ -171,7 +171,7 @@ export class Registry implements UeventListener {
     })
   }
 
-  /** Whether a name that {@link find} does not know is nobody's for certain, without a search. */
+  /** Whether a name that {@link find} does not know certainly does not exist; without a search. */
   lacks(name: string, diskseq: DiskSeq): boolean {
     if (this.gone.has(diskseq) || this.absent.has(name)) return true
     // Of a disk that is there each partition had its event, unless that was lost.
@@ -286,7 +286,7 @@ export class Registry implements UeventListener {
       for (const done of served) done()
       this.answer()
       if (error !== 0) this.retryTimer ??= setTimeout(() => this.retry(), SCAN_RETRY_MS)
-      // Whoever asked meanwhile gets a scan of their own.
+      // Callers that asked meanwhile get a scan of their own.
       if (this.waiting.length > 0 && this.scanTimer === undefined) this.rescan(this.waiting.pop()!)
     })
   }
@@ -297,7 +297,7 @@ export class Registry implements UeventListener {
     if (this.answers.length > 0) setImmediate(() => this.answer())
   }
 
-  /** What was lost must be read some time, even if nobody asks for it. */
+  /** After lost events sysfs must be read some time, even without a request. */
   private retry(): void {
     this.retryTimer = undefined
     this.lost()

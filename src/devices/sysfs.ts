@@ -91,7 +91,7 @@ export class Sysfs {
     this.files = new CachedFiles(native, (name) => `${classDirectory}/${name}`, FILES_MAX)
   }
 
-  /** Lets go of the files that are kept open; whoever asks again has them opened again. */
+  /** Closes the files that stay open for speed; they are opened again when needed. */
   close(): void {
     this.files.close()
   }
@@ -109,7 +109,7 @@ export class Sysfs {
   /**
    * A loop device without a backing file has no identity to protect, and no
    * place in the tree. Its partitions may outlive the file (lo_flags without
-   * LO_FLAGS_PARTSCAN, 6.18); they are nobody's either.
+   * LO_FLAGS_PARTSCAN, 6.18); they have no place either.
    */
   private bound(kname: string): boolean {
     const loop = LOOP.exec(kname)?.[1]
@@ -145,7 +145,7 @@ export class Sysfs {
   }
 
   /**
-   * Whether it may become another disk while somebody has it open: LOOP_CHANGE_FD of a
+   * Whether it may become another disk while it is open: LOOP_CHANGE_FD of a
    * loop device that is read-only, a medium that is changed, an nbd that is connected anew, an
    * array that is assembled anew.
    */

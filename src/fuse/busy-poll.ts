@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
  * Whether it pays to wait a moment for the next request before the event loop
- * goes to sleep. Who opens disks one after another is back in some microseconds,
- * and then the daemon need not be woken, which is half of what an open takes. Who
+ * goes to sleep. A program that opens disks one after another sends the next request in some microseconds,
+ * and then the daemon need not be woken, which is half of what an open takes. A program that
  * opens one now and then is not; and where other programs want the processor,
  * sleeping gets it back sooner than waiting.
  */

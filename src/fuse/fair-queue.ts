@@ -6,7 +6,7 @@
  * turns, however many requests they have.
  */
 export class FairQueue<T> {
-  /** Users who wait, in the order of their turns; each has something in its list. */
+  /** Users that wait, in the order of their turns; no list is empty. */
   private readonly byUser = new Map<number, T[]>()
   private count = 0
 
@@ -21,7 +21,7 @@ export class FairQueue<T> {
     this.count++
   }
 
-  /** The oldest of the user whose turn it is, who comes last from then on. */
+  /** The oldest entry of the user whose turn it is; its next turn comes last. */
   take(): T | undefined {
     for (const [uid, items] of this.byUser) {
       const item = items.shift()

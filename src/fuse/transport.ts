@@ -11,7 +11,7 @@ import type { Attr, Entry, Validity } from './wire.js'
 export const TRANSPORTS = ['session', 'fuse-native'] as const
 export type TransportName = (typeof TRANSPORTS)[number]
 
-/** Who asks. */
+/** The caller of a request. */
 export interface Caller {
   /** Thread id; 0 where it lives in another pid namespace or is not known. */
   readonly tid: number
@@ -21,7 +21,7 @@ export interface Caller {
 
 /** The one answer to a request. Each request gets exactly one. */
 export interface Reply {
-  /** These are false where nobody was left to take it: then what it counted for never happened. */
+  /** These return false if the caller was gone: then the answer had no effect. */
   entry(entry: Entry): boolean
   attr(attr: Attr, valid: Validity): boolean
   open(handle: bigint): boolean
@@ -71,7 +71,7 @@ export interface TreeOperations {
 export interface KernelCache {
   /** Whether it has one of that id; takes its attributes back. */
   invalidate(id: bigint): boolean
-  /** Has it forget the inode, unless somebody uses it; false where the kernel cannot be told so. */
+  /** Makes the kernel forget the inode, unless it is in use; false if the kernel cannot be told that. */
   prune(id: bigint): boolean
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
  * The wire log (`--log-level trace`): one line for each request of the kernel, one for each answer, and one for
- * each notification, for whoever debugs a program that uses the tree.
+ * each notification, to debug programs that use the tree.
  */
 import { monotonicMs } from '../util/clock.js'
 import { errnoName } from '../util/errno.js'
@@ -35,7 +35,7 @@ export class WireLog {
     )
   }
 
-  /** @param result of write(2): negative where nobody took the answer */
+  /** @param result of write(2): negative if the caller was gone */
   answer(unique: bigint, error: number, result: number): void {
     const began = this.began.get(unique)
     this.began.delete(unique)

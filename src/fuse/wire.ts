@@ -111,7 +111,7 @@ export interface InHeader {
 /** Where a request says whose it is. */
 export const UID_AT = 24
 
-/** A request as it was read: bounds are checked by whoever takes a field. */
+/** A request as it was read. Methods that take a field check the bounds. */
 export class Message {
   readonly view: DataView
   constructor(
@@ -246,7 +246,7 @@ export class ReplyBuffer {
     return at + 24
   }
 
-  /** struct fuse_notify_prune_out with one node id, whole: to be forgotten, unless somebody uses it. */
+  /** struct fuse_notify_prune_out with one nodeid: the inode is forgotten, unless it is in use. */
   pruneInode(nodeid: bigint): number {
     const at = this.header(0n, -NOTIFY_PRUNE, 24) - 24
     this.view.setUint32(at, 1, true)

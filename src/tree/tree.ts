@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * The tree: names and answers. Who may have an inode, and what keeps it that
- * inode, is decided by the gate.
+ * The tree: names, and answers about them. The gate decides which caller may have which
+ * inode.
  */
 import { type Attr, type Dirent, encodeDev, encodeDirents, FUSE_ROOT_ID, type Validity } from '../fuse/wire.js'
 import type { Crowd } from '../gate/crowd.js'
@@ -135,7 +135,7 @@ export class Tree implements TreeOperations {
     reply.error(E.ENOENT)
   }
 
-  /** `.dm/N` is there if the disk is. Where that is not known, who follows a link to this very name waits for it. */
+  /** `.dm/N` exists if the disk does. If that is unknown, the answer is a link to the same name, where callers wait. */
   private lookupDirectory(caller: Caller, name: string, reply: Reply): void {
     const { registry, gate } = this.parts
     const diskseq = parseDiskSeq(name)
@@ -156,7 +156,7 @@ export class Tree implements TreeOperations {
     try {
       const { registry, whenReady } = this.parts
       const device = registry.called(kname, diskseq)
-      // Nobody needs anything in it.
+      // The caller needs nothing in it.
       if (device === undefined && registry.find(nodeName(diskseq, 0)) === undefined) return reply.error(E.ENOENT)
       whenReady(diskseq, () => {
         if (device === undefined) return this.lookupNothing(caller, directory, reply)
@@ -203,7 +203,7 @@ export class Tree implements TreeOperations {
     return taken
   }
 
-  /** `N-partM` is there if the partition is, as far as is known: whoever follows it waits for the rest. */
+  /** `N-partM` exists if the partition does, as far as is known: callers that follow it wait for the rest. */
   private lookupLink(caller: Caller, name: Name, reply: Reply): void {
     const { registry, gate } = this.parts
     gate.lookupOther(caller, FUSE_ROOT_ID)
@@ -236,7 +236,7 @@ export class Tree implements TreeOperations {
     }
     const link = this.link(nodeid)
     if (link?.kind === 'part') return void reply.attr(this.linkAttr(nodeid, link), STALE)
-    // Who does not follow it looks again when there is more to see.
+    // A caller that does not follow it looks again when more is known.
     if (link !== undefined) return this.wait(caller, link, reply, () => reply.error(E.ESTALE))
     const inode = this.inode(nodeid)
     if (inode === undefined) return reply.error(E.ESTALE)

@@ -48,7 +48,7 @@ export function defaultFormat(): LogFormat {
 
 export interface Log {
   readonly logger: pino.Logger
-  /** Resolves when what was logged is written, or nobody takes it. */
+  /** Resolves when everything is written, or the reader does not take it. */
   flush(): Promise<void>
 }
 
@@ -61,7 +61,7 @@ export async function createLogger(level: LogLevel, target: LogTarget): Promise<
   const stderr = pino.destination({ dest: 2, sync: false, minLength: 1, maxLength: BACKLOG_MAX })
   // A closed or full stderr costs the log, not the tree.
   stderr.on('error', () => {})
-  // pino's hook at exit would try for ever to write what nobody takes.
+  // pino's hook at exit would try for ever if the reader takes nothing.
   stderr.flushSync = () => {}
   const flush = () =>
     new Promise<void>((resolve) => {

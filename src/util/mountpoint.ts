@@ -188,13 +188,13 @@ const MNT_DETACH = 2
 /**
  * Takes a mount away, busy or not; 0, or an errno.
  *
- * @param abort and ends the FUSE connection: whoever waits for an answer gets an error
+ * @param abort ends the FUSE connection, too: requests that wait fail
  */
 export function detach(native: Pick<Native, 'unmount'>, path: string, abort = false): Promise<number> {
   return new Promise((resolve) => native.unmount(path, abort ? MNT_DETACH | MNT_FORCE : MNT_DETACH, resolve))
 }
 
-/** How long a mount is waited for that somebody serves, ms. */
+/** How long to wait for the daemon of a mount, ms. */
 const TIME_LIMIT_MS = 5000
 
 /**
@@ -285,10 +285,10 @@ export async function lockMountpoint(native: Pick<Native, 'lockFile'>, path: str
   }
 }
 
-/** For whoever else has the descriptor, too. */
+/** Also for other processes that have the descriptor. */
 export function unlockMountpoint(native: Pick<Native, 'unlock'>, fd: number): void {
   try {
-    // Nobody can get the lock meanwhile, and who gets it afterwards sees that the file is gone.
+    // No process can get the lock meanwhile, and one that gets it afterwards sees that the file is gone.
     const file = readlinkSync(`/proc/self/fd/${fd}`)
     if (dirname(file) === LOCKS && file.endsWith('.lock')) unlinkSync(file)
   } catch (error) {
