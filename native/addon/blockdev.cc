@@ -65,9 +65,9 @@ int OpenByOwnNode(int nodes, dev_t number, int flags) {
   return -1;
 }
 
-// By its node in /dev; or, where there is a place for them, by one of our own, so that fuser(1) and lsof(8), who
-// compare nodes, do not take this process for somebody who uses that one. That there is one in /dev is asked all the
-// same: for a number that no device has, open(2) would have a module make one.
+// By its node in /dev; or by a node of our own if possible, so that fuser(1) and lsof(8), which
+// compare nodes, do not list this process for the one in /dev. The node in /dev must exist in any
+// case: for a number without a device, open(2) would load a module that makes one.
 int OpenNode(int dir, const std::string& name, int flags, int nodes) {
   if (nodes >= 0) {
     struct stat st;

@@ -73,9 +73,9 @@ static Napi::Value OpenDirectory(const Napi::CallbackInfo& info) {
 }
 
 // lockFile(path): a descriptor that holds flock(LOCK_EX) on a file, which is made
-// if it is missing. Whoever can open something can hold a lock on it, so nobody
-// but this user may: EPERM if that is not so. EAGAIN where somebody has the lock,
-// or had it until now and has removed the file, as whoever has it may.
+// if it is missing. Every process that can open a file can hold a lock on it, so only
+// this user may open it: else EPERM. EAGAIN if another process has the lock,
+// or has just removed the file and with it the lock.
 static Napi::Value LockFile(const Napi::CallbackInfo& info) {
   UniqueFd fd(open(StringArg(info, 0).c_str(), O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR));
   struct stat st;
@@ -92,7 +92,7 @@ static Napi::Value LockFile(const Napi::CallbackInfo& info) {
   return Result(info.Env(), fd.Release());
 }
 
-// unlock(fd): of lockFile, for whoever else has that descriptor, too.
+// unlock(fd): a lock of lockFile, also for other processes that have the descriptor.
 static Napi::Value Unlock(const Napi::CallbackInfo& info) {
   return Result(info.Env(), flock(IntArg(info, 0), LOCK_UN));
 }

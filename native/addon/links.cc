@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Symlinks in a directory, made and removed on a pool thread: whoever else reads the
-// directory may have it locked.
+// Symlinks in a directory, made and removed on a pool thread: another process that reads the
+// directory may keep it locked.
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -42,7 +42,7 @@ Napi::Value Unmount(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// look(path, callback(error)): stat(2) on a pool thread, as who serves that mount
+// look(path, callback(error)): stat(2) on a pool thread, as the daemon of that mount
 // may hang.
 Napi::Value Look(const Napi::CallbackInfo& info) {
   std::string path = StringArg(info, 0);
@@ -70,7 +70,7 @@ Napi::Value PickMount(const Napi::CallbackInfo& info) {
 }
 
 // cloneMount(target, directory, callback(error, fd)): a directory of what is mounted there, without what is
-// mounted below, in a mount of its own that is nowhere: who has it does not keep the other one busy.
+// mounted below, in a detached mount of its own, which does not keep the other one busy.
 Napi::Value CloneMount(const Napi::CallbackInfo& info) {
   std::string target = StringArg(info, 0);
   std::string directory = StringArg(info, 1);
@@ -93,8 +93,8 @@ Napi::Value MakeNodes(const Napi::CallbackInfo& info) {
   return Result(info.Env(), static_cast<int>(syscall(SYS_fsmount, made.Get(), kFsmountCloexec, 0)));
 }
 
-// prune(fd, callback(error)): drops the dentries of that filesystem which
-// nobody uses (reconfigure_super -> shrink_dcache_sb). On a pool thread: it
+// prune(fd, callback(error)): drops the unused dentries of that
+// filesystem (reconfigure_super -> shrink_dcache_sb). On a pool thread: it
 // takes s_umount for writing, which ustat(2) holds while it waits for our
 // answer to FUSE_STATFS.
 Napi::Value Prune(const Napi::CallbackInfo& info) {

@@ -87,14 +87,14 @@ Napi::Value PacketAccept(const Napi::CallbackInfo& info) {
 }
 
 // selfSocket(): a datagram socket that receives what it sends. A descriptor
-// sent through it stays open for as long as the message waits, whoever has
+// sent through it stays open for as long as the message waits, in whichever process has
 // the socket.
 //
-// Its name is in the abstract namespace, where anybody may send to a socket that
-// is not connected. What he sent would be taken for a pin: so nothing gets in
-// before the socket is connected, from when on the kernel takes messages only of
-// the one that it is connected to, itself. (It looks at the filter first: who
-// finds none any more finds the connection.)
+// Its name is in the abstract namespace, where any process may send to a socket that
+// is not connected. Such a message would be taken for a pin. So a filter drops everything
+// until the socket is connected to itself; from then on the kernel accepts only its own
+// messages. (The kernel checks the filter before the connection, so there is no moment
+// without one of them.)
 Napi::Value SelfSocket(const Napi::CallbackInfo& info) {
   UniqueFd fd = Socket(SOCK_DGRAM);
   Address address;

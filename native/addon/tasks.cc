@@ -144,7 +144,7 @@ ssize_t TaskPool::ReadSoon(int fd, void* into, size_t size, unsigned us, bool wa
   bool wait = wanted || fresh_;
   fresh_ = false;
   while (wait && std::chrono::steady_clock::now() < until) {
-    // Whoever has not got a processor may be the one that is waited for.
+    // A thread that gets no processor may be the one that is waited for.
     sched_yield();
     if (finished_.load(std::memory_order_acquire) > 0) {
       Deliver();

@@ -21,7 +21,7 @@
 
 namespace diskseqfs {
 
-// A descriptor that closes itself: a result nobody fetches must not leak it.
+// A descriptor that closes itself, so that a result that is never fetched does not leak it.
 class UniqueFd {
  public:
   UniqueFd() = default;
@@ -55,11 +55,9 @@ class TaskPool : public std::enable_shared_from_this<TaskPool> {
   // under way the event loop stays alive.
   void Submit(Napi::Function callback, Work work);
 
-  // read(2) of a descriptor that has nothing to read yet, tried for so long, us,
-  // that the event loop need not go to sleep: to be woken takes longer than most of
-  // what it waits for. So are tasks that are done meanwhile delivered; then it ends
-  // with EINTR. Does not wait unless `wanted`, or something was submitted since the
-  // last time (what was before may hang).
+  // Polls `fd` for up to `us` before the event loop sleeps, as being woken takes longer than most
+  // waits. Delivers tasks that finish meanwhile, and then returns EINTR. Does not wait unless
+  // `wanted`, or a task was submitted since the last time (earlier ones may hang).
   ssize_t ReadSoon(int fd, void* into, size_t size, unsigned us, bool wanted);
 
  private:

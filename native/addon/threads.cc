@@ -284,8 +284,8 @@ Napi::Value GetCredentials(const Napi::CallbackInfo& info) {
 }
 
 // userNamespace(tid): undefined where it is this process's own, or cannot be found out;
-// otherwise who is behind it, however many are within each other (32 at most): the uid of
-// who made the outermost one, or where that was root minus the inode of that.
+// otherwise the user behind it, however deep it is nested (32 at most): the uid of
+// the creator of the outermost one, or, if that was root, minus the inode of that one.
 //
 // On the event loop: neither the files nor the calls wait for anything (fs/nsfs.c).
 Napi::Value UserNamespace(const Napi::CallbackInfo& info) {
