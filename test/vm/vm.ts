@@ -15,6 +15,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from 'node:fs'
 import { createConnection, type Socket } from 'node:net'
@@ -42,6 +43,7 @@ export function packagePath(): string {
 
 /** Emulation is slow, and what else runs on the machine makes it slower. */
 const BOOT_TIMEOUT_MS = 600_000
+const BOOT_TRIES = 4
 const RUN_TIMEOUT_MS = 180_000
 const POWEROFF_TIMEOUT_MS = 120_000
 
@@ -102,10 +104,23 @@ export class Vm {
   }
 
   /**
-   * Switches it on and waits until it runs scripts.
+   * Switches it on and waits until it runs scripts. Now and then the emulated processor runs the breakpoint by which
+   * the kernel changes its own code (int3), and the kernel panics: then again.
    * @param append more of the kernel's command line
    */
   async boot(append = ''): Promise<void> {
+    for (let attempt = 1; ; attempt++) {
+      const from = existsSync(this.console) ? statSync(this.console).size : 0
+      try {
+        return await this.switchOn(append)
+      } catch (error) {
+        const printed = readFileSync(this.console).subarray(from).toString('latin1')
+        if (attempt === BOOT_TRIES || !/Oops: int3[^]*Kernel panic/.test(printed)) throw error
+      }
+    }
+  }
+
+  private async switchOn(append: string): Promise<void> {
     const socket = join(this.directory, 'agent')
     const qmp = join(this.directory, 'qmp')
     for (const path of [socket, qmp]) rmSync(path, { force: true })
