@@ -875,7 +875,8 @@ int main(int count, char **arguments) {
   char kernel[KERNEL_SIZE];
   kernel_name(environment("DEVNAME"), kernel, sizeof kernel);
   if (*kernel && strcmp(command, "claim") == 0) return claim(arguments + 2, kernel);
-  if (*kernel && strcmp(command, "apply") == 0 && count == 2) return apply(kernel);
+  // During an upgrade, udev may still have the rules of an earlier version, which say "settle".
+  if (*kernel && (strcmp(command, "apply") == 0 || strcmp(command, "settle") == 0) && count == 2) return apply(kernel);
   if (*kernel && strcmp(command, "removed") == 0 && count == 2) return removed(kernel);
   fprintf(stderr,
           "usage: diskseqfs-link stock | alone\n"

@@ -63,6 +63,13 @@ const onDirectory = (t: Test, directory: string) =>
     ['!S_ISREG(file.st_mode) || file.st_uid != 0 || (file.st_mode & 077)', '0'],
   )
 
+t.test('rules of an earlier version are understood, while udev still has them', async (t) => {
+  const codeOf = async (command: string) => (await run(LINK, [command], { env: { DEVNAME: '/dev/dm-9999', DISKSEQ } })).code
+  t.equal(await codeOf('apply'), 0)
+  t.equal(await codeOf('settle'), 0)
+  t.equal(await codeOf('unsettle'), 2, 'twin: what no version has said is refused')
+})
+
 t.test('nobody can hold its lock', async (t) => {
   const { directory, link } = mapper(t)
   await held(t, directory, NOBODY)
