@@ -73,6 +73,8 @@ export class Vm {
   private kernel: string
   private initrd: string
   private readonly console: string
+  /** Where in its console's log the present boot begins, bytes. */
+  private consoleFrom = 0
 
   private constructor(
     readonly release: Release,
@@ -110,12 +112,11 @@ export class Vm {
    */
   async boot(append = ''): Promise<void> {
     for (let attempt = 1; ; attempt++) {
-      const from = existsSync(this.console) ? statSync(this.console).size : 0
+      this.consoleFrom = existsSync(this.console) ? statSync(this.console).size : 0
       try {
         return await this.switchOn(append)
       } catch (error) {
-        const printed = readFileSync(this.console).subarray(from).toString('latin1')
-        if (attempt === BOOT_TRIES || !/Oops: int3[^]*Kernel panic/.test(printed)) throw error
+        if (attempt === BOOT_TRIES || !/Oops: int3[^]*Kernel panic/.test(this.printed())) throw error
       }
     }
   }
@@ -271,7 +272,12 @@ export class Vm {
 
   /** Whether its kernel gave up, on its own: it goes off then, whatever was being tested. */
   get panicked(): boolean {
-    return /Kernel panic/.test(readFileSync(this.console, 'utf8'))
+    return /Kernel panic/.test(this.printed())
+  }
+
+  /** What its console has shown since it was last switched on. */
+  private printed(): string {
+    return readFileSync(this.console).subarray(this.consoleFrom).toString('latin1')
   }
 
   /** A copy of its console's log, beside it. */
