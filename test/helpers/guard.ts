@@ -1,22 +1,17 @@
 // SPDX-License-Identifier: MIT
 /** Programs in C with one safety mechanism switched off: their sources with other text in some places. */
 import { execFileSync } from 'node:child_process'
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import type { Test } from 'tap'
 
-import { ROOT } from './root.js'
+import { ROOT, sourcesIn } from './root.js'
 import { cleanup } from './tree.js'
 
 /** What stands in one source, exactly once, and what is to stand there. */
 export type Change = readonly [mechanism: string, off: string]
-
-const sourcesIn = (directory: string) =>
-  readdirSync(directory)
-    .filter((name) => name.endsWith('.c'))
-    .map((name) => join(directory, name))
 
 function change(directory: string, [mechanism, off]: Change): void {
   const found = sourcesIn(directory).flatMap((path) => {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** The project's own directory, also for what was compiled to somewhere else below it. */
-import { existsSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 
 function root(directory: string): string {
@@ -8,3 +8,9 @@ function root(directory: string): string {
 }
 
 export const ROOT = root(import.meta.dirname)
+
+/** The C sources in a directory: those of one program. */
+export const sourcesIn = (directory: string): string[] =>
+  readdirSync(directory)
+    .filter((name) => name.endsWith('.c'))
+    .map((name) => join(directory, name))

@@ -12,7 +12,7 @@ import { mkdirSync, readdirSync, realpathSync, renameSync, statSync } from 'node
 import { createRequire } from 'node:module'
 import { dirname, join, resolve } from 'node:path'
 
-import { ROOT } from './root.js'
+import { ROOT, sourcesIn } from './root.js'
 
 const BUILT = join(ROOT, 'build/asan')
 const FLAGS = [
@@ -56,15 +56,7 @@ const cc = (output: string, ...args: string[]) =>
   execFileSync('cc', ['-std=gnu17', ...FLAGS, '-o', output, ...args], { cwd: ROOT, stdio: 'inherit' })
 
 /** The guard itself. */
-export const guardPath = () =>
-  built('diskseqfs-guard', ['native'], (output) =>
-    cc(
-      output,
-      ...readdirSync(join(ROOT, 'native/guard'))
-        .filter((name) => name.endsWith('.c'))
-        .map((name) => `native/guard/${name}`),
-    ),
-  )
+export const guardPath = () => built('diskseqfs-guard', ['native'], (output) => cc(output, ...sourcesIn(join(ROOT, 'native/guard'))))
 
 /** What feeds it; or the same of other sources, in that directory. */
 export function guardFuzzPath(directory?: string): string {
