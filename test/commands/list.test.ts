@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs list`: what sysfs has, for people and for programs, whether or not a daemon runs. */
-import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -37,12 +36,8 @@ function loopOn(t: Test, name: string): { kname: string; file: string } {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-list-'))
   const file = join(directory, name)
   writeFileSync(file, Buffer.alloc(65536))
-  const path = execFileSync('losetup', ['--find', '--show', file], { encoding: 'utf8' }).split('\n')[0] as string
-  cleanup(t, () => {
-    execFileSync('losetup', ['--detach', path])
-    rmSync(directory, { recursive: true })
-  })
-  return { kname: path.slice('/dev/'.length), file }
+  cleanup(t, () => rmSync(directory, { recursive: true }))
+  return loopDisk(t, { file })
 }
 
 t.test('a loop device is known by its file', async (t) => {

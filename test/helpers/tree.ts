@@ -396,13 +396,10 @@ export function loopDisk(t: Test, { size = 1 << 20, args = [], file }: { size?: 
     writeFileSync(file, '')
     truncateSync(file, size)
   }
-  const before = new Set(readdirSync('/sys/block'))
-  const path = execFileSync('losetup', ['--find', '--show', ...args, file], { encoding: 'utf8' }).trim()
+  const path = execFileSync(blkPath(), ['loop-new'], { encoding: 'utf8' }).trim()
+  cleanup(t, () => void execFileSync(blkPath(), ['loop-remove', path]))
+  execFileSync('losetup', [...args, path, file])
   const kname = path.slice('/dev/'.length)
-  if (!before.has(kname)) {
-    const number = kname.slice('loop'.length)
-    cleanup(t, () => void execFileSync(blkPath(), ['loop-remove', '--nr', number]))
-  }
   const partitions = new Set<number>()
   const partition = (...args: (string | number)[]) => void execFileSync(blkPath(), ['partition', ...args.map(String)], { encoding: 'utf8' })
   const deletePartition = (number: number, look?: string) => {

@@ -32,8 +32,10 @@ import t, { type Test } from 'tap'
 import { blk } from '../helpers/blk.js'
 import {
   cleanup,
+  diskseqOf,
   errorOf,
   loopDisk,
+  manyDisks,
   onEachTransport,
   openDevices,
   run,
@@ -297,11 +299,7 @@ const MANY = 1000
 
 onEachTransport('a thousand disks are listed, each once, while others come and go', async (t, args) => {
   const file = loopDisk(t).file
-  await startBlk(t, 'loops', String(MANY), file)
-  const mine = readdirSync('/sys/class/block')
-    // Not those that somebody has left without a file.
-    .filter((kname) => /^loop\d{5}$/.test(kname) && existsSync(`/sys/class/block/${kname}/loop/backing_file`))
-    .map((kname) => readFileSync(`/sys/class/block/${kname}/diskseq`, 'utf8').trim())
+  const mine = (await manyDisks(t, MANY, file)).map(diskseqOf)
   t.ok(mine.length >= MANY, `${mine.length} disks`)
   const tree = await startTree(t, { args })
   const list = async () => (await run('ls', [tree.mountpoint])).stdout.trim().split('\n')
@@ -309,11 +307,12 @@ onEachTransport('a thousand disks are listed, each once, while others come and g
   compare(t, await list(), before, inSysfs())
   let done = false
   let changes = 0
+  const changing = loopDisk(t)
   const churn = (async () => {
     while (!done) {
-      const { stdout } = await run('losetup', ['--find', '--show', file])
-      await run('losetup', ['--detach', stdout.trim()])
-      changes++
+      await run('losetup', ['--detach', changing.path])
+      const { code } = await run('losetup', [changing.path, changing.file])
+      if (code === 0) changes++
     }
   })()
   try {

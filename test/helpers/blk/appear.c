@@ -4,8 +4,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-/* Out of the way of those that losetup takes. */
-#define NR 19000
+#define OWN_NR 19000
 #define WITHIN_NS (60 * NS_PER_S)
 
 /* How long after LOOP_CONFIGURE has returned a new disk can be opened by its
@@ -15,7 +14,7 @@ int cmd_appear(int argc, char **argv)
 {
 	static struct hist hist;
 	const char *dir = NULL, *first = NULL, *between = NULL;
-	int rounds = 1, err = 0;
+	int nr = own_loop(OWN_NR), rounds = 1, err = 0;
 
 	parse_opts(argc, argv, (const struct opt[]){
 		{ "dir", OPT_STR, &dir, true },
@@ -31,10 +30,10 @@ int cmd_appear(int argc, char **argv)
 		uint64_t seq = 0, opened = 0;
 		char path[PATH_MAX];
 
-		err = loop_ctl_renew(NR);
+		err = loop_ctl_renew(nr);
 		if (err < 0)
 			break;
-		int fd = loop_open(NR, O_RDWR);
+		int fd = loop_open(nr, O_RDWR);
 		err = fd < 0 ? fd : loop_configure(fd, file, 0);
 		uint64_t began = now_ns();
 		if (!err)
@@ -59,7 +58,7 @@ int cmd_appear(int argc, char **argv)
 			hist_add(&hist, now_ns() - began);
 		if (fd >= 0)
 			close(fd);
-		int left = loop_destroy(NR, CLEANUP_NS);
+		int left = loop_destroy(nr, CLEANUP_NS);
 		err = err ? err : left;
 		if (!err && between && system(between) != 0)
 			err = -ECANCELED;

@@ -119,6 +119,9 @@ void hist_report(const struct hist *h, const struct errs *errors);
 int blk_diskseq(int fd, uint64_t *seq); /* 0 or -errno, as all below */
 int blk_part_add(int fd, int pno, uint64_t start, uint64_t len);
 int blk_part_del(int fd, int pno);
+/* The number of a loop device, below 32768, as one of this test's own: of tests that run at
+ * the same time (TAP_JOB_ID) each has others, and may recycle them as it likes. */
+int own_loop(int nr);
 int loop_ctl_add(int nr);
 int loop_ctl_remove(int nr);
 /* Adds it, in place of one that nobody uses: what a run that was killed has left. */
@@ -215,6 +218,7 @@ int cmd_partition(int argc, char **argv);
 int cmd_watch(int argc, char **argv);
 int cmd_loops(int argc, char **argv);
 int cmd_loop_detach(int argc, char **argv);
+int cmd_loop_new(int argc, char **argv);
 int cmd_loop_remove(int argc, char **argv);
 int cmd_hungfs(int argc, char **argv);
 int cmd_uring_open(int argc, char **argv);

@@ -7,8 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
-/* Out of the way of those that losetup takes. */
-#define NR 18000
+#define OWN_NR 18000
 #define SIZE (1 << 20)
 #define BEFORE_US 5000
 #define AFTER_US 10000
@@ -69,7 +68,7 @@ static int file_of(char fill)
 int cmd_change_fd(int argc, char **argv)
 {
 	const char *dir = NULL, *flags_name = "path";
-	int rounds = 1, files[2] = { file_of('a'), file_of('b') }, err;
+	int nr = own_loop(OWN_NR), rounds = 1, files[2] = { file_of('a'), file_of('b') }, err;
 
 	parse_opts(argc, argv, (const struct opt[]){
 		{ "dir", OPT_STR, &dir, true },
@@ -77,10 +76,10 @@ int cmd_change_fd(int argc, char **argv)
 		{ "rounds", OPT_INT, &rounds, false },
 		{ 0 },
 	});
-	err = loop_ctl_renew(NR);
+	err = loop_ctl_renew(nr);
 	if (err)
 		die("LOOP_CTL_ADD: %s", strerror(-err));
-	loop = loop_open(NR, O_RDONLY);
+	loop = loop_open(nr, O_RDONLY);
 	err = loop < 0 ? loop : loop_configure(loop, files[0], LO_FLAGS_READ_ONLY);
 	for (int round = 0; round < rounds && !err && !stop_signal; round++) {
 		pthread_t threads[2];
@@ -108,7 +107,7 @@ int cmd_change_fd(int argc, char **argv)
 	}
 	if (loop >= 0)
 		close(loop);
-	int left = loop_destroy(NR, CLEANUP_NS);
+	int left = loop_destroy(nr, CLEANUP_NS);
 	if (err || left)
 		die("change-fd: %s", strerror(-(err ? err : left)));
 	printf("{\"right\":%llu,\"early\":%llu,\"wrong\":%llu,\"refused\":%llu}\n", (unsigned long long)right,

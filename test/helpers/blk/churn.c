@@ -23,7 +23,7 @@ static void own_node(struct churn *c, int nr)
  * existed before, free or not, belongs to somebody else. */
 static int add_devices(struct churn *c, int want)
 {
-	int nr = FIRST_NR, got = 0;
+	int nr = own_loop(FIRST_NR), got = 0;
 
 	while (got < want && !stop_signal) {
 		int err = loop_ctl_add(nr);

@@ -46,6 +46,13 @@ int blk_part_del(int fd, int pno)
 	return blkpg(fd, BLKPG_DEL_PARTITION, pno, 0, 0);
 }
 
+int own_loop(int nr)
+{
+	const char *job = getenv("TAP_JOB_ID");
+
+	return nr + (job ? atoi(job) : 0) * 32768;
+}
+
 static int loop_ctl(unsigned long op, int nr)
 {
 	int fd = open("/dev/loop-control", O_RDWR | O_CLOEXEC);

@@ -9,6 +9,8 @@
 
 /* Out of the way of those that losetup and the churn take. */
 #define FIRST_NR 20000
+/* Those that are made one at a time. */
+#define FIRST_ALONE 1000
 /* Removing one is mostly waiting, and many can wait at once. */
 #define WORKERS 16
 
@@ -67,7 +69,7 @@ int cmd_loops(int argc, char **argv)
 	nrs = calloc((size_t)count, sizeof *nrs);
 	if (!nrs)
 		die("loops: out of memory");
-	for (int nr = FIRST_NR; got < count && !err && !stop_signal; nr++) {
+	for (int nr = own_loop(FIRST_NR); got < count && !err && !stop_signal; nr++) {
 		err = loop_ctl_add(nr);
 		if (err == 0) {
 			nrs[got++] = nr;
@@ -112,19 +114,32 @@ int cmd_loop_detach(int argc, char **argv)
 	return exit_status();
 }
 
-/* For what losetup --find adds when all are in use. */
+/* Makes a loop device without a file, and prints its path. */
+int cmd_loop_new(int argc, char **argv)
+{
+	int err, nr = own_loop(FIRST_ALONE);
+
+	if (argc != 1)
+		die("usage: %s", argv[0]);
+	while ((err = loop_ctl_add(nr)) == -EEXIST)
+		nr++;
+	if (err)
+		die("loop%d: %s", nr, strerror(-err));
+	printf("/dev/loop%d\n", nr);
+	return exit_status();
+}
+
+/* Detaches it, if it has a file, and removes it. */
 int cmd_loop_remove(int argc, char **argv)
 {
-	int nr = 0;
+	int nr, err;
 
-	parse_opts(argc, argv, (const struct opt[]){
-		{ "nr", OPT_INT, &nr, true },
-		{ 0 },
-	});
-	int err = loop_ctl_remove(nr);
-	if (err && err != -EBUSY && err != -ENODEV) /* somebody else's now, or gone */
-		die("loop%d: remove: %s", nr, strerror(-err));
-	printf("{\"removed\":%s}\n", err ? "false" : "true");
+	if (argc != 2 || sscanf(argv[1], "/dev/loop%d", &nr) != 1)
+		die("usage: blk loop-remove PATH");
+	err = loop_destroy(nr, CLEANUP_NS);
+	if (err)
+		die("%s: remove: %s", argv[1], strerror(-err));
+	printf("{\"removed\":true}\n");
 	return exit_status();
 }
 

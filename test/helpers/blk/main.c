@@ -19,6 +19,7 @@ static const struct {
 	{ "watch", cmd_watch },
 	{ "loops", cmd_loops },
 	{ "loop-detach", cmd_loop_detach },
+	{ "loop-new", cmd_loop_new },
 	{ "loop-remove", cmd_loop_remove },
 	{ "loop-stall", cmd_loop_stall },
 	{ "nbd-silent", cmd_nbd_silent },
@@ -50,7 +51,7 @@ int main(int argc, char **argv)
 {
 	if (argc < 2)
 		die("usage: blk churn|pingpong|openlat|latency|throughput|cold-open|appear|hold|exclusive-zram|exclusive-part|"
-		    "partition|watch|loops|loop-detach|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|open-stopped|delays|mount|dm-race|hotplug|abuse|abuse-directories|directory|int80|x32|inspect|change-fd|new-disks|idlers|mount-compute|hung-exec|nothing|pid-namespace|btrfs-scan|way --option value ...");
+		    "partition|watch|loops|loop-detach|loop-new|loop-remove|loop-stall|nbd-silent|hungfs|uring-open|open-stopped|delays|mount|dm-race|hotplug|abuse|abuse-directories|directory|int80|x32|inspect|change-fd|new-disks|idlers|mount-compute|hung-exec|nothing|pid-namespace|btrfs-scan|way --option value ...");
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (strcmp(argv[1], commands[i].name) == 0) {
 			catch_signals();

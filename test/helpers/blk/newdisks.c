@@ -3,8 +3,7 @@
 
 #include <sys/mman.h>
 
-/* Out of the way of those that losetup takes. */
-#define NR 18500
+#define OWN_NR 18500
 #define LIVE_US 500
 
 /* The first open of a new disk each time, by a name that nobody has asked for. */
@@ -14,7 +13,7 @@ int cmd_new_disks(int argc, char **argv)
 	static struct errs errors;
 	const char *dir = NULL;
 	double seconds = 1;
-	int err;
+	int err, nr = own_loop(OWN_NR);
 
 	parse_opts(argc, argv, (const struct opt[]){
 		{ "dir", OPT_STR, &dir, true },
@@ -24,13 +23,13 @@ int cmd_new_disks(int argc, char **argv)
 	int file = memfd_create("disk", MFD_CLOEXEC);
 	if (file < 0 || ftruncate(file, 1 << 20) < 0)
 		die("memfd: %s", strerror(errno));
-	err = loop_ctl_renew(NR);
+	err = loop_ctl_renew(nr);
 	if (err)
 		die("LOOP_CTL_ADD: %s", strerror(-err));
 	for (uint64_t until = now_ns() + (uint64_t)(seconds * NS_PER_S); now_ns() < until && !stop_signal && !err;) {
 		char path[PATH_MAX];
 		uint64_t seq = 0, got = 0;
-		int loop = loop_open(NR, O_RDWR);
+		int loop = loop_open(nr, O_RDWR);
 
 		err = loop < 0 ? loop : loop_configure(loop, file, 0);
 		if (err == -EBUSY || err == -ENXIO) { /* the one before is just going */
@@ -60,7 +59,7 @@ int cmd_new_disks(int argc, char **argv)
 		loop_clr_fd(loop);
 		close(loop);
 	}
-	int left = loop_destroy(NR, CLEANUP_NS);
+	int left = loop_destroy(nr, CLEANUP_NS);
 	if (err || left)
 		die("new-disks: %s", strerror(-(err ? err : left)));
 	hist_report(&h, &errors);
