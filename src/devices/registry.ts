@@ -49,6 +49,7 @@ function firstFrom(devices: readonly Device[], { diskseq, partition }: Pick<Devi
   return low
 }
 
+/** All disks and partitions by their names, and what is known of names that no disk has. */
 export class Registry implements UeventListener {
   private readonly byName = new Map<string, Device>()
   private readonly byKname = new Map<string, Device>()

@@ -166,6 +166,10 @@ export interface FuseSessionParts {
 
 type Calls = Pick<Native, 'Poll' | 'read' | 'readSoon' | 'write' | 'close'>
 
+/**
+ * Reads requests, has them answered in turns, and writes the answers. Buffers, slots and the order of requests are one
+ * state: half of it in another class would be reached into for each request, where every microsecond counts.
+ */
 export class FuseSession implements Transport, KernelCache {
   /** Shared by all answers: each is written before the next is begun. */
   readonly out = new ReplyBuffer(OUT_HEADER_SIZE + PAYLOAD_MAX)

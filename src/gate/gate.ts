@@ -101,6 +101,10 @@ export interface GateParts {
   readonly log: Logger
 }
 
+/**
+ * The decision for each kind of request. LOOKUP, GETATTR and READLINK are three places in which one open is decided, and
+ * they take most steps in common: in several classes, these would call each other back and forth.
+ */
 export class Gate {
   private readonly refusals: LogLimit
   private readonly walked = new LRUCache<string, Walked>({ max: WALKED_MAX, ttl: WALKED_MS })

@@ -98,6 +98,10 @@ export interface PinLifetimeParts {
   readonly log: Logger
 }
 
+/**
+ * When pins end. All that it knows of a pin serves the one question in `judge`, whether somebody may
+ * still need it; the answer has to be looked through as a whole, so it stands in one class.
+ */
 export class PinLifetime {
   /** Pinned inodes. */
   private readonly active = new Set<Inode>()

@@ -85,6 +85,7 @@ export interface TreeParts {
   readonly takesOver: boolean
 }
 
+/** One method for each operation, most of a few lines; long because FUSE has many, not because they do much. */
 export class Tree implements TreeOperations {
   private readonly started = Math.floor(Date.now() / 1000)
 
