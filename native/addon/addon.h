@@ -4,8 +4,8 @@
 // several environments of one process).
 //
 // There is no policy here. Each function is one kernel call or one fixed
-// sequence of them, and answers with what the kernel said: a non-negative
-// result, or -errno. The decisions are in src/.
+// sequence of them, and returns what the kernel said: a non-negative result,
+// or -errno. The decisions are in src/.
 #pragma once
 
 #include <napi.h>
@@ -45,7 +45,7 @@ inline std::string StringArg(const Napi::CallbackInfo& info, size_t i) {
   return info[i].As<Napi::String>().Utf8Value();
 }
 
-// The bytes of a Buffer or Uint8Array argument; they stay JavaScript's.
+// The bytes of a Buffer or Uint8Array argument. JavaScript still owns them.
 struct Bytes {
   char* data;
   size_t size;

@@ -38,7 +38,7 @@ struct DeviceFacts {
   std::string uevent;
 };
 
-// Empty, and errno, where it cannot be read.
+// Returns an empty string and sets errno if the file cannot be read.
 std::string ReadUevent(const std::string& path) {
   char text[kUeventBytes];
   errno = 0;
@@ -48,8 +48,8 @@ std::string ReadUevent(const std::string& path) {
 
 bool Exhausted(int error) { return error == EMFILE || error == ENFILE || error == ENOMEM; }
 
-// Opens a device by a node that only this process has (makeNodes in mount.cc), and that goes at once. -1 and errno,
-// ENOENT where none can be made.
+// Opens a device by a device node that only this process can reach (makeNodes in mount.cc), and removes that node
+// at once. Returns -1 and sets errno on failure: ENOENT if no node can be made.
 int OpenByOwnNode(int nodes, dev_t number, int flags) {
   std::string name = std::to_string(major(number)) + ":" + std::to_string(minor(number));
   while (mknodat(nodes, name.c_str(), S_IFBLK | S_IRUSR | S_IWUSR, number) == 0 || errno == EEXIST) {
@@ -57,7 +57,7 @@ int OpenByOwnNode(int nodes, dev_t number, int flags) {
     int error = errno;
     unlinkat(nodes, name.c_str(), 0);
     errno = error;
-    // Another thread had made it, and has taken it away again.
+    // Another thread made the same node and has already removed it: try again.
     if (fd < 0 && error == ENOENT) continue;
     return fd;
   }
@@ -65,9 +65,9 @@ int OpenByOwnNode(int nodes, dev_t number, int flags) {
   return -1;
 }
 
-// By its node in /dev; or by a node of our own if possible, so that fuser(1) and lsof(8), which
-// compare nodes, do not list this process for the one in /dev. The node in /dev must exist in any
-// case: for a number without a device, open(2) would load a module that makes one.
+// Opens a device by a device node of our own if possible, or else by the one in /dev: fuser(1) and
+// lsof(8) compare device nodes, so they do not list this process for the one in /dev. That one must
+// exist anyway: for a number without a device, open(2) would load a module that makes one.
 int OpenNode(int dir, const std::string& name, int flags, int nodes) {
   if (nodes >= 0) {
     struct stat st;
@@ -78,10 +78,10 @@ int OpenNode(int dir, const std::string& name, int flags, int nodes) {
   return OpenBeneath(dir, name.c_str(), flags);
 }
 
-// The order is the point. An open descriptor keeps the number from being
-// given away; for loop devices only once the device is also seen bound, since
-// until then a LOOP_CLR_FD under way may tear it down beneath us, and a
-// LOOP_CONFIGURE changes its diskseq. What is read after that, stays.
+// The order matters. An open descriptor keeps the kernel from giving the number to another disk.
+// For a loop device that holds only once it is also seen bound: until then a LOOP_CLR_FD under way
+// may tear it down under us, and a LOOP_CONFIGURE changes its diskseq. What is read after that does
+// not change any more.
 DeviceFacts Identify(int dir, const std::string& name, int flags, bool loop, int nodes) {
   DeviceFacts facts;
   facts.fd = UniqueFd(OpenNode(dir, name, flags | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, nodes));
@@ -101,7 +101,7 @@ DeviceFacts Identify(int dir, const std::string& name, int flags, bool loop, int
   facts.minor = minor(st.st_rdev);
   facts.uevent = ReadUevent("/sys/dev/block/" + std::to_string(facts.major) + ":" +
                             std::to_string(facts.minor) + "/uevent");
-  // Not a device that is gone: the last descriptor went to the device itself.
+  // The device is not gone: it took the last descriptor itself.
   if (facts.uevent.empty() && Exhausted(errno)) return failed(errno);
   return facts;
 }
@@ -128,8 +128,7 @@ Napi::Value OpenDevice(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// closeDevice(fd, callback()): on a pool thread, since the last close of a
-// device may wait for it.
+// closeDevice(fd, callback()): on a pool thread, since the last close may wait for the device.
 Napi::Value CloseDevice(const Napi::CallbackInfo& info) {
   auto fd = std::make_shared<UniqueFd>(IntArg(info, 0));
   Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [fd]() -> Outcome {
@@ -146,12 +145,11 @@ Napi::Value Diskseq(const Napi::CallbackInfo& info) {
   return Napi::BigInt::New(info.Env(), diskseq);
 }
 
-// How many devices of a scan are given to JavaScript at a time.
+// How many devices of a scan one call of next() returns.
 constexpr size_t kAtOnce = 64;
 
-// What a scan has found: the texts of all devices one after another, as a piece
-// of memory that large goes back to the system, and ten thousand small ones stay
-// with the thread's allocator.
+// What a scan has found. The texts of all devices are in one string: when freed, one large piece of
+// memory goes back to the system, but ten thousand small ones stay with the thread's allocator.
 struct SysfsList {
   struct Device {
     size_t name;
@@ -160,7 +158,7 @@ struct SysfsList {
   };
   std::string text;
   std::vector<Device> devices;
-  // What has been given to JavaScript.
+  // How much next() has returned so far.
   size_t texts_given = 0;
   size_t devices_given = 0;
 
@@ -178,7 +176,7 @@ Napi::Value SysfsList::Next(Napi::Env env) {
     list[i++] = Napi::Boolean::New(env, device.bound);
     texts_given += device.name + device.uevent;
   }
-  // Its memory goes back now, not when V8 collects next().
+  // Frees the memory now, not when V8 collects next().
   if (end == devices.size()) {
     std::string().swap(text);
     std::vector<Device>().swap(devices);
@@ -193,11 +191,11 @@ double ThreadCpuMs() {
   return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
 }
 
-// scanBlock(classDir, callback(error, next, ms)): every entry of /sys/class/block.
-// next() has some of them, [name, uevent, bound, ...], until there are none left:
-// texts of ten thousand at a time would live for so long that V8 keeps room for more.
-// `bound` tells for a loop device and its partitions whether it has a backing file;
-// true for all others. `ms` is the processor time it took.
+// scanBlock(classDir, callback(error, next, ms)): every entry of /sys/class/block. Each call of
+// next() returns some of them, [name, uevent, bound, ...], and an empty list at the end: ten
+// thousand texts at once would live so long that V8 would keep room for more. `bound` says whether
+// a loop device, or the one that a partition is on, has a backing file; it is true for all others.
+// `ms` is the processor time of the scan.
 Napi::Value ScanBlock(const Napi::CallbackInfo& info) {
   std::string root = StringArg(info, 0);
   Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [root]() -> Outcome {
@@ -214,7 +212,7 @@ Napi::Value ScanBlock(const Napi::CallbackInfo& info) {
         std::string path = root + "/" + name;
         std::string uevent = ReadUevent(path + "/uevent");
         if (uevent.empty() && Exhausted(errno)) {
-          // Not a device that is gone: a list without it would be a lie.
+          // The device is not gone: a list without it would be wrong.
           error = errno;
           break;
         }

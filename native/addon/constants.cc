@@ -81,8 +81,8 @@ void InitConstants(Napi::Env env, Napi::Object exports) {
   CALL(fanotify_mark);
   CALL(execve);
   CALL(execveat);
-  // New enough to have one number on every architecture, and not to be in
-  // every release's headers.
+  // These are so new that they have one number on every architecture, and
+  // that some releases' headers lack them.
   call("open_tree", 428);
   call("faccessat2", 439);
   call("fchmodat2", 452);

@@ -72,10 +72,10 @@ static Napi::Value OpenDirectory(const Napi::CallbackInfo& info) {
   return Result(info.Env(), open(StringArg(info, 0).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
 }
 
-// lockFile(path): a descriptor that holds flock(LOCK_EX) on a file, which is made
-// if it is missing. Every process that can open a file can hold a lock on it, so only
-// this user may open it: else EPERM. EAGAIN if another process has the lock,
-// or has just removed the file and with it the lock.
+// lockFile(path): opens a file, or creates it, and returns a descriptor that holds
+// flock(LOCK_EX) on it. Any process that can open a file can hold a lock on it, so
+// only this user may be able to open it: else EPERM. EAGAIN if another process has the
+// lock, or has just removed the file and with it the lock.
 static Napi::Value LockFile(const Napi::CallbackInfo& info) {
   UniqueFd fd(open(StringArg(info, 0).c_str(), O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR));
   struct stat st;
@@ -92,13 +92,13 @@ static Napi::Value LockFile(const Napi::CallbackInfo& info) {
   return Result(info.Env(), fd.Release());
 }
 
-// unlock(fd): a lock of lockFile, also for other processes that have the descriptor.
+// unlock(fd): drops a lock of lockFile, also for processes that share the descriptor.
 static Napi::Value Unlock(const Napi::CallbackInfo& info) {
   return Result(info.Env(), flock(IntArg(info, 0), LOCK_UN));
 }
 
-// openNode(dirfd, name): O_PATH descriptor of a node below dirfd on the same
-// filesystem, no symlink followed. Never opens the device.
+// openNode(dirfd, name): an O_PATH descriptor of a device node below dirfd, on the
+// same filesystem and without following symlinks. Never opens the device.
 static Napi::Value OpenNode(const Napi::CallbackInfo& info) {
   return Result(info.Env(), OpenBeneath(IntArg(info, 0), StringArg(info, 1).c_str(), O_PATH | O_CLOEXEC));
 }
@@ -127,21 +127,22 @@ static Napi::Value Fstat(const Napi::CallbackInfo& info) {
   return StatResult(info.Env(), rc, st, info[1].As<Napi::Float64Array>());
 }
 
-// statNode(dirfd, name, Float64Array): of what openNode would open.
+// statNode(dirfd, name, Float64Array): stat of what openNode would open.
 static Napi::Value StatNode(const Napi::CallbackInfo& info) {
   struct stat st;
   int rc = fstatat(IntArg(info, 0), StringArg(info, 1).c_str(), &st, AT_SYMLINK_NOFOLLOW);
   return StatResult(info.Env(), rc, st, info[2].As<Napi::Float64Array>());
 }
 
-// An O_PATH descriptor takes none of the calls that change or read more than struct stat; its /proc link takes them all.
+// fchmod(2), fgetxattr(2) and the like fail on an O_PATH descriptor. Its /proc link
+// takes them all.
 static std::string ProcLink(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
 
 static Napi::Value Fchmod(const Napi::CallbackInfo& info) {
   return Result(info.Env(), chmod(ProcLink(IntArg(info, 0)).c_str(), info[1].As<Napi::Number>().Uint32Value()));
 }
 
-// fchown(fd, uid, gid): 0xffffffff leaves one alone.
+// fchown(fd, uid, gid): 0xffffffff leaves the uid or gid as it is.
 static Napi::Value Fchown(const Napi::CallbackInfo& info) {
   return Result(info.Env(), chown(ProcLink(IntArg(info, 0)).c_str(), info[1].As<Napi::Number>().Uint32Value(),
                                   info[2].As<Napi::Number>().Uint32Value()));

@@ -10,7 +10,8 @@ namespace diskseqfs {
 // symlink: so a path below /dev cannot lead into this daemon's own tree.
 int OpenBeneath(int dir, const char* path, uint64_t flags);
 
-// The first `size` bytes of a procfs or sysfs file; -1 and errno otherwise.
+// Reads the first `size` bytes of a procfs or sysfs file. Returns how many
+// bytes there were, or -1 and sets errno.
 ssize_t ReadSmallFile(int dir, const char* path, char* out, size_t size);
 
 }  // namespace diskseqfs

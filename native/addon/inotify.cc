@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // inotify(7). Adding a watch walks the path and may ask the filesystem for
-// permission, which for this daemon's own mount means asking itself: so it is
-// never done on the event loop's thread.
+// permission. For this daemon's own mount that is a request to the daemon
+// itself, so the event loop's thread never adds a watch.
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -38,10 +38,10 @@ struct FuseHandle {
 };
 constexpr int kFuseHandleType = 0x81;
 
-// inotifyAdd(fd, root, node id, mask, callback(error, watch descriptor)): of a directory
-// that the kernel has, with attributes that are valid. So it asks the filesystem nothing:
-// a thread of this process that waits for its own answer could not end with it.
-// root: a directory of the filesystem.
+// inotifyAdd(fd, root, nodeid, mask, callback(error, watch descriptor)): watches a
+// directory that the kernel has cached, with valid attributes. So it sends the filesystem
+// no request: a thread of this process that waits for the daemon's answer could not end
+// with the daemon. root: any directory of the filesystem.
 static Napi::Value InotifyAdd(const Napi::CallbackInfo& info) {
   int fd = IntArg(info, 0);
   int root = IntArg(info, 1);

@@ -16,7 +16,7 @@ namespace diskseqfs {
 
 namespace {
 
-// A link that is being made.
+// Temporary name of a link that is being made.
 const char kTemporary[] = ".diskseqfs-link";
 
 bool LeadsTo(int dir, const std::string& path, const std::string& target) {
@@ -28,7 +28,7 @@ bool LeadsTo(int dir, const std::string& path, const std::string& target) {
 void MakeDirectories(int dir, const std::string& path) {
   for (size_t at = path.find('/'); at != std::string::npos; at = path.find('/', at + 1)) {
     std::string directory = path.substr(0, at);
-    // Whatever the umask of a service is.
+    // Sets the mode once more, as the service's umask may have reduced it.
     if (mkdirat(dir, directory.c_str(), 0711) == 0) fchmodat(dir, directory.c_str(), 0711, 0);
   }
 }
@@ -40,7 +40,7 @@ void RemoveDirectories(int dir, std::string path) {
   }
 }
 
-// -> 0 or an errno. A link that leads elsewhere is replaced at one go.
+// Returns 0 or an errno. A link that leads elsewhere is replaced atomically.
 int MakeLink(int dir, const std::string& path, const std::string& target) {
   if (LeadsTo(dir, path, target)) return 0;
   MakeDirectories(dir, path);
@@ -74,8 +74,9 @@ void Collect(int dir, const std::string& path, int depth, std::vector<std::strin
   closedir(directory);
 }
 
-// changeLinks(dir, mode, [path, target, path, target, ...], callback(error)): gives the directory that mode;
-// makes each link, with the directories above it, or removes it where the target is "", with those that are empty then.
+// changeLinks(dir, mode, [path, target, path, target, ...], callback(error)): sets the directory's mode, then
+// makes each link and the directories above it. If the target is "", removes the link, and the directories
+// above it that are then empty.
 Napi::Value ChangeLinks(const Napi::CallbackInfo& info) {
   int dir = IntArg(info, 0);
   mode_t mode = info[1].As<Napi::Number>().Uint32Value();
@@ -95,7 +96,8 @@ Napi::Value ChangeLinks(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// listLinks(dir, depth, callback([path, ...])): those in it and in directories below it.
+// listLinks(dir, depth, callback([path, ...])): the links in `dir`, and in directories up to `depth` levels
+// below it.
 Napi::Value ListLinks(const Napi::CallbackInfo& info) {
   int dir = IntArg(info, 0);
   int depth = IntArg(info, 1);

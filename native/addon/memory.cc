@@ -11,8 +11,8 @@
 
 namespace diskseqfs {
 
-// sharedMemory(bytes): a descriptor of memory that is all zeros, and cannot
-// shrink under those who have mapped it.
+// sharedMemory(bytes): a descriptor of memory that is all zeros. It is sealed,
+// so that it cannot shrink under a process that has mapped it.
 static Napi::Value SharedMemory(const Napi::CallbackInfo& info) {
   UniqueFd fd(memfd_create("diskseqfs", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (fd.Get() < 0 || ftruncate(fd.Get(), info[0].As<Napi::Number>().Int64Value()) < 0 ||
@@ -22,8 +22,8 @@ static Napi::Value SharedMemory(const Napi::CallbackInfo& info) {
   return Result(info.Env(), fd.Release());
 }
 
-// mapMemory(fd, bytes): an ArrayBuffer of it, or -errno. EINVAL where the memory
-// is smaller than that: touching what is beyond its end would be fatal.
+// mapMemory(fd, bytes): an ArrayBuffer of it, or -errno. EINVAL if the memory
+// is smaller than that: touching an address beyond its end would be fatal.
 static Napi::Value MapMemory(const Napi::CallbackInfo& info) {
   int fd = IntArg(info, 0);
   auto size = static_cast<size_t>(info[1].As<Napi::Number>().Int64Value());

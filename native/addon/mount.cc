@@ -69,8 +69,8 @@ Napi::Value PickMount(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// cloneMount(target, directory, callback(error, fd)): a directory of what is mounted there, without what is
-// mounted below, in a detached mount of its own, which does not keep the other one busy.
+// cloneMount(target, directory, callback(error, fd)): opens a directory of the filesystem mounted at `target`,
+// in a detached clone of that mount. The clone has no mounts below it, and does not keep the original busy.
 Napi::Value CloneMount(const Napi::CallbackInfo& info) {
   std::string target = StringArg(info, 0);
   std::string directory = StringArg(info, 1);
@@ -86,17 +86,16 @@ Napi::Value CloneMount(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// makeNodes(): a directory in which device nodes can be made and opened, in a mount that is nowhere; or -errno.
+// makeNodes(): a directory for making and opening device nodes, on a tmpfs that is mounted nowhere; or -errno.
 Napi::Value MakeNodes(const Napi::CallbackInfo& info) {
   UniqueFd made(static_cast<int>(syscall(SYS_fsopen, "tmpfs", kFsopenCloexec)));
   if (made.Get() < 0 || syscall(SYS_fsconfig, made.Get(), kFsconfigCmdCreate, nullptr, nullptr, 0) < 0) return Result(info.Env(), -1);
   return Result(info.Env(), static_cast<int>(syscall(SYS_fsmount, made.Get(), kFsmountCloexec, 0)));
 }
 
-// prune(fd, callback(error)): drops the unused dentries of that
-// filesystem (reconfigure_super -> shrink_dcache_sb). On a pool thread: it
-// takes s_umount for writing, which ustat(2) holds while it waits for our
-// answer to FUSE_STATFS.
+// prune(fd, callback(error)): drops the unused dentries of that filesystem
+// (reconfigure_super -> shrink_dcache_sb). On a pool thread: it takes s_umount
+// for writing, and ustat(2) holds that while it waits for our FUSE_STATFS answer.
 Napi::Value Prune(const Napi::CallbackInfo& info) {
   int fd = IntArg(info, 0);
   Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [fd]() -> Outcome {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// uv_poll_t as a JavaScript object: new Poll(fd, callback, priority) calls back
-// while the descriptor is readable (level-triggered), or with `priority` when
-// it has an exceptional condition (POLLPRI), until close(); not between pause()
-// and resume().
+// uv_poll_t as a JavaScript object. new Poll(fd, callback, priority) calls back
+// while the descriptor is readable (level-triggered); with `priority`, when it
+// has an exceptional condition (POLLPRI). pause() stops the calls until
+// resume(); close() ends them.
 #include <uv.h>
 
 #include "addon.h"

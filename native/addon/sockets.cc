@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Unix sockets: of the system log, the service manager, the guard and other
-// daemons, and those that pins wait in. A filesystem daemon must not wait for
-// any of them, so nothing here does; but for awaitMessage().
+// Unix sockets: to the system log, the service manager, the guard and other
+// daemons, and the sockets that stored pins wait in. A filesystem daemon must
+// not wait for any of them, so no function here waits, except awaitMessage().
 #include <errno.h>
 #include <linux/filter.h>
 #include <poll.h>
@@ -68,12 +68,12 @@ Napi::Value DatagramSend(const Napi::CallbackInfo& info) {
 // packetConnect(path)
 Napi::Value PacketConnect(const Napi::CallbackInfo& info) { return Connected(info, SOCK_SEQPACKET); }
 
-// packetListen(path): for this user only.
+// packetListen(path): a socket that only this user can connect to.
 Napi::Value PacketListen(const Napi::CallbackInfo& info) {
   Address address;
   if (!ToAddress(StringArg(info, 0), &address)) return Result(info.Env(), -1);
   UniqueFd fd = Socket(SOCK_SEQPACKET);
-  // bind(2) makes the socket with the descriptor's own mode.
+  // bind(2) creates the socket file with the mode of the descriptor.
   if (fd.Get() < 0 || fchmod(fd.Get(), S_IRUSR | S_IWUSR) < 0) return Result(info.Env(), -1);
   if (bind(fd.Get(), Generic(address), address.length) < 0 || listen(fd.Get(), kBacklog) < 0) {
     return Result(info.Env(), -1);
@@ -86,15 +86,14 @@ Napi::Value PacketAccept(const Napi::CallbackInfo& info) {
   return Result(info.Env(), accept4(IntArg(info, 0), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
 }
 
-// selfSocket(): a datagram socket that receives what it sends. A descriptor
-// sent through it stays open for as long as the message waits, in whichever process has
-// the socket.
+// selfSocket(): a datagram socket that receives what it sends. A descriptor sent through
+// it stays open while the message waits, for as long as any process has the socket.
 //
-// Its name is in the abstract namespace, where any process may send to a socket that
-// is not connected. Such a message would be taken for a pin. So a filter drops everything
+// Its name is in the abstract namespace, where any process may send to a socket that is
+// not connected. Such a message would be taken for a pin. So a filter drops everything
 // until the socket is connected to itself; from then on the kernel accepts only its own
-// messages. (The kernel checks the filter before the connection, so there is no moment
-// without one of them.)
+// messages. (The kernel checks the filter before the connection, so at least one of the
+// two always applies.)
 Napi::Value SelfSocket(const Napi::CallbackInfo& info) {
   UniqueFd fd = Socket(SOCK_DGRAM);
   Address address;
@@ -141,8 +140,8 @@ Napi::Value SendDescriptors(const Napi::CallbackInfo& info) {
   return Result(info.Env(), sendmsg(IntArg(info, 0), &message, MSG_DONTWAIT | MSG_NOSIGNAL));
 }
 
-// receiveDescriptors(socket, buffer, peek): [bytes, fd, ...], or -errno. With
-// `peek` the message stays where it is, and the descriptors are copies.
+// receiveDescriptors(socket, buffer, peek): [bytes, fd, ...], or -errno. With `peek` the
+// message stays in the socket, and the descriptors are copies.
 Napi::Value ReceiveDescriptors(const Napi::CallbackInfo& info) {
   Bytes out = BytesArg(info, 1);
   alignas(struct cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
@@ -168,8 +167,8 @@ Napi::Value ReceiveDescriptors(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// awaitMessage(socket): until there is one, or the other end is closed. Meanwhile nothing
-// else of this process's JavaScript runs.
+// awaitMessage(socket): waits until there is a message, or the other end is closed. It
+// blocks the event loop: no other JavaScript of this process runs meanwhile.
 Napi::Value AwaitMessage(const Napi::CallbackInfo& info) {
   struct pollfd message = {IntArg(info, 0), POLLIN, 0};
   int n;

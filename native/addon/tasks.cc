@@ -51,7 +51,7 @@ void TaskPool::Submit(Napi::Function callback, Work work) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     waiting_.push_back(task);
-    // Every waiting task needs a thread of its own, or it might stand behind
+    // Each waiting task gets a thread of its own, or it might wait behind
     // one that never ends.
     if (waiting_.size() > idle_ && threads_ < kMaxThreads) {
       threads_++;
@@ -69,7 +69,7 @@ void TaskPool::Submit(Napi::Function callback, Work work) {
   auto* self = new std::shared_ptr<TaskPool>(shared_from_this());
   pthread_t thread;
   if (pthread_create(&thread, &attr, ThreadMain, self) != 0) {
-    // No thread to be had: the task waits for one that is busy now.
+    // No thread can be started: the task waits for one that is busy now.
     delete self;
     std::lock_guard<std::mutex> lock(mutex_);
     threads_--;
@@ -101,15 +101,15 @@ void TaskPool::Serve() {
     task->outcome = task->work();
     lock.lock();
     if (closed_) {
-      // The environment is gone, and with it the thread that may touch the
-      // callback's reference: leave that to the end of the process. What the
+      // The environment is gone, and with it the only thread that may touch the
+      // callback's reference: that is left to the end of the process. What the
       // work opened is closed here.
       task->outcome = nullptr;
       continue;
     }
     done_.push_back(task);
     finished_.store(done_.size(), std::memory_order_release);
-    // Not under the lock, which is what the event loop takes when it wakes.
+    // Sent without the lock, as the event loop takes the lock when it wakes.
     sending_++;
     lock.unlock();
     uv_async_send(async_);
@@ -144,7 +144,7 @@ ssize_t TaskPool::ReadSoon(int fd, void* into, size_t size, unsigned us, bool wa
   bool wait = wanted || fresh_;
   fresh_ = false;
   while (wait && std::chrono::steady_clock::now() < until) {
-    // A thread that gets no processor may be the one that is waited for.
+    // Yields the processor: the thread that is waited for may have none.
     sched_yield();
     if (finished_.load(std::memory_order_acquire) > 0) {
       Deliver();
@@ -165,7 +165,8 @@ static Napi::Value ReadSoon(const Napi::CallbackInfo& info) {
   return Result(info.Env(), Tasks(info.Env()).ReadSoon(IntArg(info, 0), out.data, out.size, us, info[3].As<Napi::Boolean>()));
 }
 
-// uapi/linux/sched/types.h, which has no guard against <sched.h> of every libc.
+// struct sched_attr of uapi/linux/sched/types.h; not included, as it collides with the <sched.h>
+// of some libcs.
 struct SchedAttr {
   uint32_t size, policy;
   uint64_t flags;
@@ -174,13 +175,14 @@ struct SchedAttr {
   uint64_t runtime, deadline, period;
 };
 
-// setSlice(ns): of the calling thread and all threads and programs that it starts from now on; of
-// what share of a processor they get it changes nothing.  Linux 6.12; earlier ones take no notice.
+// setSlice(ns): sets the scheduler's slice of the calling thread, and of all threads and programs
+// that it starts from now on. Their share of the processor stays the same. No effect before Linux
+// 6.12.
 static Napi::Value SetSlice(const Napi::CallbackInfo& info) {
   SchedAttr attr = {};
   if (syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0) < 0) return Result(info.Env(), -1);
   uint64_t slice = info[0].As<Napi::Number>().Int64Value();
-  // Somebody has chosen another policy for it, or a shorter one.
+  // Leaves it alone if another policy, or a shorter slice, has been set for it.
   if (attr.policy != SCHED_OTHER || (attr.runtime != 0 && attr.runtime <= slice)) return Result(info.Env(), 0);
   attr.size = sizeof attr;
   attr.runtime = slice;

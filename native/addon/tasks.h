@@ -4,8 +4,8 @@
 // libuv's own pool is no place for them: it has four threads for the whole
 // process, so four hung disks would stop everything that uses it. Here a task
 // never queues behind another one while the pool may still grow: it gets an
-// idle thread or a new one. Past `kMaxThreads` tasks wait, bounded by the
-// caller's own time limit.
+// idle thread or a new one. Once there are `kMaxThreads`, further tasks wait,
+// but not longer than the caller's own time limit.
 #pragma once
 
 #include <napi.h>
@@ -80,13 +80,13 @@ class TaskPool : public std::enable_shared_from_this<TaskPool> {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Task*> waiting_;
-  // Of done_, to be looked at without the lock.
+  // Size of done_, readable without the lock.
   std::atomic<size_t> finished_{0};
   std::deque<Task*> done_;
   size_t threads_ = 0;
   size_t idle_ = 0;
   bool closed_ = false;
-  // Threads that are about to wake the event loop: its handle stays until they have.
+  // Threads that are about to wake the event loop: its handle must exist until they have.
   size_t sending_ = 0;
   std::condition_variable sent_;
 

@@ -2,10 +2,10 @@
 // What threads of other processes are doing, and who they are: files of
 // /proc/TID, and taskstats (uapi/linux/taskstats.h).
 //
-// All of this runs on pool threads.  /proc/TID/syscall and /proc/TID/stack take
-// signal->exec_update_lock (lock_trace(), fs/proc/base.c), which an execve(2)
-// holds for as long as its close-on-exec files take to be closed; and these may
-// be files of a filesystem that never answers.
+// All of this runs on pool threads.  /proc/TID/syscall and /proc/TID/stack
+// take signal->exec_update_lock (lock_trace(), fs/proc/base.c). An execve(2)
+// holds that lock while it closes its close-on-exec files, and these may be on
+// a filesystem that never answers.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/genetlink.h>
@@ -36,7 +36,7 @@ namespace {
 
 constexpr size_t kFileBytes = 4096;
 
-// Empty, and errno, where nothing can be read.
+// Returns an empty string and sets errno if nothing can be read.
 std::string ReadOf(int tid, const char* name, size_t size = kFileBytes) {
   std::string text(size, 0);
   ssize_t n = ReadSmallFile(AT_FDCWD, ("/proc/" + std::to_string(tid) + "/" + name).c_str(), text.data(), size);
@@ -46,8 +46,8 @@ std::string ReadOf(int tid, const char* name, size_t size = kFileBytes) {
   return text;
 }
 
-// A field of /proc/TID/stat, counted as in proc_pid_stat(5) from 1; those before
-// the third may hold blanks.  -1 where there is none.
+// A field of /proc/TID/stat, from the third on, numbered from 1 as in proc_pid_stat(5); the
+// fields before may contain blanks. -1 if there is none.
 double StatField(const std::string& stat, int wanted) {
   size_t at = stat.rfind(')');
   if (at == std::string::npos) return -1;
@@ -63,15 +63,15 @@ constexpr int kMinorFaults = 10;
 constexpr int kMajorFaults = 12;
 constexpr int kStartCode = 26;
 constexpr int kStartStack = 28;
-constexpr long kKernelThread = 0x00200000;  // PF_KTHREAD: has no memory, and executes nothing
+constexpr long kKernelThread = 0x00200000;  // PF_KTHREAD: has no memory map, and runs no program
 
 }  // namespace
 
-// Generic netlink, asked and answered at once; by one thread at a time.
+// Requests over generic netlink. Each is answered at once; one thread uses it at a time.
 class Taskstats {
  public:
   Taskstats() : fd_(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC)) {
-    struct timeval limit = {1, 0};  // it answers within the call; this is for what is broken
+    struct timeval limit = {1, 0};  // it answers within the call; this is in case something is broken
     if (fd_.Get() < 0 || setsockopt(fd_.Get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0) return;
     const char name[] = TASKSTATS_GENL_NAME;
     size_t length = Ask(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, name, sizeof name);
@@ -79,9 +79,9 @@ class Taskstats {
     if (id != nullptr) memcpy(&family_, id, sizeof family_);
   }
 
-  // Time that a thread has spent in its own code, us, as the timer interrupt has
-  // seen it: so if it grows, the thread was outside of the kernel.  -1 where that
-  // is not known.
+  // Time that a thread has spent in user space, us, as the timer interrupt has
+  // seen it. If it grows, the thread was outside of the kernel.  -1 if it is
+  // not known.
   double UserTime(int tid) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (family_ == 0) return -1;
@@ -101,7 +101,7 @@ class Taskstats {
  private:
   static constexpr size_t kGenericHeader = NLMSG_HDRLEN + GENL_HDRLEN;
 
-  // One request with one attribute; the length of the answer, 0 where there is none.
+  // Sends one request with one attribute. Returns the length of the answer, 0 if there is none.
   size_t Ask(uint16_t type, uint8_t command, uint16_t attribute, const void* value, size_t size) {
     alignas(struct nlmsghdr) char request[256] = {};
     auto* header = reinterpret_cast<struct nlmsghdr*>(request);
@@ -151,9 +151,9 @@ class Taskstats {
 
 namespace {
 
-// Where a thread's code begins, or its stack: a program may be made so that the first is 0.
-// 0 for one that has no memory (any more), or whose new one has not got that far: in the
-// middle of an execve(2), and at its end.
+// The address of a thread's code, or of its stack: a program may be made so that the first is 0.
+// Returns 0 for a thread that has no memory: at its end, or in the middle of an execve(2), before
+// its new memory is set up.
 double MemoryOf(const std::string& stat) {
   double code = StatField(stat, kStartCode);
   return code == 0 ? StatField(stat, kStartStack) : code;
@@ -165,16 +165,16 @@ struct Seen {
   double user_us = -1;
 };
 
-// The third field, which StatField() cannot tell: one letter.
+// The third field, one letter, which StatField() cannot return.
 std::string StateOf(const std::string& stat) {
   size_t at = stat.rfind(')');
   return at == std::string::npos || at + 2 >= stat.size() ? "" : stat.substr(at + 2, 1);
 }
 
 // lookAtThreads([tid, stack wanted, ...], callback([[syscall, stack, state, memory, us, faults] | undefined, ...])):
-// undefined for a thread that is gone.  `syscall` is empty where it cannot be
-// read, and is not even tried in the middle of an execve(2), when the thread's
-// new memory has no code and no stack yet (memory 0): that is when it could block.
+// undefined for a thread that is gone.  `syscall` is empty if it cannot be read.
+// In the middle of an execve(2), when the thread's new memory has no code and no
+// stack yet (memory 0), it is not read at all: reading it could block then.
 Napi::Value LookAtThreads(const Napi::CallbackInfo& info) {
   auto list = info[0].As<Napi::Array>();
   std::vector<std::pair<int, bool>> threads;
@@ -186,9 +186,9 @@ Napi::Value LookAtThreads(const Napi::CallbackInfo& info) {
     for (size_t i = 0; i < threads.size(); i++) {
       auto [tid, stack] = threads[i];
       Seen& seen = (*found)[i];
-      // As one of its process's: what stands in /proc/TID has the page faults of all of them.
+      // By task/TID: /proc/TID/stat has the page faults of all threads of the process.
       seen.stat = ReadOf(tid, ("task/" + std::to_string(tid) + "/stat").c_str());
-      // Not where a descriptor is missing, or memory: nothing is known then.
+      // If a descriptor or memory is missing, nothing is known: it may still be there.
       seen.gone = seen.stat.empty() && (errno == ENOENT || errno == ESRCH);
       bool kernel = static_cast<long>(StatField(seen.stat, kFlags)) & kKernelThread;
       if (seen.stat.empty() || (!kernel && MemoryOf(seen.stat) == 0)) continue;
@@ -225,11 +225,11 @@ struct Credentials {
   bool known = false;
   uint32_t uid = 0, gid = 0;  // those of the file system (fsuid)
   uint64_t capabilities = 0;  // effective
-  std::vector<bool> member;   // of the groups that were asked for
+  std::vector<bool> member;   // for each of the groups that were asked for
   double groups = 0;          // how many it has
 };
 
-// What follows "\nNAME:\t"; a thread's name, which it chooses itself, has its line feeds escaped.
+// The text after "\nNAME:\t". A thread chooses its own name, but line feeds in that are escaped.
 const char* After(const std::string& status, const char* name) {
   size_t at = status.find(std::string("\n") + name + ":\t");
   return at == std::string::npos ? nullptr : status.c_str() + at + strlen(name) + 3;
@@ -283,11 +283,11 @@ Napi::Value GetCredentials(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// userNamespace(tid): undefined where it is this process's own, or cannot be found out;
-// otherwise the user behind it, however deep it is nested (32 at most): the uid of
-// the creator of the outermost one, or, if that was root, minus the inode of that one.
+// userNamespace(tid): undefined if it is this process's own, or cannot be found out.
+// Otherwise the user behind it, however deep it is nested (32 at most): the uid that
+// created the outermost namespace, or, if that was root, minus that namespace's inode.
 //
-// On the event loop: neither the files nor the calls wait for anything (fs/nsfs.c).
+// Runs on the event loop: neither the files nor the calls wait for anything (fs/nsfs.c).
 Napi::Value UserNamespace(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   struct stat own, outer;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The kernel's uevent multicast: NETLINK_KOBJECT_UEVENT, group 1. See
-// lib/kobject_uevent.c; the sender's port and credentials are handed up, the
-// decision whom to believe is not made here.
+// lib/kobject_uevent.c. The sender's port and groups are passed on; which
+// senders to believe is not decided here.
 #include <errno.h>
 #include <linux/netlink.h>
 #include <string.h>
@@ -21,8 +21,8 @@ Napi::Value UeventOpen(const Napi::CallbackInfo& info) {
   int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_KOBJECT_UEVENT);
   if (fd < 0) return Result(info.Env(), fd);
   int bytes = IntArg(info, 0);
-  // Past the limit of net.core.rmem_max only with CAP_NET_ADMIN; without it
-  // take what there is.
+  // Only CAP_NET_ADMIN may exceed net.core.rmem_max; without it, take what is
+  // allowed.
   if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof bytes) < 0)
     setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
   struct sockaddr_nl address = {};
@@ -40,8 +40,8 @@ Napi::Value UeventOpen(const Napi::CallbackInfo& info) {
 // ueventReceive(fd, buffer, Uint32Array [sender's port, groups, truncated]):
 // size of the message.
 Napi::Value UeventReceive(const Napi::CallbackInfo& info) {
-  // Mostly there is none, and each open asks: then the other arguments are not
-  // looked at, which takes as long as the call itself.
+  // Each open asks, and mostly there is no message. Then the other arguments
+  // are not looked at, as that takes as long as the call itself.
   if (recv(IntArg(info, 0), nullptr, 0, MSG_PEEK | MSG_DONTWAIT) < 0) return Result(info.Env(), -1);
   Bytes out = BytesArg(info, 1);
   auto from = info[2].As<Napi::Uint32Array>();

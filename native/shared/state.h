@@ -1,26 +1,28 @@
 // SPDX-License-Identifier: MIT
-// The memory that a daemon shares with the one that takes over, and with the
-// guard (guard.c), which stands in while there is none. What the fields mean and
-// in which order they are written: src/handover/shared-state.ts. All numbers are 32 bits wide
-// and little-endian unless it says otherwise.
+// Memory that the outgoing daemon, the incoming one and the guard (guard.c)
+// share. The guard stands in while there is no daemon.
+// src/handover/shared-state.ts says what the fields mean and in which order they
+// are written. All numbers are 32 bits wide and little-endian unless noted
+// otherwise.
 #ifndef DISKSEQFS_STATE_H
 #define DISKSEQFS_STATE_H
 
-// Offsets and sizes, bytes; in an order that lets each be computed from those
-// before it.
+// Offsets and sizes in bytes, in an order in which each can be computed from
+// those before it.
 //
-// - The version counts layouts: state of another one cannot be taken over.
-// - struct fuse_in_header begins a request with its length; the largest one is a
-//   change of an xattr.
+// - The version counts layouts. State of another version cannot be taken over.
+// - A request begins with struct fuse_in_header, whose first field is its length.
+//   The largest request sets an xattr.
 // - Header: magic (64 bits), version, device number of the mount, length of its
-//   path, how many of each kind of slot were ever used, path; last, the highest number that
-//   a disk has had (64 bits), unused, and the pid namespace.
+//   path, how many of each kind of slot were ever used, path; at the end, the
+//   highest number that a disk has had (64 bits), unused, and the pid namespace.
 // - A slot for a request: its length (0: free), how often it was tried, whether
-//   it was interrupted, unused; the request.
-// - The request being handled, then those that wait: names, and the rest.
+//   it was interrupted, unused; then the request.
+// - The request being handled, then slots for requests that wait: small ones for
+//   names, and big ones for the rest.
 // - A pin: 1 (0: free), whether it lingers, number of callers, whether there were
-//   more, node id (64 bits); of each caller thread, call, whether that outlasts
-//   the inode.
+//   more, nodeid (64 bits); for each caller: thread, call, whether the call
+//   outlasts the inode.
 #define STATE_LAYOUT(FIELD) \
   FIELD(STATE_VERSION, 2) \
   FIELD(STATE_REQUEST_MAX, (65536 + 8192)) \
