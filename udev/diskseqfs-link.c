@@ -7,23 +7,23 @@
 // from udev, and run this program to make them lead to /dev/disk/by-diskseq/.dm/N/K.
 // It is in C because udev runs it for each event of such a device.
 //
-//   claim LINK...   of the links that udev is about to make, says which are ours and
-//                   which are not; makes those of ours that no other device can have; removes
+//   claim LINK...   divides the links that udev is about to make into ours and others;
+//                   makes those of ours that no other device can have; removes
 //                   links that are no longer ours, or gives them back to udev.
-//   apply           the same with the claimed links, after udev has made its own links:
+//   apply           does the same with the claimed links, after udev has made its own links:
 //                   if it has made ours at an earlier event, it has just removed them.
 //                   A link that several devices have leads to the one with the highest priority.
-//   removed         the device goes: its links go, or lead to another device that has them.
+//   removed         the device goes: removes its links, or points them to another device that has them.
 //
-//   alone           there is no tree: removes links beneath it whose devices are gone.
+//   alone           there is no tree: removes the links beneath it whose devices are gone.
 //   stock           the package goes: gives all links back to udev; mounted devices keep their names.
 //
 // One rule for all of them: a name may lead to a disk that is gone (ENOENT), or
-// for a moment to nothing, but not to a number that another disk may take.
+// for a moment to nothing, but never to a number that another disk may take.
 //
-// Where the tree is not mounted, the same paths lead to the devices' nodes in /dev, by links
-// in the directory beneath, which the daemon makes.  Each stays until its device goes, as a process that has read a name
-// may still be on its way through it.
+// While the tree is not mounted, the same paths lead to the device nodes in /dev, by links in the
+// directory beneath, which the daemon makes.  Each stays until its device goes: a process that has
+// read a name may not have followed it yet.
 #define _GNU_SOURCE // renameat2
 #include <ctype.h>
 #include <dirent.h>
@@ -43,8 +43,8 @@
 #include <unistd.h>
 
 #define TREE "/dev/disk/by-diskseq"
-// libmount and others take a path that ends in the kernel's name for the device's node: they
-// show and remember the name in sysfs.
+// libmount and others take a path that ends in the kernel's name for the device node itself: they
+// show and remember the device's name from sysfs.
 #define DIRECTORIES TREE "/.dm"
 #define MAPPER "/dev/mapper"
 #define RULES "/run/udev/rules.d"
@@ -53,8 +53,8 @@
 // Serializes the instances of this program that run at the same time.
 #define LOCK "/run/diskseqfs.lock"
 #define LOCK_SECONDS 3
-// How long a process may take from reading a link to following it, if links beneath are removed before their
-// devices.
+// How long a process may take from reading a link to following it: after this, `stock` removes links beneath
+// whose devices are still there.
 #define WALK_SECONDS 1
 // Exists if any device has had all its links claimed: other devices may have the same links.
 #define ALL "/run/diskseqfs.all"
@@ -76,7 +76,7 @@
 
 // A device as sysfs has it now.
 struct device {
-  char name[256];             // what dmsetup calls it; "" for all others
+  char name[256];             // what dmsetup calls it; "" for devices of other kinds
   unsigned long long diskseq; // 0: there is no such device
 };
 
@@ -113,7 +113,7 @@ static unsigned long long diskseq_of(const char *kernel) {
 
 static bool is_dm(const char *kernel) { return strncmp(kernel, "dm-", 3) == 0; }
 
-// Reads it all from one disk: the diskseq is the same before and after.
+// Reads name and diskseq of one and the same disk: the diskseq must be the same before and after.
 static struct device look(const char *kernel) {
   for (int attempt = 0; attempt < 10; attempt++) {
     struct device device = {.diskseq = diskseq_of(kernel)};
@@ -124,7 +124,8 @@ static struct device look(const char *kernel) {
   return (struct device){0};
 }
 
-// As sysfs has it: "sda1" of "/dev/sda1" or "../../sda1", "cciss!c0d0" of "/dev/cciss/c0d0"; "" for anything else.
+// The kernel's name as in sysfs: "sda1" for "/dev/sda1" or "../../sda1", "cciss!c0d0" for "/dev/cciss/c0d0"; "" for
+// anything else.
 static void kernel_name(const char *node, char *kernel, size_t size) {
   if (strncmp(node, "/dev/", 5) == 0) node += 5;
   else if (strncmp(node, "../", 3) != 0) node = "";
@@ -139,7 +140,7 @@ static void path_in_tree(unsigned long long diskseq, const char *kernel, char *p
 
 // What a link leads to.
 struct owner {
-  char kernel[KERNEL_SIZE];   // "" where a link of an earlier version does not say
+  char kernel[KERNEL_SIZE];   // "" if a link of an earlier version does not say
   unsigned long long diskseq; // 0: nothing
   bool in_tree;
 };
@@ -170,7 +171,8 @@ static bool is_there(const struct owner *owner) {
   return owner->diskseq != 0 && diskseq_of(owner->kernel) == owner->diskseq;
 }
 
-// Whether it leads into the tree, to this device, or to one that had its number before and is gone (another medium, for example).
+// Whether a link leads into the tree, to this device or to one that had its number before and is gone (another
+// medium, for example).
 static bool leads_to(const char *link, unsigned long long diskseq, const char *kernel) {
   struct owner owner = owner_of(link);
   if (!owner.in_tree) return false;
@@ -178,7 +180,7 @@ static bool leads_to(const char *link, unsigned long long diskseq, const char *k
   return strcmp(owner.kernel, kernel) == 0 && (owner.diskseq == diskseq || !is_there(&owner));
 }
 
-// A name below /dev, of a link with an absolute path.
+// The part below /dev of a link's absolute path.
 static const char *below_dev(const char *link) { return link + strlen("/dev/"); }
 
 // Whether the tree is mounted, also beneath another mount: then a daemon manages the links
@@ -206,16 +208,15 @@ static void wake(int number) { (void)number; }
 // the same name.  udev makes its own links without the lock, and runs this program
 // afterwards.
 //
-// The lock is on a file that only root can open, as anybody who can open a file can hold
-// a lock on it for ever.  It may still be held for long: any user
-// can make the kernel keep a directory locked, and with it the instance that changes
-// that directory.  So waiting has an end, as events of other devices must not
-// wait for that one.  Without the lock a link may end up as it was a moment
-// before, so then no link is made to lead to a node in /dev (see apply(); not so without a
-// tree, see restore()): the worst result is a name that leads to a disk that is gone,
-// or to nothing, until its next event.
+// The lock is on a file that only root can open, as any process that can open a file can hold a
+// lock on it for ever.  It may still be held for long: any user can make the kernel keep a
+// directory locked, which blocks the instance that changes that directory.  So waiting has an end:
+// events of other devices must not wait for that one.  Without the lock a link may end up as it was
+// a moment before.  So no link is then made to lead to a device node in /dev (see change();
+// restore() does it, as there is no tree).  The worst result is a name that leads to a disk that is
+// gone, or to nothing, until its next event.
 //
-// -> whether it is held, until unlock() or the end of the process
+// Returns whether the lock is held, until unlock() or the end of the process.
 static bool lock(void) {
   static bool vain;
   struct stat file;
@@ -230,7 +231,7 @@ static bool lock(void) {
     fputs("diskseqfs-link: " LOCK " is not a file of root's alone; going on without a lock\n", stderr);
     return false;
   }
-  // Repeated, as the first signal may come right before the wait.
+  // The timer repeats, as its first signal may come right before the wait.
   struct itimerval limit = {.it_value = {.tv_sec = LOCK_SECONDS}, .it_interval = {.tv_usec = 100000}}, none = {0};
   struct sigaction action = {.sa_handler = wake}; // without SA_RESTART
   sigset_t alarms;
@@ -247,7 +248,7 @@ static bool lock(void) {
 
 static void unlock(void) { flock(lock_file, LOCK_UN); }
 
-// A temporary name of this process, as it may not have the lock.
+// A temporary name that no other process uses, as this one may not have the lock.
 static void temporary_beside(const char *link, char *path, size_t size) {
   snprintf(path, size, "%.*s/" TEMPORARY ".%d", (int)(strrchr(link, '/') - link), link, getpid());
 }
@@ -299,7 +300,7 @@ static int point_at_node(const char *link, const char *kernel) {
   return point(link, target);
 }
 
-// "mapper/NAME" and "VG/LV", which only the device itself can have.
+// Whether a link is "mapper/NAME" or "VG/LV": only the device itself can have these.
 static bool is_own(const char *link) {
   char volume[PATH_SIZE];
   snprintf(volume, sizeof volume, "%s/%s", environment("DM_VG_NAME"), environment("DM_LV_NAME"));
@@ -334,9 +335,9 @@ static bool is_written(const char *property, const char *name) {
   return true;
 }
 
-// Whether the event is about the device as it is now.  When an event is late, its
-// device may be gone and another one have its number; the name that the rules have read
-// from sysfs is then the other's.
+// Whether the event is about the device as it is now.  When an event is late, its device may be
+// gone and its number another device's.  Then the name that the rules have read is the other's,
+// too.
 static bool current(const struct device *device) {
   return device->diskseq != 0 && device->diskseq == strtoull(environment("DISKSEQ"), NULL, 10) &&
          (*device->name == 0 || is_written(environment("DM_NAME"), device->name));
@@ -348,15 +349,14 @@ static bool is_at(const struct device *device, dev_t number) {
   return diskseq_of(disk) == device->diskseq;
 }
 
-// Whether the root file system is on it, or on another partition of it.  It is in use for as long as the system runs,
-// so its number cannot become another disk's, and it does not need the
-// tree; and grub-mkconfig writes the target of its name into the kernel command line of the
-// next boot.
+// Whether the root file system is on this device, or on another partition of its disk.  The disk is then in use for
+// as long as the system runs, so its number cannot become another disk's, and it does not need the tree.  And
+// grub-mkconfig writes the target of its name into the kernel command line of the next boot.
 static bool has_root(const struct device *device) {
   struct stat root, source;
   if (stat("/", &root) < 0) return false;
   if (major(root.st_dev) != 0) return is_at(device, root.st_dev);
-  // btrfs and the like have a number of their own.
+  // btrfs and the like have a device number of their own.
   FILE *mounts = fopen("/proc/self/mounts", "re");
   char line[4096], path[PATH_SIZE], target[3];
   bool found = false;
@@ -367,7 +367,8 @@ static bool has_root(const struct device *device) {
   return found;
 }
 
-// Links that are named by the disk's content, which a guest may have written; and their form in fstab.
+// Links that are named by the disk's content, which a guest may have written, and their form in
+// fstab.
 static const struct {
   const char *tag, *directory;
 } contents[] = {
@@ -383,8 +384,8 @@ static bool is_of_content(const char *link) {
   return false;
 }
 
-// Whether the file of that kind says that one of these links is for swap: fstab by its third field, crypttab by an
-// option in its fourth.
+// Whether `file` uses one of these links for swap. `says` reads a line of it: fstab has that in the third field,
+// crypttab as an option in the fourth.
 static bool says_swap(const char *file, bool (*says)(char *const *fields, char *path, size_t size), char *const *links, bool content) {
   FILE *lines = fopen(file, "re");
   char line[4096], path[PATH_SIZE];
@@ -416,8 +417,8 @@ static bool crypttab_says(char *const *fields, char *path, size_t size) {
   return swap && snprintf(path, size, MAPPER "/%s", fields[0]) < (int)size;
 }
 
-// Whether the system is configured to swap to one of these names (those of content only if `content`).  systemd
-// knows swap units by udev's links, so these stay udev's.
+// Whether the system is configured to swap to one of these names (to those of content only if `content`).
+// systemd knows swap units by udev's links, so such links stay udev's.
 static bool is_for_swap(char *const *links, bool content) {
   return says_swap("/etc/fstab", fstab_says, links, content) || says_swap("/etc/crypttab", crypttab_says, links, content);
 }
@@ -435,7 +436,8 @@ static void leave_name(const char *path, const char *kernel) {
   if (!owner.in_tree && strcmp(owner.kernel, kernel) == 0 && !is_udevs(strrchr(path, '/') + 1)) unlink(path);
 }
 
-// Removes all links beneath the tree of a device that goes; if there is a daemon, it does that.
+// Removes from beneath the tree all links of a device that goes. If there is a daemon, the daemon
+// does that.
 static void leave_beneath(unsigned long long diskseq, const char *kernel) {
   const char *partition = environment("PARTN");
   char path[TARGET_SIZE];
@@ -451,8 +453,8 @@ static void leave_beneath(unsigned long long diskseq, const char *kernel) {
   rmdir(DIRECTORIES);
 }
 
-// Removes a link if it leads to this device. It is renamed first and then read, as the lock may be
-// missing.  A directory goes with its last link, as with udev's links.
+// Removes a link if it leads to this device. The link is renamed first and then read, as the lock
+// may be missing.  A directory goes with its last link, as with udev's links.
 static int take_away(const char *link, unsigned long long diskseq, const char *kernel) {
   char directory[PATH_SIZE], temporary[PATH_SIZE + 32];
   temporary_beside(link, temporary, sizeof temporary);
@@ -468,16 +470,16 @@ static int take_away(const char *link, unsigned long long diskseq, const char *k
   return 0;
 }
 
-// From udev's database, of the device's last event: the links that it has claimed, and its priority for them.
+// What udev's database has of the device's last event: the links that it claimed, and its priority for them.
 // Nothing if that event was another device's.
 #define CLAIMED "E:DISKSEQFS_LINKS="
 #define REMEMBERED_DISKSEQ "E:DISKSEQ="
 #define REMEMBERED_ALL "E:DISKSEQFS_LINK=all"
 
 struct memory {
-  char claimed[LINE_SIZE]; // absolute paths, between blanks
+  char claimed[LINE_SIZE]; // absolute paths, separated by blanks
   int priority;
-  bool all; // are its links to be claimed
+  bool all; // whether all its links are to be claimed
   unsigned long long diskseq;
 };
 
@@ -503,7 +505,8 @@ static int priority_of(const char *kernel) {
   return remember(kernel, &memory) ? memory.priority : 0;
 }
 
-// The device with the highest priority of all that have claimed a link, except one; if `all`, of those that have claimed all their links.
+// Of all devices but one that have claimed a link, the one with the highest priority. With `all`, only devices that
+// have claimed all their links count.
 static struct owner next_owner(const char *link, const char *but, bool all) {
   struct owner next = {.in_tree = true};
   int priority = 0;
@@ -520,7 +523,7 @@ static struct owner next_owner(const char *link, const char *but, bool all) {
   return next;
 }
 
-// Gives up a link of a device: it leads to the next owner, or goes.
+// Gives up a link of a device: points it to the next owner, or removes it.
 static int give_up(const char *link, unsigned long long diskseq, const char *kernel) {
   struct owner next = is_own(below_dev(link)) ? (struct owner){0} : next_owner(link, kernel, false);
   return next.diskseq ? point_into_tree(link, next.diskseq, next.kernel) : take_away(link, diskseq, kernel);
@@ -532,11 +535,12 @@ static bool is_others(const char *link, const char *kernel) {
   return owner.in_tree && is_there(&owner) && priority_of(owner.kernel) >= priority_of(kernel);
 }
 
-// Makes a link that several devices have lead into the tree, to the one with the highest priority.
+// Points a link that several devices have into the tree, to the one with the highest priority.
 static int share(const char *link, unsigned long long diskseq, const char *kernel) {
   if (is_others(link, kernel)) return 0;
   struct owner owner = owner_of(link);
-  // With equal priorities it stays where it is; udev may just have removed it from this one.
+  // With equal priorities the link stays where it is. If it leads to none, udev may just have
+  // removed it from this device, so another device needs a higher priority.
   int least = priority_of(kernel);
   if (!is_there(&owner)) {
     owner = next_owner(link, kernel, false);
@@ -546,7 +550,7 @@ static int share(const char *link, unsigned long long diskseq, const char *kerne
   return point_into_tree(link, diskseq, kernel);
 }
 
-// An event: the links that it claims, those that the event before had claimed, and whether udev has made its own.
+// An event: the links that it claims, the links that the event before had claimed, and whether udev has made its own.
 struct event {
   const char *kernel, *claimed, *before;
   unsigned long long diskseq;
@@ -566,7 +570,7 @@ static bool is_made(const struct event *event, const char *link) {
   return !is_own(below_dev(link)) && is_others(link, event->kernel);
 }
 
-// Whether nothing is to be changed, as at most events: then the lock is not needed.
+// Whether there is nothing to change, as at most events: then the lock is not needed.
 static bool is_done(const struct event *event) {
   if (!*event->claimed && !*event->before) return true;
   bool done = *event->claimed != 0;
@@ -580,13 +584,13 @@ static bool is_done(const struct event *event) {
   return done;
 }
 
-// Makes the claimed links, and removes those that are not claimed any more, except those that udev has made, or will make
-// after the rules.
+// Makes the claimed links, and removes those that are not claimed any more, except those that udev has made or will
+// make after the rules.
 static int change(const struct event *event) {
   const char *kernel = event->kernel;
   if (is_done(event)) return 0;
-  // Read with the lock: while this instance waited, another device may have got the name and made its
-  // link, and it does not come again.
+  // The device is read with the lock: while this instance waited, another device may have got the
+  // name and made its link, and that one's event does not come again.
   bool locked = lock();
   struct device device = look(kernel);
   int result = 0;
@@ -604,7 +608,7 @@ static int change(const struct event *event) {
   for (char *link; (link = strsep(&rest, " "));) {
     if (*link == 0 || has_word(event->claimed, link) || !leads_to(link, event->diskseq, kernel)) continue;
     if (!event->is_udevs(link) || !current(&device)) result |= give_up(link, event->diskseq, kernel);
-    // Else it stays ours until the next event.
+    // Without the lock it stays ours until the next event.
     else if (locked) result |= point_at_node(link, kernel);
   }
   free(words);
@@ -672,10 +676,10 @@ static bool divide(char *const *links, const char *kernel, char *claimed, size_t
   return used > 0;
 }
 
-// Prints properties for the rules, and makes the links. That can be before udev makes its own, unless udev removes
-// ours because it had made them at an earlier event (see the rules).
+// Prints properties for the rules, and makes the links. It makes them before udev makes its own: udev then removes
+// ours only if it had made them itself at an earlier event (see the rules).
 //
-// A value that rules put together could have 511 bytes at most, so this program prints them.
+// A value that the rules put together can have 511 bytes at most, so this program prints them.
 static int claim(char *const *links, const char *kernel) {
   char claimed[LINE_SIZE / 2] = "", others[OTHERS_MAX * PATH_SIZE] = "";
   const char *before = environment("DISKSEQFS_LINKS"), *alias = environment("SYSTEMD_ALIAS");
@@ -695,7 +699,8 @@ static int removed(const char *kernel) {
   char *words[] = {strdup(environment("DISKSEQFS_LINKS")), strdup(environment("DEVLINKS"))};
   int result = 0;
   lock();
-  // Other devices may have claimed some of its links that were udev's, which udev has removed.
+  // udev has removed the links of this device that were udev's. Other devices may have claimed some
+  // of them.
   for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
     char *rest = words[i];
     for (char *link; (link = strsep(&rest, " "));) {
@@ -763,14 +768,15 @@ static int restore_all_of(const char *kernel) {
 
 static bool has_device(unsigned long long diskseq) {
   DIR *block = opendir(BLOCK);
-  bool found = block == NULL; // it cannot be found out
+  bool found = block == NULL; // unknown: as if there were one
   for (struct dirent *entry; block && !found && (entry = readdir(block));)
     found = diskseq_of(entry->d_name) == diskseq;
   if (block) closedir(block);
   return found;
 }
 
-// Removes a name whose device is gone, if its last event was not handled to the end.
+// Removes a name whose device is gone, which is left if that device's last event was not handled to
+// the end.
 static int take_away_dangling(const char *link) {
   struct owner owner = owner_of(link);
   if (!owner.in_tree || has_device(owner.diskseq) || !lock()) return 0;
@@ -794,10 +800,10 @@ static void sweep_disk(const char *disk, bool all) {
   rmdir(path);
 }
 
-// The daemon has gone for good. Of its links beneath the tree, those stay whose device is there, until it goes
-// or gets another diskseq (see 59-diskseqfs.rules); if `all`, none.
+// The daemon has gone for good. Removes its links beneath the tree whose device is gone; with `all`, all of
+// them. The others stay until their device goes or gets another diskseq (see 59-diskseqfs.rules).
 //
-// By path each time: if the tree is mounted again, it refuses the change.
+// Each change is by path: if the tree is mounted again, it refuses the change.
 static int leave_all_beneath(bool all) {
   if (has_daemon()) return 0;
   DIR *tree = opendir(TREE), *disks = opendir(DIRECTORIES);
@@ -832,9 +838,9 @@ static int each_directory(const char *parent) {
   return result;
 }
 
-// systemd binds a mount to the device of its source, and may unmount it if the device loses that name.  So until
-// the next boot, what is mounted by a path in the tree keeps that name.  (A user may have anything mounted with such a
-// source: nothing but a path may come of it.)
+// systemd binds a mount to the device of its source, and may unmount it if the device loses that name.  So what is
+// mounted by a path in the tree keeps that name until the next boot.  (A user may mount something with any source:
+// only a path of this form is used.)
 static int keep_sources(void) {
   FILE *mounts = fopen("/proc/self/mounts", "re"), *rules = NULL;
   char line[4096], kernel[KERNEL_SIZE], end;
