@@ -2,8 +2,8 @@
 # make [build]       build the daemon
 # make run           build, then serve MOUNTPOINT in the foreground (as root)
 # make test          build, then run those tests that need no root, no disk and no mount
-# make check         build, then run the tests (as root); BUSY=4 beside so many programs that only work
-# make check-long    the rest: twins, what takes long, sanitizers (as root)
+# make check         build, then run the tests (as root); BUSY=4 beside that many busy loops
+# make check-long    the rest: twins, long tests, sanitizers (as root)
 # make check-vm      the package, in virtual machines of both Debian releases (as root)
 # make check-fresh   "make run" on nothing but a minimal Debian (as root); FRESH="bookworm trixie"
 # make check-types   type-check the sources and the tests
@@ -12,8 +12,8 @@
 # make fuzz          garbage for every input; INPUTS=10000000, SEED, SURFACE
 # make bench         build, then run the benchmarks
 # make bench-against the same, against an earlier commit: OLD=COMMIT
-# make bench-faults  the same, of what faults cost those who have nothing to do with them
-# make bench-forgetting  the same, of having the kernel forget one of many names
+# make bench-faults  the same, of what faults cost callers that have nothing to do with them
+# make bench-forgetting  the same, of making the kernel forget one of many names
 # make install       honours PREFIX, SBINDIR, UDEVDIR, UNITDIR and DESTDIR, as does uninstall
 # make deb           a Debian package in build/
 # make clean         remove what was built
@@ -27,12 +27,12 @@ SBINDIR = /sbin
 # where udev looks for its rules and what they run, whatever the prefix
 UDEVDIR = /usr/lib/udev
 UNITDIR = $(PREFIX)/lib/systemd/system
-# Where systemd-sleep looks for what to run; in no other directory.
+# The only directory where systemd-sleep looks for what to run.
 SLEEPDIR = /usr/lib/systemd/system-sleep
 SHAREDIR = $(PREFIX)/share
 MANDIR = $(SHAREDIR)/man
 
-# A node in .node is installed too, as the system then has no other to run with.
+# A Node.js in .node is installed too, as the system then has no other to run with.
 BUNDLED_NODE = $(wildcard .node/bin/node)
 
 # .node is there if scripts/setup found no suitable node; "su" leaves root
@@ -42,7 +42,7 @@ export PATH := $(CURDIR)/.node/bin:$(CURDIR)/node_modules/.bin:$(PATH):/usr/sbin
 ADDON = native/build/Release/diskseqfs_native.node
 # Stamp of npm ci; lists the packages that become part of the daemon.
 DEPS = node_modules/.production
-# The library in between; only the tests and the benchmark come with it.
+# The library of --transport fuse-native; only the tests and the benchmark come with it.
 FUSE_NATIVE = node_modules/fuse-native/build/Release/fuse.node
 
 # Run by udev; see udev/61-diskseqfs.rules.
@@ -57,8 +57,8 @@ build: $(ADDON) $(LINK) $(GUARD) dist/cli.js
 $(GUARD): $(wildcard native/guard/*.c native/guard/*.h) native/shared/state.h
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.c,$^)
 
-# Static, where there is a static libc: udev starts it for each event of such a device, and
-# most of what that takes is the dynamic linker's.
+# Static if there is a static libc: udev starts it for each event of such a device, and the
+# dynamic linker would take most of that time.
 $(LINK): $(LINK).c
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -static-pie -fPIE -o $@ $< 2>/dev/null || \
 		$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $<
@@ -67,8 +67,8 @@ setup:
 	@scripts/setup $(if $(filter check check-long,$(MAKECMDGOALS)),check)
 
 # --include=dev: with NODE_ENV=production npm would leave out the compiler.
-# --ignore-scripts: the one of fuse-native compiles it with headers that node-gyp
-# downloads; nothing else needs its own.
+# --ignore-scripts: fuse-native's compiles it with headers that node-gyp downloads;
+# no other package needs its own.
 $(DEPS): package.json package-lock.json | setup
 	@echo 'setup: installing the npm packages'
 	@npm ci --include=dev --ignore-scripts --no-audit --no-fund --loglevel=error
@@ -83,20 +83,20 @@ $(ADDON): $(wildcard native/addon/* native/shared/*) native/binding.gyp | $(DEPS
 	@echo 'setup: compiling the addon'
 	@$(NODE_GYP) -C native rebuild
 
-# Not order-only: npm ci takes it away.
+# Not order-only: npm ci removes it.
 $(FUSE_NATIVE): $(DEPS)
 	@echo 'setup: compiling fuse-native'
 	@$(NODE_GYP) -C node_modules/fuse-native rebuild
 
-# The modules one by one; the tests take them from here to replace some.
-# The directories are there to notice files that are gone, the rm to forget them.
+# The modules one by one, so that the tests can replace some. The directories are listed so that
+# make notices files that are gone; the rm removes what was made of them.
 build/js/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -type d) | $(DEPS)
 	@echo 'setup: compiling the program'
 	@rm -rf build/js
 	@tsc -p tsconfig.json
 	@ln -sfn ../native build/native
 
-# What runs: one file, as finding and reading each costs Node.js a millisecond, and
+# What runs: one file, as each costs Node.js a millisecond to find and read; and
 # no ES module, as starting its loader for them costs ten.
 dist/cli.js: build/js/cli.js
 	@rm -rf dist
@@ -136,7 +136,7 @@ check-vm:
 	status=0; tap --jobs=1 --timeout=4000 test/vm/bookworm.ts test/vm/trixie.ts || status=$$?; \
 		node test/vm/table.mjs; exit $$status
 
-# Two minutes or more, each.
+# Each takes two minutes or more.
 FRESH = bookworm trixie
 check-fresh: $(DEPS)
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make check-fresh: must be root to mount and to make loop devices' >&2; exit 1; }
@@ -173,7 +173,7 @@ bench: build $(FUSE_NATIVE)
 	@[ -n "$(QUICK)" ] || { scripts/setup vm && $(MAKE) --no-print-directory deb >/dev/null; }
 	npm run $@
 
-# With libfuse in it, as it runs in the virtual machine, too.
+# libfuse is linked into it, as it runs in the virtual machine, too.
 $(PEER): bench/peers/server.c
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -Wextra -pthread $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< \
@@ -222,7 +222,7 @@ install:
 	install -D -m 644 scripts/completion/diskseqfs.fish "$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/diskseqfs.fish"
 	sed 's|@BINDIR@|$(BINDIR)|g; s|@LIBDIR@|$(LIBDIR)|g' systemd/diskseqfs.service >"$(DESTDIR)$(UNITDIR)/diskseqfs.service"
 
-# A service that runs is stopped first: it takes its tree away, and gives the names back.
+# A running service is stopped first: it unmounts its tree, and gives the names back.
 uninstall:
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || \
 		[ "$$(systemctl show -P FragmentPath diskseqfs.service)" != "$(UNITDIR)/diskseqfs.service" ] || \

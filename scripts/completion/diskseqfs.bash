@@ -2,7 +2,7 @@
 # Completion of diskseqfs(8) in bash. It asks the kernel, and never starts the program.
 
 _diskseqfs_devices() {
-	# Paths, then what has a name: in sysfs, and of device-mapper.
+	# Paths, then names: from sysfs, and of device-mapper.
 	compgen -f -- "$1"
 	local name names=()
 	for name in /sys/class/block/*; do names+=("${name##*/}"); done
@@ -37,7 +37,7 @@ _diskseqfs() {
 		*)
 			case $command in
 			mount) mapfile -t COMPREPLY < <(compgen -d -- "$word") ;;
-			# Where a tree is.
+			# Mount points of trees.
 			unmount)
 				mapfile -t COMPREPLY < <(compgen -W "$(awk '$3 == "fuse.diskseqfs" { print $2 }' /proc/mounts)" -- "$word")
 				;;
