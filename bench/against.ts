@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * This code against an earlier commit's, in turns, in one run on this machine. What counts are the
- * ratios.
+ * Compares this code with an earlier commit, in turns, in one run on this machine. Only the ratios
+ * count.
  *
  *   make bench-against OLD=COMMIT [QUICK=1]
  */
@@ -27,7 +27,7 @@ interface Row {
   readonly unit: string
   readonly old: number
   readonly new: number
-  /** Of each turn, new to old; the other way round of what should be high. */
+  /** The median of new / old in each turn; of old / new where more is better. */
   readonly ratio: number
 }
 const rows: Row[] = []
@@ -45,7 +45,7 @@ async function compare(figure: string, unit: string, measure: (turn: number) => 
   })
 }
 
-/** The commit, built beside this one; the path of its program. */
+/** Builds the commit beside this one; returns the path of its program. */
 function build(): string {
   const directory = temporary('old')
   execFileSync('git', ['clone', '--quiet', '--shared', '--no-checkout', ROOT, directory])
@@ -56,14 +56,14 @@ function build(): string {
 
 type Each<T> = Readonly<Record<Side, T>>
 
-/** Whoever has the first turn has it every other time. */
+/** The two sides take turns at being first. */
 async function inTurns<T>(turn: number, measure: (side: Side) => Promise<T>): Promise<Record<Side, T>> {
   const found: Partial<Record<Side, T>> = {}
   for (const side of turn % 2 === 0 ? SIDES : [...SIDES].reverse()) found[side] = await measure(side)
   return found as Record<Side, T>
 }
 
-/** Trees of both, served by daemons that are started anew for each turn: which processor they get is decided anew, too. */
+/** Serves the trees of both. The daemons are started anew for each turn, so that the scheduler places them anew, too. */
 async function withTrees<T>(turn: number, mountpoints: Each<string>, use: () => Promise<T>): Promise<T> {
   const daemons = await inTurns(turn, async (side) => (await daemon(mountpoints[side], { program: programs[side] })).child)
   try {
@@ -79,7 +79,7 @@ async function main(): Promise<void> {
   programs.old = build()
   const mountpoints = { old: temporary('tree'), new: temporary('tree') }
   const diskseq = (device: string) => readFileSync(`/sys/class/block/${device.slice(5)}/diskseq`, 'utf8').trim()
-  /** A device for each: what one holds open, another one opens faster. */
+  /** A device for each: a device that one daemon holds open, the other one opens faster. */
   const paths = async (count: number) => {
     const { devices } = await loops(2 * count)
     const names = (side: Side) => devices.filter((_, i) => SIDES[i % 2] === side).map((device) => join(mountpoints[side], diskseq(device)))

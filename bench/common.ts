@@ -17,12 +17,12 @@ export const machine = `${cpus().length} x ${cpus()[0]?.model.trim()}, Linux ${r
 
 const cleanups: (() => unknown)[] = []
 
-/** Has `undo` run at the end, last registered first. */
+/** Registers `undo` to run at the end, last registered first. */
 export function cleanup(undo: () => unknown): void {
   cleanups.push(undo)
 }
 
-/** Each of them, even if one before it fails. */
+/** Runs all of them, even if one fails. */
 export async function cleanUp(): Promise<void> {
   for (let undo = cleanups.pop(); undo !== undefined; undo = cleanups.pop()) {
     try {
@@ -52,7 +52,7 @@ export function temporary(name: string): string {
  * Starts a daemon; resolves when it says that the tree answers, with the ms that took.
  *
  * @param twin what is switched off, see twin-daemon.mjs
- * @param program another one than this project's
+ * @param program another program than this project's
  */
 export async function daemon(
   mountpoint: string,
@@ -74,7 +74,7 @@ export async function daemon(
   return { child, ms }
 }
 
-/** A subcommand of the C helper that goes on until its stdin closes. */
+/** A subcommand of the C helper that runs until its stdin closes. */
 export interface Helper {
   readonly child: ChildProcess
   /** Sends a line and returns the next one that it prints. */
@@ -110,8 +110,9 @@ export async function helper(...args: string[]): Promise<Helper> {
 }
 
 /**
- * Loop devices with one file; they go with the benchmark, or before. Writable, as most disks are: one that is
- * not may become another while it is open (LOOP_CHANGE_FD), so that the kernel has to ask each time.
+ * Makes loop devices that share one file. They go at the end of the benchmark, or with `detach`. They are
+ * writable, as most disks are: a read-only one may become another disk while it is open (LOOP_CHANGE_FD), so
+ * that the kernel has to ask each time.
  */
 export async function loops(count: number, size = 1 << 20): Promise<{ devices: string[]; detach: () => Promise<void> }> {
   const file = join(temporary('disk'), 'disk.img')

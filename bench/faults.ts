@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * What a fault costs those who have nothing to do with it: how long an open of
- * another disk takes while it lasts, against the same without it. Both are
- * measured in turns, in one run.
+ * What a fault costs callers that have nothing to do with it: how long an open
+ * of another disk takes during the fault, compared with the same open without
+ * it. Both are measured in turns, in one run.
  *
  *   make bench-faults [QUICK=1]
  */
@@ -38,14 +38,14 @@ const MANAGER = join(ROOT, 'test/helpers/manager.py')
 const NOBODY = '65534'
 const STUCK = 200
 const ASKERS = 100
-/** Of either kind, in turns. */
+/** Rounds of either kind, in turns. */
 const ROUNDS = QUICK ? 5 : 15
 const ROUND_SECONDS = '0.5'
-/** Opens of one round at most. */
+/** At most so many opens in one round. */
 const ROUND_OPENS = '5000'
-/** Long enough for what was begun before to be over. */
+/** Long enough for everything begun before to end. */
 const SETTLE_MS = 200
-/** Longer than a round: its callers hang for all of it. */
+/** Longer than a round, so that the callers hang for all of it. */
 const OPEN_TIMEOUT_S = '2'
 
 interface Row {
@@ -63,7 +63,7 @@ function diskseq(kname: string): string {
   return readFileSync(`/sys/class/block/${kname}/diskseq`, 'utf8').trim()
 }
 
-/** A loop device of the benchmark's own. */
+/** Makes a loop device; returns its diskseq. */
 function disk(): string {
   const file = join(temporary('disk'), 'disk.img')
   writeFileSync(file, '')
@@ -73,7 +73,7 @@ function disk(): string {
   return diskseq(path.slice('/dev/'.length))
 }
 
-/** Loop devices on one file. */
+/** Makes loop devices on one file; returns their diskseqs. */
 async function disks(count: number, file: string): Promise<string[]> {
   await helper('loops', String(count), file)
   const mine = readdirSync('/sys/class/block').filter((kname) => {
@@ -109,7 +109,7 @@ async function opens(path: string, cold: boolean): Promise<Opens> {
   return { p50: p50_ns / 1000, p99: p99_ns / 1000 }
 }
 
-/** Opens while nothing happens, and while something does, in turns. */
+/** Measures opens without the fault and with it, in turns. */
 async function compare(
   what: string,
   goal: string,
@@ -186,7 +186,7 @@ async function abuse(): Promise<void> {
   await abused(path, 'as-they-come', [[ALL, 'all of that, answered as they come', '']])
 }
 
-/** @returns what that does to the daemon's memory */
+/** @returns the daemon's memory before and after */
 async function abused(
   name: string,
   twin: string | undefined,
@@ -206,7 +206,7 @@ async function abused(
   return { figure: 'resident memory, after all of that', quiet: before, fault: after, unit: 'MiB', ratio: after / before, goal: '' }
 }
 
-/** One that a service manager starts anew when it ends, and keeps descriptors for. */
+/** A daemon under a service manager, which restarts it when it ends and stores its descriptors. */
 async function managed(mountpoint: string): Promise<{ end(how: 'term' | 'kill'): Promise<void> }> {
   const child = spawn('python3', [MANAGER, process.execPath, CLI, 'mount', '-f', '--log-level', 'error', '--fd-store', mountpoint], {
     stdio: ['pipe', 'pipe', 'inherit'],
@@ -231,7 +231,7 @@ async function managed(mountpoint: string): Promise<{ end(how: 'term' | 'kill'):
   }
 }
 
-/** How long those wait who open a disk while daemons change, against the start of Node.js, both under load. */
+/** How long an open waits while one daemon follows another, compared with the start of Node.js, both under load. */
 async function restart(): Promise<void> {
   const mountpoint = temporary('mount')
   const [path, others] = [join(mountpoint, disk()), disk()]

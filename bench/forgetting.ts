@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * What it costs to have the kernel forget the name of one disk, of many that it has cached: by
- * FUSE_NOTIFY_PRUNE (Linux 6.18), against dropping all names, which is what older kernels can be told. Both
- * are measured in turns, in one run.
+ * What it costs to make the kernel forget one of many disk names that it has cached: by FUSE_NOTIFY_PRUNE
+ * (Linux 6.18), compared with dropping all names, the only way on older kernels. Both are measured in
+ * turns, in one run.
  *
  *   make bench-forgetting [QUICK=1] [DISKS=10000]
  */
@@ -28,7 +28,7 @@ interface Cost {
   readonly cpuMs: number
 }
 
-/** Serves the tree; what is returned has names forgotten. */
+/** Serves the tree; returns a function that makes the kernel forget names. */
 async function serve(mountpoint: string): Promise<(kind: Kind) => Promise<Cost>> {
   const child = spawn(process.execPath, [PEER, mountpoint], { stdio: ['pipe', 'pipe', 'inherit'] })
   const ended = new Promise((resolve) => child.on('close', resolve))
@@ -60,7 +60,7 @@ async function main(): Promise<void> {
   const found: Record<Kind, Cost[]> = { one: [], all: [] }
   for (let i = 0; i < ROUNDS; i++) {
     for (const kind of ['one', 'all'] as const) {
-      // The kernel has them all, again.
+      // Makes the kernel cache all names again.
       for (const path of paths) statSync(path)
       found[kind].push(await forgetting(kind))
     }

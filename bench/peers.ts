@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** What diskseqfs is compared with: the same tree, served otherwise. See peers/. */
+/** What diskseqfs is compared with: the same tree, served by other programs. See peers/. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { join } from 'node:path'
 

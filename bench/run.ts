@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /**
- * What the tree costs: against the same tree served otherwise (see peers/),
- * against clients that open and verify a device themselves, and against what it
- * cannot be cheaper than. Each figure is measured in turns, in one run, on this
- * machine; what counts are the ratios.
+ * What the tree costs, compared with the same tree served by other programs
+ * (see peers/), with clients that open and verify a device themselves, and with
+ * the least that it could cost. Each figure is measured in turns, in one run,
+ * on this machine; only the ratios count.
  *
  *   make bench [QUICK=1] [DISKS=10000]
  *
@@ -27,7 +27,7 @@ const COLD = 16
 
 const OURS = 'diskseqfs'
 
-/** One figure of one of those that are compared. */
+/** One figure of one candidate. */
 interface Row {
   readonly figure: string
   readonly who: string
@@ -36,7 +36,7 @@ interface Row {
   readonly unit: string
 }
 
-/** What a figure of ours may be, as a multiple of somebody else's: at most, or at least. */
+/** What our figure may be at most, or must be at least, as a multiple of another program's. */
 interface Goal {
   readonly figure: string
   readonly share: 'p50' | 'p99'
@@ -104,7 +104,7 @@ interface Peer {
   readonly ms: number
 }
 
-/** Loop devices that the C helper makes, and removes at the end. */
+/** The diskseq of /dev/NAME. */
 const diskseq = (device: string) => readFileSync(`/sys/class/block/${device.slice(5)}/diskseq`, 'utf8').trim()
 const within = ({ mountpoint }: Peer, device: string) => join(mountpoint, diskseq(device))
 
@@ -112,7 +112,7 @@ function add(figure: string, unit: string, values: readonly (readonly [who: stri
   for (const [who, p50, p99] of values) rows.push({ figure, who, p50, ...(p99 !== undefined && { p99 }), unit })
 }
 
-/** A part of what the C helper printed; nothing in it may have failed. */
+/** A part of what the C helper printed; an error if anything in it has failed. */
 function part(result: Record<string, any>, name: string): Record<string, number> {
   const found = result[name]
   if (Object.keys(found.errors).length > 0) throw new Error(`${name}: ${JSON.stringify(found.errors)}`)
@@ -127,7 +127,7 @@ const us = (result: Record<string, any>, name: string): [number, number] => {
 const SERIES: Readonly<Record<Kind, string>> = { [OURS]: 'tree', c: 'c', 'fuse-native': 'fuse-native' }
 
 async function warm(peers: readonly Peer[]): Promise<void> {
-  // A device for each: what one holds open, another one opens faster.
+  // A device for each: what one program holds open, another one opens faster.
   const [plain, careful, ...own] = (await loops(2 + peers.length)).devices
   const path = (kind: Kind) => {
     const i = peers.findIndex((peer) => peer.kind === kind)
@@ -177,7 +177,7 @@ async function cold(peers: readonly Peer[]): Promise<void> {
     '--rounds',
     QUICK ? '8' : '40',
     '--pause-ms',
-    '1500', // others hold them for a second
+    '1500', // the other programs hold them for a second
     '--',
     ...ways.map(([, paths], i) => `${i}=${paths(devices.slice(i * COLD, (i + 1) * COLD)).join()}`),
   )
@@ -211,14 +211,14 @@ async function throughput(peers: readonly Peer[]): Promise<void> {
   )
 }
 
-/** As the disks become many: what an open costs, a listing, a start, and memory. */
+/** What an open, a listing, a start and memory cost with many disks. */
 async function scale(peers: readonly Peer[]): Promise<void> {
   const own = peers.find(({ kind }) => kind === OURS)!
   const [device] = (await loops(1)).devices
   const path = within(own, device!)
   const open = async () => {
     const result = await blk('latency', '--tree', path, '--dev', device!, '--seconds', QUICK ? '2' : '6', '--pin', 'split')
-    // What the machine does meanwhile shows in the ping-pong too.
+    // In ping-pongs, as what else the machine does slows them down, too.
     return us(result, 'open_tree')[0] / us(result, 'rtt')[0]
   }
   const few: number[] = []
@@ -306,7 +306,7 @@ async function starts(count = QUICK ? 5 : 15): Promise<Starts> {
   return found
 }
 
-/** Reads through the node and on the device, in turns: once it is open, the tree has no part in it. */
+/** Reads by the name in the tree and by the device's own, in turns: once the file is open, the tree has no part in it. */
 async function io(peers: readonly Peer[]): Promise<void> {
   const own = peers.find(({ kind }) => kind === OURS)!
   const [device] = (await loops(1, 256 << 20)).devices
@@ -345,7 +345,7 @@ async function io(peers: readonly Peer[]): Promise<void> {
   }
 }
 
-/** What there is to compare with in a virtual machine only. */
+/** What can only be compared in a virtual machine. */
 async function machineWithUdev(): Promise<string> {
   const { machine, tree, peer, link, settled, daemonUs, udevUs, named, unnamed } = await besideUdev()
   add(FIGURE.appear, 'us', [

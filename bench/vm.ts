@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /**
- * Beside udev, in a virtual machine with a Debian release in it: how soon a new
- * disk can be opened by its sequence number, on the stock system by the links
- * that udev makes there and by the tree in C, and with the package by the tree; and
- * what an event of the kernel costs the daemon and udev.
+ * Measures beside udev, in a virtual machine with a Debian release: how soon a
+ * new disk can be opened by its sequence number, and what an event of the kernel
+ * costs the daemon and udev. On the stock system a disk is opened by udev's link
+ * and by the tree in C; with the package, by the tree.
  */
 import { copyFileSync } from 'node:fs'
 import { join } from 'node:path'
