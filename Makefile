@@ -47,19 +47,21 @@ FUSE_NATIVE = node_modules/fuse-native/build/Release/fuse.node
 
 # Run by udev; see udev/61-diskseqfs.rules.
 LINK = udev/diskseqfs-link
+# For scripts; see man/diskseq.1.
+DISKSEQ = native/diskseq/diskseq
 # What the benchmark compares the daemon with.
 PEER = build/peers/server
 # Stands in for the daemon while there is none.
 GUARD = native/diskseqfs-guard
 
-build: $(ADDON) $(LINK) $(GUARD) dist/cli.js
+build: $(ADDON) $(LINK) $(DISKSEQ) $(GUARD) dist/cli.js
 
 $(GUARD): $(wildcard native/guard/*.c native/guard/*.h) native/shared/state.h
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.c,$^)
 
-# Static if there is a static libc: udev starts it for each event of such a device, and the
-# dynamic linker would take most of that time.
-$(LINK): $(LINK).c
+# Static if there is a static libc: they are started for each event of a device, or for each disk, and
+# the dynamic linker would take most of that time.
+$(LINK) $(DISKSEQ): %: %.c
 	$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -static-pie -fPIE -o $@ $< 2>/dev/null || \
 		$(CC) -O2 -Wall -Wextra $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $<
 
@@ -191,7 +193,7 @@ bench-against: build
 
 # Not dependent on build: under sudo, PATH may have another node or none.
 install:
-	@[ -e dist/cli.js ] && [ -e $(ADDON) ] && [ -e $(LINK) ] && [ -e $(GUARD) ] || $(MAKE) --no-print-directory build
+	@[ -e dist/cli.js ] && [ -e $(ADDON) ] && [ -e $(LINK) ] && [ -e $(DISKSEQ) ] && [ -e $(GUARD) ] || $(MAKE) --no-print-directory build
 	rm -rf "$(DESTDIR)$(LIBDIR)"
 	install -d "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(SBINDIR)"
 	cp -R --parents package.json dist $(ADDON) "$(DESTDIR)$(LIBDIR)"
@@ -213,8 +215,10 @@ install:
 	chmod 755 "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs"
 	install -d "$(DESTDIR)$(UDEVDIR)/rules.d" "$(DESTDIR)$(UNITDIR)"
 	install -m 755 $(LINK) "$(DESTDIR)$(UDEVDIR)"
+	install -m 755 $(DISKSEQ) "$(DESTDIR)$(BINDIR)"
 	install -m 644 udev/*.rules "$(DESTDIR)$(UDEVDIR)/rules.d"
-	install -d "$(DESTDIR)$(MANDIR)/man5" "$(DESTDIR)$(MANDIR)/man8"
+	install -d "$(DESTDIR)$(MANDIR)/man1" "$(DESTDIR)$(MANDIR)/man5" "$(DESTDIR)$(MANDIR)/man8"
+	install -m 644 man/*.1 "$(DESTDIR)$(MANDIR)/man1"
 	install -m 644 man/*.5 "$(DESTDIR)$(MANDIR)/man5"
 	install -m 644 man/*.8 "$(DESTDIR)$(MANDIR)/man8"
 	install -D -m 644 scripts/completion/diskseqfs.bash "$(DESTDIR)$(SHAREDIR)/bash-completion/completions/diskseqfs"
@@ -229,12 +233,12 @@ uninstall:
 		systemctl disable --quiet --now diskseqfs.service
 	@[ -n "$(DESTDIR)" ] || [ ! -x "$(UDEVDIR)/diskseqfs-link" ] || "$(UDEVDIR)/diskseqfs-link" stock
 	rm -rf "$(DESTDIR)$(LIBDIR)"
-	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs" \
+	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(BINDIR)/diskseq" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs" \
 		"$(DESTDIR)$(UDEVDIR)/diskseqfs-link" \
 		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" "$(DESTDIR)$(SLEEPDIR)/diskseqfs" \
 		"$(DESTDIR)$(SHAREDIR)/bash-completion/completions/diskseqfs" "$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_diskseqfs" \
 		"$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/diskseqfs.fish" \
-		"$(DESTDIR)$(MANDIR)/man5/diskseqfs.5" $(patsubst man/%,"$(DESTDIR)$(MANDIR)/man8/%",$(wildcard man/*.8)) \
+		"$(DESTDIR)$(MANDIR)/man1/diskseq.1" "$(DESTDIR)$(MANDIR)/man5/diskseqfs.5" $(patsubst man/%,"$(DESTDIR)$(MANDIR)/man8/%",$(wildcard man/*.8)) \
 		$(patsubst udev/%,"$(DESTDIR)$(UDEVDIR)/rules.d/%",$(wildcard udev/*.rules))
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/udev ] || { udevadm control --reload; udevadm trigger --subsystem-match=block; }
@@ -245,7 +249,7 @@ deb: build
 	DEB_RULES_REQUIRES_ROOT=no debian/rules binary
 
 clean:
-	rm -rf dist native/build .tap $(LINK) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb
+	rm -rf dist native/build .tap $(LINK) $(DISKSEQ) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb
 
 .DELETE_ON_ERROR:
 .PHONY: build setup run test check check-long check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean

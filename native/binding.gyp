@@ -9,6 +9,7 @@
         "addon/descriptor.cc",
         "addon/inotify.cc",
         "addon/links.cc",
+        "addon/loop.cc",
         "addon/memory.cc",
         "addon/mount.cc",
         "addon/poll.cc",

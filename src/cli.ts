@@ -6,7 +6,7 @@ import { readFileSync } from 'node:fs'
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
 
 import { UserError } from './util/errno.js'
-import type { MountArguments } from './commands/options.js'
+import type { AttachArguments, ExecArguments, MountArguments, WaitArguments, WatchArguments } from './commands/options.js'
 import { LOG_FORMATS, LOG_LEVELS } from './util/log.js'
 import { DEFAULT_MOUNTPOINT } from './util/mountpoint.js'
 import { TRANSPORTS } from './fuse/transport.js'
@@ -23,6 +23,30 @@ function wholeNumber(max: number): (text: string) => number {
     }
     return Number(text)
   }
+}
+
+/** Bytes, in decimal or with a unit of 1024, as losetup(8) takes them: 512, 64K, 1M, 10GiB. */
+function byteCount(text: string): bigint {
+  const match = /^(\d{1,19})(?:([KMGTPE])(?:iB)?)?$/.exec(text)
+  const value =
+    match === null ? -1n : BigInt(match[1] as string) << BigInt(10 * ('KMGTPE'.indexOf(match[2] ?? '') + 1) * (match[2] ? 1 : 0))
+  if (value < 0n || value >= 1n << 63n) {
+    throw new InvalidArgumentError('It must be a number of bytes, or one with K, M, G, T, P or E for powers of 1024.')
+  }
+  return value
+}
+
+function seconds(text: string): number {
+  if (!/^\d{1,7}(\.\d{1,3})?$/.test(text)) throw new InvalidArgumentError('It must be a number of seconds, such as 30 or 0.5.')
+  return Number(text)
+}
+
+function sectorSize(text: string): number {
+  const value = Number(byteCount(text))
+  if (value < 512 || value > 65536 || (value & (value - 1)) !== 0) {
+    throw new InvalidArgumentError('It must be a power of two from 512 to the page size.')
+  }
+  return value
 }
 
 function program(): Command {
@@ -117,10 +141,94 @@ function program(): Command {
       process.exitCode = await resolve(devices, options.json === true)
     })
 
+  running(root.command('exec <device...>'))
+    .summary('run a program with disks that stay what they are')
+    .description(
+      'Opens and verifies disks, and runs a program: {} in its arguments, or {1}, {2}, become their paths in the tree.\n' +
+        'The disks are held open until it ends, so it may look up their numbers as late as it likes. Needs no daemon.\n' +
+        'Exit code: that of the program, 128 + the signal that ended it; 127 not found, 126 not executable, 125 any other failure.',
+    )
+    .option('--write', 'hold them open for writing')
+    .option('--exclusive', 'hold them exclusively (O_EXCL): it fails while something else does, a mount for instance')
+    .action(async (devices: string[], options: ExecArguments) => {
+      const { exec } = await import('./commands/exec.js')
+      process.exitCode = await exec(devices, programToRun('exec DEVICE...'), options)
+    })
+
+  running(root.command('attach <file>'))
+    .summary('make a file a disk while a program runs')
+    .description(
+      'Binds a loop device to a regular file, and runs a program: {} in its arguments becomes its path in the tree.\n' +
+        'When the program has ended, and everything else that opened the disk, the kernel takes the loop device away,\n' +
+        'also if this command is killed. A block device is held open as it is. Needs no daemon. Exit code as of exec.',
+    )
+    .option('--read-only', 'nothing is written to the file')
+    .option('--direct-io', 'past the page cache of the filesystem that the file is on')
+    .option('--partscan', 'look for a partition table')
+    .option('--offset <bytes>', 'where the disk begins in the file', byteCount)
+    .option('--size <bytes>', 'how long it is (default: all that follows)', byteCount)
+    .option('--sector-size <bytes>', 'of the disk: a power of two from 512 to the page size', sectorSize)
+    .action(async (file: string, options: AttachArguments) => {
+      const { attach } = await import('./commands/attach.js')
+      process.exitCode = await attach(file, programToRun('attach FILE'), options)
+    })
+
+  root
+    .command('watch')
+    .summary('tell of disks that come and go')
+    .description(
+      'Prints a line for each disk or partition that comes or goes, until it is ended. Another medium is another disk.\n' +
+        '"resync" says that events were lost; what has changed meanwhile comes next. Needs no daemon.',
+    )
+    .option('--json', 'print JSON, one object a line')
+    .option('--existing', 'begin with those that are there, and "ready"')
+    .action(async (options: WatchArguments) => {
+      const { watch } = await import('./commands/watch.js')
+      await watch(options)
+    })
+
+  root
+    .command('wait')
+    .summary('wait for a disk')
+    .description(
+      'Waits until a disk is there, opens and verifies it, and prints its path in the tree; or, with --gone, until there is none.\n' +
+        'Exit code 1 if that takes too long. Needs no daemon.',
+    )
+    .argument('[name]', 'its name in the tree: 13, 13p1')
+    .option('--loop-file <file>', 'a loop device on that file')
+    .option('--dm-name <name>', 'a device-mapper device of that name')
+    .option('--gone', 'wait until there is none')
+    .option('--timeout <seconds>', 'for how long at most (default: for ever)', seconds)
+    .action(async (name: string | undefined, options: WaitArguments) => {
+      const { wait } = await import('./commands/watch.js')
+      process.exitCode = await wait(name, options)
+    })
+
   for (const command of root.commands) {
     command.exitOverride().configureOutput(root.configureOutput())
   }
   return root
+}
+
+/** The options of commands that run a program. */
+function running(command: Command): Command {
+  return command
+    .usage(
+      `[options] ${command.registeredArguments.map((argument) => (argument.variadic ? 'DEVICE...' : 'FILE')).join(' ')} -- COMMAND [ARGUMENT...]`,
+    )
+    .addOption(new Option('--tree <mountpoint>', 'where the tree is mounted').default(DEFAULT_MOUNTPOINT))
+    .option('--fd', 'pass the open disk itself, as /proc/self/fd/N: for where no tree is mounted')
+}
+
+/** Runs a program: what comes after the first "--" is not for this one; and exit codes are those of env(1), as 1 and 2 may be the program's. */
+const runs = process.argv[2] === 'exec' || process.argv[2] === 'attach'
+const afterDashes = runs ? process.argv.indexOf('--') : -1
+const OWN_ARGUMENTS = afterDashes < 0 ? process.argv : process.argv.slice(0, afterDashes)
+
+function programToRun(usage: string): string[] {
+  const command = afterDashes < 0 ? [] : process.argv.slice(afterDashes + 1)
+  if (command.length === 0) throw new UserError(`say what to run: diskseqfs ${usage} -- COMMAND [ARGUMENT...]`, 125)
+  return command
 }
 
 function version(): string {
@@ -139,11 +247,11 @@ for (const stream of [process.stdout, process.stderr]) {
 }
 
 program()
-  .parseAsync()
+  .parseAsync(OWN_ARGUMENTS)
   .catch((error: unknown) => {
     if (error instanceof CommanderError) {
       // Commander has said what was wrong; help and version are no error.
-      process.exitCode = error.exitCode === 0 ? 0 : 2
+      process.exitCode = error.exitCode === 0 ? 0 : runs ? 125 : 2
     } else if (error instanceof UserError) {
       process.stderr.write(`diskseqfs: ${error.message}\n`)
       // A thread may wait for a daemon that hangs.

@@ -13,6 +13,8 @@ import { createRequire } from 'node:module'
 /** Kernel's answer to {@link Native.openDevice}. */
 export type OpenDeviceCallback = (error: number, fd: number, major: number, minor: number, diskseq: bigint, uevent: string) => void
 
+export type IdentifyCallback = (error: number, kname: string, major: number, minor: number, diskseq: bigint, uevent: string) => void
+
 /**
  * Of a thread: its `syscall` and `stack` files in /proc/TID; of its own `stat` file
  * (/proc/TID/task/TID; /proc/TID/stat has the page faults of the whole process) the state,
@@ -110,7 +112,21 @@ export interface Native {
   openDevice(dir: number, name: string, flags: number, loop: boolean, nodes: number, done: OpenDeviceCallback): void
   /** A descriptor of an empty directory on a tmpfs of its own, which no other process sees. */
   makeNodes(): number
+  /** The same of a descriptor that is open; -ENXIO of a loop device without a file. */
+  identify(fd: number, done: IdentifyCallback): void
   closeDevice(fd: number, done: () => void): void
+  /**
+   * Binds a free loop device to a file; offset, limit (0: none) and sector size (0: 512) in bytes. With
+   * LO_FLAGS_AUTOCLEAR the kernel detaches it when its last user has closed it, the first of whom has `fd`.
+   */
+  attachLoop(
+    file: number,
+    flags: number,
+    offset: bigint,
+    sizeLimit: bigint,
+    sectorSize: number,
+    done: (error: number, step: 'control' | 'open' | 'configure', fd: number) => void,
+  ): void
   /** BLKGETDISKSEQ. */
   diskseq(fd: number): bigint | number
   /**
@@ -190,6 +206,10 @@ export interface Native {
 
   readonly syscalls: Readonly<Record<string, number>>
   readonly O_PATH: number
+  readonly LO_FLAGS_AUTOCLEAR: number
+  readonly LO_FLAGS_READ_ONLY: number
+  readonly LO_FLAGS_PARTSCAN: number
+  readonly LO_FLAGS_DIRECT_IO: number
   readonly UTIME_NOW: number
   readonly UTIME_OMIT: number
 }

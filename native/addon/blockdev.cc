@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <linux/loop.h>
 #include <string.h>
@@ -78,31 +79,34 @@ int OpenNode(int dir, const std::string& name, int flags, int nodes) {
   return OpenBeneath(dir, name.c_str(), flags);
 }
 
+std::string SysfsOf(dev_t number) {
+  return "/sys/dev/block/" + std::to_string(major(number)) + ":" + std::to_string(minor(number));
+}
+
 // The order matters. An open descriptor keeps the kernel from giving the number to another disk.
 // For a loop device that holds only once it is also seen bound: until then a LOOP_CLR_FD under way
 // may tear it down under us, and a LOOP_CONFIGURE changes its diskseq. What is read after that does
 // not change any more.
-DeviceFacts Identify(int dir, const std::string& name, int flags, bool loop, int nodes) {
-  DeviceFacts facts;
-  facts.fd = UniqueFd(OpenNode(dir, name, flags | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, nodes));
-  auto failed = [&](int error) {
-    facts.error = error;
-    facts.fd.Reset();
-    return std::move(facts);
-  };
-  if (facts.fd.Get() < 0) return failed(errno);
+// 0, or an errno.
+int Identify(int fd, bool loop, DeviceFacts& facts) {
   struct stat st;
-  if (fstat(facts.fd.Get(), &st) < 0) return failed(errno);
-  if (!S_ISBLK(st.st_mode)) return failed(ENOTBLK);
+  if (fstat(fd, &st) < 0) return errno;
+  if (!S_ISBLK(st.st_mode)) return ENOTBLK;
   struct loop_info64 bound;
-  if (loop && ioctl(facts.fd.Get(), LOOP_GET_STATUS64, &bound) < 0) return failed(errno);
-  if (ioctl(facts.fd.Get(), BLKGETDISKSEQ, &facts.diskseq) < 0) return failed(errno);
+  if (loop && ioctl(fd, LOOP_GET_STATUS64, &bound) < 0) return errno;
+  if (ioctl(fd, BLKGETDISKSEQ, &facts.diskseq) < 0) return errno;
   facts.major = major(st.st_rdev);
   facts.minor = minor(st.st_rdev);
-  facts.uevent = ReadUevent("/sys/dev/block/" + std::to_string(facts.major) + ":" +
-                            std::to_string(facts.minor) + "/uevent");
+  facts.uevent = ReadUevent(SysfsOf(st.st_rdev) + "/uevent");
   // The device is not gone: it took the last descriptor itself.
-  if (facts.uevent.empty() && Exhausted(errno)) return failed(errno);
+  return facts.uevent.empty() && Exhausted(errno) ? errno : 0;
+}
+
+DeviceFacts OpenAndIdentify(int dir, const std::string& name, int flags, bool loop, int nodes) {
+  DeviceFacts facts;
+  facts.fd = UniqueFd(OpenNode(dir, name, flags | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, nodes));
+  facts.error = facts.fd.Get() < 0 ? errno : Identify(facts.fd.Get(), loop, facts);
+  if (facts.error != 0) facts.fd.Reset();
   return facts;
 }
 
@@ -115,7 +119,7 @@ Napi::Value OpenDevice(const Napi::CallbackInfo& info) {
   bool loop = info[3].As<Napi::Boolean>().Value();
   int nodes = IntArg(info, 4);
   Tasks(info.Env()).Submit(info[5].As<Napi::Function>(), [=]() -> Outcome {
-    auto facts = std::make_shared<DeviceFacts>(Identify(dir, name, flags, loop, nodes));
+    auto facts = std::make_shared<DeviceFacts>(OpenAndIdentify(dir, name, flags, loop, nodes));
     return [facts](Napi::Env env) -> std::vector<napi_value> {
       return {Napi::Number::New(env, facts->error),
               Napi::Number::New(env, facts->fd.Release()),
@@ -128,7 +132,30 @@ Napi::Value OpenDevice(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// closeDevice(fd, callback()): on a pool thread, since the last close may wait for the device.
+// identify(fd, callback(error, kname, major, minor, diskseq, uevent)): the same of a descriptor that is open.
+Napi::Value IdentifyDevice(const Napi::CallbackInfo& info) {
+  int fd = IntArg(info, 0);
+  Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [fd]() -> Outcome {
+    DeviceFacts facts;
+    char link[PATH_MAX] = "";
+    struct stat st = {};
+    if (fstat(fd, &st) == 0) {
+      ssize_t n = readlink(SysfsOf(st.st_rdev).c_str(), link, sizeof link - 1);
+      link[n < 0 ? 0 : n] = '\0';
+    }
+    std::string kname = basename(link);
+    facts.error = Identify(fd, kname.compare(0, 4, "loop") == 0, facts);
+    return [facts = std::make_shared<DeviceFacts>(std::move(facts)), kname](Napi::Env env) -> std::vector<napi_value> {
+      return {Napi::Number::New(env, facts->error),    Napi::String::New(env, kname),
+              Napi::Number::New(env, facts->major),    Napi::Number::New(env, facts->minor),
+              Napi::BigInt::New(env, facts->diskseq), Napi::String::New(env, facts->uevent)};
+    };
+  });
+  return info.Env().Undefined();
+}
+
+// closeDevice(fd, callback()): on a pool thread, since the last close of a
+// device may wait for it.
 Napi::Value CloseDevice(const Napi::CallbackInfo& info) {
   auto fd = std::make_shared<UniqueFd>(IntArg(info, 0));
   Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [fd]() -> Outcome {
@@ -239,6 +266,7 @@ Napi::Value ScanBlock(const Napi::CallbackInfo& info) {
 
 void InitBlockdev(Napi::Env env, Napi::Object exports) {
   exports.Set("openDevice", Napi::Function::New<OpenDevice>(env));
+  exports.Set("identify", Napi::Function::New<IdentifyDevice>(env));
   exports.Set("closeDevice", Napi::Function::New<CloseDevice>(env));
   exports.Set("diskseq", Napi::Function::New<Diskseq>(env));
   exports.Set("scanBlock", Napi::Function::New<ScanBlock>(env));

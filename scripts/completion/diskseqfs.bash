@@ -10,13 +10,25 @@ _diskseqfs_devices() {
 	compgen -W "${names[*]}" -- "$1"
 }
 
+# Where a tree is.
+_diskseqfs_trees() {
+	compgen -W "$(awk '$3 == "fuse.diskseqfs" { print $2 }' /proc/mounts)" -- "$1"
+}
+
 _diskseqfs() {
 	local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
 	COMPREPLY=()
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W 'mount unmount list resolve help --help --version' -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W 'mount unmount list resolve exec attach watch wait help --help --version' -- "$word")
 		return
 	fi
+	# What comes after "--" is another program's.
+	local i
+	for ((i = 2; i < COMP_CWORD; i++)); do
+		[ "${COMP_WORDS[i]}" = -- ] || continue
+		mapfile -t COMPREPLY < <(compgen -c -f -- "$word")
+		return
+	done
 	local words=
 	case $command:$before in
 	mount:--transport) words='session fuse-native' ;;
@@ -24,7 +36,18 @@ _diskseqfs() {
 	mount:--log-format) words='pretty json journal' ;;
 	mount:-o) words='linger= hold= open_timeout= transport= log_level= log_format= ro noatime relatime' ;;
 	mount:--linger | mount:--hold | mount:--open-timeout) return ;;
-	help:*) words='mount unmount list resolve' ;;
+	exec:--tree | attach:--tree)
+		mapfile -t COMPREPLY < <(_diskseqfs_trees "$word")
+		return
+		;;
+	attach:--offset | attach:--size | wait:--timeout) return ;;
+	wait:--loop-file)
+		mapfile -t COMPREPLY < <(compgen -f -- "$word")
+		return
+		;;
+	wait:--dm-name) words=$(cat /sys/block/dm-*/dm/name 2>/dev/null) ;;
+	attach:--sector-size) words='512 1024 2048 4096' ;;
+	help:*) words='mount unmount list resolve exec attach watch wait' ;;
 	*)
 		case $word in
 		-*)
@@ -32,16 +55,19 @@ _diskseqfs() {
 			mount) words='--foreground --replace -o --linger --hold --open-timeout --transport --log-level --log-format --help' ;;
 			unmount) words='--help' ;;
 			list | resolve) words='--json --help' ;;
+			watch) words='--json --existing --help' ;;
+			wait) words='--loop-file --dm-name --gone --timeout --help' ;;
+			exec) words='--tree --fd --write --exclusive --help' ;;
+			attach) words='--tree --fd --read-only --direct-io --partscan --offset --size --sector-size --help' ;;
 			esac
 			;;
 		*)
 			case $command in
 			mount) mapfile -t COMPREPLY < <(compgen -d -- "$word") ;;
-			# Mount points of trees.
-			unmount)
-				mapfile -t COMPREPLY < <(compgen -W "$(awk '$3 == "fuse.diskseqfs" { print $2 }' /proc/mounts)" -- "$word")
-				;;
-			resolve) mapfile -t COMPREPLY < <(_diskseqfs_devices "$word") ;;
+			unmount) mapfile -t COMPREPLY < <(_diskseqfs_trees "$word") ;;
+			wait) mapfile -t COMPREPLY < <(compgen -W "$(ls /dev/disk/by-diskseq 2>/dev/null)" -- "$word") ;;
+			attach) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
+			resolve | exec) mapfile -t COMPREPLY < <(_diskseqfs_devices "$word") ;;
 			esac
 			return
 			;;

@@ -4,6 +4,7 @@ import type { DiskSeq } from '../devices/names.js'
 import { errnoName, UserError } from '../util/errno.js'
 import { native } from '../native.js'
 import { type Device, Sysfs } from '../devices/sysfs.js'
+import { printable, toJson } from '../util/text.js'
 
 /** A line of the list. Sizes are in bytes. */
 export interface Listed {
@@ -127,15 +128,4 @@ export function humanSize(bytes: number): string {
     unit++
   }
   return `${Number(value.toFixed(1))}${units[unit]}`
-}
-
-/** JSON escapes the control characters of ASCII only; a terminal obeys others as well. */
-export function toJson(value: unknown): string {
-  const escape = (character: string) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`
-  return `${JSON.stringify(value, null, 2).replace(/[\u007f-\u009f]/g, escape)}\n`
-}
-
-/** Names are made by users: control characters must not reach a terminal. */
-export function printable(text: string): string {
-  return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, '?')
 }

@@ -3,6 +3,45 @@
 import type { TransportName } from '../fuse/transport.js'
 import type { LogFormat, LogLevel } from '../util/log.js'
 
+/** How the program of `diskseqfs exec` and `attach` gets its disks. */
+export interface RunArguments {
+  /** As an open descriptor, instead of the path in the tree. */
+  fd?: boolean
+  /** Where that is mounted. */
+  tree: string
+}
+
+/** What `diskseqfs exec` was told. */
+export interface ExecArguments extends RunArguments {
+  write?: boolean
+  exclusive?: boolean
+}
+
+/** What `diskseqfs attach` was told. */
+export interface AttachArguments extends RunArguments {
+  readOnly?: boolean
+  directIo?: boolean
+  partscan?: boolean
+  offset?: bigint
+  size?: bigint
+  sectorSize?: number
+}
+
+/** What `diskseqfs watch` was told. */
+export interface WatchArguments {
+  json?: boolean
+  existing?: boolean
+}
+
+/** What `diskseqfs wait` was told. */
+export interface WaitArguments {
+  loopFile?: string
+  dmName?: string
+  gone?: boolean
+  /** s */
+  timeout?: number
+}
+
 /** What `diskseqfs mount` was told. */
 export interface MountArguments {
   foreground?: boolean

@@ -8,7 +8,10 @@ export const E = constants.errno
 /** EOPNOTSUPP and ENOTSUP are one number on Linux; Node knows it by this name. */
 export const EOPNOTSUPP = constants.errno.EOPNOTSUPP
 
-const names = new Map<number, string>()
+/** asm-generic/errno.h; Node does not know it. */
+export const ENOMEDIUM = 123
+
+const names = new Map<number, string>([[ENOMEDIUM, 'ENOMEDIUM']])
 for (const [name, number] of Object.entries(constants.errno)) {
   if (!names.has(number)) names.set(number, name)
 }
@@ -24,8 +27,8 @@ export class UserError extends Error {
   override readonly name = 'UserError'
   constructor(
     message: string,
-    /** Exit code of the command: 1 what was asked cannot be done, 2 it was asked wrongly. */
-    readonly exitCode: 1 | 2 = 1,
+    /** Exit code of the command: 1 what was asked cannot be done, 2 it was asked wrongly; others as a command says. */
+    readonly exitCode = 1,
   ) {
     super(message)
   }

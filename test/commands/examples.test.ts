@@ -3,6 +3,7 @@
  * The console examples of README, of other pages and of the manual pages: each is run here, or stands in the list of those that
  * need what is not here. Of their output, words and shape have to be right; numbers, sizes and names are other ones.
  */
+import { execFileSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -50,7 +51,7 @@ t.test('each stands in a list', async (t) => {
   t.ok(examples.length > 25, `${examples.length} examples`)
   for (const { command } of examples) {
     const [, where] = ELSEWHERE.find(([pattern]) => pattern.test(command)) ?? []
-    t.ok(where ?? /^(make|diskseqfs|ls -l \/mnt\/disks$)/.test(command), command)
+    t.ok(where ?? /^(make|diskseq|ls -l \/mnt\/disks$)/.test(command), command)
   }
 })
 
@@ -78,6 +79,9 @@ t.test('what diskseqfs is asked for, it does', async (t) => {
   cleanup(t, () => rmSync(directory, { recursive: true }))
   mkdirSync(join(directory, 'bin'))
   writeFileSync(join(directory, 'bin/diskseqfs'), `#!/bin/sh\nexec '${process.execPath}' '${CLI}' "$@"\n`, { mode: 0o755 })
+  symlinkSync(join(ROOT, 'native/diskseq/diskseq'), join(directory, 'bin/diskseq'))
+  writeFileSync(join(directory, 'disk.img'), Buffer.alloc(8 << 20))
+  execFileSync('mkfs.ext4', ['-q', '-O', '^has_journal', other.path])
   // Devices that are here for those of the examples.
   for (const [name, path] of Object.entries({ loop0: disk.path, loop0p1: `${disk.path}p1`, sdb: other.path })) {
     symlinkSync(path, join(directory, name))
@@ -88,7 +92,11 @@ t.test('what diskseqfs is asked for, it does', async (t) => {
       .replaceAll('/dev/sdb', `${directory}/sdb`)
       .replace('253:0', readFileSync(`/sys/class/block/${disk.kname}/dev`, 'utf8').trim())
       .replace('loop9', 'loop999')
-  const asked = examples.filter(({ command }) => /^(diskseqfs|ls -l \/mnt)/.test(command) && !command.includes('fuse-native'))
+      // No tree is mounted where they expect it.
+      .replace(/ (exec|attach) /, ' $1 --fd ')
+      .replace(/ 42 /, ` ${other.diskseq()} `)
+      .replace('disk.img', `${directory}/disk.img`)
+  const asked = examples.filter(({ command }) => /^(diskseq|ls -l \/mnt)/.test(command) && !command.includes('fuse-native'))
   const script = asked.map(({ command }) => `echo '== ${command}'; ${here(command)} 2>&1 || true`).join('\n')
   // Nobody else sees what is mounted.
   const { stdout } = await run('unshare', [
@@ -118,7 +126,7 @@ t.test('what diskseqfs is asked for, it does', async (t) => {
         `${command}: ${line}`,
       )
     }
-    if (output.length === 0 && command.startsWith('diskseqfs')) t.strictSame(lines, [''], `${command}: says nothing`)
+    if (output.length === 0 && command.startsWith('diskseq')) t.strictSame(lines, [''], `${command}: says nothing`)
     if (command.startsWith('ls ')) t.match(lines.join('\n'), new RegExp(`^b.* ${disk.diskseq()}p1$`, 'm'), command)
   }
 })

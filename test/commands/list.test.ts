@@ -6,7 +6,8 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { deviceType, humanSize, type Listed, printable, tree } from '../../src/commands/list.js'
+import { deviceType, humanSize, type Listed, tree } from '../../src/commands/list.js'
+import { printable } from '../../src/util/text.js'
 import { native } from '../../src/native.js'
 import { type Device, parseDevice, Sysfs } from '../../src/devices/sysfs.js'
 import { cleanup, CLI, loopDisk, run, startTree, zramDisk } from '../helpers/tree.js'

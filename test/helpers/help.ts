@@ -2,7 +2,7 @@
 /** What the program says of itself. */
 import { CLI, run } from './tree.js'
 
-export const COMMANDS = ['mount', 'unmount', 'list', 'resolve']
+export const COMMANDS = ['mount', 'unmount', 'list', 'resolve', 'exec', 'attach', 'watch', 'wait']
 
 /** The options of a command, with their dashes; of those with two forms the long one. */
 export async function optionsOf(command: string): Promise<string[]> {

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+/** `diskseqfs attach`: a file becomes a disk for as long as a program runs. */
+import { stat } from 'node:fs/promises'
+
+import { attachFile } from '../disks/attach.js'
+import { type Disk, open } from '../disks/open.js'
+import { EXIT, naming, runWith } from './exec.js'
+import type { AttachArguments } from './options.js'
+import { UserError } from '../util/errno.js'
+
+/** @returns the exit code */
+export async function attach(what: string, command: readonly string[], options: AttachArguments): Promise<number> {
+  return runWith([await naming(what, diskOf(what, options))], command, options)
+}
+
+/** A device is a disk already. */
+async function diskOf(what: string, options: AttachArguments): Promise<Disk> {
+  if (!(await isDevice(what))) return attachFile(what, options)
+  const { directIo, partscan, offset, size, sectorSize } = options
+  if (directIo || partscan || offset !== undefined || size !== undefined || sectorSize !== undefined) {
+    throw new UserError('--direct-io, --partscan, --offset, --size and --sector-size are for files, and this is a device', EXIT.FAILED)
+  }
+  return open(what)
+}
+
+/** By a path; a name that is no path is a file, too. */
+async function isDevice(what: string): Promise<boolean> {
+  try {
+    return (await stat(what)).isBlockDevice()
+  } catch {
+    return false // what is wrong with it is said where it is opened
+  }
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+/** `diskseqfs watch` and `diskseqfs wait`: disks as they come and go. */
+import { readFileSync, realpathSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import type { Device } from '../devices/sysfs.js'
+import { parseName, nodeName } from '../devices/names.js'
+import { open } from '../disks/open.js'
+import { type DiskEvent, watch as events } from '../disks/watch.js'
+import { UserError } from '../util/errno.js'
+import { printable } from '../util/text.js'
+import type { WaitArguments, WatchArguments } from './options.js'
+
+/** Goes on until it is ended, or nobody reads what it prints. */
+export async function watch({ json = false, existing = false }: WatchArguments): Promise<void> {
+  const ending = new AbortController()
+  process.stdout.on('error', () => ending.abort())
+  for await (const event of events({ existing, signal: ending.signal })) {
+    // With a reader that is slow, events wait where their number is bounded.
+    if (!process.stdout.write(json ? lineOfJson(event) : line(event))) {
+      await new Promise((resolve) => process.stdout.once('drain', resolve).once('error', resolve))
+    }
+  }
+}
+
+const knameOf = ({ kname }: Device) => kname.replaceAll('!', '/')
+
+function line(event: DiskEvent): string {
+  if (!('device' in event)) return `${event.event}\n`
+  const { device } = event
+  return `${event.event} ${device.name} ${printable(knameOf(device))} ${device.major}:${device.minor}\n`
+}
+
+function lineOfJson(event: DiskEvent): string {
+  if (!('device' in event)) return `${JSON.stringify(event)}\n`
+  const { name, diskseq, partition, major, minor } = event.device
+  const fields = {
+    event: event.event,
+    name,
+    diskseq: String(diskseq),
+    partition,
+    kname: knameOf(event.device),
+    majmin: `${major}:${minor}`,
+  }
+  return `${JSON.stringify(fields)}\n`
+}
+
+/** What is waited for: which devices count. */
+type Wanted = (device: Device) => boolean
+
+/** What has no event of its own (a device-mapper device got its table, or another name) is looked at this often, ms. */
+const LOOK_MS = 250
+
+/**
+ * Waits until a disk is there, and prints its path in the tree; or until there is none.
+ *
+ * @returns the exit code: 1 where the time was over
+ */
+export async function wait(name: string | undefined, { loopFile, dmName, gone = false, timeout }: WaitArguments): Promise<number> {
+  const given = [name, loopFile, dmName].filter((what) => what !== undefined)
+  if (given.length !== 1) throw new UserError('say one thing to wait for: a name, --loop-file or --dm-name', 2)
+  const wanted = name !== undefined ? named(name) : loopFile !== undefined ? ofFile(loopFile) : withDmName(dmName as string)
+  const over = new AbortController()
+  const timer = timeout === undefined ? undefined : setTimeout(() => over.abort(), timeout * 1000)
+  const live = new Live(wanted)
+  const holds = async () => (gone ? live.none() : live.path())
+  try {
+    const answer = await live.until(holds, over.signal)
+    if (answer === undefined) {
+      process.stderr.write(`diskseqfs: ${printable(given[0] as string)} was not ${gone ? 'gone' : 'there'} within ${timeout} s\n`)
+      return 1
+    }
+    if (!gone) process.stdout.write(`${answer}\n`)
+    return 0
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+function named(text: string): Wanted {
+  const parsed = parseName(text)
+  if (parsed === undefined) {
+    throw new UserError(`${printable(text)} is no name in the tree, such as 13 or 13p1; --loop-file and --dm-name take others`, 2)
+  }
+  const name = nodeName(parsed.diskseq, parsed.partition)
+  return (device) => device.name === name
+}
+
+function attribute({ kname }: Device, name: string): string | undefined {
+  try {
+    return readFileSync(`/sys/class/block/${kname}/${name}`, 'utf8').replace(/\n$/, '')
+  } catch {
+    return undefined // it has none, or is gone
+  }
+}
+
+/** Loop devices on that file. */
+function ofFile(file: string): Wanted {
+  let path = file
+  try {
+    path = realpathSync(file)
+  } catch {
+    // It may be made while we wait.
+  }
+  return (device) => device.partition === 0 && attribute(device, 'loop/backing_file') === path
+}
+
+/** Device-mapper devices of that name that can be used. */
+function withDmName(name: string): Wanted {
+  return (device) => attribute(device, 'dm/name') === name && attribute(device, 'dm/suspended') === '0' && attribute(device, 'size') !== '0'
+}
+
+/** The devices that are there now. */
+class Live {
+  private readonly devices = new Map<string, Device>()
+
+  constructor(private readonly wanted: Wanted) {}
+
+  private find(): Device | undefined {
+    for (const device of this.devices.values()) if (this.wanted(device)) return device
+    return undefined
+  }
+
+  none(): string | undefined {
+    return this.find() === undefined ? 'none' : undefined
+  }
+
+  /** The path of one that is wanted, and was opened and verified. */
+  async path(): Promise<string | undefined> {
+    const device = this.find()
+    if (device === undefined) return undefined
+    try {
+      await using disk = await open(device.name)
+      return disk.path
+    } catch (error) {
+      if (error instanceof UserError) return undefined // gone again, or cannot be opened yet
+      throw error
+    }
+  }
+
+  /** Calls `holds` when something has changed, until it has an answer; undefined where the time is over first. */
+  async until(holds: () => Promise<string | undefined>, signal: AbortSignal): Promise<string | undefined> {
+    const stop = new AbortController()
+    const ends = AbortSignal.any([signal, stop.signal])
+    let ready = false
+    let answer: string | undefined
+    const look = async () => {
+      answer ??= ready ? await holds() : undefined
+      if (answer !== undefined) stop.abort()
+    }
+    const follow = async () => {
+      for await (const event of events({ existing: true, signal: ends })) {
+        if (event.event === 'add') this.devices.set(event.device.name, event.device)
+        if (event.event === 'remove') this.devices.delete(event.device.name)
+        if (event.event === 'ready') ready = true
+        await look()
+      }
+    }
+    const lookAgain = async () => {
+      while (!ends.aborted) {
+        await sleep(LOOK_MS, undefined, { signal: ends }).catch(() => {})
+        if (!ends.aborted) await look()
+      }
+    }
+    await Promise.all([follow(), lookAgain()])
+    // The time may be over because this process got none.
+    await look()
+    return answer
+  }
+}

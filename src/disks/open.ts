@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: MIT
+/**
+ * Opening a disk, by whatever names it, without a daemon: what was opened is verified on the
+ * descriptor. While that is open, the kernel gives the device's number to no other disk.
+ */
+import { constants, fstat, open as openCallback } from 'node:fs'
+import { basename, join, normalize } from 'node:path'
+import { promisify } from 'node:util'
+
+import { type ParsedName, nodeName, parseName } from '../devices/names.js'
+import { type Device, parseDevice, sameDevice, Sysfs } from '../devices/sysfs.js'
+import { native } from '../native.js'
+import { E, ENOMEDIUM, errnoName, errnoOf, UserError } from '../util/errno.js'
+import { DEFAULT_MOUNTPOINT } from '../util/mountpoint.js'
+import { printable } from '../util/text.js'
+
+export interface OpenOptions {
+  /** For writing as well. */
+  readonly write?: boolean
+  /** Fails with EBUSY while somebody else has the device, or what is on it, for itself (O_EXCL): a mount, another exclusive opener. */
+  readonly exclusive?: boolean
+  /** Past the page cache (O_DIRECT). */
+  readonly direct?: boolean
+  /** Ends the wait for a disk that does not answer. The open itself goes on, and what it gives is closed. */
+  readonly signal?: AbortSignal
+}
+
+/** Why a disk could not be opened. */
+export class DiskError extends UserError {
+  constructor(
+    message: string,
+    /** The errno's name; `ENOENT` where there is no such disk, `ESTALE` where it became another one meanwhile. */
+    readonly code: string,
+    /** The disk that was asked for, where it was asked for by number. */
+    readonly diskseq?: bigint,
+  ) {
+    super(message)
+  }
+}
+
+/** An open disk or partition. */
+export class Disk implements AsyncDisposable {
+  private closed = false
+
+  constructor(
+    /** Close-on-exec; closed by {@link close}. */
+    readonly fd: number,
+    /** What it was verified to be. */
+    readonly device: Device,
+  ) {}
+
+  /** Its name in the tree, `13` or `13p1`. */
+  get name(): string {
+    return this.device.name
+  }
+
+  /** Its path in the tree, which leads to this very disk, or nowhere. */
+  get path(): string {
+    return join(DEFAULT_MOUNTPOINT, this.device.name)
+  }
+
+  get diskseq(): bigint {
+    return this.device.diskseq
+  }
+
+  /** The kernel's number of the partition; 0 for a whole disk. */
+  get partition(): number {
+    return this.device.partition
+  }
+
+  /** `MAJOR:MINOR`; another disk's as soon as nobody has this one open. */
+  get majmin(): string {
+    return `${this.device.major}:${this.device.minor}`
+  }
+
+  /** The kernel's name, `sda1`; another disk's as soon as nobody has this one open. */
+  get kname(): string {
+    return this.device.kname.replaceAll('!', '/')
+  }
+
+  /** Returns when the kernel has closed it, which for the last user of a device may take a while. */
+  close(): Promise<void> {
+    if (this.closed) return Promise.resolve()
+    this.closed = true
+    return new Promise((resolve) => native.closeDevice(this.fd, resolve))
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+}
+
+/** How often a disk that turned out to be another one is looked for again. */
+const TRIES_MAX = 4
+
+const sysfs = new Sysfs(native)
+const openFile = promisify(openCallback)
+const stat = promisify(fstat)
+
+/**
+ * Opens a disk or partition.
+ *
+ * @param what its name in the tree (`13`, `13p1`, `13-part1`), a path, `MAJOR:MINOR`, a kernel name, or a device-mapper name
+ * @throws DiskError
+ */
+export async function open(what: string, options: OpenOptions = {}): Promise<Disk> {
+  options.signal?.throwIfAborted()
+  const opening = openReadable(what).then((disk) => reopen(disk, options))
+  const { signal } = options
+  if (signal === undefined) return opening
+  return new Promise((resolve, reject) => {
+    const aborted = () => {
+      opening.then((disk) => disk.close()).catch(() => {})
+      reject(signal.reason as Error)
+    }
+    signal.addEventListener('abort', aborted, { once: true })
+    opening.then(resolve, reject).finally(() => signal.removeEventListener('abort', aborted))
+  })
+}
+
+async function openReadable(what: string): Promise<Disk> {
+  const name = parseName(what)
+  return name === undefined ? openBy(locate(what)) : openNamed(name)
+}
+
+// By diskseq
+
+async function openNamed({ diskseq, partition }: ParsedName): Promise<Disk> {
+  const name = nodeName(diskseq, partition)
+  const fail = (message: string, code: string): never => {
+    throw new DiskError(message, code, diskseq)
+  }
+  for (let tries = 0; tries < TRIES_MAX; tries++) {
+    const device = (await devices()).find((device) => device.name === name)
+    if (device === undefined) break
+    const { error, disk } = await openDevice(device)
+    if (disk !== undefined) return disk
+    // Not bound any more, or gone, or another one by now.
+    if (error === 0 || error === E.ENXIO || error === E.ENOENT || error === E.ENODEV) continue
+    return fail(describe(error), errnoName(error))
+  }
+  return fail(partition === 0 ? 'no disk has this number now' : 'no partition has this name now', 'ENOENT')
+}
+
+/** What sysfs shows now. */
+export function devices(): Promise<Device[]> {
+  return new Promise((resolve, reject) => {
+    sysfs.scan((error, found) => {
+      if (error === 0) resolve(found)
+      else reject(new DiskError(`cannot read ${sysfs.classDirectory}: ${errnoName(error)}; is sysfs mounted at /sys?`, errnoName(error)))
+    })
+  })
+}
+
+/** @returns `error` 0 without a disk where the device's node led to another one */
+async function openDevice(device: Device): Promise<{ error: number; disk?: Disk }> {
+  const directory = native.openDirectory('/dev')
+  if (directory < 0) return { error: -directory }
+  try {
+    return await new Promise((resolve) => {
+      native.openDevice(directory, device.devname, constants.O_RDONLY, device.loop, -1, (error, fd, major, minor, diskseq, uevent) => {
+        if (error !== 0) return resolve({ error })
+        const found = parseDevice(device.kname, uevent)
+        const same = found !== undefined && sameDevice(found, device) && diskseq === device.diskseq
+        if (same && major === device.major && minor === device.minor) return resolve({ error: 0, disk: new Disk(fd, device) })
+        native.closeDevice(fd, () => resolve({ error: 0 }))
+      })
+    })
+  } finally {
+    native.close(directory)
+  }
+}
+
+// By any other name
+
+/** What to open, and what the open device must then turn out to be. */
+interface Target {
+  readonly path: string
+  readonly majmin?: string
+  readonly kname?: string
+  readonly dmName?: string
+}
+
+function locate(argument: string): Target {
+  if (argument === '') throw new DiskError('an empty argument names no device', 'EINVAL')
+  if (argument.includes('/')) {
+    argument = normalize(argument)
+    // A link below /dev/mapper promises a device-mapper name.
+    return argument.startsWith('/dev/mapper/') && argument !== '/dev/mapper/control'
+      ? { path: argument, dmName: basename(argument) }
+      : { path: argument }
+  }
+  if (/^\d+:\d+$/.test(argument)) {
+    const devname = devnameOf(`/sys/dev/block/${argument}`)
+    if (devname === undefined) throw new DiskError('no block device has this number now', 'ENOENT')
+    return { path: devname, majmin: argument }
+  }
+  const devname = argument === '.' || argument === '..' ? undefined : devnameOf(join(sysfs.classDirectory, argument))
+  if (devname !== undefined) return { path: devname, kname: argument }
+  return { path: `/dev/mapper/${argument}`, dmName: argument }
+}
+
+function devnameOf(directory: string): string | undefined {
+  const buffer = Buffer.alloc(4096)
+  const n = native.readFile(`${directory}/uevent`, buffer)
+  const device = n < 0 ? undefined : parseDevice(basename(directory), buffer.toString('latin1', 0, n))
+  return device && `/dev/${device.devname}`
+}
+
+async function openBy(target: Target): Promise<Disk> {
+  const fd = await openNode(target)
+  try {
+    const device = await identify(fd)
+    if (target.majmin !== undefined && target.majmin !== `${device.major}:${device.minor}`) {
+      throw new DiskError(`its node in /dev is ${device.major}:${device.minor}; the device changed, try again`, 'ESTALE')
+    }
+    if (target.kname !== undefined && target.kname !== device.kname) {
+      throw new DiskError(`its node in /dev is ${device.kname}'s; the device changed, try again`, 'ESTALE')
+    }
+    if (target.dmName !== undefined) requireDmName(target, device.kname)
+    return new Disk(fd, device)
+  } catch (error) {
+    native.closeDevice(fd, () => {})
+    throw error
+  }
+}
+
+/** Looks at the node before it opens the device: to open what is none might do something, or wait. */
+async function openNode(target: Target): Promise<number> {
+  const node = await openPath(target, target.path, native.O_PATH)
+  try {
+    if (!(await stat(node)).isBlockDevice()) throw new DiskError('not a block device', 'ENOTBLK')
+    return await openPath(target, `/proc/self/fd/${node}`, constants.O_RDONLY | constants.O_NONBLOCK)
+  } finally {
+    native.close(node)
+  }
+}
+
+async function openPath(target: Target, path: string, flags: number): Promise<number> {
+  try {
+    return await openFile(path, flags)
+  } catch (error) {
+    const errno = errnoOf(error)
+    if (errno === E.ENOENT && target.dmName !== undefined && target.path.endsWith(`/${target.dmName}`)) {
+      throw new DiskError('no such path, kernel name or device-mapper name', 'ENOENT')
+    }
+    throw new DiskError(errno === E.ENOENT ? 'no such file' : describe(errno), errnoName(errno))
+  }
+}
+
+function requireDmName({ dmName = '', path }: Target, kname: string): void {
+  const name = sysfs.attribute(kname, 'dm/name')?.trimEnd()
+  // The kernel's names may hold what a path cannot; libdevmapper writes it as \xNN.
+  const wanted = dmName.replace(/\\x([0-9a-f]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
+  if (name === wanted) return
+  const found = name === undefined ? kname : `the device-mapper device ${printable(name)}`
+  throw new DiskError(`${printable(path)} leads to ${found}, not to ${printable(wanted)}`, 'ESTALE')
+}
+
+/**
+ * A disk that is open already, by a descriptor of its own.
+ *
+ * @param fd stays open, and the caller's
+ * @throws DiskError
+ */
+export async function openDescriptor(fd: number, options: OpenOptions = {}): Promise<Disk> {
+  const device = await identify(fd)
+  return new Disk(await openHeld(fd, options), device)
+}
+
+// What they share
+
+/** What an open descriptor is of. It keeps the device's number, so what sysfs says of that is said of this device. */
+function identify(fd: number): Promise<Device> {
+  return new Promise((resolve, reject) => {
+    native.identify(fd, (errno, kname, major, minor, diskseq, uevent) => {
+      const device = parseDevice(kname, uevent)
+      const error =
+        errno !== 0
+          ? notIdentified(errno)
+          : device === undefined
+            ? new DiskError('the device is gone', 'ENOENT')
+            : device.diskseq !== diskseq || device.major !== major || device.minor !== minor
+              ? new DiskError('the device changed while it was being looked at; try again', 'ESTALE')
+              : undefined
+      if (error !== undefined) reject(error)
+      else resolve(device as Device)
+    })
+  })
+}
+
+function notIdentified(errno: number): DiskError {
+  if (errno === E.ENOTTY) {
+    return new DiskError('this kernel gives disks no sequence numbers; Linux 5.15 or later is needed', 'ENOTTY')
+  }
+  if (errno === E.ENXIO) return new DiskError('not bound to any file; it has no identity to name', 'ENXIO')
+  return new DiskError(`its sequence number cannot be read: ${errnoName(errno)}`, errnoName(errno))
+}
+
+/** Opens a disk once more, as is wanted; that it is open already keeps the number its own. */
+async function reopen(disk: Disk, { write = false, exclusive = false, direct = false }: OpenOptions): Promise<Disk> {
+  if (!write && !exclusive && !direct) return disk
+  try {
+    return new Disk(await openHeld(disk.fd, { write, exclusive, direct }), disk.device)
+  } finally {
+    await disk.close()
+  }
+}
+
+/** Opens the device of a descriptor. */
+async function openHeld(fd: number, { write = false, exclusive = false, direct = false }: OpenOptions): Promise<number> {
+  const flags = (write ? constants.O_RDWR : constants.O_RDONLY) | (exclusive ? constants.O_EXCL : 0) | (direct ? constants.O_DIRECT : 0)
+  try {
+    return await openFile(`/proc/self/fd/${fd}`, flags)
+  } catch (error) {
+    throw new DiskError(describe(errnoOf(error)), errnoName(errnoOf(error)))
+  }
+}
+
+function describe(errno: number): string {
+  switch (errno) {
+    case E.EACCES:
+    case E.EPERM:
+      return process.geteuid?.() === 0
+        ? 'permission denied, to root: a device cgroup or a security module forbids it'
+        : 'permission denied; run this as root'
+    case E.EROFS:
+      return 'it is read-only'
+    case E.EBUSY:
+      return 'it is in use: something has it exclusively (a mount, a device-mapper device on it, another program)'
+    case ENOMEDIUM:
+      return 'there is no medium in the drive'
+    default:
+      return `cannot be opened: ${errnoName(errno)}`
+  }
+}

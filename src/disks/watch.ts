@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+/** Disks and partitions as they come and go, as events. */
+import { Registry } from '../devices/registry.js'
+import { type Device, Sysfs } from '../devices/sysfs.js'
+import { type UeventListener, UeventSocket } from '../devices/uevents.js'
+import { native } from '../native.js'
+import type { Logger } from '../util/log.js'
+
+/**
+ * `add` and `remove`: a name of the tree came, or went for ever. Another medium, or another file behind a loop
+ * device, is another disk: one `remove`, one `add`. `ready`: what was there at the beginning has been told.
+ * `resync`: events were lost; the differences to what was told come next.
+ */
+export type DiskEvent = { readonly event: 'add' | 'remove'; readonly device: Device } | { readonly event: 'ready' | 'resync' }
+
+export interface WatchOptions {
+  /** Tells first what is there, as `add`, and then `ready`. */
+  readonly existing?: boolean
+  /** Ends it. */
+  readonly signal?: AbortSignal
+}
+
+/** Events that wait for a consumer; if there are more, they are dropped and `resync` takes their place. */
+const WAITING_MAX = 65_536
+
+/** Collects events for one consumer. */
+export class Events {
+  private readonly waiting: DiskEvent[] = []
+  /** What the consumer knows. */
+  private readonly told = new Map<string, Device>()
+  private overflown = false
+  private wake: () => void = () => {}
+
+  constructor(
+    private readonly registry: Pick<Registry, 'devices'>,
+    private readonly waitingMax = WAITING_MAX,
+  ) {}
+
+  /** What was there at the beginning. */
+  begin(event: DiskEvent, tell: boolean): void {
+    if (tell) this.push(event)
+    else this.note(event)
+  }
+
+  push(event: DiskEvent): void {
+    if (this.overflown) return
+    if (this.waiting.length === this.waitingMax) {
+      this.overflown = true
+      this.waiting.length = 0
+    } else {
+      this.waiting.push(event)
+    }
+    this.wake()
+  }
+
+  /** The next ones, once there are some. */
+  async next(signal: AbortSignal | undefined): Promise<DiskEvent[]> {
+    while (this.waiting.length === 0 && !this.overflown && signal?.aborted !== true) {
+      await new Promise<void>((resolve) => {
+        this.wake = resolve
+        signal?.addEventListener('abort', () => resolve(), { once: true })
+      })
+    }
+    const events: DiskEvent[] = this.overflown ? [{ event: 'resync' }, ...this.differences()] : this.waiting.splice(0)
+    this.overflown = false
+    for (const event of events) this.note(event)
+    return events
+  }
+
+  private note(event: DiskEvent): void {
+    if (event.event === 'add') this.told.set(event.device.name, event.device)
+    if (event.event === 'remove') this.told.delete(event.device.name)
+  }
+
+  /** Between what the consumer was told and what is there. */
+  private differences(): DiskEvent[] {
+    const now = new Map(this.registry.devices().map((device) => [device.name, device]))
+    const gone = [...this.told.values()].filter((device) => !now.has(device.name))
+    const events: DiskEvent[] = gone.map((device) => ({ event: 'remove', device }))
+    for (const device of now.values()) if (!this.told.has(device.name)) events.push({ event: 'add', device })
+    return events
+  }
+}
+
+/** What goes wrong here is an event, `resync`, or an error for the consumer. */
+const SILENT: Logger = { error() {}, warn() {}, info() {}, debug() {} }
+
+/**
+ * Tells of disks and partitions in the order in which they come and go, each once. A disk that is gone again before it
+ * could be looked at, a matter of microseconds on a machine with processors to spare, is not told of.
+ *
+ * @throws Error if the kernel's events cannot be heard
+ */
+export async function* watch({ existing = false, signal }: WatchOptions = {}): AsyncGenerator<DiskEvent, void, undefined> {
+  const registry = new Registry(new Sysfs(native), SILENT)
+  const events = new Events(registry)
+  const listener: UeventListener = {
+    numbered: (kname, diskseq, gone) => registry.numbered(kname, diskseq, gone),
+    changed: (knames) => registry.changed(knames),
+    lost: () => {
+      events.push({ event: 'resync' })
+      registry.lost()
+    },
+  }
+  const socket = new UeventSocket({ native, listener, log: SILENT })
+  socket.open()
+  try {
+    registry.drain = () => socket.drain()
+    await registry.start()
+    // What is there is known from here on, and told only if it is asked for.
+    for (const device of registry.devices()) events.begin({ event: 'add', device }, existing)
+    if (existing) events.push({ event: 'ready' })
+    registry.listener = {
+      appeared: (device) => events.push({ event: 'add', device }),
+      vanished: (device) => events.push({ event: 'remove', device }),
+    }
+    while (signal?.aborted !== true) for (const event of await events.next(signal)) yield event
+  } finally {
+    socket.close()
+    registry.close()
+  }
+}
