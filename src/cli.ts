@@ -6,7 +6,7 @@ import { readFileSync } from 'node:fs'
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
 
 import { UserError } from './util/errno.js'
-import type { AttachArguments, ExecArguments, MountArguments, WaitArguments, WatchArguments } from './commands/options.js'
+import type { AttachArguments, ExecArguments, ListArguments, MountArguments, WaitArguments, WatchArguments } from './commands/options.js'
 import { LOG_FORMATS, LOG_LEVELS } from './util/log.js'
 import { DEFAULT_MOUNTPOINT } from './util/mountpoint.js'
 import { TRANSPORTS } from './fuse/transport.js'
@@ -117,11 +117,26 @@ function program(): Command {
   root
     .command('list')
     .summary('show disks and partitions with their sequence numbers')
-    .description('Lists disks and partitions as the kernel has them now. Needs no daemon.')
-    .option('--json', 'print JSON')
-    .action(async (options: { json?: boolean }) => {
+    .description(
+      'Lists disks and partitions as the kernel has them now; or only those that are named: in the tree, by the kernel, by\n' +
+        'device-mapper, or by a path, which is not opened. Letters and columns are those of lsblk. Needs no daemon.',
+    )
+    .argument('[device...]', 'only these')
+    .option(
+      '-o, --output <columns>',
+      'NAME, PATH, KNAME, MAJ:MIN, DISKSEQ, PARTN, SIZE, RO, TYPE, HOLDER, DM-NAME, DM-UUID, BACK-FILE, MOUNTPOINTS;\n' +
+        'with + in front, more than the default',
+    )
+    .option('-b, --bytes', 'sizes in bytes')
+    .option('-n, --noheadings', 'no headings')
+    .option('-r, --raw', 'columns separated by one blank, what is special as \\xNN')
+    .option('-P, --pairs', 'KEY="value" pairs')
+    .option('-J, --json', 'print JSON')
+    .option('-p, --paths', 'paths in the tree instead of names')
+    .option('-x, --sort <column>', 'in the order of a column, partitions among disks')
+    .action(async (devices: string[], options: ListArguments) => {
       const { list } = await import('./commands/list.js')
-      await list(options.json === true)
+      process.exitCode = await list(devices, options)
     })
 
   root

@@ -47,6 +47,9 @@ _diskseqfs() {
 		;;
 	wait:--dm-name) words=$(cat /sys/block/dm-*/dm/name 2>/dev/null) ;;
 	attach:--sector-size) words='512 1024 2048 4096' ;;
+	list:-o | list:--output | list:-x | list:--sort)
+		words='NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS'
+		;;
 	help:*) words='mount unmount list resolve exec attach watch wait' ;;
 	*)
 		case $word in
@@ -54,7 +57,8 @@ _diskseqfs() {
 			case $command in
 			mount) words='--foreground --replace -o --linger --hold --open-timeout --transport --log-level --log-format --help' ;;
 			unmount) words='--help' ;;
-			list | resolve) words='--json --help' ;;
+			list) words='--output --bytes --noheadings --raw --pairs --json --paths --sort --help' ;;
+			resolve) words='--json --help' ;;
 			watch) words='--json --existing --help' ;;
 			wait) words='--loop-file --dm-name --gone --timeout --help' ;;
 			exec) words='--tree --fd --write --exclusive --help' ;;
@@ -67,7 +71,7 @@ _diskseqfs() {
 			unmount) mapfile -t COMPREPLY < <(_diskseqfs_trees "$word") ;;
 			wait) mapfile -t COMPREPLY < <(compgen -W "$(ls /dev/disk/by-diskseq 2>/dev/null)" -- "$word") ;;
 			attach) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
-			resolve | exec) mapfile -t COMPREPLY < <(_diskseqfs_devices "$word") ;;
+			list | resolve | exec) mapfile -t COMPREPLY < <(_diskseqfs_devices "$word") ;;
 			esac
 			return
 			;;

@@ -39,8 +39,17 @@ complete -c diskseqfs -n '__fish_seen_subcommand_from mount' -l log-level -x -a 
 complete -c diskseqfs -n '__fish_seen_subcommand_from mount' -l log-format -x -a 'json pretty journal' -d 'format of log lines'
 
 complete -c diskseqfs -n '__fish_seen_subcommand_from unmount' -a '(__diskseqfs_trees)'
-complete -c diskseqfs -n '__fish_seen_subcommand_from list resolve' -l json -d 'print JSON'
-complete -c diskseqfs -n '__fish_seen_subcommand_from resolve exec' -F -a '(__diskseqfs_devices)'
+complete -c diskseqfs -n '__fish_seen_subcommand_from resolve' -l json -d 'print JSON'
+set -l columns NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS
+complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s o -l output -x -a "$columns" -d columns
+complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s b -l bytes -d 'sizes in bytes'
+complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s n -l noheadings -d 'no headings'
+complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s r -l raw -d 'columns separated by one blank'
+complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s P -l pairs -d 'KEY="value" pairs'
+complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s J -l json -d 'print JSON'
+complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s p -l paths -d 'paths in the tree instead of names'
+complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s x -l sort -x -a "$columns" -d 'in the order of a column'
+complete -c diskseqfs -n '__fish_seen_subcommand_from list resolve exec' -F -a '(__diskseqfs_devices)'
 
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec attach' -l tree -x -a '(__diskseqfs_trees)' -d 'where the tree is mounted'
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec attach' -l fd -d 'pass the open disk itself'

@@ -1,35 +1,101 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs list`: what sysfs has now, for people and for programs. */
-import type { DiskSeq } from '../devices/names.js'
+import { readFileSync, statSync } from 'node:fs'
+
+import { type DiskSeq, nodeName, parseName } from '../devices/names.js'
 import { errnoName, UserError } from '../util/errno.js'
 import { native } from '../native.js'
 import { type Device, Sysfs } from '../devices/sysfs.js'
-import { printable, toJson } from '../util/text.js'
-
-/** A line of the list. Sizes are in bytes. */
-export interface Listed {
-  readonly diskseq: string
-  /** Its name in the tree. */
-  readonly name: string
-  readonly kname: string
-  readonly majmin: string
-  readonly size: number
-  readonly ro: boolean
-  readonly type: string
-  /** The device-mapper name or the loop device's backing file: what people know it by. */
-  readonly holder: string | null
-  readonly children?: readonly Listed[]
-}
+import { printable } from '../util/text.js'
+import { DEFAULT_COLUMNS, type Format, type Listed, parseColumn, parseColumns, show, type Showing, sorted } from './columns.js'
+import type { ListArguments } from './options.js'
 
 /** sysfs counts in sectors of 512 bytes, whatever the disk does. */
 const SECTOR = 512
 
-export async function list(json: boolean): Promise<void> {
+/**
+ * @param which only these: names in the tree, kernel names, device-mapper names, or paths
+ * @returns the exit code: 1 where one of them is none of the list
+ */
+export async function list(which: readonly string[], options: ListArguments): Promise<number> {
+  const showing = showingOf(options)
   const sysfs = new Sysfs(native)
-  const devices = await scan(sysfs)
-  const disks = tree(sysfs, devices)
-  if (json) process.stdout.write(toJson({ devices: disks }))
-  else process.stdout.write(table(disks))
+  const all = tree(sysfs, await scan(sysfs))
+  const { found, missing } = select(all, which)
+  const flat = options.sort === undefined ? found : sorted(found.flatMap(flatten), parseColumn(options.sort), showing)
+  process.stdout.write(show(flat, showing))
+  for (const argument of missing) process.stderr.write(`diskseqfs: ${printable(argument)}: no disk or partition is called so now\n`)
+  return missing.length === 0 ? 0 : 1
+}
+
+function showingOf({ output, bytes = false, noheadings = false, raw, json, pairs, paths = false }: ListArguments): Showing {
+  const formats = [raw && 'raw', json && 'json', pairs && 'pairs'].filter((format) => typeof format === 'string') as Format[]
+  if (formats.length > 1) throw new UserError('--raw, --json and --pairs are different formats; choose one', 2)
+  const sysfs = new Sysfs(native)
+  let mounts: Map<string, string[]> | undefined
+  return {
+    columns: output === undefined ? DEFAULT_COLUMNS : parseColumns(output),
+    format: formats[0] ?? 'table',
+    bytes,
+    headings: !noheadings,
+    paths,
+    coloured: process.stdout.isTTY && (process.env['NO_COLOR'] ?? '') === '',
+    details: {
+      attribute: ({ kname }, name) => sysfs.attribute(kname.replaceAll('/', '!'), name)?.replace(/\n$/, ''),
+      mountpoints: (majmin) => (mounts ??= readMounts()).get(majmin) ?? [],
+    },
+  }
+}
+
+/** Those of the list that are asked for, each with its partitions. */
+function select(all: readonly Listed[], which: readonly string[]): { found: readonly Listed[]; missing: string[] } {
+  if (which.length === 0) return { found: all, missing: [] }
+  const devices = all.flatMap((disk) => [disk, ...(disk.children ?? [])])
+  const wanted = which.map((argument) => devices.find((device) => isCalled(device, argument)))
+  return { found: wanted.filter((device) => device !== undefined), missing: which.filter((_, i) => wanted[i] === undefined) }
+}
+
+/** Nothing is opened for it: of a path, the number counts that it has now. */
+function isCalled(device: Listed, argument: string): boolean {
+  if (argument.includes('/')) return numberOf(argument) === device.majmin
+  const parsed = parseName(argument)
+  if (parsed !== undefined) return device.name === nodeName(parsed.diskseq, parsed.partition)
+  return device.kname === argument || device.majmin === argument || (device.kname.startsWith('dm-') && device.holder === argument)
+}
+
+function numberOf(path: string): string | undefined {
+  const found = statSync(path, { throwIfNoEntry: false })
+  return found?.isBlockDevice() ? majminOf(found.rdev) : undefined
+}
+
+/** gnu_dev_makedev */
+const majminOf = (rdev: number) => `${((rdev >> 8) & 0xfff) >>> 0}:${((rdev & 0xff) | ((rdev >> 12) & 0xfff00)) >>> 0}`
+
+const flatten = (device: Listed): Listed[] => {
+  const { children = [], ...alone } = device
+  return [alone, ...children]
+}
+
+/** By device number, of filesystems that have one of their own; and swap. */
+function readMounts(): Map<string, string[]> {
+  const found = new Map<string, string[]>()
+  const add = (majmin: string, where: string) => void found.set(majmin, [...(found.get(majmin) ?? []), where])
+  for (const line of readFileSync('/proc/self/mountinfo', 'latin1').split('\n')) {
+    const [, , majmin, , where] = line.split(' ')
+    if (majmin !== undefined && where !== undefined && !majmin.startsWith('0:')) add(majmin, decoded(where))
+  }
+  for (const line of readFileSync('/proc/swaps', 'latin1').split('\n').slice(1)) {
+    const [path = '', type] = line.split(/\s+/)
+    const majmin = type === 'partition' ? numberOf(decoded(path)) : undefined
+    if (majmin !== undefined) add(majmin, '[SWAP]')
+  }
+  return found
+}
+
+/** The kernel writes blanks and the like in octal. */
+function decoded(latin1: string): string {
+  const bytes = latin1.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
+  return Buffer.from(bytes, 'latin1').toString()
 }
 
 function scan(sysfs: Sysfs): Promise<Device[]> {
@@ -88,44 +154,4 @@ export function deviceType(device: Device, dmUuid: string | undefined, mdLevel: 
   if (device.kname.startsWith('sr')) return 'rom'
   if (mdLevel) return mdLevel
   return 'disk'
-}
-
-function table(disks: readonly Listed[]): string {
-  const rows = [['NAME', 'KNAME', 'MAJ:MIN', 'SIZE', 'RO', 'TYPE', 'HOLDER']]
-  const add = (device: Listed, indent: string) => {
-    rows.push([
-      indent + device.name,
-      device.kname,
-      device.majmin,
-      humanSize(device.size),
-      device.ro ? '1' : '0',
-      device.type,
-      printable(device.holder ?? ''),
-    ])
-    for (const child of device.children ?? []) add(child, '  ')
-  }
-  for (const disk of disks) add(disk, '')
-  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)))
-  const right = new Set([3, 4])
-  return rows
-    .map((row) =>
-      row
-        .map((cell, column) => (right.has(column) ? cell.padStart(widths[column]!) : cell.padEnd(widths[column]!)))
-        .join(' ')
-        .trimEnd(),
-    )
-    .map((line) => `${line}\n`)
-    .join('')
-}
-
-/** Powers of 1024 with at most one decimal, as lsblk prints them: 512B, 1.5G. */
-export function humanSize(bytes: number): string {
-  const units = ['B', 'K', 'M', 'G', 'T', 'P', 'E']
-  let value = bytes
-  let unit = 0
-  while (value >= 1024 && unit < units.length - 1) {
-    value /= 1024
-    unit++
-  }
-  return `${Number(value.toFixed(1))}${units[unit]}`
 }

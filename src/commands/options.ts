@@ -42,6 +42,18 @@ export interface WaitArguments {
   timeout?: number
 }
 
+/** What `diskseqfs list` was told. */
+export interface ListArguments {
+  output?: string
+  bytes?: boolean
+  noheadings?: boolean
+  raw?: boolean
+  json?: boolean
+  pairs?: boolean
+  paths?: boolean
+  sort?: string
+}
+
 /** What `diskseqfs mount` was told. */
 export interface MountArguments {
   foreground?: boolean

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs list`: what sysfs has, for people and for programs, whether or not a daemon runs. */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { deviceType, humanSize, type Listed, tree } from '../../src/commands/list.js'
+import { humanSize, type Listed } from '../../src/commands/columns.js'
+import { deviceType, tree } from '../../src/commands/list.js'
 import { printable } from '../../src/util/text.js'
 import { native } from '../../src/native.js'
 import { type Device, parseDevice, Sysfs } from '../../src/devices/sysfs.js'
@@ -266,4 +267,90 @@ t.test('tree', async (t) => {
   t.match(disks[0], { size: 0, ro: false, type: 'disk', holder: null }, 'what sysfs cannot tell is left out')
   t.notOk(JSON.stringify(disks).includes('sdc1'), 'a partition whose disk has gone meanwhile is too')
   t.strictSame(devices, order, 'and the devices given are as they were')
+})
+
+t.test('only those that are named, by whatever they are called', async (t) => {
+  const disk = loopDisk(t)
+  const n = disk.diskseq()
+  disk.addPartition(2, 64, 128)
+  const link = `${disk.file}.link`
+  symlinkSync(disk.path, link)
+  const majmin = readFileSync(`/sys/class/block/${disk.kname}/dev`, 'utf8').trim()
+  for (const argument of [n, disk.path, link, disk.kname, majmin]) {
+    const { code, stdout } = await list('-no', 'NAME', argument)
+    t.strictSame({ code, stdout }, { code: 0, stdout: `${n}\n  ${n}p2\n` }, argument)
+  }
+  for (const argument of [`${n}p2`, `${n}-part2`, `${disk.kname}p2`]) {
+    t.equal((await list('-no', 'KNAME', argument)).stdout, `${disk.kname}p2\n`, argument)
+  }
+  const { code, stdout, stderr } = await list('-no', 'NAME', 'nonsense', `${n}p2`, '/dev/null', '')
+  t.strictSame({ code, stdout }, { code: 1, stdout: `${n}p2\n` })
+  t.equal(stderr, ['nonsense', '/dev/null', ''].map((name) => `diskseqfs: ${name}: no disk or partition is called so now\n`).join(''))
+  disk.deletePartition(2)
+})
+
+t.test('columns and formats are those of lsblk', async (t) => {
+  const disk = loopDisk(t, { size: 3 << 20 })
+  const n = disk.diskseq()
+  const show = async (...args: string[]) => (await list(...args, n)).stdout
+  t.equal(await show('-b', '-o', 'size,kname'), `   SIZE KNAME\n3145728 ${disk.kname}\n`)
+  t.equal(await show('-n', '-o', 'SIZE'), '3M\n')
+  t.equal(await show('-p', '-n', '-o', 'NAME'), `/dev/disk/by-diskseq/${n}\n`)
+  t.equal(await show('-n', '-o', 'PATH,DISKSEQ'), `/dev/disk/by-diskseq/${n} ${n}\n`)
+  t.match(await show('-o', '+BACK-FILE'), /^NAME +KNAME .* HOLDER +BACK-FILE\n/)
+  t.equal(
+    await show('-P', '-o', 'NAME,RO,MAJ:MIN,MOUNTPOINTS').then((text) => text.replace(/\d+:\d+/, 'M')),
+    `NAME="${n}" RO="0" MAJ_MIN="M" MOUNTPOINTS=""\n`,
+  )
+  t.strictSame(JSON.parse(await show('-J', '-o', 'NAME,SIZE,PARTN,MOUNTPOINTS')), {
+    devices: [{ name: n, size: 3 << 20, partn: null, mountpoints: [], children: [] }],
+  })
+  t.strictSame(JSON.parse(await show('-J')), JSON.parse(await show('--json')))
+  const { kname } = loopOn(t, 'a "b" $c \\ d\n`')
+  t.match((await list('-rno', 'BACK-FILE', kname)).stdout, /\/a\\x20"b"\\x20\$c\\x20\\x5c\\x20d\\x0a`\n$/)
+  t.match((await list('-Po', 'BACK-FILE', kname)).stdout, /\/a \\x22b\\x22 \\x24c \\x5c d\\x0a\\x60"\n$/)
+})
+
+t.test('in the order of a column', async (t) => {
+  const [small, large] = [loopDisk(t, { size: 1 << 20 }), loopDisk(t, { size: 900 << 20 })]
+  const knames = (await list('-rno', 'KNAME', '-x', 'SIZE')).stdout.split('\n')
+  t.ok(knames.indexOf(small.kname) < knames.indexOf(large.kname))
+  large.addPartition(10, 2048, 64)
+  large.addPartition(9, 4096, 64)
+  const names = (await list('-rno', 'NAME', '-x', 'NAME', large.kname)).stdout
+  t.equal(names, ['', 'p9', 'p10'].map((part) => `${large.diskseq()}${part}\n`).join(''))
+  large.deletePartition(10)
+  large.deletePartition(9)
+})
+
+t.test('where it is mounted', async (t) => {
+  const disk = loopDisk(t, { size: 2 << 20 })
+  await run('mkfs.ext4', ['-q', disk.path])
+  const where = join(mkdtempSync(join(tmpdir(), 'diskseqfs-list-')), 'a b ü')
+  cleanup(t, () => rmSync(join(where, '..'), { recursive: true }))
+  mkdirSync(where)
+  t.equal((await run('mount', [disk.path, where])).code, 0)
+  cleanup(t, () => run('umount', [where]))
+  t.equal((await list('-no', 'MOUNTPOINTS', disk.kname)).stdout, `${where}\n`)
+})
+
+t.test('what is asked wrongly', async (t) => {
+  t.match(await list('-o', 'NAME,NONSENSE'), {
+    code: 2,
+    stdout: '',
+    stderr: /^diskseqfs: no column is called NONSENSE; there are NAME, PATH, /,
+  })
+  t.match(await list('-x', ''), { code: 2, stdout: '', stderr: /no column is called/ })
+  t.match(await list('-r', '-J'), {
+    code: 2,
+    stdout: '',
+    stderr: /^diskseqfs: --raw, --json and --pairs are different formats; choose one\n$/,
+  })
+})
+
+t.test('colour is for terminals, unless NO_COLOR is set', async (t) => {
+  const on = (env: string) => run('script', ['--quiet', '--command', `env ${env} ${PROGRAM.join(' ')}`, '/dev/null'])
+  t.match((await on('NO_COLOR=')).stdout, /^\u001b\[1mNAME/)
+  t.notMatch((await on('NO_COLOR=1')).stdout, '\u001b')
+  t.notMatch((await list()).stdout, '\u001b')
 })
