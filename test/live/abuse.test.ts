@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Somebody without any rights who asks the tree for all there is and all there
- * is not, with a hundred threads: no disk is opened for it, nothing of it is
- * remembered, and root is served meanwhile. How quickly: bench/faults.ts.
+ * An unprivileged user queries the tree with a hundred threads, for names that exist and names that
+ * do not. No disk is opened for it, nothing about it is remembered, and root is served meanwhile.
+ * For how quickly, see bench/faults.ts.
  */
 import { chmodSync } from 'node:fs'
 import { release } from 'node:os'
@@ -37,12 +37,12 @@ import {
 const NOBODY = '65534'
 const THREADS = '100'
 const SECONDS = 1
-/** A machine that is busy may take long, but not as long as a hundred threads' requests. */
+/** A busy machine may take long, but not as long as serving the requests of a hundred threads. */
 const BOUND_MS = 500
-/** What a heap may keep that has been at work; each thread has asked some thousand times. */
+/** How much a heap that has been at work may grow. Each thread has made some thousand requests. */
 const MORE_MIB = 40
 
-/** What was asked, how often, and what it failed with. */
+/** What was asked, how often, and with which errors. */
 type Outcome = Record<'names' | 'numbers' | 'stat' | 'open' | 'list', { n: number; errors: Record<string, number> }>
 
 function start(t: Test, tree: RunningTree, ...args: string[]): Promise<RunningBlk> {
@@ -65,7 +65,7 @@ async function setup(t: Test, twin: Twin) {
   return { tree, opens, loop, names: [zram.diskseq(), loop.diskseq(), `${loop.diskseq()}p1`], mine: zram.diskseq() }
 }
 
-t.test('a hundred threads of nobody have no disk opened', async (t) => {
+t.test('no disk is opened for a hundred unprivileged threads', async (t) => {
   const { tree, opens, names } = await setup(t, 'none')
   const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
   await nobody.ask()
@@ -75,30 +75,30 @@ t.test('a hundred threads of nobody have no disk opened', async (t) => {
     if (open.length > 0) t.fail(`open: ${open}`)
   }
   const outcome = JSON.parse(await nobody.end()) as Outcome
-  t.equal(await opens(), 0, 'nobody has seen any of them opened')
+  t.equal(await opens(), 0, 'none of them was opened')
   for (const [what, errno] of [
     ['names', 'ENOENT'],
     ['numbers', 'ENOENT'],
     ['open', 'EACCES'],
-    // Who reads a directory may hold its lock for ever: see Tree.rootAttr().
+    // A reader of a directory can hold its lock for ever: see Tree.rootAttr().
     ['list', 'EACCES'],
   ] as const) {
     const { n, errors } = outcome[what]
     t.ok(n > 100, `${n} times ${what}`)
-    t.strictSame(errors, { [errno]: n }, `each is ${errno}`)
+    t.strictSame(errors, { [errno]: n }, `each fails with ${errno}`)
   }
   const { n, errors } = outcome.stat
   t.ok(n > 100, `${n} times stat`)
-  t.strictSame(errors, {}, 'which anybody may')
+  t.strictSame(errors, {}, 'which any user may do')
 })
 
-t.test('twin: without a look at who asks, disks are opened for nobody', async (t) => {
+t.test('twin: without the access check, disks are opened for an unprivileged user', async (t) => {
   const { tree, opens, names } = await setup(t, 'no-access-rule')
   const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
   await nobody.ask()
   await sleep(500)
   await nobody.end()
-  t.ok((await opens()) > 0, 'they were seen to be opened')
+  t.ok((await opens()) > 0, 'they were opened')
 })
 
 t.test('root is served meanwhile', async (t) => {
@@ -108,19 +108,19 @@ t.test('root is served meanwhile', async (t) => {
   const path = join(tree.mountpoint, mine)
   const { n, max_ns, errors } = await blk('openlat', '--path', path, '--count', '2000', '--seconds', String(SECONDS))
   t.strictSame(errors, {}, `${n} opens`)
-  t.ok(n >= 100, 'more than a hundred')
+  t.ok(n >= 100, 'at least a hundred opens')
   t.ok(max_ns / 1e6 < BOUND_MS, `${(max_ns / 1e6).toFixed(1)} ms at most`)
   await nobody.end()
 })
 
 const SOMEBODY_ELSE = '65533'
-/** Fewer than are read at once. */
+/** Fewer requests than the daemon reads at once. */
 const CROWD = 50
 
 /**
- * Many threads of one user ask while the daemon is stopped, then another user
- * does, and root last. When it goes on: how many of the crowd are answered
- * before each of those two.
+ * Many threads of one user make requests while the daemon is stopped, then another user makes one,
+ * and root last. Returns how many of the crowd are answered before each of those two once the
+ * daemon continues.
  */
 async function answeredBefore(t: Test, twin: Twin): Promise<{ somebodyElse: number; root: number }> {
   zramDisk(t)
@@ -134,7 +134,7 @@ async function answeredBefore(t: Test, twin: Twin): Promise<{ somebodyElse: numb
     [await start(SOMEBODY_ELSE, 1), 1],
     [await start('0', 1), 1],
   ]
-  await report(tree) // up to now, nobody is of interest
+  await report(tree) // drops the answers noted so far
   process.kill(tree.pid, 'SIGSTOP')
   cleanup(t, () => process.kill(tree.pid, 'SIGCONT'))
   for (const [{ pid, ask }, count] of askers) {
@@ -149,15 +149,16 @@ async function answeredBefore(t: Test, twin: Twin): Promise<{ somebodyElse: numb
   return { somebodyElse: crowdBefore(SOMEBODY_ELSE), root: crowdBefore('0') }
 }
 
-t.test('who asks once does not stand behind a crowd that came first', async (t) => {
+t.test('a single request does not wait behind a crowd that came first', async (t) => {
   const { somebodyElse, root } = await answeredBefore(t, 'none')
   t.ok(root <= 1, `root is answered after ${root} of them`)
-  // On the way to a name the kernel asks for the directory's ACL. Those two of the crowd who were
-  // told of it ask for their names then, which comes before the ACL, whoever waits for that.
+  // On the way to a name the kernel asks for the directory's ACL. Two of the crowd get that answer
+  // and then ask for their names. A LOOKUP goes before a request for the ACL, whichever user waits
+  // for that.
   t.ok(somebodyElse <= 4, `another user after ${somebodyElse}`)
 })
 
-t.test('twin: if requests are answered as they come, both do', async (t) => {
+t.test('twin: if requests are answered in order of arrival, both users wait behind the crowd', async (t) => {
   const { somebodyElse, root } = await answeredBefore(t, 'as-they-come')
   t.ok(root >= CROWD, `root is answered after ${root} of them`)
   t.ok(somebodyElse >= CROWD, `another user after ${somebodyElse}`)
@@ -170,7 +171,7 @@ async function remembered(tree: RunningTree): Promise<Record<string, number>> {
 
 const NOTHING = { inodes: 0, dead: 0, pending: 0, waiting: 0 }
 
-/** Memory that has grown from one time to the next, when it had grown to its size before, MiB. */
+/** Growth of memory in MiB from one run to the next, once it has reached its usual size. */
 async function growth(t: Test, tree: RunningTree, ask: () => Promise<unknown>): Promise<number> {
   await ask()
   await ask()
@@ -181,7 +182,7 @@ async function growth(t: Test, tree: RunningTree, ask: () => Promise<unknown>): 
   return more
 }
 
-t.test('of it nothing is remembered but disks that are there, as long as they are', async (t) => {
+t.test('nothing is remembered but the disks that exist, for as long as they exist', async (t) => {
   const { tree, names, loop } = await setup(t, 'none')
   const before = descriptors(tree.pid).length
   const more = await growth(t, tree, async () => {
@@ -191,21 +192,21 @@ t.test('of it nothing is remembered but disks that are there, as long as they ar
     await nobody.end()
   })
   t.ok(more < MORE_MIB, 'memory does not grow')
-  // The kernel keeps their names: who asks for one that it knows needs no lock.
+  // The kernel keeps their names: an open of a name that it knows needs no lock.
   const { inodes = 0, ...rest } = await remembered(tree)
   t.ok(inodes <= names.length, `${inodes} inodes of ${names.length} disks`)
-  t.strictSame({ inodes: 0, ...rest }, NOTHING, 'and no request')
+  t.strictSame({ inodes: 0, ...rest }, NOTHING, 'no request is remembered')
   loop.detach()
   const kept = 1 // the other disk
   await until(async () => JSON.stringify(await remembered(tree)) === JSON.stringify({ ...NOTHING, inodes: kept }), 10_000)
-  t.pass('nor are disks that are gone')
-  // Of threads that asked last, a file in /proc each: see Intents.
+  t.pass('disks that are gone are not remembered')
+  // Intents keeps one file in /proc open for each of the threads that asked last.
   t.ok(descriptors(tree.pid).length <= before + 64 + 8, `${descriptors(tree.pid).length - before} more descriptors`)
 })
 
 const CACHED = 100
 
-/** Of the names that the kernel has, how many it forgets when one of those disks goes. */
+/** How many of the names that the kernel knows it forgets when one of those disks goes. */
 async function forgotten(t: Test, twin: Twin): Promise<number> {
   const loop = loopDisk(t)
   await manyDisks(t, CACHED, loop.file)
@@ -224,15 +225,15 @@ const [MAJOR = 0, MINOR = 0] = release().split('.').map(Number)
 const PRUNES = MAJOR > 6 || (MAJOR === 6 && MINOR >= 18)
 
 t.test('the name of a disk that is gone is forgotten, and no other', async (t) => {
-  if (!PRUNES) return void t.comment('FUSE_NOTIFY_PRUNE came with Linux 6.18: here it is forgotten when there are many')
+  if (!PRUNES) return void t.comment('FUSE_NOTIFY_PRUNE came with Linux 6.18: here names are forgotten only when there are many')
   t.equal(await forgotten(t, 'none'), 1)
 })
 
-t.test('twin: where the kernel cannot be told which, it is not', async (t) => {
+t.test('twin: where the kernel cannot be told which name, it is not forgotten', async (t) => {
   t.equal(await forgotten(t, 'no-prune'), 0)
 })
 
-t.test('twin: a daemon that remembers what it is asked grows', async (t) => {
+t.test('twin: a daemon that remembers each request grows', async (t) => {
   const { tree, names } = await setup(t, 'hoards')
   const more = await growth(t, tree, async () => {
     const nobody = await start(t, tree, '--uid', NOBODY, '--names', names.join())
@@ -243,10 +244,10 @@ t.test('twin: a daemon that remembers what it is asked grows', async (t) => {
   t.ok(more > MORE_MIB, 'its memory grows')
 })
 
-t.test('directories that nobody closes cost nothing', async (t) => {
+t.test('directories that are never closed cost nothing', async (t) => {
   const { tree } = await setup(t, 'none')
   const before = resident(tree.pid)
-  // Root, as nobody else may open it.
+  // Root, as no other user may open the directory.
   await startBlk(t, 'abuse-directories', '--dir', tree.mountpoint, '--uid', '0', '--count', '10000')
   t.strictSame(await remembered(tree), NOTHING)
   const more = resident(tree.pid) - before

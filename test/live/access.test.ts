@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * Who could open a node: the rules here against the kernel's own, for every
- * combination of owner, group, mode and ACL, and for real processes.
+ * The rules for opening a device node, compared with the kernel's own, for every combination of
+ * owner, group, mode and ACL, and for real processes.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { chmodSync, chownSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -43,7 +43,7 @@ const as = ({ uid, gid, groups }: Who) => [
   ...(groups.length > 0 ? ['--groups', groups.join()] : ['--clear-groups']),
 ]
 
-/** A directory of files that anybody may reach, by the name of what is set on them. */
+/** A directory of files that any user may reach, each named after what is set on it. */
 function files(t: Test) {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-access-'))
   chmodSync(directory, 0o755)
@@ -70,7 +70,7 @@ function files(t: Test) {
   }
 }
 
-/** Names of the files that the kernel lets somebody open, for reading or for writing. */
+/** Names of the files that the kernel lets the caller open, for reading or for writing. */
 function openable(directory: string, who: Who): { names: Set<string>; tried: number } {
   const script = `
     exec 2>/dev/null
@@ -153,7 +153,7 @@ t.test('ACLs: as the kernel decides', async (t) => {
   compare(t, made, names)
 })
 
-t.test('who is certain may, says the kernel', async (t) => {
+t.test('a caller that is certain to be allowed is allowed by the kernel', async (t) => {
   const made = files(t)
   const { access } = fakeThread(t)
   const names: string[] = []
@@ -170,7 +170,7 @@ t.test('who is certain may, says the kernel', async (t) => {
     t.strictSame(
       names.filter((name) => Access.hopeless({ tid: 1, ...who }, node(name)) && kernel.has(name)),
       [],
-      `${what}: who is without hope may not`,
+      `${what}: a caller without hope is refused`,
     )
   }
 })
@@ -235,7 +235,7 @@ t.test('root of a user namespace of its own: as the kernel decides', async (t) =
   }
 })
 
-t.test('the ACL of a file is the one that the kernel would hand to a FUSE mount', async (t) => {
+t.test('the ACL of a file is as the kernel would hand it to a FUSE mount', async (t) => {
   const { directory, add, permissions } = files(t)
   add('file', 0o600)
   t.equal(permissions('file').acl, undefined, 'none')

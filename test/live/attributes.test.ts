@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * Owner, mode, times, ACL and xattrs of a name in the tree are those of the
- * device's own node, and a change on either side is one on both.
+ * Owner, mode, times, ACL and xattrs of a name in the tree are those of the device node. A change
+ * on either side shows on both.
  */
 import { chmodSync, chownSync, lchownSync, statSync, utimesSync } from 'node:fs'
 import { join } from 'node:path'
@@ -21,7 +21,7 @@ interface Pair {
 /** A disk and a partition, each with both of its paths. */
 async function setup(t: Test) {
   const disk = loopDisk(t)
-  // The node of a loop device outlives the disk.
+  // The device node of a loop device outlives the disk.
   const { mode, uid, gid, atime, mtime } = statSync(disk.path)
   cleanup(t, async () => {
     await run('setfacl', ['-b', disk.path])
@@ -53,12 +53,12 @@ function same(t: Test, { own, shown }: Pair, after: string): void {
   )
 }
 
-t.test('mode, owner and times are one, whichever side is changed', async (t) => {
+t.test('mode, owner and times are the same on both sides, whichever one is changed', async (t) => {
   const { pairs, tree, link } = await setup(t)
   for (const pair of pairs) {
     for (const [side, path, other] of [
       ['the tree', pair.shown, pair.own],
-      ["the device's own node", pair.own, pair.shown],
+      ['the device node', pair.own, pair.shown],
     ] as const) {
       chmodSync(path, 0o640)
       t.equal(statSync(other).mode & 0o7777, 0o640, `chmod of ${pair.name} through ${side}`)
@@ -79,18 +79,18 @@ t.test('mode, owner and times are one, whichever side is changed', async (t) => 
       )
       await run('touch', ['-a', path])
       t.ok(Date.now() - statSync(other).atimeMs < 60_000, 'touch -a sets the present time')
-      t.equal(statSync(other).mtimeMs, 1_100_000_000_500, 'and leaves the other alone')
+      t.equal(statSync(other).mtimeMs, 1_100_000_000_500, 'and leaves mtime alone')
       same(t, pair, 'utimes')
       chmodSync(path, 0o600)
     }
   }
   chmodSync(link, 0o604)
-  t.equal(statSync(pairs[1]!.own).mode & 0o7777, 0o604, 'chmod of the symlink is one of the partition')
-  t.throws(() => lchownSync(link, 1, 1), { code: 'EPERM' }, 'the symlink itself is nobody else to give away')
+  t.equal(statSync(pairs[1]!.own).mode & 0o7777, 0o604, 'chmod of the symlink changes the partition')
+  t.throws(() => lchownSync(link, 1, 1), { code: 'EPERM' }, 'the symlink itself cannot be given away')
   await until(() => openDevices(tree.pid).length === 0, 1000)
 })
 
-t.test('only those may change a node who may change the own node', async (t) => {
+t.test('a caller may change a name only if it may change the device node', async (t) => {
   const { disk, tree, pairs } = await setup(t)
   const shown = pairs[0]!.shown
   const asNobody = (...command: string[]) =>
@@ -106,7 +106,7 @@ t.test('only those may change a node who may change the own node', async (t) => 
     const { code, stderr } = await asNobody(...command)
     t.ok(code !== 0 && /Operation not permitted|Permission denied/.test(stderr), `${command[0]}: ${stderr.trim()}`)
   }
-  t.equal((await seen()).open, 0, 'and the device was not opened for them')
+  t.equal((await seen()).open, 0, 'and the device was not opened')
   chownSync(disk.path, NOBODY, 0)
   t.equal((await asNobody('chmod', '640', shown)).code, 0, 'its owner may change its mode')
   t.equal(statSync(disk.path).mode & 0o7777, 0o640)
@@ -115,12 +115,12 @@ t.test('only those may change a node who may change the own node', async (t) => 
 
 const acl = async (path: string) => (await run('getfacl', ['-pcn', path])).stdout.trim()
 
-t.test('ACLs are one, whichever side is changed', async (t) => {
+t.test('ACLs are the same on both sides, whichever one is changed', async (t) => {
   const { pairs } = await setup(t)
   for (const pair of pairs) {
     for (const [side, path, other] of [
       ['the tree', pair.shown, pair.own],
-      ["the device's own node", pair.own, pair.shown],
+      ['the device node', pair.own, pair.shown],
     ] as const) {
       const set = await run('setfacl', ['-m', 'u:1234:rw,g:5678:r', path])
       t.equal(set.code, 0, `setfacl on ${pair.name} through ${side} ${set.stderr}`)
@@ -139,7 +139,7 @@ t.test('ACLs are one, whichever side is changed', async (t) => {
   t.not(code, 0, `a default ACL is for directories: ${stderr.trim()}`)
 })
 
-t.test('a user who has rights by the ACL alone gets in', async (t) => {
+t.test('a user that has rights by the ACL alone gets in', async (t) => {
   const { disk, pairs } = await setup(t)
   const shown = pairs[0]!.shown
   const asNobody = async (script: string, path: string, groups: readonly string[]) => {
@@ -165,19 +165,19 @@ t.test('a user who has rights by the ACL alone gets in', async (t) => {
     chmodSync(disk.path, 0o600)
     await run('setfacl', ['-m', entries, disk.path])
     const rights = async (path: string) => [await asNobody(read, path, groups), await asNobody(write, path, groups)]
-    t.strictSame(await rights(disk.path), [reads, writes], `${entries}: may read, write, says the kernel of the own node`)
-    t.strictSame(await rights(shown), [reads, writes], 'and of its name in the tree')
+    t.strictSame(await rights(disk.path), [reads, writes], `${entries}: may read, write, says the kernel about the device node`)
+    t.strictSame(await rights(shown), [reads, writes], 'and so on its name in the tree')
   }
 })
 
 const getfattr = (path: string, name: string) => run('getfattr', ['--only-values', '-n', name, path])
 
-t.test('xattrs are one, whichever side is changed', async (t) => {
+t.test('xattrs are the same on both sides, whichever one is changed', async (t) => {
   const { pairs, tree } = await setup(t)
   for (const pair of pairs) {
     for (const [side, path, other] of [
       ['the tree', pair.shown, pair.own],
-      ["the device's own node", pair.own, pair.shown],
+      ['the device node', pair.own, pair.shown],
     ] as const) {
       const value = `von ${side}`
       const set = await run('setfattr', ['-n', 'trusted.diskseqfs-test', '-v', value, path])
@@ -196,7 +196,7 @@ t.test('xattrs are one, whichever side is changed', async (t) => {
     const own = await run('setfattr', ['-n', 'user.x', '-v', '1', pair.own])
     const shown = await run('setfattr', ['-n', 'user.x', '-v', '1', pair.shown])
     t.match(shown.stderr, /Operation not (permitted|supported)/, `user.*: ${shown.stderr.trim()}`)
-    t.equal(shown.code, own.code, "as on the device's own node")
+    t.equal(shown.code, own.code, 'as on the device node')
     const nonsense = await run('setfattr', ['-n', 'nonsense.x', '-v', '1', pair.shown])
     t.match(nonsense.stderr, /Operation not supported/, 'an unknown namespace: EOPNOTSUPP')
   }

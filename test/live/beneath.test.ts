@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Links beneath the mount: the same names, for whoever does not see it, and for all as soon as
- * it is gone. They are right through arrivals, removals, and the end of every part.
+ * Links beneath the mount: the same names, for a process that does not see the mount, and for all
+ * processes as soon as the mount is gone. The links stay right through arrivals, removals, and the
+ * end of each part.
  */
 import {
   chmodSync,
@@ -24,14 +25,14 @@ import t, { type Test } from 'tap'
 
 import { cleanup, errorOf, loopDisk, type LoopDisk, run, sleep, startBlk, startManaged, startTree, until } from '../helpers/tree.js'
 
-/** Below /dev, where such links are kept. */
+/** Below /dev, as only there the daemon makes such links. */
 function parentOf(t: Test): string {
   const parent = mkdtempSync('/dev/diskseqfs-beneath-')
   cleanup(t, () => rmSync(parent, { recursive: true }))
   return parent
 }
 
-/** /dev as somebody sees it who has it without the mounts below. */
+/** /dev as a process sees it that does not have the mounts below it. */
 async function otherView(t: Test): Promise<string> {
   const view = mkdtempSync(join(tmpdir(), 'diskseqfs-view-'))
   const { code, stderr } = await run('mount', ['--bind', '/dev', view])
@@ -49,10 +50,10 @@ const namesOf = (disk: LoopDisk) => {
   const kname = basename(disk.path)
   return [n, `${n}p1`, `${n}-part1`, `.dm/${n}/${kname}`, `.dm/${n}/${kname}p1`]
 }
-/** Which device's node each name leads to. */
+/** The device number that each name leads to. */
 const leads = (directory: string, names: readonly string[]) => names.map((name) => statSync(join(directory, name)).rdev)
 
-/** Names of the form that the tree has, with those in .dm. */
+/** All names in a directory of links, with those in .dm. */
 function linksIn(directory: string): string[] {
   const below = (path: string): string[] => {
     try {
@@ -61,7 +62,7 @@ function linksIn(directory: string): string[] {
       )
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
-      return [] // it has gone with its device
+      return [] // the directory has gone with its device
     }
   }
   return below('').sort()
@@ -69,7 +70,7 @@ function linksIn(directory: string): string[] {
 
 const own = (disk: LoopDisk, part: boolean) => statSync(disk.path + (part ? 'p1' : '')).rdev
 
-t.test('whoever does not see the mount finds the devices by the same names', async (t) => {
+t.test('a process that does not see the mount finds the devices by the same names', async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
   const disk = loopDisk(t)
@@ -81,8 +82,8 @@ t.test('whoever does not see the mount finds the devices by the same names', asy
   const expected = [false, true, true, false, true].map((part) => own(disk, part))
   t.strictSame(leads(covered, names), expected)
   t.strictSame(leads(mountpoint, names), expected, 'as in the tree')
-  t.match(readlinkSync(join(covered, disk.diskseq())), /^(\.\.\/)+loop\d+$/, 'with links that lead to the own node')
-  t.equal(lstatSync(covered).mode & 0o777, 0o711, 'nobody but root can keep the directory locked by reading it')
+  t.match(readlinkSync(join(covered, disk.diskseq())), /^(\.\.\/)+loop\d+$/, 'with links that lead to the device node')
+  t.equal(lstatSync(covered).mode & 0o777, 0o711, 'only root can keep the directory locked by reading it')
   t.equal(lstatSync(join(covered, '.dm')).mode & 0o777, 0o711)
 
   const later = loopDisk(t)
@@ -95,16 +96,16 @@ t.test('whoever does not see the mount finds the devices by the same names', asy
   t.equal(
     errorOf(() => lstatSync(join(covered, '.dm', gone[0]!))),
     'ENOENT',
-    'its directory is gone as well',
+    'the directory of the disk is gone as well',
   )
-  t.pass('they come and go with the devices')
+  t.pass('the links come and go with the devices')
 
   await stop()
-  t.strictSame(linksIn(mountpoint), [], 'where udev does not know of them, they are gone when the tree is')
+  t.strictSame(linksIn(mountpoint), [], 'links that udev does not know are gone with the tree')
   t.equal(lstatSync(mountpoint).mode & 0o777, 0o755)
 })
 
-t.test("a name by the kernel's name is there beneath before the tree answers for it", async (t) => {
+t.test('the second path has its link beneath before the tree answers for it', async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
   const { mountpoint } = await startTree(t, { parent })
@@ -119,7 +120,7 @@ t.test("a name by the kernel's name is there beneath before the tree answers for
   t.pass('fifty times')
 })
 
-t.test('who keeps the directory locked holds up nobody', async (t) => {
+t.test('a process that keeps the directory locked holds up no other', async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
   const { mountpoint, stop } = await startTree(t, { parent })
@@ -143,17 +144,17 @@ t.test('who keeps the directory locked holds up nobody', async (t) => {
     t.ok(ms < 1000, `${ms.toFixed(0)} ms`)
   }
   const began = performance.now()
-  // The kernel needs the lock to unmount, so it goes on afterwards.
+  // The kernel needs the lock to unmount, so the daemon ends only after the lock is released.
   const stopped = stop()
   await sleep(500)
   await holder.end()
   await stopped
-  t.ok(performance.now() - began < 5000, 'and it ends')
+  t.ok(performance.now() - began < 5000, 'the daemon ends')
   rmSync(parent, { recursive: true })
   mkdirSync(mountpoint, { recursive: true })
 })
 
-t.test('twin: where a LOOKUP waits for the links, it waits for that lock', async (t) => {
+t.test('twin: if a LOOKUP waits for the links, it waits for that lock', async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
   const { mountpoint } = await startTree(t, { parent, twin: 'waits-for-links' })
@@ -167,7 +168,7 @@ t.test('twin: where a LOOKUP waits for the links, it waits for that lock', async
   rmSync(join(covered, 'x'), { recursive: true, force: true })
 })
 
-t.test('twin: where nothing keeps them, nothing is there', async (t) => {
+t.test('twin: if no links are made, no name is there', async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
   const { mountpoint } = await startTree(t, { parent, twin: 'no-links-beneath' })
@@ -180,7 +181,7 @@ t.test('twin: where nothing keeps them, nothing is there', async (t) => {
   )
 })
 
-t.test("what was there before is mended, and what is no name of the tree's is left alone", async (t) => {
+t.test('old links are put right, and what is not a name of the tree is left alone', async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
   const disk = loopDisk(t)
@@ -205,7 +206,7 @@ t.test("what was there before is mended, and what is no name of the tree's is le
   rmSync(join(covered, 'mine'))
 })
 
-t.test('they are right again after a restart, and nothing dangles when the mount is taken away', async (t) => {
+t.test('the links are right again after a restart, and none dangles when the mount is removed', async (t) => {
   const parent = parentOf(t)
   const view = await otherView(t)
   const [stays, goes] = [loopDisk(t), loopDisk(t)]
@@ -222,7 +223,7 @@ t.test('they are right again after a restart, and nothing dangles when the mount
   await until(() => tree.ready() > ready, 20_000)
   await until(() => linksIn(covered).includes(comes.diskseq()))
   await until(() => !linksIn(covered).some((name) => old.includes(name)))
-  t.pass('what went while there was no daemon is gone')
+  t.pass('links of disks that went while there was no daemon are gone')
   const names = [stays.diskseq(), `.dm/${stays.diskseq()}/${basename(stays.path)}`]
   t.strictSame(leads(tree.mountpoint, names), [own(stays, false), own(stays, false)])
   await run('umount', ['--lazy', tree.mountpoint])
@@ -232,7 +233,7 @@ t.test('they are right again after a restart, and nothing dangles when the mount
   for (const name of linksIn(tree.mountpoint)) rmSync(join(tree.mountpoint, name))
 })
 
-t.test('outside of /dev there are none', async (t) => {
+t.test('outside of /dev there are no links', async (t) => {
   const { mountpoint, stop } = await startTree(t)
   await stop()
   t.strictSame(readdirSync(mountpoint), [])

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * btrfs has the kernel look up paths of devices, and set the times of what it finds: then it must find
- * the device's own node, as FUSE cannot have the inode of a device written back. The device
- * is the right one all the same. (That it does crash with one of ours: test/vm/cases/stack.ts.)
+ * btrfs has the kernel look up paths of devices, and sets the times of what it finds. It must find the
+ * device node, because the kernel cannot write back the FUSE inode of a device. The device is the
+ * right one in both cases. (That the kernel does crash with an inode of ours: test/vm/cases/stack.ts.)
  */
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -15,7 +15,7 @@ import { cleanup, type LoopDisk, loopDisk, openDevices, run, startTree, type Twi
 
 const skip = existsSync('/dev/btrfs-control') ? false : 'this kernel has no btrfs'
 
-/** What the kernel says of each path when it has looked it up for btrfs; where the device's own node is hidden. */
+/** The kernel's error for each path that it looks up for btrfs. `hidden`: the device node is covered by a file. */
 async function scan(t: Test, disk: LoopDisk, paths: readonly string[], hidden: boolean): Promise<string[]> {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-btrfs-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
@@ -38,13 +38,17 @@ async function found(t: Test, twin: Twin | undefined, hidden: boolean): Promise<
 }
 
 t.test('the kernel finds the device', { skip }, async (t) => {
-  t.strictSame(await found(t, undefined, false), ['EINVAL', 'EINVAL', 'ENOENT'], 'which is no btrfs')
+  t.strictSame(await found(t, undefined, false), ['EINVAL', 'EINVAL', 'ENOENT'], 'the device has no btrfs on it')
 })
 
-t.test("by the device's own node", { skip }, async (t) => {
-  t.strictSame(await found(t, undefined, true), ['ENOTBLK', 'ENOTBLK', 'ENOENT'], 'where it is hidden, what hides it')
+t.test('the kernel finds it by the device node', { skip }, async (t) => {
+  t.strictSame(
+    await found(t, undefined, true),
+    ['ENOTBLK', 'ENOTBLK', 'ENOENT'],
+    'with the node hidden, the kernel finds the file that hides it',
+  )
 })
 
-t.test('twin: or by an inode of ours', { skip }, async (t) => {
+t.test('twin: without that, the kernel finds it by an inode of ours', { skip }, async (t) => {
   t.strictSame(await found(t, 'own-inodes', true), ['EINVAL', 'EINVAL', 'ENOENT'])
 })

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Waiting for the next request: while that pays, and hardly ever where it does not. */
+/** Busy-polling for the next request: it happens while it pays, and hardly ever otherwise. */
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
@@ -8,7 +8,7 @@ import { BusyPoll } from '../../src/fuse/busy-poll.js'
 import { blk } from '../helpers/blk.js'
 import { loopDisk, report, startTree, type Twin } from '../helpers/tree.js'
 
-/** How often it waits, of so many chances that all end alike. */
+/** How often it waits, given so many chances that all end alike. */
 function waits(busyPoll: BusyPoll, chances: number, came: boolean, ms = 0.01): number {
   let count = 0
   for (let i = 0; i < chances; i++) {
@@ -23,7 +23,7 @@ t.test('it waits each time while the next request comes at once', async (t) => {
   t.equal(waits(new BusyPoll(), 1000, true), 1000)
 })
 
-t.test('in vain it waits ever more rarely', async (t) => {
+t.test('if waiting is in vain, it waits ever more rarely', async (t) => {
   const busyPoll = new BusyPoll()
   t.equal(waits(busyPoll, 1, false), 1, 'at first')
   t.ok(waits(busyPoll, 1000, false) <= 15, 'and then seldom')
@@ -42,7 +42,7 @@ t.test('a wait in which others had the processor was in vain', async (t) => {
 
 const OPENS = 300
 
-/** How often it has waited when so many opens came one by one, some ms after each other. */
+/** How often the daemon has waited while so many opens came one by one, some ms apart. */
 async function rare(t: Test, twin: Twin): Promise<number> {
   const disk = loopDisk(t)
   const tree = await startTree(t, { twin })
@@ -52,7 +52,7 @@ async function rare(t: Test, twin: Twin): Promise<number> {
   return (await report(tree))['waits'] - before['waits']
 }
 
-t.test('who opens a disk now and then costs no wait each time', async (t) => {
+t.test('an open now and then does not cost a wait each time', async (t) => {
   const waits = await rare(t, 'none')
   t.ok(waits < OPENS / 2, `${waits} waits for ${OPENS} opens`)
 })

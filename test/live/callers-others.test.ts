@@ -15,7 +15,8 @@ const KINDS: readonly Kind[] = [
   { name: 'O_PATH in an overlay of the tree', way: 'opath', enough: 300, twin: 'no-pins', errors: ['ESTALE'], overlay: true },
   { name: 'fsconfig(2), which mounts in steps', way: 'fsconfig', enough: 20, twin: 'linger-only', image: 'ext4' },
   { name: 'swapon(2)', way: 'swapon', enough: 20, twin: 'no-pins', image: 'swap' },
-  // Most kernels refuse x32 calls (they need CONFIG_X86_X32_ABI, and on Debian "syscall.x32=y"): then there is no twin either.
+  // Most kernels refuse x32 calls (they need CONFIG_X86_X32_ABI, and on Debian "syscall.x32=y"). Where they do, there is no
+  // twin either.
   { name: 'an x32 call', way: 'x32', enough: 300, twin: 'no-pins', needs: 'x32' },
   { name: 'a process that opens for another one, with a shared descriptor table', way: 'shared-files', enough: 300, twin: 'no-pins' },
   { name: 'a process in another pid namespace', way: 'pid-namespace', enough: 200, twin: 'no-pins' },
@@ -39,21 +40,21 @@ const KINDS: readonly Kind[] = [
 
 KINDS.forEach(testKind)
 
-// A request has the caller's id in the pid namespace that the tree was mounted in. Where /proc is of another one, that
-// is another thread there, or none: one in some thousand opens in churn then reached another disk.
+// A request carries the caller's id in the pid namespace that the tree was mounted in. If /proc is of another one,
+// that id is another thread there, or none. One in some thousand opens in churn then reached another disk.
 tap.test('a daemon whose /proc is of another pid namespace does not start', async (t) => {
   await t.rejects(startTree(t, { apart: 'outer proc', expectErrors: true }), /\/proc is of another pid namespace/)
 })
 
-tap.test('another pid namespace, twin: if it is not looked at, it does', async (t) => {
+tap.test('another pid namespace, twin: without that check, it starts', async (t) => {
   await startTree(t, { apart: 'outer proc', twin: 'any-proc', args: ['--hold', '1'] })
 })
 
-tap.test('nor does one take the tree over that was mounted in another pid namespace', async (t) => {
+tap.test('a daemon does not take over a tree that was mounted in another pid namespace', async (t) => {
   loopDisk(t)
   const { mountpoint, log } = await startTree(t, { apart: 'own proc', args: ['--hold', '1'] })
   const [, pid = '', path = ''] = /^\/proc\/(\d+)\/root(.*)$/.exec(mountpoint) ?? []
-  // In the mount namespace of that one, with the /proc of this pid namespace.
+  // Runs in the mount namespace of that daemon, with the /proc of this pid namespace.
   const proc = ['unshare', '--mount', 'sh', '-c', 'mount -t proc proc /proc; exec "$@"', 'sh']
   const replace = ['nsenter', '--mount', '--target', pid, ...proc, process.execPath, CLI, 'mount', '-f', '--replace', path]
   const { code, stderr } = await run('env', ['--unset=NODE_OPTIONS', ...replace])

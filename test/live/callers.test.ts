@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Who opens is taken for who he is, however he goes about it: calls that libc does not
- * make, 32-bit calls of 64-bit programs, registers that lie, io_uring, mount(2). And who
- * only looks, by whatever call, has nothing opened.
+ * The daemon recognizes an open whichever way the caller makes it: calls that libc does not make,
+ * 32-bit calls of 64-bit programs, registers that lie, io_uring, mount(2). A caller that only
+ * looks, by whatever call, has nothing opened.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -55,32 +55,32 @@ const KINDS: readonly Kind[] = [
   },
   { name: 'a 32-bit mount of a 64-bit program', way: 'int80-mount', enough: 20, twin: 'numbers-believed', image: 'ext4', needs: 'int80' },
   { name: 'mount(2) of a static program', way: 'mount', program: 'blk-fixed', enough: 20, twin: 'linger-only', image: 'ext4' },
-  { name: 'mount(2) of who may mount and nothing else', way: 'mount-nobody', enough: 20, lives: 100_000, image: 'ext4' },
+  { name: 'mount(2) by a process that may mount and nothing else', way: 'mount-nobody', enough: 20, lives: 100_000, image: 'ext4' },
 ]
 
-t.test('one that has no processor, while the other threads of its program go on', async (t) => {
+t.test('a caller that gets no processor, while the other threads of its program go on', async (t) => {
   t.strictSame(await stoppedCaller(t, 'none'), { recycled: false, opened: 'its disk' })
 })
 
-t.test('twin: with the page faults of all threads it is taken for gone on, and opens another disk', async (t) => {
+t.test('twin: if page faults of all threads are counted, it is taken to have gone on, and opens another disk', async (t) => {
   t.strictSame(await stoppedCaller(t, 'faults-of-all'), { recycled: true, opened: 'another disk' })
 })
 
-/** One that has no processor for longer than those are waited for who cannot be seen. */
+/** A caller that gets no processor for longer than the daemon waits for callers that it cannot see. */
 const longerThanHold = (t: Test, twin: Twin) => stoppedCaller(t, twin, { args: ['--hold', '1'], wantedMs: 2300 })
 
-t.test('one that has no processor, for longer than --hold', async (t) => {
+t.test('a caller that gets no processor for longer than --hold', async (t) => {
   t.strictSame(await longerThanHold(t, 'none'), { recycled: false, opened: 'its disk' })
 })
 
-t.test('twin: if all are waited for no longer than that, it opens another disk', async (t) => {
+t.test('twin: if --hold limits the wait for all callers, it opens another disk', async (t) => {
   t.strictSame(await longerThanHold(t, 'hold-for-all'), { recycled: true, opened: 'another disk' })
 })
 
 /**
- * A user opens a disk and keeps no more than an O_PATH descriptor of it, made from the open
- * one: of that the daemon hears nothing. Then root opens the disk. How many of the user's opens
- * right after that reach the disk without asking: with the daemon stopped.
+ * A user opens a disk, makes an O_PATH descriptor from the open file, and keeps only that. The
+ * daemon hears nothing of it. Then root opens the disk. Counts how many of the user's opens right
+ * after that reach the disk without a request to the daemon, which is stopped.
  */
 const UNASKED = `import os, select, signal, sys, time
 path, uid, daemon, rounds = sys.argv[1], *map(int, sys.argv[2:])
@@ -122,16 +122,16 @@ async function unasked(t: Test, twin: Twin): Promise<number> {
   return Number(stdout)
 }
 
-t.test("a user's open by a descriptor made from another is asked for, whoever opens the disk meanwhile", async (t) => {
+t.test("a user's open through a descriptor made from another asks the daemon, even if root opens the disk meanwhile", async (t) => {
   t.equal(await unasked(t, 'none'), 0)
 })
 
-t.test('twin: if only calls that keep the inode are taken to, it is not', async (t) => {
+t.test('twin: if a caller that opens is not taken to keep the inode, it does not', async (t) => {
   const count = await unasked(t, 'openers-keep-nothing')
   t.ok(count > 0, `${count} of ${UNASKED_ROUNDS}`)
 })
 
-/** A caller that has no processor, of a program whose code begins at 0. */
+/** A caller that gets no processor, of a program whose code begins at 0. */
 function codeAtZero(t: Test, twin: Twin) {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-program-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
@@ -140,17 +140,20 @@ function codeAtZero(t: Test, twin: Twin) {
   return stoppedCaller(t, twin, { program })
 }
 
-t.test('one of a program that is made to look as if it had no memory', async (t) => {
+t.test('a caller whose program is made to look as if it had no memory', async (t) => {
   t.strictSame(await codeAtZero(t, 'none'), { recycled: false, opened: 'its disk' })
 })
 
-t.test('twin: by where its code begins it is taken for gone, and opens another disk', async (t) => {
+t.test('twin: if the start of its code alone decides, it is taken for gone, and opens another disk', async (t) => {
   t.strictSame(await codeAtZero(t, 'code-alone'), { recycled: true, opened: 'another disk' })
 })
 
 KINDS.forEach(testKind)
 
-/** How often the daemon opens a disk of a group for somebody who is not in it, and opens it nevertheless. */
+/**
+ * How often the daemon opens a disk of a group for a caller that is not in the group and can open the disk
+ * all the same.
+ */
 async function pinsFor(t: Test, way: string, twin: Twin): Promise<number> {
   const loop = loopDisk(t, { file: await imageFile(t, 'ext4') })
   chownSync(loop.path, 0, GROUP)
@@ -160,21 +163,21 @@ async function pinsFor(t: Test, way: string, twin: Twin): Promise<number> {
   const seen = await watchNode(t, loop.path, tree)
   const { error } = await blk('way', '--way', way, '--path', join(tree.mountpoint, loop.diskseq()), '--node-gid', String(GROUP))
   t.comment(`errno ${error}`)
-  if (twin === 'none') t.equal(error, 0, 'it opens it')
+  if (twin === 'none') t.equal(error, 0, 'the caller opens the disk')
   return (await seen()).open
 }
 
 for (const way of ['uring-others', 'mount-nobody']) {
-  t.test(`${way}: what decides is not the node's mode and the groups of the caller`, async (t) => {
+  t.test(`${way}: the node's mode and the caller's groups do not decide`, async (t) => {
     t.ok((await pinsFor(t, way, 'none')) > 0, 'the disk is held meanwhile')
   })
 
-  t.test(`${way}, twin: if it is, the disk is not held`, async (t) => {
+  t.test(`${way}, twin: if they do, the disk is not held`, async (t) => {
     t.equal(await pinsFor(t, way, 'purpose-open'), 0)
   })
 }
 
-t.test('who may not open a disk is told so, by a 32-bit call as well', async (t) => {
+t.test('a caller that may not open a disk gets EACCES, also by a 32-bit call', async (t) => {
   if (!(await blk('int80'))['works']) return void t.comment('no 32-bit calls here')
   const loop = loopDisk(t)
   const tree = await startTree(t)
@@ -184,28 +187,28 @@ t.test('who may not open a disk is told so, by a 32-bit call as well', async (t)
     const { error } = await blk('way', '--way', 'int80', '--path', path, '--uid', String(NOBODY))
     t.equal(error, constants.errno.EACCES)
   }
-  t.equal((await seen()).open, 0, 'nor is it opened for him')
+  t.equal((await seen()).open, 0, 'the disk is not opened for it')
 })
 
-/** How often a slow drive is opened for one open(2), whose medium may be changed, and that nobody has open. */
+/** How often a slow drive with a removable medium, which no process has open, is opened for one open(2). */
 async function opensOfDrive(t: Test, twin: Twin): Promise<number> {
   const loop = loopDisk(t)
   const tree = await startTree(t, { twin: `${twin}+slow` as Twin })
   const seen = await watchNode(t, loop.path, tree)
   closeSync(openSync(join(tree.mountpoint, loop.diskseq()), 'r'))
-  // (The caller's own is by the tree's node, which is another one.)
+  // Not counted: the open of the caller, which is by the node in the tree.
   return (await seen()).open
 }
 
-t.test('a slow drive whose medium may be changed is opened once for an open(2)', async (t) => {
+t.test('a slow drive with a removable medium is opened once for an open(2)', async (t) => {
   t.equal(await opensOfDrive(t, 'removable-drives'), 1)
 })
 
-t.test('twin: if it is not remembered for whom that was begun, twice', async (t) => {
+t.test('twin: if the daemon does not remember for which caller that began, it is opened twice', async (t) => {
   t.equal(await opensOfDrive(t, 'removable-drives-anew'), 2)
 })
 
-/** Each with what it ends in: it has come to the device. */
+/** Each call with the errors it ends in, which show that it reached the device. */
 const INSPECTING = {
   openat2: [''],
   'openat2-directory': ['ENOTDIR'],
@@ -238,11 +241,11 @@ async function opensOf(t: Test, program: BlkKind, twin: Twin): Promise<Record<st
 for (const program of ['blk', 'blk-fixed'] as const) {
   const what = program === 'blk' ? 'a program with PIE' : 'a static program without'
 
-  t.test(`${what} that only looks has no disk opened, by whatever call`, async (t) => {
+  t.test(`${what} that only looks has no disk opened, whatever call it uses`, async (t) => {
     for (const [call, opens] of Object.entries(await opensOf(t, program, 'none'))) t.equal(opens, 0, call)
   })
 
-  t.test(`${what}, twin: if everybody is taken for one that opens, it has`, async (t) => {
+  t.test(`${what}, twin: if each caller is taken to open, it has`, async (t) => {
     const opens = await opensOf(t, program, 'no-inspect')
     t.ok(
       Object.values(opens).some((count) => count > 0),
@@ -251,11 +254,11 @@ for (const program of ['blk', 'blk-fixed'] as const) {
   })
 }
 
-/** What they end in that they do not end in elsewhere, where the daemon may not open the disk itself. */
+/** The calls that end in another error than usual where the daemon may not open the disk itself. */
 async function refusedLooks(t: Test, twin: Twin): Promise<string[]> {
   const tree = await startTree(t, { twin, expectErrors: true })
   const path = join(tree.mountpoint, loopDisk(t).diskseq())
-  t.throws(() => openSync(path, 'r'), { code: 'EPERM' }, 'who opens it is told so')
+  t.throws(() => openSync(path, 'r'), { code: 'EPERM' }, 'an open fails with EPERM')
   const refused: string[] = []
   for (const [call, errors] of Object.entries(INSPECTING)) {
     const { error } = await blk('inspect', '--path', path, '--call', call)
@@ -264,17 +267,17 @@ async function refusedLooks(t: Test, twin: Twin): Promise<string[]> {
   return refused
 }
 
-t.test('who only looks at a disk that the daemon may not open is not told so', async (t) => {
+t.test('a caller that only looks at a disk sees no error if the daemon may not open it', async (t) => {
   t.strictSame(await refusedLooks(t, 'may-not-open'), [])
 })
 
-t.test('twin: if nobody is seen to look only, they are', async (t) => {
+t.test('twin: if no caller is taken to only look, it does', async (t) => {
   t.match((await refusedLooks(t, 'may-not-open+unseen')).join(), /openat2: EPERM/)
 })
 
 /**
- * Partition 1 of a disk, which then gets another number, while another disk's partition
- * gets the one that it had.
+ * Partition 1 of a disk gets another device number, while a partition of another disk gets the
+ * number that it had.
  */
 async function renumbered(
   t: Test,
@@ -288,7 +291,7 @@ async function renumbered(
   const path = join(tree.mountpoint, `${disk.diskseq()}p1`)
   const before = statSync(node).rdev
   await keep(path)
-  // Its pin ends some ms after it has been reached.
+  // The pin ends some ms after the partition has been reached.
   await until(() => {
     try {
       disk.deletePartition(1)
@@ -312,7 +315,7 @@ async function renumbered(
   return { disk, other }
 }
 
-/** The diskseq of what is reached; undefined if nothing is. */
+/** Ways to keep an inode. `reached` is the diskseq of what it leads to, undefined if nothing. */
 const KEEPERS: Readonly<
   Record<string, (t: Test, tree: RunningTree) => Promise<{ disk: LoopDisk; reached: () => Promise<string | undefined> }>>
 > = {
@@ -359,14 +362,14 @@ for (const [what, keeper] of Object.entries(KEEPERS)) {
       }
     }
     await others('after an open of the name')
-    // The daemon may have read a request whose caller does not take the answer any more.
+    // The daemon may have read a request whose caller no longer takes the answer.
     for (let round = 0; round < 3; round++) {
       const stats = spawn('sh', ['-c', 'while :; do stat -L "$0"; done', path], { stdio: 'ignore', detached: true })
       const ended = once(stats, 'close')
-      await others('while somebody stats the name')
+      await others('while stat runs on the name')
       process.kill(-(stats.pid as number), 'SIGKILL')
       await ended
-      await others('when they were killed')
+      await others('after those were killed')
     }
   })
 
@@ -381,17 +384,17 @@ for (const [what, keeper] of Object.entries(KEEPERS)) {
 for (const flags of ['path', 'rdonly']) {
   const what = flags === 'path' ? 'an O_PATH descriptor' : 'an open file'
 
-  t.test(`LOOP_CHANGE_FD: ${what} does not lead to the disk that is there then`, async (t) => {
+  t.test(`LOOP_CHANGE_FD: ${what} does not lead to the new disk`, async (t) => {
     const tree = await startTree(t)
     const { right, early, wrong, refused } = await blk('change-fd', '--dir', tree.mountpoint, '--flags', flags, '--rounds', '60')
-    t.equal(wrong, 0, 'no open that began after the change')
-    t.comment(`${early} opens in the middle of it`)
-    if (flags === 'path') t.equal(early, 0, 'nor in the middle of it')
+    t.equal(wrong, 0, 'no open that began after the change is wrong')
+    t.comment(`${early} opens in the middle of the change`)
+    if (flags === 'path') t.equal(early, 0, 'nor any in the middle of the change')
     t.ok(right > 60 && refused > 60, `${right} before it, ${refused} refused after it`)
   })
 }
 
-t.test('LOOP_CHANGE_FD, twin: an O_PATH descriptor does while attributes are valid', async (t) => {
+t.test('LOOP_CHANGE_FD, twin: an O_PATH descriptor leads to the new disk while attributes are valid', async (t) => {
   const tree = await startTree(t, { twin: 'valid-attributes', expectErrors: true })
   const { early, wrong } = await blk('change-fd', '--dir', tree.mountpoint, '--flags', 'path', '--rounds', '60')
   t.ok(early + wrong > 0, `${early + wrong} opens`)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /**
- * The guarantee itself: disks recycled as fast as the kernel lets them, and
- * six openers, half of them SCHED_IDLE (preempted between the answer and the
- * open as often as can be), that open by number. Every descriptor must be the
- * disk in its name. Without the pins, and through plain symlinks as udev makes
- * them, the same run must show wrong opens: else it proves nothing.
+ * The guarantee itself. Disks are recycled as fast as the kernel allows, and six openers open them
+ * by number. Half of the openers are SCHED_IDLE, and so are preempted between the answer and the
+ * open as often as possible. Each descriptor must be the disk in its name. Without the pins, and
+ * through plain symlinks as udev makes them, the same run must show wrong opens: otherwise it
+ * proves nothing.
  */
 import { mkdtempSync, rmdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -20,7 +20,7 @@ const SECONDS = LONG ? 30 : 6
 const TWIN_SECONDS = 10
 const OPENS_MIN = LONG ? 20_000 : 3000
 const RECYCLES_MIN = 1000
-/** A machine that is busy with other things as well gets there later. */
+/** A machine that is busy with other things needs more rounds. */
 const ROUNDS_MAX = 12
 
 interface Options {
@@ -28,7 +28,7 @@ interface Options {
   readonly parts: boolean
   readonly seconds: number
   readonly more?: readonly string[]
-  /** Goes on until so much has happened, or for {@link ROUNDS_MAX} times the seconds. */
+  /** Ends the run when this holds, or after {@link ROUNDS_MAX} times the seconds. */
   readonly until: (sum: Counts) => boolean
 }
 
@@ -98,9 +98,9 @@ t.test('disks, twin: without pins, wrong opens get through', async (t) => {
   t.ok(result.wrong_diskseq > 0, 'opens reached other disks')
 })
 
-// The number of a partition is free for others some ms after the partition is
-// gone (an RCU grace period), so here the answers must be late to be wrong;
-// and there must be enough other partitions to take the number.
+// A partition's number is free for others some ms after the partition is gone (an RCU grace
+// period). So answers must be late here to be wrong, and there must be enough other partitions to
+// take the number.
 const MANY = { parts: true, seconds: TWIN_SECONDS, more: ['--live-us', '20000', '--devices', '16', '--slots', '32'] }
 
 t.test('partitions: late answers are right as well', async (t) => {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Programs that are given a path in the tree, and show it to others: it works
- * for them as the device's own node would, and stays the path that it was,
- * although the daemon has the kernel forget every name that is not in use.
+ * Programs that are given a path in the tree, and show it to others. It works for them as the
+ * device node would, and the path stays the same, although the daemon has the kernel forget each
+ * name that is not in use.
  */
 import { spawn } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
@@ -26,9 +26,9 @@ import {
   until,
 } from '../helpers/tree.js'
 
-/** By then unused names have been dropped several times. */
+/** Enough time for unused names to have been dropped several times. */
 const PRUNED_MS = 2000
-/** How soon exactly a disk is free after its last user is another test's matter. */
+/** Another test measures how soon exactly a disk is free after its last user. */
 const FREE_MS = 1000
 
 /** Runs a program that must succeed. */
@@ -46,7 +46,7 @@ function scratch(t: Test): string {
 
 async function letGo(t: Test, tree: RunningTree): Promise<void> {
   await until(() => openDevices(tree.pid).length === 0, FREE_MS)
-  t.pass('the daemon has let go of the disk')
+  t.pass('the daemon does not hold the disk any more')
 }
 
 const bound = (disk: LoopDisk) => existsSync(`/sys/block/${disk.kname}/loop/backing_file`)
@@ -62,7 +62,7 @@ t.test('swap', async (t) => {
   await must(t, 'swapon', path)
   t.match(swaps(), `${path} `, '/proc/swaps shows the path in the tree')
   await sleep(PRUNED_MS)
-  t.match(swaps(), new RegExp(`^${path} `, 'm'), 'and goes on to')
+  t.match(swaps(), new RegExp(`^${path} `, 'm'), 'and keeps showing it')
   t.notMatch(swaps(), /deleted/, 'not as deleted')
   await must(t, 'swapoff', path)
   t.notMatch(swaps(), tree.mountpoint, 'swapoff takes it by that path')
@@ -91,7 +91,7 @@ t.test('mkfs, mount, fsck', async (t) => {
   writeFileSync(join(target, 'hello'), 'world')
   await must(t, 'sync', '-f', target)
   await sleep(PRUNED_MS)
-  t.equal(mountSource(target), path, 'and goes on to')
+  t.equal(mountSource(target), path, 'and keeps showing it')
   await must(t, 'umount', target)
   await letGo(t, tree)
   await must(t, 'fsck.ext4', '-fn', path)
@@ -112,15 +112,15 @@ t.test('the backing file of a loop device', async (t) => {
   const backing = () => readFileSync(`/sys/block/${upper.kname}/loop/backing_file`, 'utf8').trim()
   t.equal(backing(), path, 'sysfs shows the path in the tree')
   await sleep(PRUNED_MS)
-  t.equal(backing(), path, 'and goes on to')
-  t.equal((await must(t, 'losetup', '--noheadings', '--output', 'BACK-FILE', '--list', upper.path)).trim(), path, 'so does losetup')
+  t.equal(backing(), path, 'and keeps showing it')
+  t.equal((await must(t, 'losetup', '--noheadings', '--output', 'BACK-FILE', '--list', upper.path)).trim(), path, 'losetup shows it too')
   const through = join(tree.mountpoint, upper.diskseq())
   await must(t, 'dd', 'if=/dev/zero', `of=${through}`, 'bs=4096', 'count=1', 'conv=notrunc,fsync')
   upper.detach()
   await letGo(t, tree)
 })
 
-/** Where a descriptor of the process leads that is not one of the standard three. */
+/** Where the process's one descriptor beyond the standard three leads. */
 function heldPath(holder: RunningBlk): string {
   const links = readdirSync(`/proc/${holder.pid}/fd`).map((fd) => readlinkSync(`/proc/${holder.pid}/fd/${fd}`))
   return links.find((link) => !/^(pipe|socket|anon_inode):|^\/dev\/null$/.test(link)) ?? ''
@@ -133,13 +133,13 @@ t.test('/proc/PID/fd of a program that has it open', async (t) => {
   const holder = await startBlk(t, 'hold', '--path', path)
   t.equal(heldPath(holder), path)
   await sleep(PRUNED_MS)
-  t.equal(heldPath(holder), path, 'still, after names were dropped')
-  t.strictSame(JSON.parse(await holder.ask()), { diskseq: Number(disk.diskseq()) }, 'it can be opened again by that')
+  t.equal(heldPath(holder), path, 'the path is the same after names were dropped')
+  t.strictSame(JSON.parse(await holder.ask()), { diskseq: Number(disk.diskseq()) }, 'it can be opened again through the descriptor')
   await holder.end()
   await letGo(t, tree)
 })
 
-t.test('twin: with names invalidated, what is in use is shown as deleted', async (t) => {
+t.test('twin: if names are invalidated, a name in use is shown as deleted', async (t) => {
   const disk = loopDisk(t)
   const tree = await startTree(t, { twin: 'inval-entry' })
   const path = join(tree.mountpoint, disk.diskseq())
@@ -161,14 +161,14 @@ t.test('a bind mount of a node', async (t) => {
     const holder = await startBlk(t, 'hold', '--path', target)
     return (JSON.parse(await holder.end()) as { diskseq: number }).diskseq
   }
-  t.equal(await opened(), Number(disk.diskseq()), 'leads to the disk')
+  t.equal(await opened(), Number(disk.diskseq()), 'it leads to the disk')
   await sleep(PRUNED_MS)
   t.equal(await opened(), Number(disk.diskseq()), 'also after names were dropped')
   disk.detach()
-  // The mount keeps the name in use, and so the daemon its disk until the hold is over.
+  // The mount keeps the name in use; so the daemon keeps the disk until the hold is over.
   await until(() => !bound(disk), 3000)
   const { errors } = await blk('openlat', '--path', target, '--count', '1')
-  t.strictSame(errors, { ENXIO: 1 }, 'and nowhere once the disk is gone')
+  t.strictSame(errors, { ENXIO: 1 }, 'it leads nowhere once the disk is gone')
 })
 
 t.test('direct and exclusive access, locks, copies', async (t) => {
@@ -189,7 +189,7 @@ t.test('direct and exclusive access, locks, copies', async (t) => {
       readFileSync(disk.file)
         .subarray(65536, 65536 + content.length)
         .equals(content),
-      'and so the disk has it',
+      'the disk has it',
     )
   })
 
@@ -202,12 +202,12 @@ t.test('direct and exclusive access, locks, copies', async (t) => {
     const exclusive = async (which: string) =>
       (await blk('openlat', '--path', which, '--count', '1', '--flags', 'excl'))['errors'] as Record<string, number>
     const holder = await startBlk(t, 'hold', '--path', path, '--flags', 'excl')
-    t.strictSame(await exclusive(path), { EBUSY: 1 }, 'keeps others out that come through the tree')
-    t.strictSame(await exclusive(disk.path), { EBUSY: 1 }, "and those that take the device's own node")
+    t.strictSame(await exclusive(path), { EBUSY: 1 }, 'keeps out others that come through the tree')
+    t.strictSame(await exclusive(disk.path), { EBUSY: 1 }, 'and those that use the device node')
     await holder.end()
-    t.strictSame(await exclusive(path), {}, 'and nobody once it is closed')
+    t.strictSame(await exclusive(path), {}, 'and keeps out none once it is closed')
     const other = await startBlk(t, 'hold', '--path', disk.path, '--flags', 'excl')
-    t.strictSame(await exclusive(path), { EBUSY: 1 }, "the device's own node keeps out those that use the tree")
+    t.strictSame(await exclusive(path), { EBUSY: 1 }, 'the device node keeps out those that use the tree')
     await other.end()
   })
 

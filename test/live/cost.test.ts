@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * What a request costs, where that can be counted or compared: guards against
- * a change that makes it several times dearer. How dear it is, `make bench` tells.
+ * What a request costs, where that can be counted or compared. These tests catch a change that
+ * makes it several times dearer. For the cost itself, see `make bench`.
  */
 import { readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
@@ -12,7 +12,7 @@ import { blk } from '../helpers/blk.js'
 import { loopDisk, type RunningTree, startTree } from '../helpers/tree.js'
 
 const OPENS = 2000
-/** Other programs' devices come and go, and pool threads tell of what they have done. */
+/** Room for the devices of other programs, which come and go, and for the reports of pool threads. */
 const SPARE = 1.2
 
 /** System calls that read and that write, of the whole daemon so far: proc(5), /proc/PID/io. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * The tree on the package fuse-native: what its transport does that the
- * daemon's own does not. What both do is tested with the others.
+ * The tree on the package fuse-native: what its transport does and the daemon's own does not. Tests
+ * of what both do are with the others.
  */
 import { execFileSync } from 'node:child_process'
 import { chmodSync, closeSync, mkdtempSync, openSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
@@ -16,14 +16,15 @@ import { cleanup, CLI, cli, errorOf, loopDisk, openDevices, run, type RunningTre
 
 const TRANSPORT = ['--transport', 'fuse-native']
 const SECONDS = 10
-/** As long as the transport's hold; a machine may be busy. */
+/** The time that the transport holds a pin; a busy machine may take longer. */
 const HOLD_MS = 1000
 
-/** The twin has a wrong open or two in 60,000: it goes on until there is one, for so many rounds. */
+/** The twin shows a wrong open or two in 60,000. It goes on until there is one, for at most so many rounds. */
 const TWIN_ROUNDS = 6
 
 async function churn(t: Test, { mountpoint }: RunningTree) {
-  // Openers of the lowest priority may get no processor for longer than the hold, which does not protect them.
+  // Openers of the lowest priority may get no processor for longer than the hold lasts, and then it does not
+  // protect them.
   const result = await blk('churn', '--mode', 'tree', '--dir', mountpoint, '--seconds', String(SECONDS))
   t.comment(`${result['opens_ok']} opens right, ${result['wrong_diskseq']} wrong, ${result['recycles']} disks recycled`)
   return result
@@ -50,7 +51,7 @@ t.test('a pin is held for a second after the last request, and no longer', async
   t.strictSame(openDevices(tree.pid), [disk.path], 'held once')
   const began = performance.now()
   await until(() => openDevices(tree.pid).length === 0, 10 * HOLD_MS)
-  t.ok(performance.now() - began > HOLD_MS / 2, 'for a time')
+  t.ok(performance.now() - began > HOLD_MS / 2, 'it is held for a time')
 })
 
 t.test('at its start it says what it does not guarantee', async (t) => {
@@ -61,16 +62,16 @@ t.test('at its start it says what it does not guarantee', async (t) => {
   )
 })
 
-t.test('it lists what the tree lists otherwise', async (t) => {
+t.test('it lists what the tree of the other transport lists', async (t) => {
   loopDisk(t).addPartition(1, 64, 64)
   const own = await startTree(t)
   const other = await startTree(t, { args: TRANSPORT })
-  // Other programs' devices come and go.
+  // The devices of other programs come and go.
   await until(() => readdirSync(own.mountpoint).sort().join() === readdirSync(other.mountpoint).sort().join(), 10_000)
   t.pass('the same names')
 })
 
-t.test('owner and mode are one, whichever side is changed', async (t) => {
+t.test('owner and mode are the same on both sides, whichever one is changed', async (t) => {
   const disk = loopDisk(t)
   const tree = await startTree(t, { args: TRANSPORT })
   const path = join(tree.mountpoint, disk.diskseq())
@@ -88,7 +89,7 @@ t.test('owner and mode are one, whichever side is changed', async (t) => {
   t.match(statSync(disk.path), { uid: 1, gid: 3 }, 'chgrp leaves the owner')
 })
 
-t.test("a node with an ACL is its owner's alone, as the kernel does not see the ACL", async (t) => {
+t.test('only the owner may use a node with an ACL, as the kernel does not see the ACL', async (t) => {
   const disk = loopDisk(t)
   const tree = await startTree(t, { args: TRANSPORT })
   const path = join(tree.mountpoint, disk.diskseq())
@@ -103,7 +104,7 @@ t.test("a node with an ACL is its owner's alone, as the kernel does not see the 
       (mode & 0o777).toString(8),
     ]),
   )
-  // The mode then shows the mask, rw-, for a group that has nothing.
+  // The mode then shows the mask, rw-, for a group that has no rights.
   execFileSync('sh', ['-c', 'chgrp 65534 "$1" && setfacl -m u:1:rw,g::-,o::-,m::rw "$1"', 'sh', disk.path])
   t.equal(statSync(disk.path).mode & 0o777, 0o660)
   t.equal((await run('stat', ['-c', '%a', path])).stdout, '600\n')
@@ -124,7 +125,7 @@ t.test('a partition whose number has changed is refused, as the library keeps th
   for (let number = 1; ; number++) {
     other.addPartition(number, 64 * number, 64)
     if (statSync(`${other.path}p${number}`).rdev === before) break
-    if (number === 20) throw new Error('nobody got the number')
+    if (number === 20) throw new Error('no partition got the number')
   }
   disk.addPartition(1, 64, 64)
   t.not(statSync(`${disk.path}p1`).rdev, before, 'it has another number')
@@ -144,7 +145,7 @@ t.test('SIGTERM unmounts, and so does umount', async (t) => {
   t.equal(await again.ended, 0)
 })
 
-t.test('what cannot be is refused with a reason', async (t) => {
+t.test('options that do not go together are refused with a reason', async (t) => {
   for (const [args, reason] of [
     [['--replace'], /no daemon can go on with its mount/],
     [['-o', 'ro'], /no mount options can be set/],
@@ -181,7 +182,7 @@ t.test('without libfuse 2 it says what to install', async (t) => {
 })
 
 t.test('without the package it says how to install it', async (t) => {
-  // Below the project, Node.js would find the project's own.
+  // Not below the project, where Node.js would find the project's own package.
   const elsewhere = mkdtempSync(join(tmpdir(), 'diskseqfs-installed-'))
   cleanup(t, () => rmSync(elsewhere, { recursive: true }))
   const what = ['package.json', 'dist', 'native/build/Release/diskseqfs_native.node']

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * The daemon dies, or is told to end, or the guard does, and another one goes on: whoever
- * waits is answered, nobody gets an error or another disk. Here a small manager keeps
- * the guard's descriptors; that systemd does the same is shown in the virtual machines.
+ * The daemon dies, or is told to end, or the guard is, and another one takes over. Callers that
+ * wait are answered, and none gets an error or another disk. Here a small manager keeps the guard's
+ * descriptors; the virtual machines show that systemd does the same.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import {
@@ -39,7 +39,7 @@ import {
   until,
 } from '../helpers/tree.js'
 
-/** Negative, as Node.js has it for those it has no name for. */
+/** Negative, as Node.js reports errnos that it has no name for. */
 const ESTALE = -116
 
 /** Reads from a path in the background. */
@@ -51,7 +51,7 @@ function reader(path: string) {
   return { outcome, over: () => child.exitCode !== null }
 }
 
-/** Opens a disk whose answers are late, and has the daemon killed meanwhile. */
+/** Opens a disk whose answers are late, and kills the daemon meanwhile. */
 async function openedWhileKilled(t: Test, twin: Twin): Promise<'opened' | 'still waiting' | string> {
   const loop = loopDisk(t)
   const tree = await startManaged(t, { twin })
@@ -67,14 +67,17 @@ t.test('a request that the dead daemon had read is answered by the next one', as
   for (let i = 0; i < 5; i++) t.equal(await openedWhileKilled(t, 'none+slow'), 'opened')
 })
 
-t.test('twin: if requests are not kept, their callers wait for ever', async (t) => {
-  // It may have answered before it was killed.
+t.test('twin: if requests are not stored, their callers wait for ever', async (t) => {
+  // The daemon may have answered before it was killed.
   let end = ''
   for (let i = 0; i < 5 && end !== 'still waiting'; i++) end = await openedWhileKilled(t, 'no-journal+slow')
   t.equal(end, 'still waiting')
 })
 
-/** The pin of an open of which nobody sees whether it is done; two crashes in a row. */
+/**
+ * How many pins there are after each of two crashes in a row, for an open of which the daemon
+ * cannot see whether it is done.
+ */
 async function pinsAfterCrashes(t: Test, twin: Twin): Promise<number[]> {
   const loop = loopDisk(t)
   const tree = await startManaged(t, { twin })
@@ -83,11 +86,11 @@ async function pinsAfterCrashes(t: Test, twin: Twin): Promise<number[]> {
   const counts: number[] = []
   for (let i = 1; i <= 2; i++) {
     await until(() => openDevices(tree.pid()).length > 0)
-    await sleep(50) // nothing is under way
+    await sleep(50) // until no request is under way
     tree.end('SIGKILL')
     await until(() => tree.ready() === i + 1)
     counts.push(openDevices(tree.pid()).length)
-    // Of use again: the next crash finds a pin in any case.
+    // Renews the pin, so that the next crash finds one in any case.
     closeSync(openSync(path, 'r'))
   }
   closeSync(fd)
@@ -95,7 +98,10 @@ async function pinsAfterCrashes(t: Test, twin: Twin): Promise<number[]> {
   return counts
 }
 
-/** Somebody waits for a disk that takes a second to open, and each daemon is killed as soon as it is ready, so often. -> what he gets */
+/**
+ * A caller waits for a disk that takes a second to open, and each daemon is killed as soon as it is ready, `kills` times. -> what the
+ * caller gets
+ */
 async function waitsThrough(t: Test, kills: number, program?: string): Promise<string> {
   const loop = loopDisk(t)
   const tree = await startManaged(t, { twin: 'opens-late', ...(program !== undefined && { program }), expectErrors: true })
@@ -108,26 +114,26 @@ async function waitsThrough(t: Test, kills: number, program?: string): Promise<s
   return outcome
 }
 
-t.test('nobody is taken for the reason why daemons end that somebody kills', async (t) => {
+t.test('a caller is not blamed for the end of daemons that are killed', async (t) => {
   t.equal(await waitsThrough(t, 8), 'opened')
 })
 
-t.test('twin: if it does not matter how they end, whoever waits gets an error', async (t) => {
+t.test('twin: if it does not matter how they end, the caller gets an error', async (t) => {
   t.match(await waitsThrough(t, 8, twinGuard(t, 'if (wanted && served.fuse >= 0) {', 'if (false) {')), /Input\/output error/)
 })
 
-t.test('pins outlive the daemon', async (t) => {
+t.test('pins are handed over when the daemon dies', async (t) => {
   t.strictSame(await pinsAfterCrashes(t, 'none+unseen'), [1, 1], 'the next daemon has them open')
 })
 
-t.test('twin: if pins are not kept, they end with it', async (t) => {
+t.test('twin: if pins are not stored, they end with the daemon', async (t) => {
   t.strictSame(await pinsAfterCrashes(t, 'no-pin-store+unseen'), [0, 0])
 })
 
-/** More than the descriptors that one message has room for (SCM_MAX_FD, 253). */
+/** More than the descriptors that fit into one message (SCM_MAX_FD, 253). */
 const PINS = 300
 
-/** How many pins the next daemon has, where the guard was started anew while there were many. */
+/** How many pins the next daemon has, after the guard was started anew while there were many. */
 async function pinsAfterNewGuard(t: Test, twin: Twin, program?: string, end = endGuard): Promise<'all' | number> {
   const { file } = loopDisk(t)
   const disks = await manyDisks(t, PINS, file)
@@ -145,7 +151,7 @@ async function pinsAfterNewGuard(t: Test, twin: Twin, program?: string, end = en
 
 const endGuard = async (tree: ManagedTree) => tree.endGuard('SIGKILL')
 
-/** Both, and for a while nobody starts the next guard. */
+/** Ends both, and for a while the manager does not start the next guard. */
 async function endBoth(tree: ManagedTree): Promise<void> {
   process.kill(tree.manager, 'SIGSTOP')
   killAtOnce(tree.guard(), [tree.pid()])
@@ -153,37 +159,37 @@ async function endBoth(tree: ManagedTree): Promise<void> {
   process.kill(tree.manager, 'SIGCONT')
 }
 
-t.test('many pins outlive the guard, and then the daemon', async (t) => {
+t.test('many pins survive the end of the guard, and then of the daemon', async (t) => {
   t.equal(await pinsAfterNewGuard(t, 'none+unseen'), 'all')
 })
 
-t.test('twin: in one message there is no room for them, and they are lost', async (t) => {
+t.test('twin: if all go into one message, they do not fit and are lost', async (t) => {
   const program = twinGuard(t, '#define BATCH 250', '#define BATCH 4096')
   t.not(await pinsAfterNewGuard(t, 'none+unseen', program).catch(() => 'nobody has them'), 'all')
 })
 
-t.test('and both at once', async (t) => {
+t.test('many pins survive the end of both at once', async (t) => {
   t.equal(await pinsAfterNewGuard(t, 'none+unseen', undefined, endBoth), 'all')
 })
 
-t.test('twin: where the understudy is not told of them, they do not', async (t) => {
+t.test('twin: if the understudy does not get the pins, they are lost', async (t) => {
   const program = twinGuard(t, 'if (follows) follows = send_fds(', 'if (false) follows = send_fds(')
   t.equal(await pinsAfterNewGuard(t, 'none+unseen', program, endBoth), 0)
 })
 
-t.test('a disk that goes while there is no daemon is let go of by the next one', async (t) => {
+t.test('a disk that goes while there is no daemon is released by the next one', async (t) => {
   const loop = loopDisk(t)
   const tree = await startManaged(t, { twin: 'none+slow' })
   const child = spawn('dd', [`if=${join(tree.mountpoint, loop.diskseq())}`, 'of=/dev/null', 'count=1'], { stdio: 'ignore' })
   const ended = new Promise((resolve) => child.on('close', resolve))
   await until(() => openDevices(tree.pid()).length > 0)
   await withoutDaemon(tree, async () => loop.detach())
-  await ended // with an error, or with the disk: it stays until it is closed
+  await ended // with an error, or with the disk, which stays until it is closed
   await until(() => !existsSync(`/sys/block/${loop.kname}/loop/backing_file`), 2000)
   t.pass('its number is free')
 })
 
-t.test('what is open goes on', async (t) => {
+t.test('what is open keeps working', async (t) => {
   const loop = loopDisk(t)
   const tree = await startManaged(t)
   const path = join(tree.mountpoint, loop.diskseq())
@@ -194,19 +200,22 @@ t.test('what is open goes on', async (t) => {
   tree.end('SIGKILL')
   t.equal(fstatSync(fd).rdev, before.rdev, 'fstat')
   closeSync(openSync(`/proc/self/fd/${fd}`, 'r'))
-  t.pass('a descriptor opened again')
+  t.pass('a descriptor can be opened again')
   closeSync(openSync(`/proc/self/fd/${opath}`, 'r'))
-  t.pass('an O_PATH descriptor opened')
+  t.pass('an O_PATH descriptor can be opened')
   const names: string[] = []
   for (let entry = directory.readSync(); entry !== null; entry = directory.readSync()) names.push(entry.name)
-  t.ok(names.includes(loop.diskseq()), 'an open directory is read on')
+  t.ok(names.includes(loop.diskseq()), 'an open directory can be read on')
   directory.closeSync()
   for (const each of [fd, opath]) closeSync(each)
   t.equal(statSync(path).isBlockDevice(), true)
   await until(() => tree.ready() === 2 && openDevices(tree.pid()).length === 0)
 })
 
-/** Disk and partition are reached without their names, by a bind mount and by an O_PATH descriptor, after a restart. */
+/**
+ * After a restart, opens a disk and a partition without their names, by a bind mount and by an O_PATH descriptor. ->
+ * the results
+ */
 async function reachedAfter(t: Test, twin: Twin): Promise<(string | number)[]> {
   const loop = loopDisk(t)
   loop.addPartition(1, 64, 64)
@@ -234,20 +243,20 @@ async function reachedAfter(t: Test, twin: Twin): Promise<(string | number)[]> {
   })
 }
 
-t.test('a disk and a partition are reached without their names, nobody having looked these up again', async (t) => {
+t.test('a disk and a partition are reached without their names, before any new lookup of these', async (t) => {
   t.strictSame(await reachedAfter(t, 'none'), ['opened', 'opened', 'opened', 'opened'])
 })
 
-t.test("twin: if an earlier daemon's inodes are not known again, they are not", async (t) => {
+t.test("twin: if an earlier daemon's inodes are not recognized, they are not", async (t) => {
   t.strictSame(await reachedAfter(t, 'no-recall'), [ESTALE, ESTALE, ESTALE, ESTALE])
 })
 
-t.test('where the mount is gone, or another one is wanted, the next daemon mounts anew', async (t) => {
+t.test('if the mount is gone, or another one is wanted, the next daemon mounts anew', async (t) => {
   const loop = loopDisk(t)
   const tree = await startManaged(t)
   await withoutDaemon(tree, async () => spawnSync('umount', ['--lazy', tree.mountpoint]))
   t.equal(statSync(join(tree.mountpoint, loop.diskseq())).isBlockDevice(), true)
-  // It is ready a moment before what it says has been read.
+  // The daemon is ready a moment before its log has been read.
   await until(() => tree.log().length >= 3)
   t.match(
     tree.log().map(({ msg }) => msg),
@@ -272,12 +281,12 @@ for line in sys.stdin:
   except OSError as error: print(error.strerror)
 `
 
-/** ENOENT; or ENOMEM, where the name is in use and must not be forgotten. */
+/** ENOENT; or ENOMEM, if the name is in use and must not be forgotten. */
 const REFUSED = /No such file or directory|Cannot allocate memory/
 
 type Call = 'stat' | 'lstat' | 'create' | 'mkdir' | 'opendir' | 'list'
 
-/** Somebody who looks at a path when asked: the service manager, as far as the guard is concerned. */
+/** A process that looks at a path when asked. For the guard it is the service manager. */
 function looker(t: Test) {
   const child = spawn('python3', ['-uc', LOOKER])
   cleanup(t, () => child.kill('SIGKILL'))
@@ -297,7 +306,7 @@ function looker(t: Test) {
   }
 }
 
-/** The daemon dies, and the next one does not start before `during` is over. */
+/** Kills the daemon; the next one does not start before `during` is over. */
 async function withoutDaemon<T>(tree: ManagedTree, during: () => Promise<T>): Promise<T> {
   const ready = tree.ready()
   const pid = tree.pid()
@@ -312,7 +321,7 @@ async function withoutDaemon<T>(tree: ManagedTree, during: () => Promise<T>): Pr
   }
 }
 
-/** @param manager who is not to wait, see guard.c */
+/** @param manager the process that must not wait, see guard.c */
 async function startGuarded(
   t: Test,
   manager: number,
@@ -323,7 +332,7 @@ async function startGuarded(
   return { tree, log: tree.said }
 }
 
-t.test('the service manager never waits for a daemon that it has to start; others do', async (t) => {
+t.test('the service manager never waits for a daemon that it has to start; other processes do', async (t) => {
   const loop = loopDisk(t)
   const manager = looker(t)
   const other = looker(t)
@@ -334,11 +343,11 @@ t.test('the service manager never waits for a daemon that it has to start; other
     t.equal(await other.look(path, 500), 'waits', 'others wait')
     t.match(await manager.look(path, 2000), REFUSED, 'the manager is answered')
   })
-  t.equal(await other.answer(2000), 'found', 'whoever waited was answered')
+  t.equal(await other.answer(2000), 'found', 'the other process was answered')
   t.equal(await manager.look(path, 2000), 'found')
 })
 
-t.test('twin: where the guard does not stand in, it waits', async (t) => {
+t.test('twin: if the guard does not stand in, the manager waits', async (t) => {
   const loop = loopDisk(t)
   const manager = looker(t)
   const idle = twinGuard(t, 'if (served.fuse >= 0) stand_in();\n  } else {', '} else {')
@@ -348,8 +357,8 @@ t.test('twin: where the guard does not stand in, it waits', async (t) => {
 })
 
 /**
- * One waits for a name, another one would make a directory, and waits for the
- * lock that the kernel holds for the first. Then the manager looks.
+ * One process waits for a name. Another one makes a directory, and waits for the lock that the
+ * kernel holds for the first. Then the manager looks.
  */
 async function behindALock(t: Test, args: string[]) {
   const loop = loopDisk(t)
@@ -371,7 +380,10 @@ const childrenOf = (pid: number) => readFileSync(`/proc/${pid}/task/${pid}/child
 /** How often the tree was mounted. */
 const mounts = (tree: ManagedTree) => tree.log().filter(({ msg }) => msg === 'mounted').length
 
-/** They end while the service manager does nothing, as it looks at the tree: what it gets, and somebody else, then and later. */
+/**
+ * The guard and others end while the service manager does nothing, as it looks at the tree. What the manager and another process
+ * get, then and later.
+ */
 async function allGone(t: Test, which: (tree: ManagedTree) => number[], program?: string) {
   const loop = loopDisk(t)
   const manager = looker(t)
@@ -393,18 +405,21 @@ async function allGone(t: Test, which: (tree: ManagedTree) => number[], program?
 const both = (tree: ManagedTree) => [tree.pid()]
 const whole = (tree: ManagedTree) => childrenOf(tree.guard())
 
-t.test('nor when the guard has ended with the daemon', async (t) => {
+t.test('the service manager does not wait when the guard has ended with the daemon', async (t) => {
   const { manager, ...rest } = await allGone(t, both)
   t.match(manager, REFUSED)
   t.strictSame(rest, { other: 'waits', later: 'found', mounts: 1 })
 })
 
-t.test('twin: where the understudy does not stand in, it waits', async (t) => {
+t.test('twin: if the understudy does not stand in, the manager waits', async (t) => {
   const idle = changedGuard(t, ['if (alone && (reader < 0 || fds[2].revents)) return;', 'if (fds[2].revents) reader = -1;'])
   t.equal((await allGone(t, both, idle)).manager, 'waits')
 })
 
-/** They end, and the service manager starts nothing. What somebody gets who looks then; and how often the tree was mounted in the end. */
+/**
+ * The guard and the daemon end, and the service manager starts nothing. What a process gets that looks then, and how often the tree was
+ * mounted in the end.
+ */
 async function noManager(t: Test, seconds: number, program?: string) {
   const loop = loopDisk(t)
   const other = looker(t)
@@ -424,7 +439,10 @@ async function noManager(t: Test, seconds: number, program?: string) {
   return { answer, mounts: mounts(tree) }
 }
 
-/** They end, and with the service manager what it keeps: whether the mount is gone, and the command for that has run. */
+/**
+ * The guard and the daemon end, and then the service manager with its descriptors. -> whether the mount is gone, and
+ * whether the command for that has run
+ */
 async function noService(t: Test, program?: string): Promise<boolean[]> {
   const { file } = loopDisk(t)
   const mark = `${file}.mark`
@@ -439,35 +457,35 @@ async function noService(t: Test, program?: string): Promise<boolean[]> {
   return [gone(), existsSync(mark)]
 }
 
-t.test('where the service is stopped meanwhile, the mount is taken away', async (t) => {
+t.test('if the service is stopped meanwhile, the mount is removed', async (t) => {
   t.strictSame(await noService(t), [true, true])
 })
 
-t.test('twin: where the understudy only ends, it is dead, and names lead to it', async (t) => {
+t.test('twin: if the understudy only ends, the mount is dead, and names lead to it', async (t) => {
   t.strictSame(await noService(t, twinGuard(t, '} else if (is_the_guard && served.fuse >= 0) {', '} else if (false) {')), [false, false])
 })
 
-t.test('nor does anybody wait for a service manager that starts nothing', { timeout: 90_000 }, async (t) => {
+t.test('no process waits for a service manager that starts nothing', { timeout: 90_000 }, async (t) => {
   t.strictSame(await noManager(t, 30), { answer: 'found', mounts: 1 })
 })
 
-t.test('twin: where the understudy starts no daemon, he does', { timeout: 90_000 }, async (t) => {
+t.test('twin: if the understudy starts no daemon, it does', { timeout: 90_000 }, async (t) => {
   const idle = twinGuard(t, '#define UNDERSTUDY_MS 1000', '#define UNDERSTUDY_MS 60000')
   t.strictSame(await noManager(t, 5, idle), { answer: 'waits', mounts: 1 })
 })
 
-t.test('nor when all that could answer have ended: the mount is gone with them, and there is another one', async (t) => {
+t.test('if all that could answer have ended, nothing waits: the mount is gone with them, and there is a new one', async (t) => {
   const { manager, other, later, mounts } = await allGone(t, whole)
   for (const answer of [manager, other]) t.match(answer, /Transport endpoint is not connected|Software caused connection abort/)
   t.strictSame({ later, mounts }, { later: 'found', mounts: 2 })
 })
 
-t.test('twin: where it keeps the connection itself, it waits', async (t) => {
+t.test('twin: if the service manager stores the connection itself, it waits', async (t) => {
   const kept = twinGuard(t, 'strcmp(name, "fuse") != 0', 'name[0] != 0')
   t.equal((await allGone(t, whole, kept)).manager, 'waits')
 })
 
-/** The daemon alone is left. How often the tree was mounted when the next one serves, and when that one has ended. */
+/** Only the daemon is left. How often the tree was mounted once the next one serves, and after that one has ended. */
 async function daemonLeft(t: Test, program?: string): Promise<number[]> {
   const { tree } = await startGuarded(t, 1, { args: ['-h', '3'], ...(program && { program }) })
   const ready = tree.ready()
@@ -482,26 +500,26 @@ async function daemonLeft(t: Test, program?: string): Promise<number[]> {
   return [after, mounts(tree)]
 }
 
-t.test('the next guard is given the connection by the daemon, where nobody else has it', async (t) => {
+t.test('the next guard gets the connection from the daemon, if nothing else has it', async (t) => {
   t.strictSame(await daemonLeft(t), [1, 1])
 })
 
-t.test('twin: where it does not ask, the tree is mounted anew', async (t) => {
+t.test('twin: if it does not ask, the tree is mounted anew', async (t) => {
   t.strictSame(await daemonLeft(t, twinGuard(t, 'if (served.fuse < 0) say_to(&serving, "give");', '')), [2, 2])
 })
 
-t.test('nor for a lock that somebody holds who waits for the next daemon', async (t) => {
+t.test('the service manager does not wait for a lock held by a process that waits for the next daemon', async (t) => {
   const { answer, others } = await behindALock(t, [])
-  t.match(answer, REFUSED, 'it is answered')
-  t.strictSame(others, ['found', 'found', 'opened', 'Operation not permitted'], 'and so are the others: by the next daemon')
+  t.match(answer, REFUSED, 'the manager is answered')
+  t.strictSame(others, ['found', 'found', 'opened', 'Operation not permitted'], 'the others are answered by the next daemon')
 })
 
-t.test('twin: if the guard only keeps requests, it does', async (t) => {
+t.test('twin: if the guard only stores requests, it does', async (t) => {
   const { answer } = await behindALock(t, ['-p', '100000'])
   t.equal(answer, 'waits')
 })
 
-t.test('by the second path as well, whether anybody has looked there before or not', async (t) => {
+t.test('the same by the second path, whether it was looked up before or not', async (t) => {
   for (const known of [true, false]) {
     const [loop, another] = [loopDisk(t), loopDisk(t)]
     const manager = looker(t)
@@ -513,7 +531,7 @@ t.test('by the second path as well, whether anybody has looked there before or n
     await withoutDaemon(tree, async () => {
       t.equal(await patient.look(path, 500), 'waits')
       t.match(await manager.look(path, 2000), REFUSED, 'the manager is answered')
-      // When nobody has come for a moment, they wait where they hold no lock.
+      // Once no request has come for a moment, callers wait where they hold no lock.
       t.equal(await late.look(path, 500), 'waits')
       t.match(await wrong.look(join(directory, basename(another.path)), 500), /^waits$|^No such file/, "another disk's name is not there")
     })
@@ -522,8 +540,8 @@ t.test('by the second path as well, whether anybody has looked there before or n
 })
 
 /**
- * The kernel has the inode by the first path. Without a daemon somebody would make a directory where the second one is, and has
- * that directory locked. Then the manager looks there.
+ * The kernel has the inode by the first path. Without a daemon, a process makes a directory at the second path, and so has that
+ * directory locked. Then the manager looks there.
  */
 async function behindASecondPath(t: Test, program?: string) {
   const loop = loopDisk(t)
@@ -532,7 +550,8 @@ async function behindASecondPath(t: Test, program?: string) {
   const { tree } = await startGuarded(t, manager.pid, program ? { program } : {})
   const fd = openSync(join(tree.mountpoint, loop.diskseq()), 'r')
   const path = join(tree.mountpoint, '.dm', loop.diskseq(), basename(loop.path))
-  // At the first look the daemon begins to watch the directory; by that the kernel asks for it once more (fuse_get_dentry).
+  // At the first look the daemon begins to watch the directory. For that the kernel asks for it once more
+  // (fuse_get_dentry).
   const none = join(tree.mountpoint, '.dm', loop.diskseq(), 'none')
   for (let i = 0; i < 2; i++) t.equal(await one.look(none, 2000), 'No such file or directory')
   const answer = await withoutDaemon(tree, async () => {
@@ -543,16 +562,16 @@ async function behindASecondPath(t: Test, program?: string) {
   return answer
 }
 
-t.test('nor where somebody has the directory of a second path locked', async (t) => {
+t.test('the service manager does not wait if another process has the directory of a second path locked', async (t) => {
   t.match(await behindASecondPath(t), REFUSED)
 })
 
-t.test('twin: where a device in use is left to the next daemon there, it waits', async (t) => {
+t.test('twin: if a device in use is left to the next daemon there, it waits', async (t) => {
   const leaves = twinGuard(t, 'if (in_use && name.by_kernel_name) return give_inode(&header, text, id);', '')
   t.equal(await behindASecondPath(t, leaves), 'waits')
 })
 
-/** A path that somebody has open, and what he sees it called. */
+/** A path that is open, and the name that /proc shows for it. */
 async function inUse(t: Test, manager: number, program?: string) {
   const loop = loopDisk(t)
   const { tree } = await startGuarded(t, manager, { ...(program && { program }) })
@@ -562,21 +581,21 @@ async function inUse(t: Test, manager: number, program?: string) {
   return { tree, path, called: () => readlinkSync(`/proc/self/fd/${fd}`) }
 }
 
-t.test('what is in use keeps its name, whoever looks at it meanwhile', async (t) => {
+t.test('what is in use keeps its name, whichever process looks at it meanwhile', async (t) => {
   const manager = looker(t)
   const other = looker(t)
   const { tree, path, called } = await inUse(t, manager.pid)
   await withoutDaemon(tree, async () => {
     t.equal(await manager.look(path, 2000), 'Cannot allocate memory')
     t.equal(await other.look(path, 1000), 'waits')
-    t.equal(called(), path, 'it is not called deleted')
+    t.equal(called(), path, 'it is not shown as deleted')
   })
   t.equal(await other.answer(2000), 'found')
   t.equal(called(), path)
 })
 
 for (const who of ['the manager', 'somebody else']) {
-  t.test(`twin: if the guard does not ask what is in use, it is called deleted when ${who} has looked`, async (t) => {
+  t.test(`twin: if the guard does not ask what is in use, it is shown as deleted when ${who} has looked`, async (t) => {
     const one = looker(t)
     const heedless = twinGuard(t, 'bool in_use = id != 0 && has_inode(id);', 'bool in_use = false;')
     const { tree, path, called } = await inUse(t, who === 'the manager' ? one.pid : 1, heedless)
@@ -589,7 +608,7 @@ for (const who of ['the manager', 'somebody else']) {
   })
 }
 
-t.test('a list of names is not waited for long, as the kernel holds the lock', async (t) => {
+t.test('a caller does not wait long for a list of names, as the kernel holds the lock', async (t) => {
   const other = looker(t)
   loopDisk(t)
   const { tree } = await startGuarded(t, 1)
@@ -598,17 +617,17 @@ t.test('a list of names is not waited for long, as the kernel holds the lock', a
   t.equal(await other.look('/', 2000, 'list'), 'found')
 })
 
-t.test('what the dead daemon had read of the manager is answered as well', async (t) => {
+t.test('a request of the manager that the dead daemon had read is answered as well', async (t) => {
   const loop = loopDisk(t)
   const manager = looker(t)
   const { tree } = await startGuarded(t, manager.pid)
-  process.kill(tree.pid(), 'SIGSTOP') // whatever is asked now waits unread, or was just read
+  process.kill(tree.pid(), 'SIGSTOP') // a request made now stays unread, or was just read
   const answer = manager.look(join(tree.mountpoint, loop.diskseq()), 3000)
   await sleep(100)
   await withoutDaemon(tree, async () => t.match(await answer, REFUSED))
 })
 
-t.test('where no daemon comes, waiting has an end', async (t) => {
+t.test('if no daemon comes, waiting has an end', async (t) => {
   const loop = loopDisk(t)
   const other = looker(t)
   const { tree, log } = await startGuarded(t, 1, { args: ['-a', '2'] })
@@ -619,10 +638,10 @@ t.test('where no daemon comes, waiting has an end', async (t) => {
   t.equal(await other.look(join(tree.mountpoint, loop.diskseq()), 2000), 'found', 'the next one mounts anew')
 })
 
-/** None of the pauses between two starts is long in itself. */
+/** Keeps each pause between two starts short. */
 const QUICK: Change = ['#define RETRY_READY_MAX_MS 300000', '#define RETRY_READY_MAX_MS 1000']
 
-/** Ends each daemon as soon as it serves, as if it had a fault. -> whether the mount was taken away */
+/** Ends each daemon as soon as it serves, as if it had a fault. -> whether the mount was removed */
 async function breaking(t: Test, seconds: number, ...changes: Change[]): Promise<boolean> {
   const { tree, log } = await startGuarded(t, 1, { args: ['-a', '4'], program: changedGuard(t, QUICK, ...changes) })
   const end = performance.now() + seconds * 1000
@@ -635,22 +654,25 @@ async function breaking(t: Test, seconds: number, ...changes: Change[]): Promise
   return false
 }
 
-t.test('nor is one waited for whose daemons all end as soon as they serve', { timeout: 60_000 }, async (t) => {
+t.test('nor do callers wait for ever if each daemon ends as soon as it serves', { timeout: 60_000 }, async (t) => {
   t.ok(await breaking(t, 40))
 })
 
-t.test('twin: if each of these counts as one that serves, it is', { timeout: 60_000 }, async (t) => {
+t.test('twin: if each of these counts as one that serves, they do', { timeout: 60_000 }, async (t) => {
   t.notOk(await breaking(t, 12, ['if (failures == 0) served.unready = 0;', 'served.unready = 0;']))
 })
 
-/** Of its threads, but for those that have ended meanwhile. */
+/** Nice values of all threads of a process, without those that have ended meanwhile. */
 const niceOf = (pid: number) =>
   spawnSync('sh', ['-c', `cat /proc/${pid}/task/*/stat`], { encoding: 'utf8' })
     .stdout.split('\n')
     .filter((line) => line !== '')
     .map((stat) => Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[16]))
 
-/** Whether a daemon that starts goes before others; and whether one that is ready does not, with any of its threads. */
+/**
+ * Whether a daemon that starts has priority over others; and whether a daemon that is ready does not, with any of its
+ * threads.
+ */
 async function hurries(t: Test, program?: string): Promise<boolean[]> {
   const { tree } = await startGuarded(t, 1, program ? { program } : {})
   const usual = niceOf(process.pid)[0] as number
@@ -665,19 +687,19 @@ async function hurries(t: Test, program?: string): Promise<boolean[]> {
   return [starting, await seen(() => niceOf(tree.pid()).every((nice) => nice === usual))]
 }
 
-t.test('a daemon that starts goes before others, until it is ready', async (t) => {
+t.test('a daemon that starts has priority over others, until it is ready', async (t) => {
   t.strictSame(await hurries(t), [true, true])
 })
 
-t.test('twin: without that it does not', async (t) => {
+t.test('twin: without that it has none', async (t) => {
   t.strictSame(await hurries(t, twinGuard(t, 'setpriority(PRIO_PROCESS, 0, nice_value() - HURRY);', '')), [false, true])
 })
 
-t.test('twin: if that is not taken back, it always does', async (t) => {
+t.test('twin: if that is not taken back, it always has', async (t) => {
   t.strictSame(await hurries(t, twinGuard(t, 'take_time(&serving);', '')), [true, false])
 })
 
-t.test('a daemon that stands still is killed, and the next one goes on', async (t) => {
+t.test('a daemon that stands still is killed, and the next one takes over', async (t) => {
   const loop = loopDisk(t)
   const other = looker(t)
   const { tree, log } = await startGuarded(t, 1, { args: ['-h', '3'] })
@@ -687,7 +709,7 @@ t.test('a daemon that stands still is killed, and the next one goes on', async (
   await until(() => tree.ready() === 2)
 })
 
-t.test('so is one whose event loop runs, and that does not answer', async (t) => {
+t.test('so is a daemon whose event loop runs but that does not answer', async (t) => {
   const loop = loopDisk(t)
   const other = looker(t)
   const { tree, log } = await startGuarded(t, 1, { args: ['-h', '3'], twin: 'mute' })
@@ -699,61 +721,66 @@ t.test('so is one whose event loop runs, and that does not answer', async (t) =>
 
 const NOBODY = '65534'
 
-/** Somebody who means harm: see directory.c. */
+/** A hostile process: see directory.c. */
 const abuser = (t: Test, tree: ManagedTree, mode: 'lock' | 'list' | 'wait', threads = 1) =>
   startBlk(t, 'directory', '--dir', tree.mountpoint, '--mode', mode, '--uid', NOBODY, '--threads', String(threads))
 
-/** Any user can have the kernel hold the directory's lock; then the tree is asked whether it answers. What the guard says. */
+/**
+ * A user has the kernel hold the directory's lock; then the guard asks whether the tree answers. -> what the guard says
+ */
 async function whileLocked(t: Test, program?: string) {
-  // Where anybody may read it; as it is, nobody but root can do this.
+  // In this twin any user may read the directory; in the real daemon only root can do this.
   const { tree, log } = await startGuarded(t, 1, { args: ['-h', '3'], twin: 'readable-root', ...(program && { program }) })
   await abuser(t, tree, 'lock')
   await until(() => /killed/.test(log()), 12_000).catch(() => {})
   return { ready: tree.ready(), said: log() }
 }
 
-t.test('a daemon is not taken for hung because somebody holds the lock of the directory', { timeout: 60_000 }, async (t) => {
+t.test('a daemon is not taken for hung because a user holds the lock of the directory', { timeout: 60_000 }, async (t) => {
   t.strictSame(await whileLocked(t), { ready: 1, said: '' })
 })
 
-t.test('twin: if it is asked for a name, it is', { timeout: 60_000 }, async (t) => {
+t.test('twin: if the guard asks for a name, it is', { timeout: 60_000 }, async (t) => {
   const name = twinGuard(t, 'fstatfs(fd, &figures) == 0', 'faccessat(fd, ".probe", F_OK, 0) < 0 && errno == ENOENT')
   t.match((await whileLocked(t, name)).said, /does not answer any more; it is killed/)
 })
 
-/** A daemon dies that has been asked whether it answers, and the next one comes late. What the guard says. */
+/** A daemon dies after it was asked whether it answers, and the next one comes late. -> what the guard says */
 async function askedBefore(t: Test, twin: Twin) {
   const { tree, log } = await startGuarded(t, 1, { args: ['-h', '3'], twin })
   process.kill(tree.pid(), 'SIGSTOP')
-  // PROBE_TICKS, and not yet too late for an answer.
+  // Later than PROBE_TICKS, and not yet too late for an answer.
   await sleep(6500)
   await withoutDaemon(tree, () => sleep(4000))
   await until(() => /killed/.test(log()), 8000).catch(() => {})
   return log()
 }
 
-t.test('the next daemon answers for the one before, also the guard', { timeout: 60_000 }, async (t) => {
+t.test('the next daemon answers what the one before was asked, also by the guard', { timeout: 60_000 }, async (t) => {
   t.equal(await askedBefore(t, 'none'), '')
 })
 
-t.test('twin: if requests are not kept, it is taken for hung', { timeout: 60_000 }, async (t) => {
+t.test('twin: if requests are not stored, it is taken for hung', { timeout: 60_000 }, async (t) => {
   t.match(await askedBefore(t, 'no-journal'), /does not answer any more; it is killed/)
 })
 
-/** So that there is always something to read for it: whoever is answered asks again meanwhile. */
+/** Slows the guard's reads, so that it always has something to read: a caller that is answered asks again meanwhile. */
 const SLOW_READER: Change = [
   '    ssize_t n = read(served.fuse, buffer, sizeof buffer);',
   '    usleep(2000); ssize_t n = read(served.fuse, buffer, sizeof buffer);',
 ]
 
-/** Many read the directory all the time; a daemon dies, and the next one comes. Whether that one gets to serve. */
+/**
+ * Many threads read the directory all the time; a daemon dies, and the next one comes. -> whether that one gets to
+ * serve
+ */
 async function whileListed(t: Test, ...changes: Change[]) {
   const program = changedGuard(t, SLOW_READER, ...changes)
   const { tree } = await startGuarded(t, 1, { twin: 'readable-root', program })
   const user = await abuser(t, tree, 'list', 32)
   await user.ask()
   await sleep(200)
-  // Until they are answered at once.
+  // Waits until callers are answered at once.
   const ready = tree.ready()
   tree.hold(true)
   tree.end('SIGKILL')
@@ -765,15 +792,15 @@ async function whileListed(t: Test, ...changes: Change[]) {
   )
 }
 
-t.test('the guard hears the next daemon, whoever asks how often meanwhile', { timeout: 60_000 }, async (t) => {
+t.test('the guard hears the next daemon, however many requests come meanwhile', { timeout: 60_000 }, async (t) => {
   t.equal(await whileListed(t), true)
 })
 
-t.test('twin: if it reads for as long as there is something to read, it does not', { timeout: 60_000 }, async (t) => {
+t.test('twin: if the guard reads for as long as there is something to read, it does not', { timeout: 60_000 }, async (t) => {
   t.equal(await whileListed(t, ['for (int i = 0; i < READS_MAX; i++) {', 'for (;;) {']), false)
 })
 
-/** Of the requests that are kept for the next daemon, how many it is to take for interrupted. */
+/** How many of the requests that are stored for the next daemon are marked as interrupted. */
 function interruptedOf(tree: ManagedTree): number {
   const { STATE_SMALL_AT, STATE_SMALL_SIZE, STATE_SMALL_COUNT, SLOT_INTERRUPTED_AT } = native.layout
   const memory = descriptors(tree.guard())
@@ -785,7 +812,7 @@ function interruptedOf(tree: ManagedTree): number {
   ).length
 }
 
-/** What root gets while there is no daemon and many threads of somebody else wait, or are interrupted. */
+/** What root gets while there is no daemon, and many threads of another user wait or are interrupted. */
 async function whileFilled(t: Test, threads: number, { interrupted = false, program }: { interrupted?: boolean; program?: string }) {
   const loop = loopDisk(t)
   const root = looker(t)
@@ -807,23 +834,23 @@ async function whileFilled(t: Test, threads: number, { interrupted = false, prog
 
 const { STATE_SMALL_COUNT } = native.layout
 
-t.test('requests of root are kept, however many threads of somebody else wait', { timeout: 60_000 }, async (t) => {
+t.test('requests of root are stored, however many threads of another user wait', { timeout: 60_000 }, async (t) => {
   t.match(await whileFilled(t, STATE_SMALL_COUNT + 100, {}), { meanwhile: 'waits', later: 'found', marked: 0 })
 })
 
-t.test('twin: if no room is kept for root, they are not', { timeout: 60_000 }, async (t) => {
+t.test('twin: if no room is reserved for root, they are not', { timeout: 60_000 }, async (t) => {
   const program = twinGuard(t, '(header.uid == 0 ? 0 : slots->count / ROOT_PARTS)', '0')
   t.equal((await whileFilled(t, STATE_SMALL_COUNT + 100, { program })).meanwhile, 'Connection timed out')
 })
 
-t.test('nor do they stand back for what needs no answer', { timeout: 60_000 }, async (t) => {
+t.test('requests of root do not lose their room to messages that need no answer', { timeout: 60_000 }, async (t) => {
   const threads = STATE_SMALL_COUNT / 2 + 100
   const { meanwhile, later, marked } = await whileFilled(t, threads, { interrupted: true })
   t.strictSame([meanwhile, later], ['waits', 'found'])
-  t.equal(marked, threads, 'but who wants to give up is heard by the next daemon')
+  t.equal(marked, threads, 'the next daemon hears which callers want to give up')
 })
 
-t.test('twin: if that is kept, they do', { timeout: 60_000 }, async (t) => {
+t.test('twin: if such messages are stored, they do', { timeout: 60_000 }, async (t) => {
   const program = twinGuard(
     t,
     'if (!expects_answer(header.opcode)) hear(buffer, (size_t)n);',

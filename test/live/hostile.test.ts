@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Somebody without any rights who means harm: whatever he does, root opens disks as
- * quickly as before, and nobody else's disk stays busy for his sake. Times are judged
- * against those of the same machine in the same minute.
+ * A hostile user without any rights. Whatever it does, root opens disks as quickly as before, and
+ * no other user's disk stays busy because of it. Times are compared with those of the same machine
+ * in the same minute.
  */
 import { execFileSync } from 'node:child_process'
 import { chmodSync, chownSync, type Dir, mkdirSync, mkdtempSync, opendirSync, rmSync, statSync } from 'node:fs'
@@ -31,19 +31,19 @@ import {
 
 const NOBODY = '65534'
 
-/** How long one measurement takes, s; and how often it is made of each kind, in turns. */
+/** How long one measurement takes, in s; and how often each kind is measured, in turns. */
 const TURN_SECONDS = 0.25
 const TURNS = 3
-/** How slow the slowest of a hundred may be: so many times what is usual, or so many ms. */
+/** How slow the slowest of a hundred may be: so many times the usual, or so many ms. */
 const RATIO_MAX = 3
 const FLOOR_MS = 5
-/** The machine does other things as well. */
+/** The machine also does other work. */
 const TRIES = 3
 
 interface Times {
-  /** Of the same disk, again and again. */
+  /** Opens of the same disk, again and again. */
   readonly warm: number[]
-  /** Of a new disk each time. */
+  /** Opens of a new disk each time. */
   readonly cold: number[]
 }
 
@@ -58,14 +58,14 @@ async function measure(t: Test, tree: RunningTree, path: string, times: Times): 
   times.cold.push(cold['p99_ns'] / 1e6)
 }
 
-/** What somebody does, to be begun and ended: it returns when it is under way, or over. */
+/** Begins or ends what the hostile user does. It returns when that is under way, or over. */
 type Toggle = () => Promise<unknown>
 
 /**
- * Whether root opens as quickly as without; where not, what it was. Tried again where that
- * is not what is expected.
+ * Whether root opens as quickly as without `toggle`; if not, the times. It tries again if the
+ * result is not the expected one.
  *
- * @param instead what is done meanwhile where that is not
+ * @param instead begins or ends what is done for comparison, while `toggle` is off
  */
 async function bothers(
   t: Test,
@@ -123,14 +123,14 @@ const ATTACKS: readonly Attack[] = [
     twin: 'scan-in-lookup',
     disks: 200,
   },
-  { name: 'stat of names that nobody has, a hundred threads', args: ['--uid', NOBODY, '--threads', '100', '--kinds', 'names,numbers'] },
+  { name: 'stat of names that do not exist, a hundred threads', args: ['--uid', NOBODY, '--threads', '100', '--kinds', 'names,numbers'] },
   {
-    name: 'many users who open what they may not',
+    name: 'many users that open what they may not',
     args: ['--first-uid', '100000', '--threads', '100', '--kinds', 'open'],
   },
 ]
 
-/** A disk that nobody but root, or its group, may open; so that groups matter. */
+/** A disk that only root and its group may open, so that groups matter. */
 async function setup(t: Test, twin: Twin, disks = 0): Promise<{ tree: RunningTree; name: string }> {
   const zram = zramDisk(t)
   chmodSync(zram.path, 0o660)
@@ -152,17 +152,21 @@ for (const { name, args, twin, disks } of ATTACKS) {
   })
 }
 
-// The kernel takes milliseconds to write down so many groups, in which it may do nothing
-// else on that processor, whoever asks: it is to be no worse than if they read their own.
-t.test('root is not held up by users in 65,536 groups who open what they may not', async (t) => {
+// The kernel takes milliseconds to write out so many groups. Meanwhile it may do nothing else on
+// that processor, whichever process reads them. So this is compared with users that read their own
+// groups.
+t.test('root is not held up by users in 65,536 groups that open what they may not', async (t) => {
   const { tree, name } = await setup(t, 'none')
   const users = ['--names', name, '--first-uid', '100000', '--groups', '65536']
   const opens = await abuse(t, tree, ...users, '--threads', '8', '--kinds', 'open')
   const reads = await abuse(t, tree, ...users, '--threads', String(availableParallelism()), '--kinds', 'status')
-  t.equal(await bothers(t, tree, false, opens, reads), undefined, 'no more than by those who read of themselves')
+  t.equal(await bothers(t, tree, false, opens, reads), undefined, 'no more than by users that read their own groups')
 })
 
-/** Whether root is, by a thousand threads of nobody's that opened a disk once and sleep elsewhere. */
+/**
+ * Whether root is held up by a thousand threads of an unprivileged user that opened a disk once and
+ * sleep elsewhere.
+ */
 async function botheredByIdlers(t: Test, twin: Twin): Promise<string | undefined> {
   const zram = zramDisk(t)
   chmodSync(zram.path, 0o666)
@@ -179,7 +183,7 @@ t.test('root is not held up by a thousand threads that opened a disk once', asyn
   t.equal(await botheredByIdlers(t, 'none'), undefined, 'as quick as without')
 })
 
-t.test('a thousand threads, twin: if they are looked at for as long as they are there, it is', async (t) => {
+t.test('a thousand threads, twin: if they are looked at for as long as they exist, it is', async (t) => {
   t.ok(await botheredByIdlers(t, 'always-looked-at'), 'root is held up')
 })
 
@@ -211,10 +215,10 @@ t.test('root is not held up by all of that at once, and its memory comes back', 
   t.ok(least < MORE_MIB, `${least.toFixed(1)} MiB more than after the time before`)
 })
 
-/** What a heap may keep that has been at work; not each time. */
+/** How much a heap that has been at work may grow once; it must not grow so each time. */
 const MORE_MIB = 40
 
-/** A member of that group, besides others, opens a disk of it; how long at p99, ms. */
+/** A member of that group, which is in others too, opens a disk of the group. -> how long that takes at p99, in ms */
 async function memberOpens(tree: RunningTree, path: string): Promise<number> {
   const as = ['--reuid', '60010', '--regid', '60010', '--groups', `60011,${DISK_GROUP}`]
   const { code, stdout, stderr } = await run('setpriv', [
@@ -235,7 +239,7 @@ async function memberOpens(tree: RunningTree, path: string): Promise<number> {
   return p99_ns / 1e6
 }
 
-/** Becomes another program in a user namespace with many ids. */
+/** Becomes another program, in a user namespace with many ids. */
 const IN_NAMESPACE = `import ctypes, os, sys
 made, go = os.pipe(), os.pipe()
 if os.fork() == 0:
@@ -254,8 +258,8 @@ const DISK_GROUP = 60012
 const MANY_UIDS = 200
 
 /**
- * How many times as long another user's opens take while somebody opens what he may not, with
- * all the ids that he has in a user namespace of his own, each in 65,536 groups; against the same who read their own status.
+ * How many times as long another user's opens take while a user opens what it may not, with all the ids of its own user
+ * namespace, each in 65,536 groups. Compared with the same ids that read their own status.
  */
 async function othersWait(t: Test, twin: Twin): Promise<number> {
   const { tree, name } = await setup(t, twin)
@@ -301,17 +305,17 @@ async function othersWait(t: Test, twin: Twin): Promise<number> {
   return least
 }
 
-t.test('another user is not held up by one with many ids, each in 65,536 groups', async (t) => {
+t.test('another user is not held up by a user with many ids, each in 65,536 groups', async (t) => {
   const ratio = await othersWait(t, 'none')
   t.ok(ratio <= RATIO_MAX, `${ratio.toFixed(1)} times as long`)
 })
 
-t.test('many ids, twin: if all wait in one line, he is', async (t) => {
+t.test('many ids, twin: if all ids wait in one line, it is', async (t) => {
   const ratio = await othersWait(t, 'one-user')
   t.ok(ratio > RATIO_MAX, `${ratio.toFixed(1)} times as long`)
 })
 
-/** Somebody's programs hang in execve(2), in the middle of which nobody can look at them. */
+/** A user's programs hang in execve(2). In the middle of that, no process can look at them. */
 async function hungPrograms(t: Test, twin: Twin): Promise<{ tree: RunningTree; end: () => Promise<unknown> }> {
   const zram = zramDisk(t)
   chownSync(zram.path, Number(NOBODY), Number(NOBODY))
@@ -329,7 +333,7 @@ async function hungPrograms(t: Test, twin: Twin): Promise<{ tree: RunningTree; e
   return { tree, end }
 }
 
-/** Opens that root has got done in a second; -1 if not even one is over after some more. */
+/** How many opens root has done in a second; -1 if not even one is over after some more. */
 async function opensMeanwhile(t: Test, twin: Twin): Promise<number> {
   const disk = loopDisk(t)
   const { tree, end } = await hungPrograms(t, twin)
@@ -341,7 +345,7 @@ async function opensMeanwhile(t: Test, twin: Twin): Promise<number> {
   return opened
 }
 
-t.test('programs that hang in execve(2) hold up nobody', async (t) => {
+t.test('programs that hang in execve(2) hold up no other process', async (t) => {
   const opened = await opensMeanwhile(t, 'none')
   t.ok(opened > 10, `${opened} opens`)
 })
@@ -352,21 +356,21 @@ t.test('execve(2), twin: if callers are looked at on the event loop, they do', a
 
 const list = (tree: RunningTree) => run('ls', [tree.mountpoint], { uid: Number(NOBODY), gid: Number(NOBODY) })
 
-t.test('nobody reads the directory, and so nobody holds its lock by that', async (t) => {
+t.test('no unprivileged user can read the directory, and so hold its lock', async (t) => {
   const { code, stderr } = await list(await startTree(t))
   t.not(code, 0)
   t.match(stderr, /Permission denied/)
 })
 
-t.test('directory, twin: if anybody may, anybody can', async (t) => {
+t.test('directory, twin: if any user may read it, this one can', async (t) => {
   t.equal((await list(await startTree(t, { twin: 'readable-root' }))).code, 0)
 })
 
 const ZRAM_ROUNDS = 10
-/** A reset may be this much later than without him, ms. */
+/** How much later a reset may be than without the hostile user, in ms. */
 const LATER_MS = 50
 
-/** What somebody does who wants a disk to stay busy. */
+/** What a user does that wants a disk to stay busy. */
 const KEEPERS: Readonly<Record<string, (t: Test, tree: RunningTree, name: string) => Promise<unknown>>> = {
   'has an O_PATH descriptor': (t, { mountpoint }, name) =>
     startBlk(t, 'hold', '--uid', NOBODY, '--flags', 'path', '--path', join(mountpoint, name)),
@@ -375,7 +379,7 @@ const KEEPERS: Readonly<Record<string, (t: Test, tree: RunningTree, name: string
   'watches it': (t, { mountpoint }, name) => startBlk(t, 'watch', '--uid', NOBODY, '--path', join(mountpoint, name)),
 }
 
-/** How long after root's last close the disk was busy at most, ms. */
+/** How long the disk was busy after root's last close, in ms, at most. */
 async function busyFor(program: BlkKind, tree: RunningTree, zram: ZramDisk, rounds = ZRAM_ROUNDS): Promise<number> {
   const args = ['--nr', String(zram.number), '--count', String(rounds), '--path', join(tree.mountpoint, zram.diskseq())]
   const { n, failed, max_us } = await blkOf(program, 'exclusive-zram', ...args)
@@ -394,7 +398,7 @@ async function keeps(t: Test, program: BlkKind, what: string, twin: Twin): Promi
       const without = await busyFor(program, tree, zram)
       await KEEPERS[what]?.(t, tree, zram.diskseq())
       const busy = await busyFor(program, tree, zram, twin === 'none' ? ZRAM_ROUNDS : 1)
-      t.comment(`${what}: busy for ${without.toFixed(1)} ms at most without him, ${busy.toFixed(1)} ms with`)
+      t.comment(`${what}: busy for ${without.toFixed(1)} ms at most without that, ${busy.toFixed(1)} ms with`)
       later = busy - Math.min(without, LATER_MS)
     })
     if (twin !== 'none') break
@@ -437,22 +441,22 @@ async function busyAfterMount(t: Test, program: BlkKind, twin: Twin): Promise<nu
 }
 
 for (const program of ['blk', 'blk-fixed'] as const) {
-  t.test(`who has mounted a disk and computes afterwards does not keep it (${program})`, async (t) => {
+  t.test(`a program that has mounted a disk and then computes does not keep the disk (${program})`, async (t) => {
     const busy = await busyAfterMount(t, program, 'none')
     t.ok(busy <= UMOUNT_MS, `${busy.toFixed(1)} ms`)
   })
 }
 
-t.test('computing, twin: if whoever runs may be in the call still, it does', async (t) => {
+t.test('computing, twin: if a running thread may still be in the call, it does', async (t) => {
   t.ok((await busyAfterMount(t, 'blk', 'running-is-in')) > UMOUNT_MS)
 })
 
 const DELETIONS = 30
-// Its pin ends some 0.1 ms after dd has closed it, and the next program begins some 0.7 ms after; where
-// neither of the two has to wait for a processor.
+// The pin ends some 0.1 ms after dd has closed the partition, and the next program begins some 0.7 ms
+// after that, as long as neither has to wait for a processor.
 const DELETIONS_BUSY_MAX = 15
 
-/** Of so many partitions, how many could not be deleted right after dd had read them. */
+/** How many of so many partitions could not be deleted right after dd had read them. */
 async function busyPartitions(t: Test, twin: Twin): Promise<number> {
   const loop = loopDisk(t)
   const tree = await startTree(t, { twin })
@@ -470,13 +474,13 @@ async function busyPartitions(t: Test, twin: Twin): Promise<number> {
   return busy
 }
 
-t.test('a partition can be deleted right after dd has read it, but for a busy processor', async (t) => {
+t.test('a partition can be deleted right after dd has read it, unless the processor is busy', async (t) => {
   let least = DELETIONS
   for (let i = 0; i < TRIES && least > DELETIONS_BUSY_MAX; i++) least = Math.min(least, await busyPartitions(t, 'none'))
   t.ok(least <= DELETIONS_BUSY_MAX, `${least} of ${DELETIONS}`)
 })
 
-t.test('dd, twin: if whoever is answered once more has opened it again, it is busy more often', async (t) => {
+t.test('dd, twin: if a second answer counts as another open, the partition is busy more often', async (t) => {
   let more = 0
   for (let i = 0; i < 2 * TRIES && more < DELETIONS / 3; i++)
     more += (await busyPartitions(t, 'answers-are-opens')) - (await busyPartitions(t, 'none'))
@@ -508,7 +512,10 @@ t.test('a partition can be deleted as soon as it is closed', async (t) => {
 const DIRECTORIES = 200
 const DIRECTORIES_MIB = 2
 
-/** MiB that the daemon has grown by when root has that many directories open, read from, each after another change. */
+/**
+ * How many MiB the daemon grows by when root has that many directories open and has read from each, after a change
+ * each time.
+ */
 async function directoriesCost(t: Test, twin: Twin): Promise<number> {
   const loop = loopDisk(t)
   const disks = loopDisk(t)
@@ -528,7 +535,8 @@ async function directoriesCost(t: Test, twin: Twin): Promise<number> {
   const close = (directories: readonly Dir[]) => directories.forEach((directory) => directory.closeSync())
   close(open(DIRECTORIES / 2))
   let least = Infinity
-  // What V8 adds to its heap comes to an end after some of these, later on a busy machine; what is kept for each does not.
+  // V8's additions to its heap end after some of these, later on a busy machine. Memory that is kept for each directory
+  // grows on.
   for (let i = 0; i < 4 * TRIES && least >= DIRECTORIES_MIB; i++) {
     const before = resident(tree.pid)
     const directories = open(DIRECTORIES)
@@ -545,14 +553,17 @@ t.test('directories that are kept open cost no memory', async (t) => {
   t.ok(more < DIRECTORIES_MIB, `${more.toFixed(2)} MiB`)
 })
 
-t.test('directories, twin: what is remembered of each is seen', async (t) => {
+t.test('directories, twin: memory that is kept for each shows', async (t) => {
   t.ok((await directoriesCost(t, 'hoards')) >= DIRECTORIES_MIB)
 })
 
-/** Whether root opens a name that the kernel has, while somebody has it hold the directory's lock: and one that it has not. */
-t.test('names that the kernel has are opened whoever holds the lock of the directory', async (t) => {
+/**
+ * Root opens a name that the kernel has, while a user has the kernel hold the directory's lock. A name that the kernel does
+ * not have waits.
+ */
+t.test('names that the kernel has are opened while a user holds the lock of the directory', async (t) => {
   const [known, unknown] = [loopDisk(t), loopDisk(t)]
-  // Where anybody may read it; as it is, nobody but root can do this.
+  // In this twin any user may read the directory; in the real daemon only root can do this.
   const tree = await startTree(t, { twin: 'readable-root' })
   const path = join(tree.mountpoint, known.diskseq())
   statSync(path)
@@ -560,17 +571,17 @@ t.test('names that the kernel has are opened whoever holds the lock of the direc
   const { n, errors } = await blk('openlat', '--path', path, '--count', '100', '--seconds', '5', '--close-immediately')
   t.strictSame({ n, errors }, { n: 100, errors: {} })
   const waits = run('stat', [join(tree.mountpoint, unknown.diskseq())])
-  t.equal(await Promise.race([waits, sleep(500, 'waits', { ref: false })]), 'waits', 'it is held')
+  t.equal(await Promise.race([waits, sleep(500, 'waits', { ref: false })]), 'waits', 'the lock is held')
   await holder.end()
   t.equal((await waits).code, 0)
 })
 
 /** As many as parted asks for. */
 const PARTITIONS = 256
-/** How many times longer an answer may take that there is none. */
+/** How many times as long the answer that a partition does not exist may take. */
 const ABSENT_RATIO = 5
 
-/** How many times as long a stat of a partition takes that a disk does not have as one of the disk. */
+/** How many times as long a stat of a partition that the disk does not have takes as one of the disk. */
 async function absentRatio(t: Test, twin: Twin): Promise<number> {
   const disk = loopDisk(t)
   await manyDisks(t, 100, disk.file)
@@ -587,7 +598,7 @@ async function absentRatio(t: Test, twin: Twin): Promise<number> {
   for (let i = 0; i < TRIES && least > ABSENT_RATIO; i++) {
     const present = time(() => path)
     const absent = time((number) => `${path}p${number}`)
-    t.comment(`${count} stats: ${present.toFixed(1)} ms of the disk, ${absent.toFixed(1)} ms of what it does not have`)
+    t.comment(`${count} stats: ${present.toFixed(1)} ms of the disk, ${absent.toFixed(1)} ms of partitions that it does not have`)
     least = Math.min(least, absent / present)
     if (twin !== 'none') break
   }

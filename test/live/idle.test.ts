@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * What nobody uses, the daemon lets go of: soon enough for whoever needs the
- * disk alone, and then it has nothing to do and does nothing.
+ * The daemon releases what is not in use: soon enough for a program that needs the disk alone.
+ * After that it has nothing to do and does nothing.
  */
 import { execFileSync } from 'node:child_process'
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
@@ -29,7 +29,7 @@ import {
 const ROUNDS = LONG ? 1000 : 200
 const FEW_ROUNDS = 20
 const FREE_MS = 20
-/** Share of the rounds in which it may take longer: on a machine with others on it nobody is prompt all the time. */
+/** Share of the rounds that may take longer: on a machine that does other work, nothing is prompt all the time. */
 const LATE = 0.1
 
 function report(t: Test, result: Record<string, any>): void {
@@ -67,7 +67,7 @@ t.test('a partition is free 20 ms after its last close', async (t) => {
 /** asm-generic/fcntl.h */
 const O_PATH = 0o10000000
 
-/** Of a disk that another program has had open, while its inode is in use. */
+/** Measures a disk that another program had open, while its inode is in use. */
 function timesUntilFree(tree: RunningTree, zram: ZramDisk, rounds: number): number[] {
   return Array.from({ length: rounds }, () => {
     const path = join(tree.mountpoint, zram.diskseq())
@@ -81,7 +81,7 @@ function timesUntilFree(tree: RunningTree, zram: ZramDisk, rounds: number): numb
   })
 }
 
-t.test('a disk is free though somebody has its inode', async (t) => {
+t.test('a disk is free though a process has its inode', async (t) => {
   const tree = await startTree(t)
   const times = timesUntilFree(tree, zramDisk(t), FEW_ROUNDS)
   t.comment(`free after ${Math.max(...times).toFixed(1)} ms at most`)
@@ -91,10 +91,10 @@ t.test('a disk is free though somebody has its inode', async (t) => {
 t.test('twin: if pins last until the kernel forgets the inode, it is not', async (t) => {
   const zram = zramDisk(t)
   const tree = await startTree(t, { twin: 'callers-by-forget' })
-  t.throws(() => timesUntilFree(tree, zram, 1), { code: 'EBUSY' }, 'nor within two seconds')
+  t.throws(() => timesUntilFree(tree, zram, 1), { code: 'EBUSY' }, 'not even within two seconds')
 })
 
-/** Resets the disk as soon as that is possible; how long that took, ms. */
+/** Resets the disk as soon as that is possible; how long that took, in ms. */
 function timeUntilFree(zram: ZramDisk): number {
   const began = performance.now()
   for (;;) {
@@ -109,7 +109,7 @@ function timeUntilFree(zram: ZramDisk): number {
   }
 }
 
-t.test('so is a disk that was written to, though udev is told of it first', async (t) => {
+t.test('a disk that was written to is free, though udev is told of it first', async (t) => {
   const tree = await startTree(t)
   const zram = zramDisk(t)
   const times: number[] = []
@@ -122,14 +122,14 @@ t.test('so is a disk that was written to, though udev is told of it first', asyn
   t.ok(inTime >= (1 - LATE) * times.length, `within ${FREE_MS} ms`)
 })
 
-t.test('so is a disk while another one stays in use in a way nobody can see', async (t) => {
+t.test('a disk is free while another one stays in use in a way that the daemon cannot see', async (t) => {
   const tree = await startTree(t)
   const zram = zramDisk(t)
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-bind-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
   const target = join(directory, 'node')
   writeFileSync(target, '')
-  // A mount of its own holds the name, without a file that is open.
+  // A mount of its own keeps the name in use, without a file that is open.
   const { code } = await run('mount', ['--bind', join(tree.mountpoint, loopDisk(t).diskseq()), target])
   t.equal(code, 0, 'bind mount of a node')
   cleanup(t, () => run('umount', ['-l', target]))
@@ -151,7 +151,7 @@ function sleeps(pid: number): number {
   return sum
 }
 
-t.test('a daemon that nobody asks anything has no device open and sleeps', async (t) => {
+t.test('a daemon without requests has no device open and sleeps', async (t) => {
   const tree = await startTree(t)
   const zram = zramDisk(t)
   const loop = loopDisk(t)
@@ -164,16 +164,16 @@ t.test('a daemon that nobody asks anything has no device open and sleeps', async
     fds.forEach((fd) => closeSync(fd))
   }
   await until(() => openDevices(tree.pid).length === 0, 1000)
-  t.pass('no device open any more')
-  // It may wait for the next request before it sleeps again.
+  t.pass('no device is open any more')
+  // It may busy-poll for the next request before it sleeps again.
   const before = sleeps(tree.pid)
   for (const path of paths) statSync(path)
   await until(() => sleeps(tree.pid) > before, 1000)
   t.pass('its work can be seen in its count of sleeps')
   // Threads that have had nothing to do for five seconds end.
   await sleep(7000)
-  // Other programs' devices come and go, and it hears of each: the quietest
-  // of some spans counts. A timer of its own would be in all of them.
+  // Devices of other programs come and go, and the daemon hears of each. So the quietest of some
+  // spans counts. A timer of its own would show in all of them.
   let fewest = Infinity
   for (let i = 0; i < 10 && fewest > 3; i++) {
     const from = sleeps(tree.pid)

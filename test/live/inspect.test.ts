@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * Looking at a node opens nothing: no disk spins up, nobody's reset, remove or
- * detach is refused or put off because somebody ran `ls -l`.
+ * Looking at a node opens nothing: no disk spins up, and no reset, remove or detach is refused or
+ * put off because of an `ls -l`.
  */
 import { accessSync, existsSync, lstatSync, readlinkSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -11,7 +11,7 @@ import t, { type Test } from 'tap'
 import { blk } from '../helpers/blk.js'
 import { type LoopDisk, loopDisk, openDevices, run, startTree, type Twin, until, watchNode, zramDisk } from '../helpers/tree.js'
 
-/** Each is run on each node. An exit code other than 0 is none of our business: readlink of a device is one. */
+/** Each command is run on each node. Its exit code does not matter: readlink of a device fails, for example. */
 const COMMANDS = [
   'ls -l "$1"',
   'ls -lZ "$1"',
@@ -35,7 +35,7 @@ const ROUNDS = 3
 const RESETS = 100
 const DETACHES = 50
 
-/** All of the above, and the calls by themselves, many times over. */
+/** Runs all of the above, and the calls by themselves, many times over. */
 async function inspect(t: Test, root: string, names: readonly string[]): Promise<void> {
   for (let round = 0; round < ROUNDS; round++) {
     for (const name of names) {
@@ -48,7 +48,7 @@ async function inspect(t: Test, root: string, names: readonly string[]): Promise
     }
     await run('ls', ['-l', root])
     await run('find', [root, '-ls'])
-    await run('df', [root]) // of a node it would be an open(2), by df itself
+    await run('df', [root]) // not of a node: df would open(2) it
   }
 }
 
@@ -89,7 +89,7 @@ t.test('inspecting a node never opens its device', async (t) => {
   t.strictSame(openDevices(tree.pid), [], 'the daemon has no device open')
 })
 
-t.test('twin: without a look at what the caller does, inspecting opens devices', async (t) => {
+t.test('twin: if the daemon does not see what the caller does, inspecting opens devices', async (t) => {
   const { names, devices } = await disks(t)
   const tree = await startTree(t, { twin: 'no-inspect' })
   const watches = await Promise.all(devices.map((path) => watchNode(t, path, tree)))
@@ -105,15 +105,15 @@ async function lookedAtWhileRunning(t: Test, twin: Twin): Promise<number> {
   return (await seen()).open
 }
 
-t.test('a caller that does not sleep yet is waited for, to see that it only looks', async (t) => {
+t.test('the daemon waits until a caller sleeps, to see that it only looks', async (t) => {
   t.equal(await lookedAtWhileRunning(t, 'callers-run'), 0, 'the device was not opened')
 })
 
-t.test('twin: if it is not waited for, its device is opened', async (t) => {
+t.test('twin: if it does not wait, the device is opened', async (t) => {
   t.ok((await lookedAtWhileRunning(t, 'callers-run-unknown')) > 0, 'the device was opened')
 })
 
-/** @returns how often the reset was refused because somebody had the device open */
+/** @returns how often the reset was refused because the device was open */
 async function resets(t: Test, rounds: number, twin?: Twin): Promise<number> {
   const zram = zramDisk(t)
   const tree = await startTree(t, twin === undefined ? {} : { twin })
@@ -135,7 +135,7 @@ t.test('a disk that is looked at can be reset at any moment', async (t) => {
   t.equal(await resets(t, RESETS), 0, `${RESETS} resets, each right after a look`)
 })
 
-t.test('twin: without a look at what the caller does, resets are refused', async (t) => {
+t.test('twin: if the daemon does not see what the caller does, resets are refused', async (t) => {
   t.ok((await resets(t, 10, 'no-inspect')) > 0, 'EBUSY')
 })
 
@@ -159,11 +159,11 @@ t.test('a loop device that is looked at is detached at once', async (t) => {
   t.equal(await detaches(t, DETACHES), 0, `${DETACHES} detaches, each right after a look`)
 })
 
-t.test('twin: without a look at what the caller does, detaching is put off', async (t) => {
+t.test('twin: if the daemon does not see what the caller does, detaching is put off', async (t) => {
   t.ok((await detaches(t, 10, 'no-inspect')) > 0, 'still bound after losetup -d')
 })
 
-/** @returns how often deleting the partition was refused because somebody had it open */
+/** @returns how often deleting the partition was refused because it was open */
 async function deletions(t: Test, rounds: number, twin?: Twin): Promise<number> {
   const loop = loopDisk(t)
   const tree = await startTree(t, twin === undefined ? {} : { twin })
@@ -188,6 +188,6 @@ t.test('a partition that is looked at can be deleted at any moment', async (t) =
   t.equal(await deletions(t, DETACHES), 0, `${DETACHES} deletions, each right after a look`)
 })
 
-t.test('twin: without a look at what the caller does, deleting is refused', async (t) => {
+t.test('twin: if the daemon does not see what the caller does, deleting is refused', async (t) => {
   t.ok((await deletions(t, 10, 'no-inspect')) > 0, 'EBUSY')
 })

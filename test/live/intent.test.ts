@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Intents: real processes are seen in their calls, and none can make one look like another. */
+/** Intents: the daemon sees real processes in their calls, and none can make one call look like another. */
 import { execFileSync, spawn } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { open } from 'node:fs/promises'
@@ -17,7 +17,7 @@ import { number, other } from '../helpers/syscalls.js'
 const look = (tid: number, stack = false) =>
   new Promise<SeenThread | undefined>((resolve) => native.lookAtThreads([tid, stack], ([found]) => resolve(found)))
 
-t.test('a real process that sleeps is seen in its call', async (t) => {
+t.test('the call of a real process that sleeps is seen', async (t) => {
   const intents = new Intents(native)
   t.teardown(() => intents.close())
   const child = spawn('sleep', ['60'])
@@ -28,17 +28,17 @@ t.test('a real process that sleeps is seen in its call', async (t) => {
   const call = intents.of(pid)
   t.match(call, { intent: 'unknown', number: nanosleep })
   t.equal(intents.isSeen(call), true)
-  t.equal(intents.of(pid).print, call.print, 'and in the same the next time')
+  t.equal(intents.of(pid).print, call.print, 'and in the same call the next time')
   t.equal(intents.mayStillBeIn(call, await look(pid)), true)
   t.equal(intents.mayStillBeIn(someCall('open', number('openat')), await look(pid)), false)
   const ended = new Promise((resolve) => child.on('exit', resolve))
   child.kill()
   await ended
-  t.equal(intents.mayStillBeIn(call, await look(pid)), false, 'until it ends')
+  t.equal(intents.mayStillBeIn(call, await look(pid)), false, 'not after it has ended')
   t.equal(intents.of(pid), UNSEEN)
 })
 
-/** A FIFO, which keeps who opens it where it is until there is a writer. */
+/** A FIFO. It keeps a process in open(2) until there is a writer. */
 function fifo(t: Test): string {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-fifo-'))
   t.teardown(() => rmSync(directory, { recursive: true }))
@@ -46,14 +46,14 @@ function fifo(t: Test): string {
   return join(directory, 'fifo')
 }
 
-t.test('a real process that opens is seen opening', async (t) => {
+t.test('a real process in open(2) is seen to open', async (t) => {
   const path = fifo(t)
   const intents = new Intents(native)
   t.teardown(() => intents.close())
   const child = spawn('cat', [path])
   t.teardown(() => child.kill())
   const pid = child.pid as number
-  // Its libraries are opened as well, but that does not take a writer.
+  // The process opens its libraries as well, but does not wait for a writer there.
   await until(async () => intents.of(pid).intent === 'open' && (await look(pid))?.[2] === 'S')
   const call = intents.of(pid)
   t.match(call, { intent: 'open', number: number('openat'), keeps: false, follows: true, locks: false })
@@ -87,18 +87,18 @@ t.test('a real process cannot make a 32-bit open look like a 64-bit fstat', asyn
   t.match(
     intents.of(plain),
     { intent: 'open', number: number('openat') },
-    'a path below 4 GiB, in a call that the stack shows to be of 64 bits',
+    'a path below 4 GiB, in a call that the stack shows to be a 64-bit one',
   )
   const int80 = await opener('int80')
   if (int80 === undefined) {
     t.pass('int 0x80', { skip: 'this kernel makes no 32-bit calls' })
     return
   }
-  t.match(intents.of(int80), { intent: 'unknown', number: 5 }, 'open of 32 bits')
+  t.match(intents.of(int80), { intent: 'unknown', number: 5 }, 'a 32-bit open')
   const dressed = (await opener('dressed')) as number
   const call = intents.of(dressed)
   t.match(call, { intent: 'inspect', number: number('fstat') }, 'made up to look like fstat')
-  t.equal(intents.confirms(dressed), false, 'but the stack tells')
+  t.equal(intents.confirms(dressed), false, 'but the stack shows otherwise')
   t.equal(intents.confirms(plain), true)
-  t.equal(intents.mayStillBeIn(call, await look(dressed)), true, 'and it is followed like any other')
+  t.equal(intents.mayStillBeIn(call, await look(dressed)), true, 'it is followed like any other call')
 })

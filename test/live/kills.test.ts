@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Daemon and guard end again and again while disks are recycled: no open reaches another disk, and none fails. */
+/** Daemon and guard end again and again while disks are recycled. No open reaches another disk, and none fails. */
 import t, { type Test } from 'tap'
 
 import { addCounts, blk } from '../helpers/blk.js'
@@ -19,11 +19,11 @@ interface Churned {
   readonly errors: Record<string, number>
 }
 
-/** Opens while disks are recycled, and each daemon ends a moment after it is ready. */
+/** Opens disks while they are recycled; each daemon ends a moment after it is ready. */
 async function churn(t: Test, tree: ManagedTree, end: (tree: ManagedTree) => void): Promise<Churned> {
   const sum: Churned = { right: 0, wrong: 0, longestMs: 0, errors: {} }
   let times = 0
-  // A machine that is busy with other things as well gets there later.
+  // A machine that is busy with other things takes longer.
   while (times < KILLS || (sum.right <= KILLS && sum.wrong === 0 && times < 20 * KILLS)) {
     let going = true
     const run = blk('churn', '--mode', 'tree', '--dir', tree.mountpoint, '--seconds', String(ROUND_SECONDS)).finally(() => (going = false))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * What udev runs for device-mapper devices, run by hand: nobody can keep it from
- * its work. What it makes of real devices is shown in the virtual machines.
+ * The program that udev runs for device-mapper devices, run by hand: no user can keep it from its
+ * work. The virtual machines show what it makes of real devices.
  */
 import {
   chmodSync,
@@ -28,20 +28,20 @@ import { cleanup, type Output, run, until } from '../helpers/tree.js'
 const LINK = join(ROOT, 'udev/diskseqfs-link')
 const LOCK = '/run/diskseqfs.lock'
 const NOBODY = 65534
-/** Of a disk that never was. */
+/** The number of a disk that never existed. */
 const DISKSEQ = '4000000000'
-/** LOCK_SECONDS of the program; and what is soon. */
+/** LOCK_SECONDS of the program; and a time that counts as soon. */
 const LIMIT_MS = 3000
 const SOON_MS = 1500
 
-/** A directory that stands for /dev/mapper, with a link into the tree in it. */
+/** A directory that stands for /dev/mapper, with a link into the tree. */
 function mapper(t: Test) {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-link-'))
   chmodSync(directory, 0o755)
   cleanup(t, () => rmSync(directory, { recursive: true }))
   if (!existsSync(LOCK)) cleanup(t, () => rmSync(LOCK, { force: true }))
   const link = join(directory, 'vm-root')
-  writeFileSync(join(directory, 'control'), '') // an empty directory would go with its last link
+  writeFileSync(join(directory, 'control'), '') // an empty directory would be removed with its last link
   symlinkSync(`/dev/disk/by-diskseq/${DISKSEQ}`, link)
   return { directory, link }
 }
@@ -55,7 +55,7 @@ async function removed(link: string, program: string): Promise<Output & { ms: nu
   return { ...output, ms: performance.now() - began }
 }
 
-/** The program with its lock where it used to be: on a directory that anybody may open. */
+/** The program with its lock where it used to be: on a directory that any user may open. */
 const onDirectory = (t: Test, directory: string) =>
   twinLink(
     t,
@@ -63,14 +63,14 @@ const onDirectory = (t: Test, directory: string) =>
     ['!S_ISREG(file.st_mode) || file.st_uid != 0 || (file.st_mode & 077)', '0'],
   )
 
-t.test('rules of an earlier version are understood, while udev still has them', async (t) => {
+t.test('the program understands the rules of an earlier version, which udev may still have', async (t) => {
   const codeOf = async (command: string) => (await run(LINK, [command], { env: { DEVNAME: '/dev/dm-9999', DISKSEQ } })).code
   t.equal(await codeOf('apply'), 0)
   t.equal(await codeOf('settle'), 0)
-  t.equal(await codeOf('unsettle'), 2, 'twin: what no version has said is refused')
+  t.equal(await codeOf('unsettle'), 2, 'twin: a word that no version used is refused')
 })
 
-t.test('nobody can hold its lock', async (t) => {
+t.test('no user can hold its lock', async (t) => {
   const { directory, link } = mapper(t)
   await held(t, directory, NOBODY)
   const { code, stderr, ms } = await removed(link, LINK)
@@ -80,11 +80,15 @@ t.test('nobody can hold its lock', async (t) => {
   const lock = lstatSync(LOCK)
   t.strictSame([lock.isFile(), lock.uid, lock.mode & 0o7777], [true, 0, 0o600], "the lock is root's alone")
   for (const flags of ['<', '>', '>>', '<>']) {
-    t.not((await run('sh', ['-c', `exec 9${flags}${LOCK}`], { uid: NOBODY, gid: NOBODY })).code, 0, `nobody cannot open it: ${flags}`)
+    t.not(
+      (await run('sh', ['-c', `exec 9${flags}${LOCK}`], { uid: NOBODY, gid: NOBODY })).code,
+      0,
+      `an unprivileged user cannot open it: ${flags}`,
+    )
   }
 })
 
-t.test('twin: where it locks the directory, anybody can', async (t) => {
+t.test('twin: if it locks the directory, any user can', async (t) => {
   const { directory, link } = mapper(t)
   await held(t, directory, NOBODY)
   const { stderr, ms } = await removed(link, onDirectory(t, directory))
@@ -92,7 +96,7 @@ t.test('twin: where it locks the directory, anybody can', async (t) => {
   t.match(stderr, /still held/)
 })
 
-t.test('a lock that is not given up is waited for only so long, and that is said', async (t) => {
+t.test('the program waits for a lock only for a limited time, and says so', async (t) => {
   const { directory, link } = mapper(t)
   await removed(join(directory, 'none'), LINK) // makes the file
   await held(t, LOCK, 0)
@@ -102,7 +106,7 @@ t.test('a lock that is not given up is waited for only so long, and that is said
   t.strictSame(readdirSync(directory), ['control'], 'the link is gone')
 })
 
-t.test('twin: without the limit it waits for ever', async (t) => {
+t.test('twin: without the time limit it waits for ever', async (t) => {
   const { directory, link } = mapper(t)
   await removed(join(directory, 'none'), LINK)
   await held(t, LOCK, 0)
@@ -111,7 +115,7 @@ t.test('twin: without the limit it waits for ever', async (t) => {
   t.equal(readlinkSync(link), `/dev/disk/by-diskseq/${DISKSEQ}`, 'nothing was done')
 })
 
-t.test("a lock that is not a file of root's alone is none", async (t) => {
+t.test("a lock file that is not root's alone is not used", async (t) => {
   const { directory, link } = mapper(t)
   const before = existsSync(LOCK)
   if (before) renameSync(LOCK, `${LOCK}.aside`)
@@ -128,10 +132,13 @@ t.test("a lock that is not a file of root's alone is none", async (t) => {
   rmSync(LOCK)
   symlinkSync(join(directory, 'elsewhere'), LOCK)
   t.match((await removed(link, LINK)).stderr, /cannot open \/run\/diskseqfs\.lock: Too many levels/)
-  t.notOk(existsSync(join(directory, 'elsewhere')), 'nor is a file made through a link')
+  t.notOk(existsSync(join(directory, 'elsewhere')), 'no file is made through a link')
 })
 
-/** Runs it until it is about to take the link away; then the name becomes another device's. -> where it leads in the end */
+/**
+ * Runs the program until it is about to remove the link; then the name becomes another device's. -> where the link leads in
+ * the end
+ */
 async function becomesAnothers(t: Test, ...changes: Change[]): Promise<string> {
   const { directory, link } = mapper(t)
   const [there, go] = ['there', 'go'].map((name) => join(directory, name)) as [string, string]
@@ -154,10 +161,10 @@ async function becomesAnothers(t: Test, ...changes: Change[]): Promise<string> {
   return existsSync(directory) && lstatSync(link, { throwIfNoEntry: false })?.isSymbolicLink() ? readlinkSync(link) : 'nothing'
 }
 
-t.test("a name that becomes another device's before its link is taken away", async (t) => {
+t.test("a name that becomes another device's before its link is removed", async (t) => {
   t.equal(await becomesAnothers(t), '/dev/disk/by-diskseq/.dm/4000000001/dm-9998', 'is put back')
 })
 
-t.test('twin: where it is not looked at when it has been taken, it is lost', async (t) => {
+t.test('twin: if the link is not checked after it was renamed, it is lost', async (t) => {
   t.equal(await becomesAnothers(t, ['  if (!leads_to(temporary, diskseq, kernel)) {', '  if (0) {']), 'nothing')
 })

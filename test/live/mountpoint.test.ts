@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** What is mounted where, and that its end is noticed. */
+/** The mounts at a path are found, and the end of a mount is noticed. */
 import { execFileSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -31,7 +31,7 @@ function tmpfs(t: Test, directory: string, source: string) {
   return unmount
 }
 
-t.test('what is mounted at a path is found, whatever its name', async (t) => {
+t.test('the mount at a path is found, whatever characters the path has', async (t) => {
   const top = temporary(t)
   for (const name of ['plain', 'with a space', 'tab\tand\nline', 'back\\slash', '\\040', 'ümläut', '#hash']) {
     const directory = join(top, name)
@@ -41,7 +41,7 @@ t.test('what is mounted at a path is found, whatever its name', async (t) => {
     t.strictSame(mountsAt(`${directory}x`), [])
     t.strictSame(mountsAt(join(directory, 'below')), [])
     unmount()
-    t.strictSame(mountsAt(directory), [], 'nothing any more')
+    t.strictSame(mountsAt(directory), [], 'nothing is mounted any more')
   }
 })
 
@@ -56,7 +56,7 @@ t.test('of several mounts at one path, the topmost is last', async (t) => {
   t.match(mountsAt(directory), [{ source: 'first' }])
 })
 
-t.test('a watch tells when its mount is gone, and not before', async (t) => {
+t.test('a watch reports when its mount is gone, and not before', async (t) => {
   const top = temporary(t)
   const directory = join(top, 'watched')
   const unmount = tmpfs(t, directory, 'watched')
@@ -72,13 +72,13 @@ t.test('a watch tells when its mount is gone, and not before', async (t) => {
   await sleep(20) // until both are watching
   tmpfs(t, join(top, 'another'), 'another')()
   await until(() => others > 0)
-  t.equal(gone, 0, 'others come and go')
+  t.equal(gone, 0, 'other mounts come and go')
   unmount()
   await until(() => gone > 0)
-  t.pass('this one is gone')
+  t.pass('the watch reports that its mount is gone')
 })
 
-t.test('a mount that is gone before its watch has begun is told, too', async (t) => {
+t.test('a mount that is gone before its watch has begun is reported, too', async (t) => {
   const directory = join(temporary(t), 'brief')
   const unmount = tmpfs(t, directory, 'brief')
   const [mount] = mountsAt(directory)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * Which names there are, through the real mount: those of disks and partitions
- * that exist, each in one spelling. All else is ENOENT and opens nothing.
+ * The names that the real mount has: those of disks and partitions that exist, each in one
+ * spelling. Any other name is ENOENT and opens nothing.
  */
 import {
   accessSync,
@@ -52,7 +52,7 @@ function opens(path: PathLike, flags: string | number = 'r'): void {
   closeSync(openSync(path, flags))
 }
 
-/** All ways to ask for a name, and what they fail with; once each. */
+/** Asks for a name in all ways; the errors, each once. */
 function failures(path: PathLike): string[] {
   const calls = [
     () => statSync(path),
@@ -100,7 +100,7 @@ onEachTransport('a good name is the disk, the partition, or the symlink', async 
   t.equal(readlinkSync(link), `${n}p12`, 'the symlink is relative')
   t.ok(lstatSync(link).isSymbolicLink())
   t.equal(lstatSync(link).size, `${n}p12`.length, 'its size is that of its target')
-  // Through the library it takes a second until nobody has them open any more.
+  // With the library it takes a second until no pin is left.
   await until(() => openDevices(tree.pid).length === 0, 10_000)
   disk.deletePartition(12)
   for (const name of [`${n}p12`, `${n}-part12`]) {
@@ -207,7 +207,7 @@ onEachTransport('any other name is ENOENT, and opens nothing', async (t, args) =
     const got = failures(`${tree.mountpoint}/${name}`)
     return got.length !== 1 || got[0] !== 'ENOENT'
   })
-  t.strictSame(wrong, [], `${names.length} names that are none`)
+  t.strictSame(wrong, [], `${names.length} names that must not exist`)
 
   const bytes = (...tail: (number | string)[]) =>
     Buffer.concat([`${tree.mountpoint}/`, ...tail].map((part) => Buffer.from(typeof part === 'number' ? [part] : part)))
@@ -225,7 +225,7 @@ onEachTransport('any other name is ENOENT, and opens nothing', async (t, args) =
   }
   t.strictSame(failures(`${tree.mountpoint}/${'1'.repeat(255)}`), ['ENOENT'], '255 characters')
   for (const length of [256, 300, 1024]) {
-    // Where the kernel knows no limit of ours, the name comes through.
+    // The kernel does not check our limit on lengths, so the name reaches the daemon.
     const [error, ...others] = failures(`${tree.mountpoint}/${'1'.repeat(length)}`)
     t.ok(others.length === 0 && (error === 'ENAMETOOLONG' || error === 'ENOENT'), `${length} characters: ${error}`)
   }
@@ -245,7 +245,7 @@ onEachTransport('any other name is ENOENT, and opens nothing', async (t, args) =
   }
 })
 
-/** What the tree should list, by sysfs alone. */
+/** What the tree should list, going by sysfs alone. */
 function inSysfs(): Set<string> {
   const names = new Set<string>()
   for (const kname of readdirSync('/sys/class/block')) {
@@ -268,7 +268,7 @@ function inSysfs(): Set<string> {
 function compare(t: Test, listed: string[], before: Set<string>, after: Set<string>): void {
   t.equal(new Set(listed).size, listed.length, 'no name twice')
   const names = new Set(listed)
-  // Other programs' devices come and go while this runs.
+  // Devices of other programs come and go while this runs.
   t.strictSame(
     [...before].filter((name) => after.has(name) && !names.has(name)),
     [],
@@ -323,7 +323,7 @@ onEachTransport('a thousand disks are listed, each once, while others come and g
       if (names.size !== listed.length) wrong.push(`${listed.length} names, ${names.size} of them different`)
       wrong.push(...mine.filter((name) => !names.has(name)).map((name) => `${name} is missing`))
     }
-    t.strictSame(wrong, [], 'all are listed, and none twice')
+    t.strictSame(wrong, [], 'all are listed, each once')
     for (const name of mine) statSync(join(tree.mountpoint, name))
     t.pass('each can be looked at')
     for (const name of mine.slice(0, 200)) opens(join(tree.mountpoint, name))
@@ -338,7 +338,7 @@ onEachTransport('a thousand disks are listed, each once, while others come and g
 const GONE_ROUNDS = 50
 
 for (const twin of [undefined, 'deaf'] as (Twin | undefined)[]) {
-  t.test(`a disk is there at once, and gone at once${twin ? ', also if no uevent ever arrives' : ''}`, async (t) => {
+  t.test(`a disk appears at once and goes at once${twin ? ', also if no uevent ever arrives' : ''}`, async (t) => {
     const tree = await startTree(t, twin ? { twin } : {})
     const wrong: string[] = []
     for (let i = 0; i < GONE_ROUNDS; i++) {
@@ -353,11 +353,11 @@ for (const twin of [undefined, 'deaf'] as (Twin | undefined)[]) {
       disk.detach()
       const errors = i % 2 ? failures(path) : failures(path).reverse()
       if (errors.join() !== 'ENOENT') wrong.push(`${name} is gone, but ${errors}`)
-      // The number that the empty loop device has now.
+      // The sequence number that the empty loop device has now.
       const empty = join(tree.mountpoint, disk.diskseq())
       if (!existsSync(`/sys/block/${disk.kname}/loop/backing_file`)) {
         const errors = failures(empty)
-        if (existsSync(`/sys/block/${disk.kname}/loop/backing_file`)) continue // somebody took it
+        if (existsSync(`/sys/block/${disk.kname}/loop/backing_file`)) continue // another program took it
         if (errors.join() !== 'ENOENT') wrong.push(`${disk.diskseq()} is an empty loop device, but ${errors}`)
         if (!twin && readdirSync(tree.mountpoint).includes(disk.diskseq())) wrong.push(`${disk.diskseq()} is listed`)
       }
@@ -378,10 +378,10 @@ onEachTransport('a partition left over on an empty loop device has no name', asy
     'the partition can be opened',
   )
   while (openDevices(tree.pid).length > 0) await sleep(1)
-  // losetup leaves partitions alone that it was not asked to scan for.
+  // losetup leaves alone partitions that it was not asked to scan for.
   disk.detach()
   const now = `${disk.diskseq()}p1`
-  t.ok(existsSync(`/sys/class/block/${disk.kname}p1`), 'the kernel has kept it')
+  t.ok(existsSync(`/sys/class/block/${disk.kname}p1`), 'the kernel has kept the partition')
   t.not(existsSync(`/sys/class/block/${disk.kname}/loop/backing_file`), true, 'the loop device is empty')
   for (const name of [old, now]) {
     t.strictSame(failures(join(tree.mountpoint, name)), ['ENOENT'], name)
@@ -411,7 +411,7 @@ onEachTransport('the shape of the tree cannot be changed, not even by root', asy
   }
   for (const [what, call] of Object.entries(calls)) t.equal(errorOf(call), 'EPERM', what)
   const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY
-  // The library does not know of such files.
+  // The library does not have such files.
   const refused = args.includes('fuse-native') ? 'ENOTSUP' : 'EPERM'
   t.equal(
     errorOf(() => openSync(tree.mountpoint, O_TMPFILE | constants.O_RDWR)),
@@ -451,7 +451,7 @@ onEachTransport('the shape of the tree cannot be changed, not even by root', asy
   )
 })
 
-t.test('udev, which removes links of its own from before the mount, hears that there is none', async (t) => {
+t.test('udev, which removes its links from before the mount, gets ENOENT', async (t) => {
   const disk = loopDisk(t)
   const tree = await startTree(t)
   const node = join(tree.mountpoint, disk.diskseq())
@@ -460,26 +460,26 @@ t.test('udev, which removes links of its own from before the mount, hears that t
     ['systemd-udevd', 'ENOENT'],
     ['udev-worker', 'EPERM'],
   ] as const) {
-    // A thread may call itself what it likes.
+    // A thread may choose its own name.
     const script = `require('fs').writeFileSync('/proc/self/comm', process.argv[1]); try { require('fs').unlinkSync(process.argv[2]) } catch (error) { console.log(error.code) }`
     const answer = await run(process.execPath, ['-e', script, comm, node])
     t.equal(answer.stdout.trim(), errno, comm)
   }
-  t.ok(existsSync(node), 'it is still there')
+  t.ok(existsSync(node), 'the node is still there')
 })
 
-/** What opening again through an O_PATH descriptor leads to, after the loop device got another disk. */
+/** What another open through an O_PATH descriptor leads to, after the loop device got another disk. */
 async function reopen(t: Test, twin?: Twin) {
   const disk = loopDisk(t)
-  // The descriptor keeps the name in use, and so the daemon its disk until the hold is over.
+  // The descriptor keeps the name in use; so the daemon keeps the disk until the hold is over.
   const tree = await startTree(t, twin ? { twin, expectErrors: true } : { args: ['--hold', '1'] })
   const holder = await startBlk(t, 'hold', '--path', join(tree.mountpoint, disk.diskseq()), '--flags', 'path')
   const before = JSON.parse(await holder.ask()) as { diskseq?: number }
-  t.equal(before.diskseq, Number(disk.diskseq()), 'leads to the disk while that is there')
+  t.equal(before.diskseq, Number(disk.diskseq()), 'it leads to the disk while that exists')
   while (openDevices(tree.pid).length > 0) await sleep(1)
   disk.detach()
   const gone = JSON.parse(await holder.ask()) as { error?: number }
-  // Another program may have been faster to take the device: its disk is as good.
+  // Another program may have taken the device first. Its disk does as well.
   const { code } = await run('losetup', [disk.path, disk.file])
   if (code === 0) cleanup(t, () => run('losetup', ['--detach', disk.path]))
   const replaced = JSON.parse(await holder.ask()) as { error?: number; diskseq?: number }
@@ -492,12 +492,12 @@ t.test('a descriptor of the node does not lead to the next disk', async (t) => {
   t.strictSame(replaced, { error: 6 }, 'ENXIO once another one has its number')
 })
 
-t.test('twin: if nobody counts as an opener, it does', async (t) => {
+t.test('twin: if no caller counts as an opener, it does', async (t) => {
   const { replaced, next } = await reopen(t, 'always-inspect')
   t.strictSame(replaced, { diskseq: next }, "the next disk's diskseq")
 })
 
-t.test("stat shows what it shows of the device's own node", async (t) => {
+t.test('stat shows the same as for the device node', async (t) => {
   const disk = loopDisk(t)
   disk.addPartition(1, 64, 64)
   const tree = await startTree(t)
@@ -516,7 +516,7 @@ t.test("stat shows what it shows of the device's own node", async (t) => {
   const inodes = [n, `${n}p1`, `${n}-part1`].map((name) => lstatSync(join(tree.mountpoint, name)).ino)
   t.equal(new Set(inodes).size, 3, 'each name has an inode number of its own')
   const root = statSync(tree.mountpoint)
-  // Who reads a directory may hold its lock for ever: see Tree.rootAttr().
+  // A reader of a directory can hold its lock for ever: see Tree.rootAttr().
   t.equal(root.mode, 0o41711, 'the tree itself is a directory that only root may change, or read')
 })
 
@@ -528,7 +528,7 @@ onEachTransport('statfs works, and df', async (t, args) => {
   const df = await run('df', [tree.mountpoint])
   t.equal(df.code, 0)
   t.match(df.stdout, tree.mountpoint)
-  // Monitoring takes 100 % for an alarm.
+  // Monitoring would report 100 % as an alarm.
   const inodes = await run('df', ['--output=itotal,iused,ipcent', tree.mountpoint])
-  t.match(inodes.stdout, /^ *0 +0 +- *$/m, 'as of other file systems of devices, none is counted')
+  t.match(inodes.stdout, /^ *0 +0 +- *$/m, 'no inodes are counted, as on other file systems of devices')
 })

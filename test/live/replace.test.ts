@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** `mount --replace`: one daemon takes the tree over from another, and nobody who uses it notices. */
+/** `mount --replace`: one daemon takes the tree over from another, and no user of the tree notices. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { closeSync, existsSync, mkdtempSync, openSync, opendirSync, rmdirSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -30,7 +30,7 @@ import { ROOT } from '../helpers/root.js'
 
 const SECONDS = LONG ? '10' : '5'
 const TIMES = LONG ? 10 : 4
-/** On a machine that is busy with other things. */
+/** The least number of times on a machine that is busy with other things. */
 const TIMES_MIN = 2
 const SERVES_MS = 300
 
@@ -41,7 +41,7 @@ interface Daemon {
   readonly ended: Promise<number | null>
 }
 
-/** In the foreground; on the mount point of a tree that the test has started. */
+/** Starts a daemon in the foreground, at the mount point of a tree that the test has started. */
 function start(t: Test, mountpoint: string, ...args: string[]): Daemon {
   return startWith(t, [], {}, mountpoint, ...args)
 }
@@ -65,7 +65,7 @@ const tookOver = (daemon: Daemon) => until(() => daemon.log().includes('took ove
 
 const idOf = (mountpoint: string) => mountsAt(mountpoint).map(({ id }) => id)
 
-t.test('the new daemon serves the same mount, the old one ends', async (t) => {
+t.test('the incoming daemon serves the same mount, and the outgoing one ends', async (t) => {
   const loop = loopDisk(t)
   const tree = await startTree(t)
   const before = idOf(tree.mountpoint)
@@ -74,21 +74,21 @@ t.test('the new daemon serves the same mount, the old one ends', async (t) => {
   const directory = opendirSync(tree.mountpoint)
   const next = start(t, tree.mountpoint, '--replace')
   await tookOver(next)
-  t.equal(await tree.ended, 0, 'the old one has ended, and all is well')
+  t.equal(await tree.ended, 0, 'the outgoing daemon has ended with code 0')
   t.strictSame(idOf(tree.mountpoint), before, 'nothing was mounted')
-  t.match(directory.readSync()?.name, /^\d+$/, 'an open directory is read on')
+  t.match(directory.readSync()?.name, /^\d+$/, 'an open directory can be read on')
   directory.closeSync()
   closeSync(openSync(`/proc/self/fd/${held}`, 'r'))
   closeSync(openSync(path, 'r'))
-  t.pass('disks can be opened, also through what is open')
+  t.pass('disks can be opened, also through an open descriptor')
   closeSync(held)
   await until(() => openDevices(next.pid).length === 0)
   const last = start(t, tree.mountpoint, '--replace')
   await tookOver(last)
-  t.equal(await next.ended, 0, 'and so on')
+  t.equal(await next.ended, 0, 'the same works for the next one')
 })
 
-/** Opens, of disks that are recycled and of one that stays, while `change` is done again and again. */
+/** Opens disks that are recycled and one that stays, while `change` is done again and again. */
 async function underLoad(t: Test, { mountpoint }: RunningTree, steady: LoopDisk, change: () => Promise<void>) {
   let going = true
   let times = 0
@@ -119,7 +119,7 @@ async function underLoad(t: Test, { mountpoint }: RunningTree, steady: LoopDisk,
   return { unexpected: Object.keys(errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'), stays: Object.keys(stays['errors']) }
 }
 
-t.test('again and again while disks are recycled: no open fails', async (t) => {
+t.test('replaced again and again while disks are recycled: no open fails', async (t) => {
   const loop = loopDisk(t)
   const tree = await startTree(t)
   let daemon: Daemon | undefined
@@ -134,7 +134,7 @@ t.test('again and again while disks are recycled: no open fails', async (t) => {
   t.pass('no pin is left')
 })
 
-t.test('twin: unmounted and mounted instead, opens fail; but none reaches another disk', async (t) => {
+t.test('twin: with unmount and mount instead, opens fail, but none reaches another disk', async (t) => {
   const loop = loopDisk(t)
   const tree = await startTree(t)
   const { stays } = await underLoad(t, tree, loop, async () => {
@@ -147,7 +147,7 @@ t.test('twin: unmounted and mounted instead, opens fail; but none reaches anothe
 
 const socketIn = (mountpoint: string) => socketOf(mountsAt(mountpoint)[0]?.device as string)
 
-t.test('a new daemon that dies before it is ready changes nothing', async (t) => {
+t.test('an incoming daemon that dies before it is ready changes nothing', async (t) => {
   const loop = loopDisk(t)
   const tree = await startTree(t)
   const path = join(tree.mountpoint, loop.diskseq())
@@ -162,17 +162,17 @@ while names[-1:] != ['end']:
   names.append(data.decode())
 print(*sorted(names))`,
   ])
-  t.equal(stdout, 'closes end fuse lock mount root state\n', 'it had been given everything')
+  t.equal(stdout, 'closes end fuse lock mount root state\n', 'it had received everything')
   closeSync(openSync(path, 'r'))
-  t.pass('the old one serves')
+  t.pass('the outgoing daemon still serves')
   const next = start(t, tree.mountpoint, '--replace')
   await tookOver(next)
-  t.equal(await tree.ended, 0, 'and gives the tree to the next one that asks')
+  t.equal(await tree.ended, 0, 'it hands the tree over to the next daemon that asks')
 })
 
 const FAILING = join(ROOT, 'test/helpers/fails-when-taken.cjs')
 
-/** New daemons fail again and again when they have got their turn, while disks are recycled. */
+/** Incoming daemons fail again and again when they get their turn, while disks are recycled. */
 async function failing(t: Test, twin: Twin, how: 'killed' | 'error') {
   const loop = loopDisk(t)
   const tree = await startTree(t, { twin, expectErrors: twin !== 'none' })
@@ -188,25 +188,25 @@ async function failing(t: Test, twin: Twin, how: 'killed' | 'error') {
 }
 
 for (const how of ['killed', 'error'] as const) {
-  t.test(`a new daemon that fails when it has got its turn changes nothing either (${how})`, async (t) => {
+  t.test(`an incoming daemon that fails when it gets its turn changes nothing either (${how})`, async (t) => {
     const { unexpected, stays, ended, tree } = await failing(t, 'none', how)
     t.strictSame({ unexpected, stays, ended }, { unexpected: [], stays: [], ended: false })
     const next = start(t, tree.mountpoint, '--replace')
     await tookOver(next)
-    t.equal(await tree.ended, 0, 'and gives the tree to the next one that asks')
+    t.equal(await tree.ended, 0, 'it hands the tree over to the next daemon that asks')
     await until(() => openDevices(next.pid).length === 0)
     t.pass('no pin is left')
   })
 }
 
-t.test('its turn, twin: if the old one ends when it has given it, the tree is dead', async (t) => {
+t.test('its turn, twin: if the outgoing daemon ends as soon as it has given the turn, the tree is dead', async (t) => {
   const { stays, ended, tree } = await failing(t, 'no-comeback', 'killed')
   t.equal(ended, true)
   t.strictSame(stays, ['ENOTCONN'])
   await cli('unmount', tree.mountpoint)
 })
 
-t.test('a daemon that stands still is not replaced: the reason is told, and it goes on', async (t) => {
+t.test('a daemon that stands still is not replaced; the error says why, and the daemon goes on', async (t) => {
   const tree = await startTree(t)
   process.kill(tree.pid, 'SIGSTOP')
   const { code, stderr } = await cli('mount', '-f', '--replace', tree.mountpoint).finally(() => process.kill(tree.pid, 'SIGCONT'))
@@ -215,7 +215,7 @@ t.test('a daemon that stands still is not replaced: the reason is told, and it g
   t.equal(statSync(tree.mountpoint).isDirectory(), true)
 })
 
-t.test('where nothing is served it mounts', async (t) => {
+t.test('if nothing is served, --replace mounts', async (t) => {
   const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
   cleanup(t, () => rmdirSync(mountpoint))
   const daemon = start(t, mountpoint, '--replace')
@@ -223,7 +223,7 @@ t.test('where nothing is served it mounts', async (t) => {
   t.equal(idOf(mountpoint).length, 1)
 })
 
-t.test('in the background, too', async (t) => {
+t.test('--replace works in the background, too', async (t) => {
   const tree = await startTree(t)
   cleanup(t, () => cli('unmount', tree.mountpoint))
   const { code, stderr } = await cli('mount', '--replace', tree.mountpoint)
@@ -232,14 +232,14 @@ t.test('in the background, too', async (t) => {
   t.equal(statSync(tree.mountpoint).isDirectory(), true)
 })
 
-t.test('a service has its own way', async (t) => {
+t.test('a service is not replaced this way', async (t) => {
   const tree = await startManaged(t)
   const { code, stderr } = await cli('mount', '-f', '--replace', tree.mountpoint)
   t.equal(code, 1)
   t.match(stderr, /cannot be replaced: ENOENT.*if it is a systemd service, use systemctl restart/)
 })
 
-t.test('only root can ask for it, and nothing of it is left', async (t) => {
+t.test('only root can connect to the socket, and the socket is removed', async (t) => {
   const tree = await startTree(t)
   const socket = socketIn(tree.mountpoint)
   t.equal(statSync(socket).mode & 0o777, 0o600)

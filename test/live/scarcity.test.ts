@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** What the daemon needs and may not get: descriptors, memory, the processor, a clock that is right. */
+/** Scarce resources: descriptors, memory, processor time, and a clock that is right. */
 import {
   closeSync,
   existsSync,
@@ -41,14 +41,14 @@ import {
 
 const NOBODY = '65534'
 
-/** Descriptors the daemon may have; it needs some thirty itself. */
+/** Descriptors that the daemon may have; it needs some thirty itself. */
 const NOFILE = 96
 const FEW = 48
-/** All it has are in use then, and numbers that get free are not below this. */
+/** A limit below all that are in use: a descriptor that gets free is not below it either. */
 const NONE = 8
 const DISKS = 150
 
-/** More disks than the daemon has descriptors for. */
+/** Makes more disks than the daemon has descriptors for. */
 async function manyDisksFewDescriptors(t: Test, twin?: Twin, nofile = NOFILE) {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-disks-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
@@ -70,7 +70,7 @@ const limit = async (tree: RunningTree, nofile: number) => {
   if (code !== 0) throw new Error('prlimit')
 }
 
-/** Errors of opening each, one after another. */
+/** Opens each, one after another; the errors. */
 const openErrors = (disks: readonly { path: string }[]) =>
   disks.map(({ path }) => errorOf(() => openSync(path, 'r'))).filter((error) => error !== '')
 
@@ -89,13 +89,13 @@ t.test('more disks may be in use than there are descriptors', async (t) => {
     if (error !== '') errors.push(error)
   }
   t.strictSame(wrong, [], 'no other disk was opened')
-  t.strictSame(errors, [], 'who has a disk open holds it himself')
+  t.strictSame(errors, [], 'a disk that is open needs no pin')
 })
 
-t.test('without descriptors an open fails, and says why; it comes back', async (t) => {
+t.test('without descriptors an open fails, and the log says why; later it works again', async (t) => {
   const { tree, disks } = await manyDisksFewDescriptors(t)
   await limit(tree, NONE)
-  // Each after a second: all at once.
+  // Each open fails after a second, so they all run at once.
   const { stdout } = await run('bash', [
     '-c',
     'export LC_ALL=C; for path; do { : <"$path"; } 2>&1 & done; wait',
@@ -110,36 +110,36 @@ t.test('without descriptors an open fails, and says why; it comes back', async (
   t.not(
     errorOf(() => statSync(join(tree.mountpoint, late.diskseq()))),
     'ENOENT',
-    'a new disk is not said to be missing',
+    'a new disk is not reported as missing',
   )
   await limit(tree, NOFILE)
   t.strictSame(openErrors(disks), [], 'all can be opened again, one after another')
   await until(() => errorOf(() => statSync(join(tree.mountpoint, late.diskseq()))) === '', 5000)
-  t.pass('the new one is there')
+  t.pass('the new disk is there')
 })
 
-t.test('twin: if it is not noticed that descriptors are missing, disks are denied', async (t) => {
+t.test('twin: if the daemon does not notice that descriptors are missing, it denies that disks exist', async (t) => {
   const { tree, disks } = await manyDisksFewDescriptors(t, 'exhaustion-unnoticed')
   const errors: string[] = []
-  // Who asks can be looked at with what is left. Some of those that it has may be for a
-  // moment only, so that one is left for a disk too: then with one fewer.
+  // The remaining descriptors are enough to look at the caller. Some of the used ones may be open
+  // for a moment only, which leaves one for a disk too. So it is tried with one fewer each time.
   const denied = () => errors.some((error) => error === 'ENXIO' || error === 'ENOENT')
   for (let i = 0; i < 4 && !denied(); i++) {
     await limit(tree, descriptors(tree.pid).length - i)
     errors.push(...openErrors(disks))
     await limit(tree, NOFILE)
   }
-  // ENXIO where the kernel has the name from before, ENOENT where it asks for it again.
-  t.ok(denied(), `a disk that is there is said to be gone, not ${[...new Set(errors)]}`)
+  // ENXIO if the kernel has the name from before, ENOENT if it asks for it again.
+  t.ok(denied(), `a disk that exists is said to be gone, not ${[...new Set(errors)]}`)
 })
 
-/** As many opens of disks after one another as there are descriptors several times over. */
+/** Opens disks one after another, several times as many as there are descriptors. */
 async function oneAfterAnother(t: Test, twin?: Twin): Promise<string[]> {
   const { disks } = await manyDisksFewDescriptors(t, twin, FEW)
   return [1, 2, 3, 4, 5].flatMap(() => openErrors(disks))
 }
 
-t.test('who opens disks one after another, faster than their pins end, waits for them', async (t) => {
+t.test('a caller that opens disks faster than their pins end waits for descriptors', async (t) => {
   t.strictSame(await oneAfterAnother(t), [])
 })
 
@@ -147,7 +147,9 @@ t.test('twin: without that some opens fail', async (t) => {
   t.ok((await oneAfterAnother(t, 'tries-once')).length > 0)
 })
 
-/** The daemon has no descriptor left, stands still for longer than it tries again, and gets some a moment after it goes on. */
+/**
+ * The daemon has no descriptor left, and stands still for longer than it retries. It gets some a moment after it goes on.
+ */
 async function stoodStill(t: Test, twin?: Twin): Promise<string> {
   const { tree, disks } = await manyDisksFewDescriptors(t, twin)
   await limit(tree, NONE)
@@ -165,20 +167,20 @@ async function stoodStill(t: Test, twin?: Twin): Promise<string> {
   return opened
 }
 
-t.test('a daemon that gets no processor does not give up for it', async (t) => {
+t.test('a daemon that gets no processor does not give up because of that', async (t) => {
   t.equal(await stoodStill(t), '')
 })
 
-t.test('twin: one that goes by the clock does', async (t) => {
+t.test('twin: a daemon that goes by the clock does', async (t) => {
   t.equal(await stoodStill(t, 'tries-by-clock'), 'EIO')
 })
 
-/** Where groups of processes are made, and the file that has their limit. */
+/** Where cgroups are made, and the file that has their memory limit. */
 const [CGROUPS, LIMIT] = existsSync('/sys/fs/cgroup/memory/memory.limit_in_bytes')
   ? ['/sys/fs/cgroup/memory', 'memory.limit_in_bytes']
   : ['/sys/fs/cgroup', 'memory.max']
 
-/** A group of processes that may take so much more memory than they have; undefined where there is no such thing. */
+/** A cgroup whose processes may take so much more memory than they have; undefined if that is not possible here. */
 function memoryGroup(t: Test, mib: number): { add(pid: number): void } | undefined {
   const directory = join(CGROUPS, `diskseqfs-test-${process.pid}`)
   if (errorOf(() => mkdirSync(directory)) !== '') return undefined
@@ -191,14 +193,14 @@ const NO_LIMIT = 'not tested: memory cannot be limited here (no cgroups that can
 const MEMORY_MIB = 96
 const ASKED_MS = 4000
 
-/** Whether it still serves when a hundred threads have asked for all there is. */
+/** Whether the daemon still serves after a hundred threads have asked for all names. */
 async function survives(t: Test, twin: Twin): Promise<boolean | undefined> {
   const group = memoryGroup(t, MEMORY_MIB)
   if (group === undefined) return undefined
   zramDisk(t)
   const tree = await startTree(t, { twin })
   group.add(tree.pid)
-  // A daemon that is killed leaves a dead mount.
+  // A killed daemon leaves a dead mount.
   cleanup(t, () => (existsSync(`/proc/${tree.pid}/exe`) ? undefined : run('umount', ['--lazy', tree.mountpoint])))
   const nobody = await startBlk(t, 'abuse', '--dir', tree.mountpoint, '--uid', NOBODY)
   await nobody.ask()
@@ -208,19 +210,22 @@ async function survives(t: Test, twin: Twin): Promise<boolean | undefined> {
   return errorOf(() => statSync(tree.mountpoint)) === ''
 }
 
-t.test('with little memory it serves whoever asks', async (t) => {
+t.test('with little memory the daemon goes on serving', async (t) => {
   const served = await survives(t, 'none')
   if (served === undefined) return t.comment(NO_LIMIT)
   t.ok(served, `it goes on with ${MEMORY_MIB} MiB more than it started with`)
 })
 
-t.test('twin: one that remembers what it is asked does not', async (t) => {
+t.test('twin: a daemon that remembers each request does not', async (t) => {
   const served = await survives(t, 'hoards')
   if (served === undefined) return t.comment(NO_LIMIT)
   t.notOk(served, 'it was killed')
 })
 
-/** Somebody who cannot be seen has a disk open for longer than the hold, for most of which the daemon is stopped. */
+/**
+ * A caller that the daemon cannot see has a disk open for longer than the hold. The daemon is stopped for most of
+ * that time.
+ */
 async function stopped(t: Test, { twin, hold, ms }: { twin: Twin; hold: number; ms: number }) {
   const held = loopDisk(t)
   const other = zramDisk(t)
@@ -250,7 +255,7 @@ async function stopped(t: Test, { twin, hold, ms }: { twin: Twin; hold: number; 
   return { tree, held, pinned, callers: JSON.parse(await callers.end()) as Record<string, { n: number; max_ms: number; errors: object }> }
 }
 
-t.test('a daemon that was stopped answers who waited meanwhile, and holds on to what is in use', async (t) => {
+t.test('a daemon that was stopped answers callers that waited, and keeps the pins that are in use', async (t) => {
   const { tree, held, pinned, callers } = await stopped(t, { twin: 'none+unseen', hold: 5, ms: 10_000 })
   for (const what of ['open', 'stat', 'list']) {
     const { n, max_ms, errors } = callers[what] as { n: number; max_ms: number; errors: object }
@@ -259,10 +264,10 @@ t.test('a daemon that was stopped answers who waited meanwhile, and holds on to 
   }
   t.ok(pinned, 'the disk is still held')
   await until(() => !openDevices(tree.pid).includes(held.path), 10_000)
-  t.pass('until its time is over')
+  t.pass('the disk is released when its time is over')
 })
 
-t.test('twin: a hold that goes by the clock is over', async (t) => {
+t.test('twin: a hold that goes by the clock has ended', async (t) => {
   const { pinned } = await stopped(t, { twin: 'hold-by-clock+unseen', hold: 3, ms: 4000 })
   t.notOk(pinned, 'the disk is not held any more')
 })
@@ -285,10 +290,10 @@ t.test('a wall clock that jumps changes nothing', async (t) => {
   const fd = openSync(path, 'r')
   await sleep(100)
   t.ok(openDevices(tree.pid).includes(disk.path), 'a disk in use is held')
-  t.ok(await until(() => !openDevices(tree.pid).includes(disk.path), 6000).then(() => true), 'for a while')
+  t.ok(await until(() => !openDevices(tree.pid).includes(disk.path), 6000).then(() => true), 'it is held for a while only')
   closeSync(fd)
   closeSync(openSync(path, 'r'))
-  t.ok(await released(tree, disk.path), 'one that is not in use is let go of')
+  t.ok(await released(tree, disk.path), 'a disk that is not in use is released')
   const late = zramDisk(t)
   t.equal(
     errorOf(() => statSync(join(tree.mountpoint, late.diskseq()))),
@@ -298,7 +303,7 @@ t.test('a wall clock that jumps changes nothing', async (t) => {
   t.equal(
     errorOf(() => statSync(join(tree.mountpoint, '4000000000'))),
     'ENOENT',
-    'what is not there is not',
+    'a disk that does not exist is not there',
   )
   server.kill('SIGUSR1')
   await sleep(100)
@@ -309,7 +314,7 @@ t.test('a wall clock that jumps changes nothing', async (t) => {
   t.match(readFileSync('/proc/self/mountinfo', 'utf8'), tree.mountpoint, 'it is still mounted')
 })
 
-t.test('twin: if the daemon went by that clock, disks were not let go of', async (t) => {
+t.test('twin: if the daemon goes by that clock, disks are not released', async (t) => {
   const disk = loopDisk(t)
   const tree = await startTree(t, { twin: 'wall-clock', args: ['--hold', '2'] })
   closeSync(openSync(join(tree.mountpoint, disk.diskseq()), 'r'))

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * The second path of each device, `.dm/N/K`, which ends in the kernel's name: the same
- * device, inode and pin as by the first, and closes are seen there as well. Who goes on by another name, as
- * libmount does, finds the same disk until he is done.
+ * The second path of each device, `.dm/N/K`, which ends in the kernel's name. It leads to the same device,
+ * inode and pin as the first path, and closes are seen there as well. A program that goes on by another
+ * name, as libmount does, finds the same disk until it is done.
  */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
@@ -65,7 +65,7 @@ t.test('both paths are one device', async (t) => {
     t.strictSame(pinned, [...new Set(pinned)], 'and one pin')
     for (const fd of fds) closeSync(fd)
     chmodSync(second, 0o640)
-    t.equal(statSync(first).mode & 0o777, 0o640, 'a change is seen by the other')
+    t.equal(statSync(first).mode & 0o777, 0o640, 'a change shows on the other path')
     chmodSync(first, 0o600)
   }
   t.strictSame(
@@ -74,13 +74,13 @@ t.test('both paths are one device', async (t) => {
     'the directory of a disk has it and its partitions',
   )
   t.ok(readdirSync(join(mountpoint, DM_NAME)).includes(zram.diskseq()))
-  t.notOk(readdirSync(mountpoint).includes(DM_NAME), 'the directory of all of them is not listed')
+  t.notOk(readdirSync(mountpoint).includes(DM_NAME), 'the directory .dm is not listed')
   t.equal(await realpath(pathOf(mountpoint, disk)), pathOf(mountpoint, disk), 'it is no symlink')
 })
 
 const realpath = async (path: string) => (await run('realpath', [path])).stdout.trim()
 
-t.test('what is no path of a disk has none', async (t) => {
+t.test('a path that belongs to no disk does not exist', async (t) => {
   const [disk, other] = [loopDisk(t), loopDisk(t)]
   const { mountpoint } = await startTree(t)
   const directory = directoryOf(mountpoint, disk)
@@ -110,27 +110,27 @@ t.test('what is no path of a disk has none', async (t) => {
   t.match(
     errorOf(() => openSync(gone, 'r')),
     /^ENOENT|ENXIO$/,
-    'nor has a disk that is gone',
+    'the path of a disk that is gone does not exist',
   )
   const next = loopDisk(t)
-  t.equal(next.path, other.path, 'the next one is called the same')
+  t.equal(next.path, other.path, 'the next disk has the same kernel name')
   t.match(
     errorOf(() => openSync(gone, 'r')),
     /^ENOENT|ENXIO$/,
-    'which is not found there',
+    'the next disk is not found by the old path',
   )
   t.not(statSync(pathOf(mountpoint, next)).ino, seen)
   for (const change of [() => mkdirSync(join(directory, 'x')), () => rmSync(pathOf(mountpoint, disk))]) t.equal(errorOf(change), 'EPERM')
 })
 
-t.test('a disk of which no event has told is found, without a search', async (t) => {
+t.test('a disk without any uevent is found, without a search', async (t) => {
   const { mountpoint } = await startTree(t, { twin: 'deaf' })
   const disk = loopDisk(t)
   closeSync(openSync(pathOf(mountpoint, disk), 'r'))
   t.pass('opened')
 })
 
-/** So many right opens, however long a busy machine takes for them. */
+/** The number of right opens to wait for, however long a busy machine takes. */
 const ENOUGH = LONG ? 1000 : 300
 
 async function churn(t: Test, mountpoint: string, parts: boolean) {
@@ -174,7 +174,7 @@ t.test('twin: without pins, wrong opens get through', async (t) => {
   t.ok((await churn(t, mountpoint, false)).wrong > 0)
 })
 
-/** How often a writer that closes one disk by its second path was seen at the device's own node. */
+/** How often a writer that closes a disk by its second path was seen at the device node. */
 async function told(t: Test, disk: LoopDisk, mountpoint: string): Promise<number> {
   const seen = await watchNode(t, disk.path)
   closeSync(openSync(pathOf(mountpoint, disk), 'r+'))
@@ -182,20 +182,20 @@ async function told(t: Test, disk: LoopDisk, mountpoint: string): Promise<number
   return (await seen()).close_write
 }
 
-t.test('a writer is seen at the own node of the device, the first and each other time', async (t) => {
+t.test('a writer is seen at the device node, the first time and each other time', async (t) => {
   const disk = loopDisk(t)
   const { mountpoint, pid } = await startTree(t)
   for (let i = 0; i < 3; i++) t.equal(await told(t, disk, mountpoint), 1)
   await until(() => openDevices(pid).length === 0)
 })
 
-t.test('twin: not where its directory is not watched', async (t) => {
+t.test('twin: it is not seen if the directory is not watched', async (t) => {
   const disk = loopDisk(t)
   const { mountpoint } = await startTree(t, { twin: 'unwatched' })
   t.equal(await told(t, disk, mountpoint), 0)
 })
 
-t.test('so it is after a restart, also one who had it open before', async (t) => {
+t.test('a writer is seen after a restart, even if it had the disk open before', async (t) => {
   const [before, after] = [loopDisk(t), loopDisk(t)]
   const tree = await startManaged(t)
   const fd = openSync(pathOf(tree.mountpoint, before), 'r+')
@@ -211,7 +211,7 @@ t.test('so it is after a restart, also one who had it open before', async (t) =>
   for (const disk of [before, after]) t.equal(await told(t, disk, tree.mountpoint), 1)
 })
 
-t.test('directories of disks that are gone are not kept', async (t) => {
+t.test('directories of disks that are gone are not watched', async (t) => {
   const { mountpoint, pid } = await startTree(t)
   const watches = () =>
     run('sh', ['-c', `grep -c ^inotify /proc/${pid}/fdinfo/* | awk -F: '{ n += $2 } END { print n }'`]).then(({ stdout }) => Number(stdout))
@@ -221,10 +221,10 @@ t.test('directories of disks that are gone are not kept', async (t) => {
     disk.detach()
   }
   await until(async () => (await watches()) === 1)
-  t.pass('the root alone is watched')
+  t.pass('only the root is watched')
 })
 
-/** Where there may be a program of that name; gone when the test ends. */
+/** A path for a program of that name; removed when the test ends. */
 function programPath(t: Test, name: string): string {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-looker-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
@@ -232,7 +232,7 @@ function programPath(t: Test, name: string): string {
   return join(directory, name)
 }
 
-/** A program of that name that looks at a path, says so, and ends when its stdin does. */
+/** Starts a program of that name. It looks at a path, says so, and ends when its stdin does. */
 async function looker(t: Test, name: string, path: string, user: { uid?: number; gid?: number } = {}): Promise<ChildProcess> {
   const program = programPath(t, name)
   writeFileSync(program, '#!/bin/sh\n[ -b "$1" ] && echo seen\nread -r _\n')
@@ -244,7 +244,7 @@ async function looker(t: Test, name: string, path: string, user: { uid?: number;
 }
 
 interface Looked {
-  /** It is held while the program lives; and some ms after its end. */
+  /** Whether the disk is pinned while the program lives, and some ms after its end. */
   readonly held: boolean
   readonly after: boolean
 }
@@ -263,14 +263,14 @@ async function looked(t: Test, name: string, twin?: Twin, path = pathOf): Promis
   return { held, after: openDevices(pid).includes(disk.path) }
 }
 
-t.test('what a program has looked at that goes on by name is kept until it ends', async (t) => {
+t.test('a disk that a program has looked at is pinned until the program ends, if it is one that goes on by name', async (t) => {
   for (const name of ['mount', 'umount', 'swapon', 'systemd-fsck', 'mount.test']) {
     t.strictSame(await looked(t, name), { held: true, after: false }, name)
   }
   for (const name of ['df', 'mounter', 'systemd']) t.strictSame(await looked(t, name), { held: false, after: false }, name)
 })
 
-t.test('so is what one has resolved with realpath(3), which follows no symlink', async (t) => {
+t.test('so is a disk that such a program has resolved with realpath(3), which follows no symlink', async (t) => {
   const disk = loopDisk(t)
   const { mountpoint, pid } = await startTree(t)
   const program = programPath(t, 'btrfs')
@@ -288,7 +288,10 @@ t.test('so is what one has resolved with realpath(3), which follows no symlink',
   await until(() => openDevices(pid).length === 0)
 })
 
-/** Whether a process has a device open by that node: what fuser(1) and lsof(8) ask, and `fuser -k` then ends. */
+/**
+ * Whether a process has a device open by that node: fuser(1) and lsof(8) ask this, and `fuser -k` then ends the
+ * process.
+ */
 function uses(pid: number, node: string): boolean {
   const { dev, ino } = statSync(node)
   return readdirSync(`/proc/${pid}/fd`).some((fd) => {
@@ -297,52 +300,52 @@ function uses(pid: number, node: string): boolean {
   })
 }
 
-/** While a device is held for somebody. */
+/** Whether the daemon counts as a user of the device node while it holds the device for a program. */
 async function isUser(t: Test, twin?: Twin): Promise<boolean> {
   const disk = loopDisk(t)
   const { mountpoint, pid } = await startTree(t, twin ? { twin } : {})
   const program = await looker(t, 'mount', pathOf(mountpoint, disk))
-  t.ok(openDevices(pid).includes(disk.path), 'the daemon holds it')
+  t.ok(openDevices(pid).includes(disk.path), 'the daemon holds the device')
   const found = uses(pid, disk.path)
   program.kill()
   return found
 }
 
-t.test('who holds a device for others is no user of its node in /dev', async (t) => {
+t.test('a daemon that holds a device for others is no user of its device node', async (t) => {
   t.notOk(await isUser(t))
 })
 
-t.test('twin: where it is opened by that node, `fuser -k` would end the daemon', async (t) => {
+t.test('twin: if it opens the device by that node, `fuser -k` would end the daemon', async (t) => {
   t.ok(await isUser(t, 'nodes-in-dev'))
 })
 
-t.test('but not by its first path, which no name is looked up for', async (t) => {
+t.test('a disk that was looked at by its first path is not pinned, as no name is looked up for that', async (t) => {
   t.strictSame(await looked(t, 'mount', undefined, (mountpoint, disk) => join(mountpoint, disk.diskseq())), { held: false, after: false })
 })
 
-t.test('twin: it is not where looking is all that it does', async (t) => {
+t.test('twin: it is not pinned if looking counts as all that the program does', async (t) => {
   t.strictSame(await looked(t, 'mount', 'done-when-seen'), { held: false, after: false })
 })
 
-t.test("a number that somebody goes on with is no other disk's meanwhile", async (t) => {
+t.test("a device number that a program goes on with does not become another disk's meanwhile", async (t) => {
   const disk = loopDisk(t)
   const { mountpoint, pid } = await startTree(t)
   const program = await looker(t, 'mount', pathOf(mountpoint, disk))
   disk.detach()
-  t.not(loopDisk(t).path, disk.path, 'the next disk has another')
+  t.not(loopDisk(t).path, disk.path, 'the next disk has another number')
   program.kill('SIGKILL')
   await until(() => openDevices(pid).length === 0)
-  t.pass('and is free when it ends')
+  t.pass('the number is free when the program ends')
 })
 
-t.test('nobody keeps what he may not open, whatever he calls himself', async (t) => {
+t.test('a program cannot pin what it may not open, whatever its name', async (t) => {
   const disk = loopDisk(t)
   const { mountpoint, pid } = await startTree(t)
   await looker(t, 'mount', pathOf(mountpoint, disk), { uid: 65534, gid: 65534 })
   t.strictSame(openDevices(pid), [])
 })
 
-t.test('the library in between has the second path as well', async (t) => {
+t.test('the second path works with the library as well', async (t) => {
   const disk = loopDisk(t)
   const { mountpoint } = await startTree(t, { args: ['--transport', 'fuse-native'] })
   closeSync(openSync(pathOf(mountpoint, disk), 'r'))

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Everything at once: disks and partitions that are recycled, daemons that are
- * restarted and killed, uevents that are lost, somebody without rights who asks
- * for all there is, and programs that want to work. In the last third the daemon
- * is left alone, to see what it keeps.
+ * Everything at once: disks and partitions that are recycled, daemons that are restarted and
+ * killed, uevents that are lost, a user without rights that asks for all names, and programs that
+ * want to work. In the last third the daemon is left alone, to see what it keeps.
  *
  *   make soak MINUTES=30    the long form; in `make check` it takes half a minute
  */
@@ -33,15 +32,15 @@ import {
 
 const MINUTES = process.env['SOAK_MINUTES']
 const SECONDS = MINUTES !== undefined ? Number(MINUTES) * 60 : LONG ? 30 : 10
-/** With daemons that come and go; after that there is one. */
+/** How long daemons are restarted; after that, one daemon stays. */
 const RESTARTS_S = (SECONDS * 2) / 3
 /** How long a daemon serves, at most. */
 const SERVES_MS = 4000
 const ABUSE_MS = 1000
 const NOBODY = '65534'
-/** A daemon that does not run for so long loses uevents. */
+/** A daemon that stands still for so long loses uevents. */
 const STALL_MS = 300
-/** After warm-up, in the long form. In half a minute a heap has not found its size. */
+/** Growth after warm-up, in the long form. In half a minute a heap does not reach its size. */
 const GROWTH_MAX = 1.05
 
 /** Runs `work` again and again, with pauses, until told to stop. */
@@ -63,11 +62,11 @@ interface Snapshot {
   readonly resident: number
   readonly descriptors: number
   readonly threads: number
-  /** Of the manager: what it keeps, and a few of its own. */
+  /** Descriptors of the manager: what it keeps, and a few of its own. */
   readonly kept: number
 }
 
-/** Without the files of callers and of devices, of which the last few are kept. */
+/** Descriptors without the files of callers and of devices, of which the daemon keeps the last few. */
 function lasting(pid: number): number {
   const paths = descriptors(pid).map((fd) => {
     try {
@@ -89,7 +88,7 @@ function snapshot(tree: ManagedTree): Snapshot {
   }
 }
 
-/** The daemon ends, and the next one is ready. */
+/** Ends the daemon, and waits until the next one is ready. */
 async function restart(tree: ManagedTree, signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
   const ready = tree.ready()
   tree.end(signal)
@@ -106,7 +105,7 @@ async function stall(pid: number): Promise<void> {
   }
 }
 
-/** What somebody does with a disk of his own; what went wrong. */
+/** Works with a disk of its own, as a program does; what went wrong. */
 async function consume(disk: string, directory: string): Promise<string[]> {
   const steps: [string, ...string[]][] = [
     ['mkfs.ext4', '-q', '-F', disk],
@@ -232,7 +231,7 @@ t.test(`${SECONDS} s of everything at once`, { timeout: (SECONDS + 120) * 1000 }
   t.ok(sum('opens_ok') > 100 && consumed > 0, 'there was work')
   t.ok(restarts.SIGTERM + restarts.SIGKILL > SECONDS / 20, 'daemons came and went')
   t.ok(lost > 0, 'and uevents were lost')
-  // Both have the sockets of pins; what else the daemon has must not grow.
+  // Both counts have the sockets of pins; the rest must not grow.
   t.equal(idle.descriptors - idle.kept, start.descriptors - start.kept, 'no descriptor is left')
   t.ok(end.kept - warm.kept <= 64, 'what is kept does not grow')
   if (MINUTES !== undefined)

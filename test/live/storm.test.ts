@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * Uevents by the thousand, more than the socket holds: those that are lost must
- * not be missed. Soon after the last one the tree has what sysfs has.
+ * Uevents by the thousand, more than the socket holds. The loss of some must have no effect: soon
+ * after the last one the tree has what sysfs has.
  *
  * STORM=10000 for the long form.
  */
@@ -27,9 +27,9 @@ import {
 
 const DISKS = Number(process.env['STORM'] ?? 500)
 const ZRAMS = DISKS / 5
-/** From the last change to when the tree shows it. */
+/** How long after the last change the tree must show it. */
 const SOON_MS = 1000
-/** What a machine that is busy may take longer. */
+/** How much longer a busy machine may take. */
 const SLACK_MS = 2000
 const MORE_MIB = 100
 
@@ -52,7 +52,7 @@ function zrams(count: number): void {
 
 const listed = async (tree: RunningTree) => new Set((await run('ls', [tree.mountpoint])).stdout.trim().split('\n'))
 
-/** Names that are missing, or there without a disk. Of other programs' disks nothing is known here. */
+/** Names that are missing, or present without a disk. Disks of other programs are not checked. */
 async function wrong(tree: RunningTree, there: readonly string[], gone: readonly string[]): Promise<string[]> {
   const names = await listed(tree)
   return [...there.filter((name) => !names.has(name)), ...gone.filter((name) => names.has(name))]
@@ -62,14 +62,14 @@ const drops = (tree: RunningTree) => tree.log().filter((line) => /dropped uevent
 
 interface Storm {
   readonly tree: RunningTree
-  /** Diskseqs of what was made during the storm, and of what was removed. */
+  /** Diskseqs of the disks made during the storm, and of the disks removed. */
   readonly there: string[]
   readonly gone: string[]
 }
 
 /**
- * A storm, of which a daemon with a small socket buffer hears only the
- * beginning: it is stopped meanwhile.
+ * Makes a storm. A daemon with a small socket buffer hears only the beginning of it, as it is
+ * stopped meanwhile.
  */
 async function storm(t: Test, twin: Twin): Promise<Storm> {
   const old = Array.from({ length: 8 }, () => loopDisk(t))
@@ -98,14 +98,14 @@ t.test('a storm that the socket does not hold: the tree is what sysfs has', asyn
   t.ok(drops(tree) < 20, `the log says so in ${drops(tree)} lines`)
 })
 
-t.test('twin: if nobody notices that events were lost, the tree is wrong', async (t) => {
+t.test('twin: if the daemon does not notice that events were lost, the tree is wrong', async (t) => {
   const { tree, there, gone } = await storm(t, 'small-buffer-unnoticed')
   await sleep(SOON_MS)
   const left = await wrong(tree, there, gone)
   t.ok(left.length > 0, `${left.length} names are wrong`)
 })
 
-t.test('a storm that it listens to: the tree is what sysfs has, and memory is bounded', async (t) => {
+t.test('a storm that the daemon listens to: the tree is what sysfs has, and memory is bounded', async (t) => {
   const tree = await startTree(t)
   const before = resident(tree.pid)
   let there: string[] = []
@@ -114,7 +114,7 @@ t.test('a storm that it listens to: the tree is what sysfs has, and memory is bo
     await until(async () => (await wrong(tree, there, [])).length === 0, SOON_MS + SLACK_MS)
     zrams(ZRAMS)
   })
-  // The end of that test has removed them.
+  // The end of that subtest has removed the disks.
   await until(async () => (await wrong(tree, [], there)).length === 0, SOON_MS + SLACK_MS)
   const more = resident(tree.pid) - before
   t.ok(more < MORE_MIB, `${more.toFixed(0)} MiB more`)

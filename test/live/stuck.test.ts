@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 /**
- * A disk that hangs is the trouble of those who want that disk: they get an
- * error in bounded time, can be killed before that, and nobody else notices.
+ * A disk that hangs is a problem only for callers that want that disk. They get an error in bounded
+ * time, can be killed before that, and no other process notices.
  *
- * The disk is a loop device on a file whose filesystem stops answering. Asking
- * the loop device for its status, as the daemon does before it believes that
- * it holds the right disk, waits for that filesystem.
+ * The disk is a loop device on a file whose filesystem stops answering. The daemon asks the loop
+ * device for its status before it believes that it holds the right disk, and that waits for the
+ * filesystem.
  */
 import { spawn } from 'node:child_process'
 import { mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
@@ -35,9 +35,9 @@ import {
 } from '../helpers/tree.js'
 
 const OPEN_TIMEOUT_S = 2
-/** What a caller may have to wait beyond the timeout, on a machine that is busy. */
+/** How much longer than the timeout a caller may wait, on a busy machine. */
 const SLACK_MS = 1000
-/** What nobody else may be delayed by. */
+/** The longest delay for all others. */
 const BOUND_MS = 1000
 
 /** The number of openat2(2), the same on all architectures. */
@@ -62,7 +62,7 @@ async function setup(
   const loops = Array.from({ length: disks }, () => loopDisk(t, { file: join(directory, 'disk') }))
   const zram = zramDisk(t)
   const tree = await startTree(t, { args: ['--open-timeout', String(timeout)], ...(twin && { twin }) })
-  // First of all: nothing that waits for the disk can be ended before.
+  // Runs before the other cleanups: nothing that waits for the disk can end before.
   cleanup(t, () => server.kill('SIGUSR2'))
   return {
     tree,
@@ -78,11 +78,11 @@ async function setup(
 
 interface Caller {
   kill(signal: NodeJS.Signals): void
-  /** Its exit code, and how long it lasted; undefined if it was killed. */
+  /** Its exit code (null if it was killed), and how long it took. */
   readonly ended: Promise<{ code: number | null; ms: number; out: string }>
 }
 
-/** A program that opens a path; by default once, from C. */
+/** Starts a program that opens a path; by default once, from C. */
 function call(t: Test, path: string, file = blkPath(), args = ['openlat', '--count', '1', '--path', path]): Caller {
   const began = performance.now()
   const child = spawn(file, args, { stdio: ['ignore', 'pipe', 'ignore'] })
@@ -110,8 +110,8 @@ t.test('an open of a disk that hangs fails in time, and works again when the dis
   const { ms, out } = await call(t, path).ended
   t.strictSame(JSON.parse(out)['errors'], { ETIMEDOUT: 1 }, 'ETIMEDOUT')
   t.comment(`after ${ms.toFixed(0)} ms`)
-  t.ok(ms >= OPEN_TIMEOUT_S * 1000 - 50, 'not before the time is over')
-  t.ok(ms <= OPEN_TIMEOUT_S * 1000 + SLACK_MS, 'and not long after it')
+  t.ok(ms >= OPEN_TIMEOUT_S * 1000 - 50, 'not before the timeout')
+  t.ok(ms <= OPEN_TIMEOUT_S * 1000 + SLACK_MS, 'and not long after the timeout')
   await until(() => complaints(tree).length > 0, 2000)
   const lines = complaints(tree)
   t.equal(lines.length, 1, 'the log has one line about it')
@@ -143,10 +143,10 @@ t.test('a caller that hangs can be killed, and interrupted', async (t) => {
   const killed = performance.now()
   dd.kill('SIGTERM')
   await dd.ended
-  t.ok(performance.now() - killed < 1000, 'so with a program that would create the file')
+  t.ok(performance.now() - killed < 1000, 'so does a program that would create the file')
 })
 
-t.test('twin: if nobody hears that callers want to give up, they stay', async (t) => {
+t.test('twin: if the daemon does not hear that callers want to give up, they stay', async (t) => {
   const { stuck, hang } = await setup(t, { timeout: 4, twin: 'no-interrupts' })
   await hang()
   const caller = call(t, stuck[0] as string)
@@ -157,7 +157,10 @@ t.test('twin: if nobody hears that callers want to give up, they stay', async (t
   await caller.ended
 })
 
-/** What the others do meanwhile, for some seconds, each in a process of its own: how long each took at most. */
+/**
+ * What other processes do meanwhile, for some seconds, each call in a process of its own. -> how long each took
+ * at most
+ */
 async function delays({ tree, stuck, other }: Stuck, seconds: number): Promise<Map<string, number>> {
   const found = await blk(
     'delays',
@@ -184,7 +187,7 @@ async function nobodyWaits(t: Test, setting: Stuck, seconds: number, boundMs = B
   }
 }
 
-t.test('one disk that hangs, and fifty callers of it, delay nobody else', async (t) => {
+t.test('one disk that hangs, and fifty callers of it, delay no other caller', async (t) => {
   const setting = await setup(t)
   const { tree, stuck, hang, recover } = setting
   const path = stuck[0] as string
@@ -220,14 +223,14 @@ t.test('twin: if lookups wait for the disk, others wait with them', async (t) =>
   const innocent = ['open', 'open with O_CREAT', 'open of a missing name', 'stat', 'listing']
   t.ok(
     innocent.some((what) => (max.get(what) ?? 0) > BOUND_MS),
-    'and others wait for that mkdir',
+    'others wait for that mkdir',
   )
   await caller.ended
 })
 
 const MANY = 24
 
-t.test('many disks that hang delay nobody else', async (t) => {
+t.test('many disks that hang delay no other caller', async (t) => {
   const setting = await setup(t, { disks: MANY })
   const { tree, stuck, hang } = setting
   await blk('openlat', '--path', setting.other, '--count', '5')
@@ -246,15 +249,15 @@ t.test('many disks that hang delay nobody else', async (t) => {
 
 const HUNDREDS = LONG ? 200 : 60
 const LONG_TIMEOUT_S = 3
-/** Far below the timeout, and far above what a machine takes that is busy with hundreds of callers. */
+/** Far below the timeout, and far above the delay on a machine that is busy with hundreds of callers. */
 const WIDE_BOUND_MS = 1500
 
 interface Hundreds extends Stuck {
-  /** Paths in /dev of those that can hang. */
+  /** Paths in /dev of the disks that can hang. */
   readonly devices: string[]
 }
 
-/** Hundreds of disks on a file of a filesystem that can be made to hang, and one that is well. */
+/** Hundreds of disks on a file of a filesystem that can be made to hang, and one disk that works. */
 async function setupHundreds(t: Test, { twin, disks = HUNDREDS }: { twin?: Twin; disks?: number } = {}): Promise<Hundreds> {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-hung-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
@@ -276,7 +279,7 @@ async function setupHundreds(t: Test, { twin, disks = HUNDREDS }: { twin?: Twin;
   }
 }
 
-/** Two callers of each disk, who come again as soon as they have an answer. */
+/** Two callers of each disk, which come again as soon as they have an answer. */
 async function callersOf({ tree, stuck }: Stuck, t: Test) {
   const names = stuck.map((path) => basename(path)).join()
   const callers = await startBlk(
@@ -295,13 +298,13 @@ async function callersOf({ tree, stuck }: Stuck, t: Test) {
   return callers
 }
 
-/** What any of hundreds of callers may have to wait beyond the timeout. */
+/** How much longer than the timeout any of hundreds of callers may wait. */
 const BUSY_MS = 5000
-/** Threads of the daemon that are not in its own pool for good. */
+/** Threads of the daemon that may come and go beside its own pool. */
 const THREADS_SLACK = 16
 const MORE_MIB = 100
 
-t.test('hundreds of disks that hang delay nobody else, take a thread each, and come back', async (t) => {
+t.test('hundreds of disks that hang delay no other caller, take a thread each, and come back', async (t) => {
   const setting = await setupHundreds(t)
   const { tree, stuck, other, hang, recover } = setting
   await blk('openlat', '--path', other, '--count', '5')
@@ -310,7 +313,7 @@ t.test('hundreds of disks that hang delay nobody else, take a thread each, and c
   const callers = await callersOf(setting, t)
   await sleep(500)
   await nobodyWaits(t, setting, 1, WIDE_BOUND_MS)
-  // Until each caller has come a second time.
+  // Waits until each caller has come a second time.
   await sleep(4000)
   const { max_ns, errors } = await blk('openlat', '--path', other, '--count', '200', '--close-immediately')
   t.strictSame(errors, {}, '200 opens of another disk')
@@ -342,7 +345,7 @@ t.test('twin: if each caller has the disk opened anew, threads grow with the cal
   await callers.end()
 })
 
-t.test('disks of which not even open(2) returns delay nobody else', async (t) => {
+t.test('disks of which not even open(2) returns delay no other caller', async (t) => {
   const setting = await setupHundreds(t, { disks: MANY })
   const { tree, devices, stuck, hang, recover } = setting
   await hang()
@@ -373,8 +376,8 @@ t.test('twin: with one thread for all disks, others wait', async (t) => {
   await caller.ended
 })
 
-// Their LOOKUP cannot be told from one that must have a pin, or must have one.
-// The kernel holds a lock of the directory meanwhile, some of them alone.
+// A LOOKUP of these calls looks like one that must have a pin, or must have one itself. Meanwhile
+// the kernel holds a lock of the directory, for some of them exclusively.
 for (const [who, start] of [
   ['mount(2)', (t: Test, path: string, dir: string) => call(t, path, blkPath(), ['mount', '--path', path, '--dir', dir])],
   ['io_uring_enter(2)', (t: Test, path: string) => call(t, path, blkPath(), ['uring-open', '--path', path])],
@@ -382,7 +385,7 @@ for (const [who, start] of [
   ['mkdir(2)', (t: Test, path: string) => call(t, path, 'mkdir', [path])],
   ['chmod(2)', (t: Test, path: string) => call(t, path, 'chmod', ['600', path])],
 ] as const) {
-  t.test(`a call of ${who} on a disk that hangs delays nobody else`, async (t) => {
+  t.test(`a call of ${who} on a disk that hangs delays no other caller`, async (t) => {
     const setting = await setup(t, { timeout: 4 })
     const dir = mkdtempSync(join(tmpdir(), 'diskseqfs-mnt-'))
     cleanup(t, () => rmSync(dir, { recursive: true }))
@@ -395,7 +398,7 @@ for (const [who, start] of [
   })
 }
 
-t.test('a daemon that is stopped while a disk hangs takes its mount with it at once', async (t) => {
+t.test('a daemon that is told to stop while a disk hangs removes its mount at once', async (t) => {
   const { tree, stuck, hang, recover } = await setup(t, { timeout: 8 })
   await hang()
   const caller = call(t, stuck[0] as string)
@@ -406,7 +409,7 @@ t.test('a daemon that is stopped while a disk hangs takes its mount with it at o
   await until(() => !mounted(), 1000)
   t.pass('the mount is gone')
   const { ms } = await caller.ended
-  t.ok(ms < 2000, 'the caller is let go')
+  t.ok(ms < 2000, 'the caller is released')
   recover()
-  t.equal(await stopped, 0, 'the daemon ends when the disk lets it')
+  t.equal(await stopped, 0, 'the daemon ends once the disk lets it')
 })

@@ -14,7 +14,7 @@ const scan = (sysfs: Sysfs) =>
     sysfs.scan((error, devices, cpuMs) => resolve({ error, knames: devices.map((device) => device.kname).sort(), devices, cpuMs })),
   )
 
-t.test('a real loop device is there while it is bound', async (t) => {
+t.test('a real loop device is shown while it is bound', async (t) => {
   const sysfs = new Sysfs(native)
   const disk = loopDisk(t)
   const device = sysfs.read(disk.kname)
@@ -29,7 +29,7 @@ t.test('a real loop device is there while it is bound', async (t) => {
   execFileSync('losetup', [disk.path, disk.file])
   t.teardown(() => execFileSync('losetup', ['--detach', disk.path]))
   t.notOk(sysfs.shows(device as Device), 'what is there now is another disk')
-  t.ok(sysfs.shows(sysfs.read(disk.kname) as Device), 'which is shown')
+  t.ok(sysfs.shows(sysfs.read(disk.kname) as Device), 'the other disk is shown')
   sysfs.close()
 })
 
@@ -42,7 +42,7 @@ t.test('a device that was removed and made again is another one', async (t) => {
   writeFileSync('/sys/class/zram-control/hot_remove', number)
   t.notOk(sysfs.shows(device), 'gone')
   const again = zramDisk(t)
-  t.equal(again.kname, device.kname, 'the same name')
-  t.notOk(sysfs.shows(device), 'not the same device')
+  t.equal(again.kname, device.kname, 'it has the same name')
+  t.notOk(sysfs.shows(device), 'it is not the same device')
   t.ok(sysfs.shows(sysfs.read(again.kname) as Device))
 })

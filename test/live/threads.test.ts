@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** What the addon tells of threads, of real ones: what they are doing, and who they are. */
+/** What the addon reports about real threads: what they are doing, and their credentials. */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
@@ -28,45 +28,45 @@ function child(t: Test, program: string, args: readonly string[]): ChildProcess 
   return started as ChildProcess & { pid: number }
 }
 
-/** Of this thread, ns: not of what else the machine does meanwhile. */
+/** Processor time of this thread, in ns, without what other work takes meanwhile. */
 const processorNs = () => Number(readFileSync('/proc/thread-self/schedstat', 'latin1').split(' ')[0])
 const stateOf = (pid: number) => readFileSync(`/proc/${pid}/stat`, 'latin1').replace(/^.*\) /s, '')[0]
 const isCalled = (pid: number, name: string) => readFileSync(`/proc/${pid}/status`, 'utf8').startsWith(`Name:\t${name}\n`)
 
-/** No id of a thread: larger than pid_max can be. */
+/** No thread has this id: it is larger than pid_max can be. */
 const NONE = 0x7fffffff
 
-/** ms; undefined where the kernel does not tell. */
+/** The slice in ms; undefined if the kernel does not show it. */
 function sliceOf(path: string): number | undefined {
   const [, slice] = /^se\.slice +: +(\d+)$/m.exec(readFileSync(path, 'latin1').replaceAll('\t', ' ')) ?? []
   return slice === undefined ? undefined : Number(slice) / 1e6
 }
 
-t.test('the daemon asks for a processor for short times, and so do its threads', async (t) => {
+t.test('the daemon asks for short time slices, and so do its threads', async (t) => {
   const [major = 0, minor = 0] = release().split('.').map(Number)
-  if (major < 6 || (major === 6 && minor < 12)) return void t.comment('no slices that can be chosen before Linux 6.12')
-  if (sliceOf('/proc/self/sched') === undefined) return void t.comment('this kernel does not tell')
+  if (major < 6 || (major === 6 && minor < 12)) return void t.comment('slices cannot be chosen before Linux 6.12')
+  if (sliceOf('/proc/self/sched') === undefined) return void t.comment('this kernel does not show slices')
   const { pid } = await startTree(t)
   t.equal(sliceOf(`/proc/${pid}/sched`), 0.1)
   const threads = readdirSync(`/proc/${pid}/task`).map((tid) => sliceOf(`/proc/${pid}/task/${tid}/sched`))
   t.ok(threads.filter((slice) => slice === 0.1).length > 1, threads.join())
-  t.not(sliceOf('/proc/self/sched'), 0.1, 'who does not ask has others')
+  t.not(sliceOf('/proc/self/sched'), 0.1, 'a process that does not ask has another slice')
 })
 
-t.test('a thread that sleeps: its call, where it lies, and its stack if that is asked for', async (t) => {
+t.test('a thread that sleeps: its call, where its code lies, and its stack on request', async (t) => {
   const { pid } = child(t, 'sleep', ['60'])
   await until(() => isCalled(pid, 'sleep') && stateOf(pid) === 'S')
   const [syscall, stack, state, memory, userUs] = (await lookAt(pid)) as SeenThread
-  t.equal(syscall, readFileSync(`/proc/${pid}/syscall`, 'latin1'), 'as in its file')
+  t.equal(syscall, readFileSync(`/proc/${pid}/syscall`, 'latin1'), 'the same as in its file')
   t.match(syscall, /^\d+( 0x[0-9a-f]+){8}\n$/)
-  t.equal(stack, '', 'nobody asked for it')
+  t.equal(stack, '', 'it was not asked for')
   t.equal(state, 'S')
   t.ok(memory > 0x10000, `it has code at ${memory.toString(16)}`)
-  t.equal(userUs, -1, 'what it has spent is asked of those that run only')
+  t.equal(userUs, -1, 'the time is read only of threads that run')
   t.match((await lookAt(pid, true))?.[1], /nanosleep/, 'its stack')
 })
 
-t.test('a thread that computes: what it has spent outside of the kernel grows', async (t) => {
+t.test('a thread that computes: its time outside the kernel grows', async (t) => {
   const { pid } = child(t, 'sh', ['-c', 'while :; do :; done'])
   const spent = async () => {
     const found = await lookAt(pid)
@@ -100,8 +100,8 @@ t.test('a thread that is gone is none', async (t) => {
   t.equal(await lookAt(gone.pid), undefined)
 })
 
-t.test('a thread that has ended and was not waited for is in no call', async (t) => {
-  // The shell becomes sleep, which waits for nobody.
+t.test('a thread that has ended and was not reaped is in no call', async (t) => {
+  // The shell becomes sleep, which reaps no children.
   const parent = child(t, 'sh', ['-c', 'true & exec sleep 60'])
   let zombie = 0
   await until(() => {
@@ -111,12 +111,12 @@ t.test('a thread that has ended and was not waited for is in no call', async (t)
   })
   const [syscall, , state, memory] = (await lookAt(zombie)) as SeenThread
   t.equal(state, 'Z')
-  // Without memory it has no code; nor is there a call to be read.
+  // Without memory it has no code, and there is no call to read.
   t.equal(memory, 0)
   t.equal(syscall, '')
 })
 
-t.test("a thread of the kernel's own has no code, and is looked at all the same", async (t) => {
+t.test("a thread of the kernel's own has no code, and can be looked at all the same", async (t) => {
   const kernel = readdirSync('/proc')
     .filter((name) => /^\d+$/.test(name))
     .map(Number)
@@ -128,14 +128,14 @@ t.test("a thread of the kernel's own has no code, and is looked at all the same"
       }
     })
   if (kernel === undefined) {
-    t.pass('a kernel thread', { skip: 'none is to be seen here' })
+    t.pass('a kernel thread', { skip: 'none is visible here' })
     return
   }
   let found: SeenThread | undefined
   await until(async () => (found = await lookAt(kernel, true))?.[0] !== 'running\n')
   t.equal(found?.[3], 0, 'no code')
-  t.match(found?.[0], /^(-1|\d+) 0x/, 'where it is')
-  t.match(found?.[1], /kthreadd/, 'and by what way')
+  t.match(found?.[0], /^(-1|\d+) 0x/, 'its call')
+  t.match(found?.[1], /kthreadd/, 'and its stack')
 })
 
 t.test('many threads at once, each in its place', async (t) => {
@@ -152,7 +152,7 @@ t.test('many threads at once, each in its place', async (t) => {
   t.strictSame(await look([]), [], 'and none')
 })
 
-t.test('a thread that is not the first of its process', async (t) => {
+t.test('a thread that is not the first of its process is seen', async (t) => {
   const worker = new Worker('require("worker_threads").parentPort.postMessage(0); setInterval(() => {}, 1000)', { eval: true })
   t.teardown(() => worker.terminate())
   await once(worker, 'message')
@@ -168,7 +168,7 @@ t.test('a thread that is not the first of its process', async (t) => {
 })
 
 t.test('the page faults of a thread are its own', async (t) => {
-  // The first waits for the second, which touches memory again and again.
+  // The first thread waits for the second, which touches memory again and again.
   const script = `import mmap, threading
 def touch():
     while True:
@@ -188,14 +188,14 @@ thread.join()`
   await until(() => second() !== undefined)
   const faults = async () => (await look([python.pid, false, second() as number, false])).map((one) => one?.[5] as number)
   let before: number[] = []
-  // Not before it has come to rest.
+  // Waits until the first thread sleeps.
   await until(async () => (await lookAt(python.pid))?.[2] === 'S' && (before = await faults()).length === 2)
   let after = before
   await until(async () => (after = await faults())[1]! > before[1]! + 100)
   t.ok(after[0]! - before[0]! < 100, `${after[0]! - before[0]!} of one that waits, ${after[1]! - before[1]!} of another`)
 })
 
-/** A process with these ids that sleeps. */
+/** Starts a process with these ids that sleeps. */
 async function sleeper(t: Test, ...args: string[]): Promise<number> {
   const { pid } = child(t, 'setpriv', [...args, 'sleep', '60'])
   await until(() => isCalled(pid, 'sleep'))
@@ -204,19 +204,19 @@ async function sleeper(t: Test, ...args: string[]): Promise<number> {
 
 const PLAIN = ['--reuid', `${USER}`, '--regid', `${GROUP}`]
 
-t.test('who a thread is: its ids, its groups and its capabilities', async (t) => {
+t.test('the credentials of a thread: its ids, its groups and its capabilities', async (t) => {
   t.strictSame(await credentials(await sleeper(t, ...PLAIN, '--clear-groups'), [GROUP]), [USER, GROUP, 0n, 0, false], 'none')
   const groups = [4, 61002, 4294967294]
   const pid = await sleeper(t, ...PLAIN, '--groups', groups.join())
   t.strictSame(
     await credentials(pid, [61002, 6100, 61003, 4, 2, GROUP, 4294967294, 4294967295]),
     [USER, GROUP, 0n, 3, true, false, false, true, false, false, true, false],
-    'of its supplementary groups only, and of whole numbers',
+    'only supplementary groups count, and only whole numbers',
   )
-  t.strictSame(await credentials(pid), [USER, GROUP, 0n, 3], 'nobody asked for a group')
+  t.strictSame(await credentials(pid), [USER, GROUP, 0n, 3], 'no group was asked for')
 })
 
-t.test('the capabilities that it has, not those that it might have', async (t) => {
+t.test('the capabilities that a thread has, not those that it might have', async (t) => {
   const caps = ['--inh-caps', '+dac_read_search,+sys_admin', '--ambient-caps', '+dac_read_search']
   t.strictSame(await credentials(await sleeper(t, ...PLAIN, '--clear-groups', ...caps)), [USER, GROUP, 1n << 2n, 0])
   const [, , all] = (await credentials(process.pid)) as ThreadCredentials
@@ -224,8 +224,8 @@ t.test('the capabilities that it has, not those that it might have', async (t) =
   t.equal(all, BigInt(`0x${/^CapEff:\t(\w+)$/m.exec(readFileSync('/proc/self/status', 'latin1'))?.[1]}`))
 })
 
-t.test('the ids that files are opened with', async (t) => {
-  // setfsuid and setfsgid of a thread that stays root otherwise.
+t.test('the ids that a thread opens files with', async (t) => {
+  // setfsuid and setfsgid, in a thread that otherwise stays root.
   const script = `import ctypes, time
 libc = ctypes.CDLL(None)
 libc.setfsgid(${GROUP})
@@ -234,7 +234,7 @@ print(flush=True)
 time.sleep(60)`
   const python = child(t, 'python3', ['-c', script])
   await once(python.stdout as NodeJS.ReadableStream, 'data')
-  // pyenv and its like are scripts that become python.
+  // Scripts such as pyenv become python, so the pid is the same.
   const [fsuid, fsgid] = (await credentials(python.pid)) as ThreadCredentials
   t.strictSame([fsuid, fsgid], [USER, GROUP])
 })
@@ -264,7 +264,7 @@ time.sleep(60)`
   ])
 })
 
-t.test('reading many groups does not hold up who is busy with something else', async (t) => {
+t.test('reading many groups does not hold up a thread that does other work', async (t) => {
   const script = `import os, time
 os.setgroups(range(1000000000, 1000000000 + ${GROUPS_MAX}))
 print(flush=True)
@@ -280,14 +280,14 @@ time.sleep(60)`
   const own = processorNs()
   for (let i = 0; i < 20; i++) readFileSync(`/proc/${python.pid}/status`)
   const read = processorNs() - own
-  // Of this thread nothing was asked but to begin it and to take the results.
+  // This thread only had to begin it and to take the results.
   t.ok(all < read / 4, `${all / 1e6} ms of this thread's time, to read it here ${read / 1e6}`)
 })
 
-t.test('who is behind a user namespace, however many are within each other', async (t) => {
+t.test('the user behind a user namespace, however deep namespaces are nested', async (t) => {
   const { pid: ours } = child(t, 'sleep', ['60'])
   t.equal(native.userNamespace(ours), undefined, 'ours')
-  t.equal(native.userNamespace(NONE), undefined, 'of a thread that is gone')
+  t.equal(native.userNamespace(NONE), undefined, 'a thread that is gone has none')
   const within = async (...program: string[]) => {
     const { pid } = child(t, program[0] as string, program.slice(1))
     await until(() => isCalled(pid, 'sleep'))
@@ -295,16 +295,16 @@ t.test('who is behind a user namespace, however many are within each other', asy
   }
   const made = ['unshare', '--user', '--map-root-user']
   const { of: roots, namespace } = await within(...made, 'sleep', '60')
-  t.equal(roots, -namespace, "one of root's is that namespace")
+  t.equal(roots, -namespace, "a namespace of root's counts for itself")
   const plain = ['setpriv', ...PLAIN, '--clear-groups']
   if (spawnSync('setpriv', [...plain.slice(1), ...made, 'true']).status !== 0) {
-    t.comment('users may not make user namespaces here, so none of theirs can be tested')
+    t.comment('users may not make user namespaces here, so these cannot be tested')
     return
   }
   t.equal((await within(...plain, ...made, 'sleep', '60')).of, USER)
   t.equal((await within(...plain, ...made, ...made, ...made, 'sleep', '60')).of, USER, 'three')
   const { of, namespace: inner } = await within(...made, ...made, 'sleep', '60')
-  t.ok((of as number) < 0 && of !== -inner, "root's: the outermost")
+  t.ok((of as number) < 0 && of !== -inner, "nested namespaces of root's: the outermost counts")
 })
 
 t.test('a name is neither a group nor a capability', async (t) => {
@@ -319,7 +319,7 @@ t.test('a name is neither a group nor a capability', async (t) => {
   t.strictSame(await credentials(pid, [4, 5]), [USER, GROUP, 0n, 0, false, false])
 })
 
-t.test('a thread that is gone is nobody', async (t) => {
+t.test('a thread that is gone has no credentials', async (t) => {
   t.equal(await credentials(NONE, [1]), undefined)
   const gone = child(t, 'true', [])
   await once(gone, 'exit')

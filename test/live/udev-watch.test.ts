@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * udev watches a device's own node for writers that close it, to look again at
- * what is on the disk. Writers that come through the tree are seen there too.
+ * udev watches a device node for writers that close it, to look again at what is on the disk.
+ * Writers that come through the tree are seen there too.
  */
 import { closeSync, fdatasyncSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
@@ -34,7 +34,7 @@ async function after(seen: () => Promise<Seen>): Promise<Seen> {
   return seen()
 }
 
-t.test('a writer that closes a node is seen at the own node of the device', async (t) => {
+t.test('a writer that closes a node of the tree is seen at the device node', async (t) => {
   const { targets } = await setup(t)
   for (const { name, device, path } of targets) {
     const seen = await watchNode(t, device)
@@ -53,16 +53,16 @@ t.test('a writer that closes a node is seen at the own node of the device', asyn
   }
 })
 
-t.test('it is seen after what was written can be read', async (t) => {
+t.test('it is seen only after the written data can be read', async (t) => {
   const { targets } = await setup(t)
   const { path, device } = targets[0]!
   const seen = await watchNode(t, device)
   await run('mkfs.ext2', ['-q', '-L', 'watched', path])
   await until(async () => (await seen()).close_write > 0, 2000)
-  t.match((await run('blkid', ['-p', device])).stdout, /LABEL="watched"/, 'blkid on the own node sees the new filesystem')
+  t.match((await run('blkid', ['-p', device])).stdout, /LABEL="watched"/, 'blkid on the device node sees the new filesystem')
 })
 
-t.test('a reader that closes a node is not', async (t) => {
+t.test('a reader that closes a node is not seen', async (t) => {
   const { targets } = await setup(t)
   for (const { name, device, path } of targets) {
     const seen = await watchNode(t, device)
@@ -72,7 +72,7 @@ t.test('a reader that closes a node is not', async (t) => {
   }
 })
 
-t.test('twin: without telling, nobody sees the writer', async (t) => {
+t.test('twin: if udev is not told, the writer is not seen', async (t) => {
   const { targets } = await setup(t, 'no-touch')
   for (const { name, device, path } of targets) {
     const seen = await watchNode(t, device)
@@ -81,7 +81,7 @@ t.test('twin: without telling, nobody sees the writer', async (t) => {
   }
 })
 
-t.test('each writer of many is told of, sooner or later', async (t) => {
+t.test('each writer of many is reported, sooner or later', async (t) => {
   const { tree, targets } = await setup(t)
   const { device, path } = targets[3]!
   const seen = await watchNode(t, device)
@@ -89,11 +89,11 @@ t.test('each writer of many is told of, sooner or later', async (t) => {
   const { close_write } = await after(seen)
   t.ok(close_write >= 1 && close_write <= 101, `${close_write} for 100 writers in quick succession`)
   closeSync(openSync(path, 'r+'))
-  t.ok((await after(seen)).close_write >= 1, 'and the last one after all of them')
+  t.ok((await after(seen)).close_write >= 1, 'a last writer after all of them is reported')
   await until(() => openDevices(tree.pid).length === 0, 1000)
 })
 
-t.test('telling does not make a disk come to life that is gone, nor write to a read-only one', async (t) => {
+t.test('the report does not revive a disk that is gone, nor write to a read-only one', async (t) => {
   const tree = await startTree(t)
   const readOnly = loopDisk(t, { args: ['--read-only'] })
   const seen = await watchNode(t, readOnly.path)

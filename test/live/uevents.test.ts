@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** uevents: those of real devices arrive, and what a process sends is not believed. */
+/** uevents: those of real devices arrive, and messages from a process are not believed. */
 import { execFileSync } from 'node:child_process'
 
 import t, { type Test } from 'tap'
@@ -12,7 +12,7 @@ import { uevent } from '../helpers/uevent.js'
 
 const KERNEL_GROUP = 1
 
-/** A socket of the kernel's, and all that arrives on it, believed or not. */
+/** A socket on the kernel's group, and all messages that arrive on it, believed or not. */
 function realSocket(t: Test) {
   const arrived: { text: string; port: number; group: number }[] = []
   const believed = new Set<string>()
@@ -51,24 +51,24 @@ s.sendto(bytes.fromhex(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3])))
   const forged = arrived.filter(({ text }) => text.includes('forged0'))
   t.ok(
     forged.every(({ port }) => port !== 0),
-    'it has the port of its sender',
+    'the message has the port of its sender',
   )
   t.ok(
     forged.some(({ group }) => group === KERNEL_GROUP),
-    'in the group of the kernel',
+    'it is in the group of the kernel',
   )
   t.ok(
     forged.every(({ text }) => blockEventOf(Buffer.from(text, 'latin1'), text.length)?.kname === 'forged0'),
     'well-formed',
   )
 
-  // The first netlink socket of a process has the process's id for its port.
+  // The first netlink socket of a process has the process id as its port.
   forge('forged1', process.pid, 0)
   await until(() => arrived.some(({ text }) => text.includes('forged1')))
   t.notOk(believed.has('forged0') || believed.has('forged1'))
 })
 
-t.test('the event of a real device is there before the call that caused it returns', async (t) => {
+t.test('the event of a real device arrives before the call that caused it returns', async (t) => {
   const { socket, believed } = realSocket(t)
   const disk = loopDisk(t)
   socket.drain()
@@ -76,7 +76,7 @@ t.test('the event of a real device is there before the call that caused it retur
   believed.clear()
   disk.addPartition(1, 8, 64)
   socket.drain()
-  t.ok(believed.has(`${disk.kname}p1`), 'a partition added')
+  t.ok(believed.has(`${disk.kname}p1`), 'the partition is added')
   believed.clear()
   disk.deletePartition(1)
   socket.drain()
@@ -87,5 +87,5 @@ t.test('the event of a real device wakes the daemon', async (t) => {
   const { believed } = realSocket(t)
   const disk = loopDisk(t)
   await until(() => believed.has(disk.kname))
-  t.pass('without being asked')
+  t.pass('the daemon reads it without being asked')
 })
