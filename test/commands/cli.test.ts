@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** The command line as such: help, versions, and what was asked wrongly. No command here does anything. */
+/** The command line as such: help, versions, and wrong arguments. No command here does anything. */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
@@ -8,7 +8,7 @@ import t, { type Test } from 'tap'
 import { ROOT } from '../helpers/root.js'
 import { CLI, run } from '../helpers/tree.js'
 
-/** Without the NODE_OPTIONS by which tap loads itself into each node. */
+/** Without NODE_OPTIONS, by which tap loads itself into each node. */
 const program = (...args: string[]) => run('env', ['--unset=NODE_OPTIONS', process.execPath, CLI, ...args])
 
 const COMMANDS = {
@@ -64,7 +64,7 @@ t.test('--help names every command', async (t) => {
     t.match(stdout, /^Usage: diskseqfs /)
     for (const name of Object.keys(COMMANDS)) t.match(stdout, new RegExp(`^  ${name} `, 'm'))
     for (const option of ['-V, --version', '-h, --help']) t.ok(stdout.includes(option), option)
-    t.notMatch(stdout, /undefined|\[object|\(default: \[\]\)/, 'nothing that only a programmer understands')
+    t.notMatch(stdout, /undefined|\[object|\(default: \[\]\)/, 'no text that only a programmer understands')
   }
 })
 
@@ -76,12 +76,12 @@ for (const [name, options] of Object.entries(COMMANDS)) {
     for (const option of options) t.ok(stdout.includes(option), option)
     const known = stdout.match(/^ {2}-[^ ,]+(?:, --[^ ]+)?(?: <[^ ]+>)?/gm) ?? []
     for (const option of known) t.ok(options.includes(option.trim()), `${option.trim()} is known to this test`)
-    t.notMatch(stdout, /undefined|\[object|\(default: \[\]\)/, 'nothing that only a programmer understands')
+    t.notMatch(stdout, /undefined|\[object|\(default: \[\]\)/, 'no text that only a programmer understands')
     t.strictSame(await program('help', name), { code, stdout, stderr }, `the same as help ${name}`)
   })
 }
 
-t.test('mount --help tells the defaults', async (t) => {
+t.test('mount --help shows the defaults', async (t) => {
   const text = (await program('mount', '--help')).stdout.replace(/\s+/g, ' ')
   for (const [option, value] of [
     ['--linger <ms>', '5'],
@@ -107,7 +107,7 @@ t.test('without a command it shows its help on stderr, and fails', async (t) => 
   t.match(stderr, /^Usage: diskseqfs /)
 })
 
-t.test('help for what is no command shows those there are, and fails', async (t) => {
+t.test('help for an unknown command shows the known ones, and fails', async (t) => {
   const { code, stdout, stderr } = await program('help', 'format')
   t.strictSame({ code, stdout }, { code: 2, stdout: '' })
   t.match(stderr, /^ {2}unmount /m)
@@ -156,14 +156,14 @@ const wrong: [string[], RegExp][] = [
   ),
 ]
 
-t.test('what is asked wrongly', async (t) => {
+t.test('wrong arguments are refused', async (t) => {
   for (const [args, says] of wrong) {
     t.test(args.join(' '), (t) => refusedAsWrong(t, args, says))
   }
 })
 
 t.test('the largest and smallest numbers are taken', async (t) => {
-  // -o comes after the numbers were read, and is what fails here.
+  // -o is read after the numbers, and is what fails here.
   for (const [option, max] of Object.entries(NUMBERS)) {
     for (const value of [0, max]) {
       await refusedAsWrong(t, ['mount', option, String(value), '-o', 'nodev'], /nodev/)
@@ -171,7 +171,7 @@ t.test('the largest and smallest numbers are taken', async (t) => {
   }
 })
 
-t.test('what cannot be done exits with 1 and one line', async (t) => {
+t.test('a command that cannot be done exits with 1 and one line', async (t) => {
   for (const [args, says] of [
     [['unmount', '/nonexistent'], /\/nonexistent: nothing is mounted there/],
     [['resolve', '/nonexistent'], /\/nonexistent: /],
@@ -185,7 +185,7 @@ t.test('what cannot be done exits with 1 and one line', async (t) => {
   }
 })
 
-t.test('a reader of its output that goes away is no error', async (t) => {
+t.test('a reader of the output that goes away is no error', async (t) => {
   for (const command of ['list', 'list --json', '--help', 'resolve --json /nonexistent']) {
     const { stderr } = await run('sh', [
       '-c',

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Completion: what it offers is what the program takes, and what is there. */
+/** Completion: it offers what the program accepts, and devices that exist. */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
@@ -13,7 +13,7 @@ import { loopDisk, run, startTree } from '../helpers/tree.js'
 
 const FILES = ['diskseqfs.bash', '_diskseqfs', 'diskseqfs.fish'].map((name) => join(ROOT, 'scripts/completion', name))
 
-/** What bash offers behind these words. */
+/** What bash offers after these words. */
 async function offered(...words: string[]): Promise<string[]> {
   const script = `
     source '${FILES[0]}'
@@ -43,9 +43,9 @@ t.test('bash: devices by all of their names, and trees', async (t) => {
   const disk = loopDisk(t)
   t.strictSame(await offered('resolve', disk.kname), [disk.kname])
   const path = join(tree.mountpoint, disk.diskseq())
-  t.ok((await offered('resolve', path)).includes(path), 'the tree is asked for its names')
+  t.ok((await offered('resolve', path)).includes(path), 'the names come from the tree')
   t.ok((await offered('unmount', tree.mountpoint)).includes(tree.mountpoint))
-  t.strictSame(await offered('unmount', ROOT), [], 'no other directory')
+  t.strictSame(await offered('unmount', ROOT), [], 'no other directory is offered')
 })
 
 t.test('zsh and fish: no option is missing', async (t) => {

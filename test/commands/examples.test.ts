@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * The console examples of README, of other pages and of the manual pages: each is run here, or stands in the list of those that
- * need what is not here. Of their output, words and shape have to be right; numbers, sizes and names are other ones.
+ * The console examples of README, of other pages and of the manual pages. Each is run here, or is in the list of those that
+ * need more than this machine. Words and shape of their output must be right; numbers, sizes and names differ.
  */
 import { execFileSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
@@ -18,7 +18,7 @@ interface Example {
   readonly output: readonly string[]
 }
 
-/** What is shown after a prompt, up to the next one. */
+/** The commands after a prompt in a block, each with its output, which goes up to the next prompt. */
 function examplesIn(block: string): Example[] {
   const found: { command: string; output: string[] }[] = []
   for (const line of block.split('\n')) {
@@ -39,7 +39,7 @@ const blocks = [
 ].map(([, text]) => text as string)
 const examples = blocks.flatMap(examplesIn)
 
-/** What needs more than this machine may have, and where it is run instead. */
+/** Examples that need more than this machine may have, and where they run instead. */
 const ELSEWHERE: readonly [RegExp, string][] = [
   [/^apt-get install \.\//, 'make check-vm installs the package'],
   [/^apt-get install libfuse2|^npm install/, 'make check installs fuse-native with the tests'],
@@ -47,7 +47,7 @@ const ELSEWHERE: readonly [RegExp, string][] = [
   [/^ls -l \/dev\/mapper|^readlink -f \/dev\/disk\/by-label/, 'make check-vm, of names'],
 ]
 
-t.test('each stands in a list', async (t) => {
+t.test('each example is run here or is in the list of exceptions', async (t) => {
   t.ok(examples.length > 25, `${examples.length} examples`)
   for (const { command } of examples) {
     const [, where] = ELSEWHERE.find(([pattern]) => pattern.test(command)) ?? []
@@ -55,14 +55,14 @@ t.test('each stands in a list', async (t) => {
   }
 })
 
-t.test('what make is asked for, it knows', async (t) => {
+t.test('make knows each target in the examples', async (t) => {
   for (const { command } of examples.filter((example) => example.command.startsWith('make '))) {
     const { code, stderr } = await run('sh', ['-c', `cd '${ROOT}' && ${command.replace('make', 'make --dry-run')}`])
     t.strictSame({ code, stderr }, { code: 0, stderr: '' }, command)
   }
 })
 
-/** A line of output with all that is of a machine left open. */
+/** A line of output as a pattern that leaves open what differs between machines. */
 const shapeOf = (line: string) =>
   new RegExp(
     `^${line
@@ -71,7 +71,7 @@ const shapeOf = (line: string) =>
       .replace(/ +/g, ' +')}$`,
   )
 
-t.test('what diskseqfs is asked for, it does', async (t) => {
+t.test('diskseqfs does what the examples show', async (t) => {
   const disk = loopDisk(t)
   disk.addPartition(1, 64, 64)
   const other = loopDisk(t)
@@ -82,7 +82,7 @@ t.test('what diskseqfs is asked for, it does', async (t) => {
   symlinkSync(join(ROOT, 'native/diskseq/diskseq'), join(directory, 'bin/diskseq'))
   writeFileSync(join(directory, 'disk.img'), Buffer.alloc(8 << 20))
   execFileSync('mkfs.ext4', ['-q', '-O', '^has_journal', other.path])
-  // Devices that are here for those of the examples.
+  // Devices of this test that stand in for those of the examples.
   for (const [name, path] of Object.entries({ loop0: disk.path, loop0p1: `${disk.path}p1`, sdb: other.path })) {
     symlinkSync(path, join(directory, name))
   }
@@ -98,7 +98,7 @@ t.test('what diskseqfs is asked for, it does', async (t) => {
       .replace('disk.img', `${directory}/disk.img`)
   const asked = examples.filter(({ command }) => /^(diskseq|ls -l \/mnt)/.test(command) && !command.includes('fuse-native'))
   const script = asked.map(({ command }) => `echo '== ${command}'; ${here(command)} 2>&1 || true`).join('\n')
-  // Nobody else sees what is mounted.
+  // In a mount namespace of its own, so that no other process sees the mounts.
   const { stdout } = await run('unshare', [
     ...['--mount', '--propagation', 'private', 'bash', '-c'],
     `mount -t tmpfs none /mnt; PATH='${directory}/bin':$PATH; cd /; ${script}`,
@@ -112,7 +112,7 @@ t.test('what diskseqfs is asked for, it does', async (t) => {
   for (const { command, output } of asked) {
     const lines = printed.get(command) ?? []
     if (command === 'diskseqfs list') {
-      // Other disks than those of the example are here.
+      // The disks here differ from those of the example.
       t.match(lines[0], shapeOf(output[0] as string), command)
       t.ok(
         lines.some((line) => new RegExp(`^ *${disk.diskseq()}p1 +${disk.kname}p1 +\\d+:\\d+ +\\S+ +0 part$`).test(line)),
@@ -126,7 +126,7 @@ t.test('what diskseqfs is asked for, it does', async (t) => {
         `${command}: ${line}`,
       )
     }
-    if (output.length === 0 && command.startsWith('diskseq')) t.strictSame(lines, [''], `${command}: says nothing`)
+    if (output.length === 0 && command.startsWith('diskseq')) t.strictSame(lines, [''], `${command}: prints nothing`)
     if (command.startsWith('ls ')) t.match(lines.join('\n'), new RegExp(`^b.* ${disk.diskseq()}p1$`, 'm'), command)
   }
 })

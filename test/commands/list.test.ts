@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** `diskseqfs list`: what sysfs has, for people and for programs, whether or not a daemon runs. */
+/** `diskseqfs list`: what sysfs has, for people and for programs, with or without a daemon. */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -15,7 +15,7 @@ import { cleanup, CLI, loopDisk, run, startTree, zramDisk } from '../helpers/tre
 
 const NOBODY = 65534
 
-/** Without the NODE_OPTIONS by which tap loads itself into each node. */
+/** Without NODE_OPTIONS, by which tap loads itself into each node. */
 const PROGRAM = ['--unset=NODE_OPTIONS', process.execPath, CLI, 'list']
 const list = (...args: string[]) => run('env', [...PROGRAM, ...args])
 
@@ -25,7 +25,7 @@ async function listed(): Promise<Listed[]> {
   return (JSON.parse(stdout) as { devices: Listed[] }).devices
 }
 
-/** The line of the table that shows a kernel name. */
+/** The line of the table for a kernel name. */
 async function line(kname: string): Promise<string[]> {
   const { stdout } = await list()
   const [found, ...others] = stdout.split('\n').filter((line) => line.trim().split(/ +/)[1] === kname)
@@ -65,7 +65,7 @@ t.test('a read-only disk is shown as one', async (t) => {
   t.equal((await line(disk.kname))[4], '1')
 })
 
-t.test('partitions stand below their disk, in order', async (t) => {
+t.test('partitions are listed below their disk, in order', async (t) => {
   const disk = loopDisk(t)
   disk.addPartition(10, 512, 128)
   disk.addPartition(2, 64, 128)
@@ -138,7 +138,7 @@ t.test('a file name cannot write to the terminal', async (t) => {
   t.match(shown[0], /a\?\]0;evil\?\?b/)
   const json = await list('--json')
   t.notMatch(json.stdout, /[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/, 'nor as JSON')
-  t.equal((await listed()).find((entry) => entry.kname === kname)?.holder, file, 'which has the name as it is')
+  t.equal((await listed()).find((entry) => entry.kname === kname)?.holder, file, 'JSON has the name as it is')
 })
 
 t.test('a file name may have letters of any script, and blanks', async (t) => {
@@ -147,7 +147,7 @@ t.test('a file name may have letters of any script, and blanks', async (t) => {
   t.match((await list()).stdout, file.trimEnd())
 })
 
-t.test('it is the same with and without a daemon, and for a user who may open no disk', async (t) => {
+t.test('it is the same with and without a daemon, and for a user that may open no disk', async (t) => {
   const disk = loopDisk(t)
   const of = (entries: Listed[]) => entries.find(({ kname }) => kname === disk.kname)
   const without = of(await listed())
@@ -236,7 +236,7 @@ t.test('humanSize', async (t) => {
   }
 })
 
-t.test('printable leaves letters and takes controls', async (t) => {
+t.test('printable keeps letters and removes control characters', async (t) => {
   t.equal(printable('Gäste – 客 disk'), 'Gäste – 客 disk')
   t.equal(printable('a\u0000b\u001bc\u007fd\u009be\nf\tg'), 'a?b?c?d?e?f?g')
 })
@@ -263,10 +263,10 @@ t.test('tree', async (t) => {
     ['9p2', '9p10'],
     'partitions by number',
   )
-  t.equal(disks[1]?.kname, 'cciss/c0d0', 'as the kernel says it, not as sysfs must')
-  t.match(disks[0], { size: 0, ro: false, type: 'disk', holder: null }, 'what sysfs cannot tell is left out')
-  t.notOk(JSON.stringify(disks).includes('sdc1'), 'a partition whose disk has gone meanwhile is too')
-  t.strictSame(devices, order, 'and the devices given are as they were')
+  t.equal(disks[1]?.kname, 'cciss/c0d0', 'the name is as in the kernel, not as sysfs has to write it')
+  t.match(disks[0], { size: 0, ro: false, type: 'disk', holder: null }, 'what sysfs does not show is left out')
+  t.notOk(JSON.stringify(disks).includes('sdc1'), 'a partition whose disk has gone meanwhile is left out')
+  t.strictSame(devices, order, 'the given devices are unchanged')
 })
 
 t.test('only those that are named, by whatever they are called', async (t) => {

@@ -13,7 +13,7 @@ import { sleep, until } from '../helpers/tree.js'
 /** For a program that ends by itself. */
 const TIME_LIMIT_MS = 8000
 
-/** Runs a program that has `logger` and `flush`; stderr as given. */
+/** Runs a program that has `logger` and `flush`, with the given stderr. */
 function child(format: LogFormat, body: string, stderr: 'pipe' | 'ignore' | number) {
   const url = JSON.stringify(join(ROOT, 'build/js/util/log.js'))
   const script = `
@@ -65,7 +65,7 @@ for (const format of ['json', 'pretty', 'journal'] as const) {
     } else {
       t.match(lines[0], /WARN.*refused an open.*13p1/)
       t.match(lines[1], /INFO.*next/)
-      t.notMatch(text, '\u001b', 'without colours, as nobody looks')
+      t.notMatch(text, '\u001b', 'without colours, as stderr is no terminal')
     }
   })
 
@@ -76,7 +76,7 @@ for (const format of ['json', 'pretty', 'journal'] as const) {
     t.equal(stdout(), 'still here\n')
   })
 
-  t.test(`${format}: nor does a full disk`, async (t) => {
+  t.test(`${format}: a full disk does not end the program`, async (t) => {
     const full = openSync('/dev/full', 'w')
     const { stdout, ended } = child(format, LOG_AND_GO_ON, full)
     closeSync(full)
@@ -84,7 +84,7 @@ for (const format of ['json', 'pretty', 'journal'] as const) {
     t.equal(stdout(), 'still here\n')
   })
 
-  t.test(`${format}: nor a stderr that may not be written to`, async (t) => {
+  t.test(`${format}: a stderr that may not be written to does not end the program`, async (t) => {
     const readable = openSync('/dev/null', 'r')
     const { stdout, ended } = child(format, LOG_AND_GO_ON, readable)
     closeSync(readable)
@@ -92,7 +92,7 @@ for (const format of ['json', 'pretty', 'journal'] as const) {
     t.equal(stdout(), 'still here\n')
   })
 
-  t.test(`${format}: a reader that is stuck holds up neither the program nor its end, and costs little memory`, async (t) => {
+  t.test(`${format}: a reader that is stuck delays neither the program nor its end, and costs little memory`, async (t) => {
     const { process, stdout, ended } = child(
       format,
       `
@@ -124,7 +124,7 @@ for (const format of ['json', 'pretty', 'journal'] as const) {
   })
 }
 
-t.test('what is flushed has been written', async (t) => {
+t.test('after a flush all lines have been written', async (t) => {
   const { process, ended } = child(
     'json',
     `for (let i = 0; i < 2000; i++) logger.info({ i }, 'x'.repeat(100)); await flush(); globalThis.process.kill(globalThis.process.pid, 'SIGKILL')`,
@@ -136,7 +136,7 @@ t.test('what is flushed has been written', async (t) => {
   t.equal(text.split('\n').length - 1, 2000)
 })
 
-/** A syslog of this test's; negative results stand for a daemon that is not there. */
+/** A syslog for the test. A negative result stands for a daemon that does not run. */
 function fakeSyslog() {
   const lines: string[] = []
   const state = { open: 9, send: [] as number[], opened: [] as string[], closed: [] as number[] }
@@ -155,7 +155,7 @@ function fakeSyslog() {
   return { lines, state, native }
 }
 
-t.test('syslog: priority, tag, message, and what belongs to it', async (t) => {
+t.test('syslog: priority, tag, message, and fields', async (t) => {
   const { lines, state, native } = fakeSyslog()
   const { logger, flush } = await createLogger('trace', { kind: 'syslog', native })
   logger.fatal('fatal')
@@ -177,7 +177,7 @@ t.test('syslog: priority, tag, message, and what belongs to it', async (t) => {
   t.strictSame(state.opened, ['/dev/log'], 'through one socket')
 })
 
-t.test('syslog: only what the level lets through', async (t) => {
+t.test('syslog: only lines that the level lets through', async (t) => {
   const { lines, native } = fakeSyslog()
   const { logger } = await createLogger('warn', { kind: 'syslog', native })
   logger.info('info')
@@ -185,7 +185,7 @@ t.test('syslog: only what the level lets through', async (t) => {
   t.equal(lines.length, 1)
 })
 
-t.test('syslog: a daemon that was restarted gets the line all the same', async (t) => {
+t.test('syslog: a daemon that was restarted gets the line', async (t) => {
   const { lines, state, native } = fakeSyslog()
   const { logger } = await createLogger('info', { kind: 'syslog', native })
   logger.info('first')
@@ -196,7 +196,7 @@ t.test('syslog: a daemon that was restarted gets the line all the same', async (
   t.strictSame(state.closed, [9])
 })
 
-t.test('syslog: one that is not there costs the line, and no descriptor', async (t) => {
+t.test('syslog: without a daemon the line is lost, and no descriptor leaks', async (t) => {
   const { lines, state, native } = fakeSyslog()
   const { logger } = await createLogger('info', { kind: 'syslog', native })
   state.open = -2
@@ -219,16 +219,16 @@ t.test('a limit lets a burst through, and says how many it left out', async (t) 
   t.strictSame(taken, [true, true, true, false, false, false, false, false, false, false])
   t.strictSame(reports, [])
   const start = performance.now()
-  // Its own timer keeps no process alive, so somebody else's must.
+  // The limit's own timer does not keep the process alive, so that of until() must.
   await until(() => reports.length > 0, 3000)
   t.ok(performance.now() - start > 800, 'after a second')
   t.strictSame(reports, [7])
-  t.equal(limit.take(), true, 'and lets the next burst through')
+  t.equal(limit.take(), true, 'the next burst is let through')
   await sleep(1100)
-  t.strictSame(reports, [7], 'of which nothing was left out')
+  t.strictSame(reports, [7], 'nothing of the next burst was left out')
 })
 
-t.test('a limit that left out nothing says nothing', async (t) => {
+t.test('a limit that left out nothing reports nothing', async (t) => {
   const reports: number[] = []
   const limit = new LogLimit((suppressed) => reports.push(suppressed), 2)
   limit.take()

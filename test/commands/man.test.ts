@@ -12,7 +12,7 @@ import { ROOT } from '../helpers/root.js'
 import { run } from '../helpers/tree.js'
 
 const PAGES = readdirSync(join(ROOT, 'man')).map((name) => join(ROOT, 'man', name))
-/** Without what makes letters bold. */
+/** The page as plain text, without the overstrikes that make letters bold. */
 const plain = async (page: string) => (await run('mandoc', ['-T', 'ascii', page])).stdout.replace(/.\x08/g, '')
 
 t.test('they are well-formed', async (t) => {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * The installed program, and mount(8) and fstab(5) with it. Its files are laid
- * over those of the system, in a mount namespace of the test's own: mount(8)
- * looks for helpers in /sbin only.
+ * The installed program, and mount(8) and fstab(5) with it. Its files are laid over those of the
+ * system, in a mount namespace of the test's own, as mount(8) looks for helpers in /sbin only.
  */
 import { spawn } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
@@ -25,7 +24,7 @@ function directory(t: Test): string {
 const installed = directory(t)
 await run('make', ['-C', ROOT, 'install', `DESTDIR=${installed}`, 'PREFIX=/usr'])
 
-/** Runs a shell script to its end, where the installed files are in their places; `$tree` is a directory. */
+/** Runs a shell script to its end, with the installed files in their places. `$tree` is a directory. */
 async function inSystem(t: Test, script: string): Promise<Output> {
   const tree = join(directory(t), 'tree')
   mkdirSync(tree)
@@ -60,13 +59,13 @@ async function inSystem(t: Test, script: string): Promise<Output> {
     await until(() => daemons().length === 0)
   } catch {
     for (const pid of daemons()) process.kill(Number(pid), 'SIGKILL')
-    t.fail('a daemon was left')
+    t.fail('a daemon is still running')
   }
   return { code, stdout, stderr }
 }
 
 t.test('make install', async (t) => {
-  t.test('puts each thing where it belongs', async (t) => {
+  t.test('puts each file where it belongs', async (t) => {
     const mode = (path: string) => (statSync(join(installed, path)).mode & 0o777).toString(8)
     for (const [path, expected] of [
       ['usr/bin/diskseqfs', '755'],
@@ -84,13 +83,13 @@ t.test('make install', async (t) => {
     }
   })
 
-  t.test('leaves out what only building and testing need', async (t) => {
+  t.test('leaves out files that only building and testing need', async (t) => {
     for (const name of ['node_modules', 'build', 'test', 'src', 'native/addon/addon.cc']) {
       t.notOk(existsSync(join(installed, 'usr/lib/diskseqfs', name)), name)
     }
   })
 
-  t.test('writes no path of the machine it was built on into scripts', async (t) => {
+  t.test('writes no path of the build machine into scripts', async (t) => {
     for (const path of ['usr/bin/diskseqfs', 'sbin/mount.fuse.diskseqfs']) {
       const text = readFileSync(join(installed, path), 'utf8')
       t.notMatch(text, installed)
@@ -99,7 +98,7 @@ t.test('make install', async (t) => {
     }
   })
 
-  t.test('makes a program that works where it is, and by a symlink', async (t) => {
+  t.test('installs a program that works in place, and by a symlink', async (t) => {
     const dir = directory(t)
     await run('ln', ['-s', join(installed, 'usr/bin/diskseqfs'), join(dir, 'link')])
     for (const program of [join(installed, 'usr/bin/diskseqfs'), join(dir, 'link')]) {
@@ -147,7 +146,7 @@ t.test('mount -t fuse.diskseqfs', async (t) => {
     t.strictSame({ code, stdout, stderr }, { code: 0, stdout: '512\nfuse.diskseqfs rw,nosuid,noexec,relatime\n', stderr: '' })
   })
 
-  t.test('hands on options, of this program and of mount(8)', async (t) => {
+  t.test('passes options on, of this program and of mount(8)', async (t) => {
     const { code, stdout, stderr } = await inSystem(
       t,
       `mount -v -t fuse.diskseqfs diskseqfs "$tree" -o noatime,linger=7,hold=60,open_timeout=3,log_level=error >/dev/null
@@ -176,7 +175,7 @@ t.test('mount -t fuse.diskseqfs', async (t) => {
     })
   }
 
-  t.test('fails where it is served already', async (t) => {
+  t.test('fails if the tree is served already', async (t) => {
     const { stdout, stderr } = await inSystem(
       t,
       `mount -t fuse.diskseqfs diskseqfs "$tree"
@@ -213,7 +212,7 @@ t.test('a line in fstab', async (t) => {
   for (const [how, options, command] of [
     ['mounts by its directory', 'noauto,nofail,x-systemd.requires=x,linger=7', 'mount -T "$tree.fstab" "$tree"'],
     ['mounts with mount -a, twice', 'defaults,nofail,_netdev', 'mount -a -T "$tree.fstab"; mount -a -T "$tree.fstab"'],
-    ['needs no type where it has one', 'defaults', 'mount -T "$tree.fstab" --target "$tree"'],
+    ['needs no type on the command line if fstab has one', 'defaults', 'mount -T "$tree.fstab" --target "$tree"'],
   ] as const) {
     t.test(how, async (t) => {
       const { code, stdout, stderr } = await inSystem(
@@ -280,7 +279,7 @@ t.test('the helper alone', async (t) => {
     })
   }
 
-  // As mount(8) documents its own: 1 incorrect invocation, 32 mount failure.
+  // The exit codes that mount(8) documents for itself: 1 incorrect invocation, 32 mount failure.
   for (const [own, code] of [
     [1, 32],
     [2, 1],
@@ -306,7 +305,7 @@ t.test('the helper alone', async (t) => {
     ['none', '/a', '-x'],
     ['none', '/a', '-o'],
   ]) {
-    t.test(`is asked wrongly: ${args.join(' ')}`, async (t) => {
+    t.test(`refuses wrong arguments: ${args.join(' ')}`, async (t) => {
       const { code, stdout, stderr } = await run(helper, args)
       t.strictSame({ code, stdout }, { code: 1, stdout: '' })
       t.match(stderr, /^usage: mount\.fuse\.diskseqfs SOURCE TARGET/m)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * `diskseqfs mount`: how it starts, what it says when it cannot, what it logs,
- * and how it ends. Faults of the machine are made in mount namespaces of their
- * own, so that nobody else has them.
+ * `diskseqfs mount`: how it starts, what it says if it cannot, what it logs, and how it ends.
+ * Faults of the machine are made in mount namespaces of their own, so that no other process sees
+ * them.
  */
 import { execFileSync, spawn, type StdioOptions } from 'node:child_process'
 import {
@@ -31,7 +31,7 @@ import { held } from '../helpers/flock.js'
 import { cleanup, CLI, lockOf, loopDisk, run, sleep, startTree, type Twin, TWIN_DAEMON, until } from '../helpers/tree.js'
 
 const NOBODY = 65534
-/** Long enough for the slowest start; a program that is still there then hangs. */
+/** Long enough for the slowest start. A program that has not ended by then hangs. */
 const TIME_LIMIT_MS = 10_000
 
 interface MountLine {
@@ -74,14 +74,14 @@ function processesOf(directory: string): number[] {
     })
 }
 
-/** A directory of the test's own. When the test ends, nothing is mounted in it, nobody serves it, and it is gone. */
+/** A directory of the test's own. When the test ends, nothing is mounted or served in it, and it is removed. */
 function place(t: Test): string {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-mount-'))
   cleanup(t, async () => {
     for (const pid of processesOf(directory)) process.kill(pid, 'SIGKILL')
     await until(() => processesOf(directory).length === 0)
     for (const { target } of mountsBelow(directory).reverse()) await run('umount', ['--lazy', target])
-    // Of daemons that were killed.
+    // Locks that killed daemons have left.
     for (const path of [directory, join(directory, 'tree')]) rmSync(lockOf(path), { force: true })
     rmSync(directory, { recursive: true })
   })
@@ -96,12 +96,12 @@ interface Ended {
 }
 
 interface ShellOptions {
-  /** With a mount namespace of its own. */
+  /** Run it in a mount namespace of its own. */
   readonly isolated?: boolean
   readonly uid?: number
 }
 
-/** Runs a shell script to its end: until nobody holds its output any more. */
+/** Runs a shell script until it has ended and no process holds its output any more. */
 async function shell(script: string, { isolated = false, uid }: ShellOptions = {}): Promise<Ended> {
   const command = ['sh', '-euc', script]
   const child = spawn(isolated ? 'unshare' : 'env', isolated ? ['--mount', ...command] : command, {
@@ -121,7 +121,7 @@ async function shell(script: string, { isolated = false, uid }: ShellOptions = {
   return { code, signal, stdout, stderr }
 }
 
-/** As users have it: tap loads itself into each node through NODE_OPTIONS, and handles signals there. */
+/** The program as users have it. tap loads itself into each node through NODE_OPTIONS, and handles signals there. */
 const PROGRAM = ['env', '--unset=NODE_OPTIONS', process.execPath, CLI] as const
 
 /** `diskseqfs mount ...` for {@link shell}. */
@@ -129,7 +129,7 @@ function mountCommand(...args: string[]): string {
   return [...PROGRAM, 'mount', ...args].map((arg) => `'${arg}'`).join(' ')
 }
 
-/** `diskseqfs mount ...`, not waited for. */
+/** Starts `diskseqfs mount ...` and does not wait for it. */
 function spawnMount(...args: string[]) {
   const child = spawn(PROGRAM[0], [...PROGRAM.slice(1), 'mount', ...args], { stdio: ['ignore', 'ignore', 'pipe'] })
   let text = ''
@@ -143,11 +143,11 @@ interface Served {
   readonly exitCode: () => number | null
   readonly log: () => string
   readonly kill: (signal: NodeJS.Signals) => void
-  /** Code and signal of its end; throws where it does not come. */
+  /** Code and signal of its end. It throws if the program does not end. */
   readonly ended: () => Promise<[number | null, string | null]>
 }
 
-/** `diskseqfs mount -f`, already answering. {@link place} cleans up after it. */
+/** `diskseqfs mount -f`, which answers already. {@link place} cleans up after it. */
 async function serve(
   mountpoint: string,
   { args = [], redirect = '', stdio = ['ignore', 'ignore', 'pipe'] }: { args?: string[]; redirect?: string; stdio?: StdioOptions } = {},
@@ -175,7 +175,7 @@ async function serve(
   }
 }
 
-/** Opens and reads through the tree what is really there. */
+/** Opens and reads a disk through the tree. */
 function reads(path: string): boolean {
   const fd = openSync(path, 'r')
   try {
@@ -207,7 +207,7 @@ async function stopBackground(mountpoint: string): Promise<void> {
 }
 
 t.test('in the background', async (t) => {
-  t.test('it returns once the tree answers, and says nothing', async (t) => {
+  t.test('it returns once the tree answers, and prints nothing', async (t) => {
     const disk = loopDisk(t)
     const dir = place(t)
     const name = disk.diskseq()
@@ -218,7 +218,7 @@ t.test('in the background', async (t) => {
       t.strictSame({ code, stdout, stderr }, { code: 0, stdout: '', stderr: '' })
       await stopBackground(dir)
     }
-    t.strictSame(mountsBelow(dir), [], 'SIGTERM takes the tree away')
+    t.strictSame(mountsBelow(dir), [], 'SIGTERM removes the tree')
   })
 
   t.test('the daemon belongs to no terminal and holds no directory', async (t) => {
@@ -236,9 +236,9 @@ t.test('in the background', async (t) => {
     await stopBackground(dir)
   })
 
-  t.test('a relative mount point is below the directory it was started in', async (t) => {
+  t.test('a relative mount point is below the directory that the command was started in', async (t) => {
     const dir = place(t)
-    // Only in a namespace of its own may it go anywhere else than meant.
+    // In a mount namespace of its own, in case it mounts in another place than meant.
     const { code, stderr, stdout } = await shell(
       `mount -t tmpfs none '${dir}'; cd '${dir}'; ${mountCommand('diskseqfs-test-relative/tree')} || true
        grep -c " ${dir}/diskseqfs-test-relative/tree .*fuse.diskseqfs" /proc/self/mountinfo || true
@@ -258,7 +258,7 @@ t.test('in the background', async (t) => {
   })
 })
 
-t.test('-f stays until it is told to stop', async (t) => {
+t.test('-f stays in the foreground until it is told to stop', async (t) => {
   const dir = place(t)
   const daemon = await serve(dir)
   await sleep(500)
@@ -281,11 +281,11 @@ t.test('without arguments the tree is at /dev/disk/by-diskseq', async (t) => {
   t.strictSame({ code, stdout, stderr }, { code: 0, stdout: '/dev/disk/by-diskseq\nanswers\nunmounted\n0\n', stderr: '' })
 })
 
-t.test('a mount point that is missing is made, its parents too', async (t) => {
+t.test('a missing mount point is made, with its parents', async (t) => {
   const dir = place(t)
   const mountpoint = join(dir, 'a b/ü/tree')
   t.equal((await shell(mountCommand(mountpoint))).code, 0)
-  t.equal(mountsBelow(dir)[0]?.target, mountpoint, 'blanks and other letters in its path are no trouble')
+  t.equal(mountsBelow(dir)[0]?.target, mountpoint, 'blanks and other letters in its path work')
   t.ok(readdirSync(mountpoint).length >= 0)
   await stopBackground(dir)
   t.strictSame(readdirSync(mountpoint), [], 'an empty directory remains')
@@ -302,7 +302,7 @@ t.test('the mount has the flags that opens and safety need', async (t) => {
 })
 
 t.test('-o', async (t) => {
-  t.test('takes the options of the command line, and what fstab has besides', async (t) => {
+  t.test('takes the options of the command line, and what else fstab has', async (t) => {
     const dir = place(t)
     const options = 'rw,nofail,_netdev,x-systemd.automount,noatime,linger=7,hold=60,open_timeout=3,log_level=debug,log_format=json'
     const daemon = await serve(dir, { args: ['-o', options] })
@@ -311,7 +311,7 @@ t.test('-o', async (t) => {
     t.strictSame(await daemon.ended(), [0, null])
   })
 
-  t.test('log_level works there, and the command line wins over it', async (t) => {
+  t.test('log_level works in -o, and the command line overrides it', async (t) => {
     const dir = place(t)
     for (const [args, logs] of [
       [['-o', 'log_level=error'], false],
@@ -353,7 +353,7 @@ interface Refusal extends ShellOptions {
   readonly says: RegExp
 }
 
-/** Whatever is wrong: one line that says what to do, and nothing left behind. */
+/** For any fault: one line that says what to do, and nothing is left behind. */
 async function refused(t: Test, { script, code = 1, says, ...options }: Refusal): Promise<void> {
   const dir = place(t)
   const before = mountsBelow(dir)
@@ -368,7 +368,7 @@ async function refused(t: Test, { script, code = 1, says, ...options }: Refusal)
   t.notOk(existsSync(lockOf(join(dir, 'tree'))), 'no lock left')
 }
 
-/** A /dev with nothing in it but what any program needs, and `more`. */
+/** A /dev with only what any program needs, and `more`. */
 function privateDev(dir: string, more: readonly string[] = []): string {
   return `mkdir '${dir}/dev'; mount -t tmpfs none '${dir}/dev'
     for node in null zero random urandom ${more.join(' ')}; do
@@ -378,15 +378,15 @@ function privateDev(dir: string, more: readonly string[] = []): string {
     `
 }
 
-/** Shell commands on the lock of the mount point `tree`; it is removed when all this is over. */
+/** Shell commands on the lock of the mount point `tree`; cleanup removes the lock. */
 const lockedAs = (dir: string, commands: string) =>
   `lock=/run/diskseqfs/$(stat -c %d:%i '${dir}/tree')@$(stat -Lc %i /proc/self/ns/mnt).lock; echo "$lock" >'${dir}/lock'; ${commands};`
 
 const faults: readonly (Omit<Refusal, 'script'> & {
   readonly name: string
-  /** Shell commands that make the fault. */
+  /** Shell commands that cause the fault. */
   readonly before?: (dir: string) => string
-  /** Below the test's directory. */
+  /** Relative to the test's directory. */
   readonly mountpoint?: string
   readonly wrapper?: string
 })[] = [
@@ -446,7 +446,7 @@ const faults: readonly (Omit<Refusal, 'script'> & {
     says: /tree: another diskseqfs is starting there; it has locked \/run\/diskseqfs\/\d+:\d+@\d+\.lock/,
   },
   {
-    name: "its lock is anybody's",
+    name: 'its lock can be opened by any user',
     before: (dir) => `mkdir '${dir}/tree'; ${lockedAs(dir, 'mkdir -p -m 700 "${lock%/*}"; : >"$lock"; chmod 644 "$lock"')}\n`,
     says: /\.lock: others than root can open it, so it is no lock; remove it/,
   },
@@ -487,7 +487,7 @@ for (const flags of [[], ['-f']]) {
       })
     }
 
-    t.test('the mount of a daemon that was killed is replaced', async (t) => {
+    t.test('the mount of a killed daemon is replaced', async (t) => {
       const parent = place(t)
       const dir = join(parent, 'tree')
       symlinkSync(parent, `${parent}/link`)
@@ -503,7 +503,7 @@ for (const flags of [[], ['-f']]) {
         if (flags.length > 0) {
           const { child, stderr } = spawnMount('-f', path)
           await until(() => child.exitCode !== null || stderr().includes('"msg":"mounted"'), TIME_LIMIT_MS)
-          t.match(stderr(), /taking away the mount of a daemon that died/, 'which the log tells')
+          t.match(stderr(), /taking away the mount of a daemon that died/, 'the log says so')
         } else {
           const { code, stderr } = await shell(mountCommand(path))
           t.strictSame({ code, stderr }, { code: 0, stderr: '' }, path)
@@ -520,7 +520,7 @@ for (const flags of [[], ['-f']]) {
       }
     })
 
-    t.test('of several that start at the same instant one wins', async (t) => {
+    t.test('if several start at the same instant, one wins', async (t) => {
       const dir = place(t)
       for (let round = 0; round < 4; round++) {
         const children = Array.from({ length: 3 }, () => spawnMount(...flags, dir))
@@ -543,7 +543,7 @@ for (const flags of [[], ['-f']]) {
   })
 }
 
-/** A daemon where nobody in particular holds a lock on the mount point, which he may open. */
+/** Starts a daemon at a mount point that an unprivileged user may open and has locked. */
 const whileLocked = (t: Test, twin?: Twin) =>
   startTree(t, {
     ...(twin && { twin }),
@@ -553,12 +553,12 @@ const whileLocked = (t: Test, twin?: Twin) =>
     },
   })
 
-t.test('nobody can keep a daemon from a mount point by locking it', async (t) => {
+t.test('no user can keep a daemon from a mount point by locking it', async (t) => {
   const tree = await whileLocked(t)
   t.equal(readdirSync(tree.mountpoint).length > 0, true, 'it serves')
 })
 
-t.test('twin: where it locks the mount point itself, anybody can', async (t) => {
+t.test('twin: if it locks the mount point itself, any user can', async (t) => {
   await t.rejects(whileLocked(t, 'lock-on-mountpoint'), /another diskseqfs is starting there/)
 })
 
@@ -568,13 +568,13 @@ t.test("the lock of a mount point is root's alone, and ends with the daemon", as
   const { uid, mode } = statSync(lock)
   t.strictSame([uid, mode & 0o7777], [0, 0o600])
   const open = await run('sh', ['-c', `exec 9<'${lock}'`], { uid: NOBODY, gid: NOBODY })
-  t.not(open.code, 0, 'nobody else opens it')
+  t.not(open.code, 0, 'no other user can open it')
   t.equal((await run('flock', ['--nonblock', lock, 'true'])).code, 1, 'it is held')
   await tree.stop()
   t.notOk(existsSync(lock), 'it is gone')
 })
 
-t.test('a lock that is about to be given up is waited for', async (t) => {
+t.test('the daemon waits for a lock that is about to be released', async (t) => {
   const tree = startTree(t, {
     before: async (mountpoint) => {
       const lock = lockOf(mountpoint)
@@ -587,10 +587,10 @@ t.test('a lock that is about to be given up is waited for', async (t) => {
   t.equal(readdirSync((await tree).mountpoint).length > 0, true)
 })
 
-t.test('daemons at one path, but not of one directory, do not know of each other', async (t) => {
+t.test('daemons at the same path, but in different directories, do not affect each other', async (t) => {
   const dir = place(t)
   const there = await serve(join(dir, 'tree'))
-  // Beneath is another directory in that mount namespace.
+  // In that mount namespace the path leads to another directory.
   const { code, stderr } = await shell(
     `umount '${dir}/tree'; mount -t tmpfs none '${dir}'; ${mountCommand(join(dir, 'tree'))}; ls '${dir}/tree' >/dev/null; umount '${dir}/tree'`,
     { isolated: true },
@@ -600,7 +600,7 @@ t.test('daemons at one path, but not of one directory, do not know of each other
   await there.ended()
 })
 
-t.test('nor do daemons of one directory in two mount namespaces', async (t) => {
+t.test('daemons at the same directory in two mount namespaces do not affect each other', async (t) => {
   const dir = place(t)
   const tree = join(dir, 'tree')
   const there = await serve(tree)
@@ -609,12 +609,12 @@ t.test('nor do daemons of one directory in two mount namespaces', async (t) => {
     { isolated: true },
   )
   t.strictSame({ code, stdout, stderr }, { code: 0, stdout: 'fuse.diskseqfs\n', stderr: '' }, 'each serves')
-  t.ok(readdirSync(tree).length >= 0, 'the first one still does')
+  t.ok(readdirSync(tree).length >= 0, 'the first one still serves')
   there.kill('SIGTERM')
   await there.ended()
 })
 
-t.test('two mount namespaces, twin: with one lock for all of them only the first one does', async (t) => {
+t.test('two mount namespaces, twin: with one lock for all of them only the first daemon starts', async (t) => {
   const twin = 'one-lock-for-all'
   const { mountpoint } = await startTree(t, { twin })
   const { code, stderr } = await shell(
@@ -643,9 +643,9 @@ t.test('stopping', async (t) => {
       daemon.kill(signal)
       t.strictSame(await daemon.ended(), [0, null], 'exit code 0')
       t.strictSame(mountsBelow(dir), [], 'the mount is gone')
-      t.match(daemon.log(), new RegExp(`"signal":"${signal}"`), 'the log tells why')
+      t.match(daemon.log(), new RegExp(`"signal":"${signal}"`), 'the log says why')
       t.equal(writeSync(fd, Buffer.alloc(512, 'x'), 0, 512, 0), 512, 'the open file can be written')
-      t.equal(readFileSync(disk.path, { encoding: 'latin1' }).slice(0, 3), 'xxx', 'and is the disk')
+      t.equal(readFileSync(disk.path, { encoding: 'latin1' }).slice(0, 3), 'xxx', 'and it is the disk')
       visitor.stdin.end('\n')
       await until(() => said === 'in\nout\n')
     })
@@ -696,7 +696,7 @@ t.test('stopping', async (t) => {
   })
 
   for (const lazy of [false, true]) {
-    t.test(`umount${lazy ? ' --lazy' : ''} by somebody else ends the daemon`, async (t) => {
+    t.test(`umount${lazy ? ' --lazy' : ''} by another process ends the daemon`, async (t) => {
       const disk = loopDisk(t)
       const dir = place(t)
       const daemon = await serve(dir)
@@ -711,7 +711,7 @@ t.test('stopping', async (t) => {
   }
 })
 
-t.test('whatever becomes of its output, the tree answers and the daemon ends well', async (t) => {
+t.test('whatever happens to its output, the tree answers and the daemon ends well', async (t) => {
   for (const redirect of ['>&-', '2>&-', '<&- >&- 2>&-', '2>/dev/full']) {
     t.test(`-f ${redirect}`, async (t) => {
       const disk = loopDisk(t)
@@ -753,7 +753,7 @@ t.test('whatever becomes of its output, the tree answers and the daemon ends wel
           errnoOf(() => openSync(join(tree, `99999990${i}`), 'r')),
           'ENOENT',
         )
-      await sleep(1200) // until the line that counts what was left out
+      await sleep(1200) // until the line that counts the lines left out
       t.ok(reads(join(tree, disk.diskseq())))
       t.equal(daemon.exitCode(), null)
       daemon.kill('SIGTERM')
@@ -761,7 +761,7 @@ t.test('whatever becomes of its output, the tree answers and the daemon ends wel
       t.strictSame(mountsBelow(tree), [])
     })
 
-    t.test(`nobody reads a full stderr while opens are refused (${format})`, async (t) => {
+    t.test(`a full stderr is not read while opens are refused (${format})`, async (t) => {
       const disk = loopDisk(t)
       const dir = place(t)
       const fifo = join(dir, 'fifo')
@@ -786,7 +786,7 @@ t.test('whatever becomes of its output, the tree answers and the daemon ends wel
       t.comment(`slowest answer: ${slowest.toFixed(1)} ms`)
       t.ok(slowest < 1000, 'no answer took as long as a second')
       daemon.kill('SIGTERM')
-      t.strictSame(await daemon.ended(), [0, null], 'SIGTERM ends it all the same')
+      t.strictSame(await daemon.ended(), [0, null], 'SIGTERM still ends it')
       t.strictSame(mountsBelow(tree), [])
     })
   }
@@ -809,7 +809,7 @@ t.test('the log', async (t) => {
     t.match(JSON.parse(lines[0] as string), { mountpoint: dir, devices: Number })
   })
 
-  t.test('is readable as text, without escape sequences where stderr is no terminal', async (t) => {
+  t.test('is readable as text, without escape sequences if stderr is no terminal', async (t) => {
     const dir = place(t)
     const daemon = await serve(dir, { args: ['--log-format', 'pretty'] })
     daemon.kill('SIGTERM')
@@ -862,7 +862,7 @@ t.test('the log', async (t) => {
     })
   })
 
-  t.test('has no line for what is only looked at', async (t) => {
+  t.test('has no line for a disk that is only looked at', async (t) => {
     const tree = await startTree(t)
     for (let i = 0; i < 50; i++) existsSync(join(tree.mountpoint, String(987654000 + i)))
     await sleep(100)
@@ -889,7 +889,7 @@ t.test('the log', async (t) => {
   })
 })
 
-t.test('what was in the directory is covered, and comes back', async (t) => {
+t.test('the contents of the directory are covered, and come back', async (t) => {
   const dir = place(t)
   const tree = join(dir, 'tree')
   mkdirSync(tree)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** What the guard finds out of a mount; here somebody serves it who never answers. */
+/** What the guard finds out about a mount. Here a daemon serves it that never answers. */
 import { spawn, spawnSync } from 'node:child_process'
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -13,7 +13,7 @@ import { twinGuard } from '../helpers/guard.js'
 import { ROOT } from '../helpers/root.js'
 import { cleanup, sleep, until } from '../helpers/tree.js'
 
-/** PROBE_TICKS of the guard, and some more, ms. */
+/** PROBE_TICKS of the guard, plus a margin, in ms. */
 const PROBED_MS = 7500
 const MNT_FORCE = 1
 
@@ -41,7 +41,7 @@ async function guarded(t: Test, program = join(ROOT, 'native/diskseqfs-guard')) 
   return { mountpoint, heard: () => said.split('\n').filter((line) => line === 'ok').length }
 }
 
-/** The daemon that a guard has started; its other child is the one that asks. */
+/** The daemon that a guard has started. The guard's other child is the one that probes. */
 const childOf = (guard: number) =>
   readFileSync(`/proc/${guard}/task/${guard}/children`, 'latin1')
     .trim()
@@ -49,13 +49,13 @@ const childOf = (guard: number) =>
     .map(Number)
     .find((pid) => readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes('silent-daemon')) as number
 
-/** The connection ends, and the mount stays. */
+/** Ends the connection; the mount stays. */
 async function aborted(t: Test, program?: string) {
   const { mountpoint, heard } = await guarded(t, program)
   const busy = openSync(mountpoint, native.O_PATH)
   cleanup(t, () => closeSync(busy))
   await new Promise((resolve) => native.unmount(mountpoint, MNT_FORCE, resolve))
-  t.equal(mountsAt(mountpoint).length, 1, 'it is mounted')
+  t.equal(mountsAt(mountpoint).length, 1, 'it is still mounted')
   await sleep(PROBED_MS)
   return heard()
 }
@@ -64,17 +64,17 @@ t.test('a mount whose connection has ended does not answer', async (t) => {
   t.equal(await aborted(t), 0)
 })
 
-t.test('twin: if any answer will do, it does', async (t) => {
+t.test('twin: if any answer counts, it does', async (t) => {
   t.equal(await aborted(t, twinGuard(t, 'fstatfs(fd, &figures) == 0', '(fstatfs(fd, &figures), true)')), 1)
 })
 
-t.test('one that somebody serves who says nothing does not answer', async (t) => {
+t.test('a mount whose daemon says nothing does not answer', async (t) => {
   const { heard } = await guarded(t)
   await sleep(PROBED_MS)
   t.equal(heard(), 0)
 })
 
-t.test('one that is hidden by another is not to blame', async (t) => {
+t.test('a mount that is hidden by another one is not taken for hung', async (t) => {
   const { mountpoint, heard } = await guarded(t)
   t.equal(native.mount('over', mountpoint, 'tmpfs', 0, 'size=4k'), 0)
   await sleep(PROBED_MS)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** `diskseqfs resolve`: from whatever names a device to its path in the tree. */
+/** `diskseqfs resolve`: from anything that names a device to its path in the tree. */
 import { execFileSync, spawn } from 'node:child_process'
 import {
   closeSync,
@@ -24,7 +24,7 @@ import { cleanup, CLI, loopDisk, run, sleep, startTree, until, zramDisk } from '
 const PREFIX = '/dev/disk/by-diskseq'
 const NOBODY = 65534
 
-/** Without the NODE_OPTIONS by which tap loads itself into each node. */
+/** Without NODE_OPTIONS, by which tap loads itself into each node. */
 const PROGRAM = ['--unset=NODE_OPTIONS', process.execPath, CLI, 'resolve']
 const resolve = (...args: string[]) => run('env', [...PROGRAM, ...args])
 const resolveAsNobody = (...args: string[]) => run('env', [...PROGRAM, ...args], { uid: NOBODY, gid: NOBODY })
@@ -53,7 +53,7 @@ const majmin = (path: string) => {
   return `${(rdev >> 8) & 0xfff}:${(rdev & 0xff) | ((rdev >> 12) & 0xfff00)}`
 }
 
-/** Control characters but the newline that ends a line. */
+/** Control characters, without the newline that ends a line. */
 const CONTROL = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/
 
 t.test('a disk is found by path, link, number and kernel name', async (t) => {
@@ -78,7 +78,7 @@ t.test('a partition is found by path, number and kernel name', async (t) => {
   disk.deletePartition(3)
 })
 
-t.test('several are printed in order, also where one of them fails', async (t) => {
+t.test('several are printed in order, even if one of them fails', async (t) => {
   const disk = loopDisk(t)
   const ram = zramDisk(t)
   const { code, stdout, stderr } = await resolve(ram.kname, '/nonexistent', disk.kname, ram.path)
@@ -88,7 +88,7 @@ t.test('several are printed in order, also where one of them fails', async (t) =
   t.match(stderr, /^diskseqfs: \/nonexistent: [^\n]+\n$/)
 })
 
-t.test('--json has all that was found, and the errors', async (t) => {
+t.test('--json has all devices that were found, and the errors', async (t) => {
   const disk = loopDisk(t)
   const { code, stdout, stderr } = await resolve('--json', disk.path, '/dev/null')
   t.strictSame({ code, stderr }, { code: 1, stderr: '' })
@@ -118,13 +118,13 @@ t.test('the printed path opens the same device', async (t) => {
     t.equal(fstatSync(fd).rdev, statSync(argument).rdev, argument)
     closeSync(fd)
   }
-  // Also where the tree itself is what is asked for.
+  // The same if the argument is a path in the tree.
   const { code, stdout } = await resolve(join(mountpoint, disk.diskseq()), join(mountpoint, `${disk.diskseq()}-part1`))
   t.strictSame({ code, stdout }, { code: 0, stdout: `${PREFIX}/${disk.diskseq()}\n${PREFIX}/${disk.diskseq()}p1\n` })
   disk.deletePartition(1)
 })
 
-t.test('what is no device of that kind fails with one line', async (t) => {
+t.test('an argument that is no such device fails with one line', async (t) => {
   const dir = directory(t)
   writeFileSync(join(dir, 'file'), '')
   symlinkSync('nowhere', join(dir, 'dangling'))
@@ -178,7 +178,7 @@ t.test('control characters never reach the terminal raw', async (t) => {
     t.equal(
       (JSON.parse(json.stdout) as { devices: { argument: string }[] }).devices[0]?.argument,
       argument,
-      'which tells the argument as it is',
+      'JSON has the argument as it is',
     )
   }
 })
@@ -196,7 +196,7 @@ t.test('/dev/mapper/NAME that leads to another device is refused, with a reason'
   }
 })
 
-t.test('an unprivileged user is told to be root, where that is what is missing', async (t) => {
+t.test('an unprivileged user is told to be root, if that is what is missing', async (t) => {
   const disk = loopDisk(t)
   for (const argument of [disk.path, disk.kname, majmin(disk.path)]) {
     const { code, stdout, stderr } = await resolveAsNobody(argument)
@@ -208,8 +208,8 @@ t.test('an unprivileged user is told to be root, where that is what is missing',
 })
 
 t.test('nothing but a block device is opened', async (t) => {
-  // Opening is an action: it starts a watchdog, rewinds a tape, and lets
-  // whoever waits at a FIFO go on.
+  // Opening has effects: it starts a watchdog, rewinds a tape, and lets a process that waits at a
+  // FIFO go on.
   const fifo = join(directory(t), 'fifo')
   execFileSync('mkfifo', [fifo])
   const writer = spawn('sh', ['-c', `echo waiting; exec >'${fifo}'; echo >&2 opened`], { stdio: ['ignore', 'pipe', 'pipe'] })

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** `diskseqfs unmount`: what it takes away, what it leaves alone, and that the daemon goes with it. */
+/** `diskseqfs unmount`: what it removes, what it leaves alone, and that the daemon ends with the tree. */
 import { spawn } from 'node:child_process'
 import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, readSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -14,7 +14,7 @@ import { cleanup, CLI, loopDisk, run, type RunningTree, startTree, until } from 
 
 const NOBODY = 65534
 
-/** Without the NODE_OPTIONS by which tap loads itself into each node. */
+/** Without NODE_OPTIONS, by which tap loads itself into each node. */
 const PROGRAM = ['--unset=NODE_OPTIONS', process.execPath, CLI]
 const unmount = (...args: string[]) => run('env', [...PROGRAM, 'unmount', ...args])
 
@@ -26,7 +26,7 @@ function mounts(directory: string): number {
     .filter((line) => line.split(' ')[4] === directory).length
 }
 
-/** A directory of the test's own; whatever is mounted at `tree` in it goes with it. */
+/** A directory of the test's own; a mount at `tree` in it is removed with it. */
 function place(t: Test): string {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-unmount-'))
   const tree = join(directory, 'tree')
@@ -52,15 +52,15 @@ async function serve(t: Test, tree: string) {
   return { child, ended, log: () => log }
 }
 
-t.test('it takes the tree away and ends its daemon', async (t) => {
+t.test('it removes the tree and ends its daemon', async (t) => {
   const tree = place(t)
   const daemon = await serve(t, tree)
   t.strictSame(await unmount(tree), DONE)
   t.equal(mounts(tree), 0)
   t.equal(await daemon.ended, 0, 'the daemon ends well')
-  t.match(daemon.log(), /the tree was unmounted/, 'and says why')
+  t.match(daemon.log(), /the tree was unmounted/, 'and the log says why')
   t.notMatch(daemon.log(), /"level":"(warn|error|fatal)"/)
-  t.strictSame(readdirSync(tree), [], 'the directory is there')
+  t.strictSame(readdirSync(tree), [], 'the directory is empty and still there')
 })
 
 t.test('it ends a daemon in the background', async (t) => {
@@ -95,7 +95,7 @@ t.test('a path may be written in any way', async (t) => {
   t.equal(await daemon.ended, 0)
 })
 
-t.test('an open file stays open, and is the disk', async (t) => {
+t.test('an open file stays open, and is still the disk', async (t) => {
   const disk = loopDisk(t)
   const tree = place(t)
   const daemon = await serve(t, tree)
@@ -107,7 +107,7 @@ t.test('an open file stays open, and is the disk', async (t) => {
   t.equal(readSync(fd, Buffer.alloc(512), 0, 512, 0), 512)
 })
 
-/** The tree is taken away in that way. */
+/** Removes the tree in that way. */
 const taken = (end: (tree: RunningTree) => unknown) => async (tree: RunningTree) => {
   await end(tree)
   await until(() => mounts(tree.mountpoint) === 0)
@@ -118,16 +118,16 @@ for (const [how, end] of [
   ['SIGTERM', ({ pid }: RunningTree) => process.kill(pid, 'SIGTERM')],
   ['umount --force', ({ mountpoint }: RunningTree) => run('umount', ['--force', '--lazy', mountpoint])],
 ] as const) {
-  t.test(`whoever was answered before ${how} opens what he was promised`, async (t) => {
+  t.test(`a caller that was answered before ${how} opens its disk`, async (t) => {
     t.strictSame(await stoppedCaller(t, 'none', { meanwhile: taken(end), wantedMs: 2300 }), { recycled: false, opened: 'its disk' })
   })
 
-  t.test(`twin: if pins end with the mount, after ${how} he opens another disk`, async (t) => {
+  t.test(`twin: if pins end with the mount, after ${how} it opens another disk`, async (t) => {
     t.strictSame(await stoppedCaller(t, 'no-draining', { meanwhile: taken(end) }), { recycled: true, opened: 'another disk' })
   })
 }
 
-t.test('another open(2) of a caller, however long it takes, does not keep the daemon', async (t) => {
+t.test('another open(2) of a caller, however long it takes, does not keep the daemon from ending', async (t) => {
   const disk = loopDisk(t)
   const fifo = `${disk.file}.fifo`
   await run('mkfifo', [fifo])
@@ -138,11 +138,11 @@ t.test('another open(2) of a caller, however long it takes, does not keep the da
   const began = performance.now()
   t.strictSame(await unmount(tree.mountpoint), DONE)
   t.equal(await tree.ended, 0, 'it ends')
-  t.ok(performance.now() - began < 10_000, 'and has not waited for it')
-  t.equal(caller.exitCode, null, 'the other one is still there')
+  t.ok(performance.now() - began < 10_000, 'the daemon has not waited for it')
+  t.equal(caller.exitCode, null, 'the caller is still there')
 })
 
-t.test('the mount of a daemon that was killed goes too', async (t) => {
+t.test('the mount of a killed daemon is removed too', async (t) => {
   const tree = place(t)
   const { child, ended } = await serve(t, tree)
   child.kill('SIGKILL')
@@ -152,7 +152,7 @@ t.test('the mount of a daemon that was killed goes too', async (t) => {
   t.equal(mounts(tree), 0)
 })
 
-t.test('the mount of a daemon that is stopped goes too', async (t) => {
+t.test('the mount of a stopped daemon is removed too', async (t) => {
   const tree = place(t)
   const { child, ended } = await serve(t, tree)
   child.kill('SIGSTOP')
@@ -162,7 +162,7 @@ t.test('the mount of a daemon that is stopped goes too', async (t) => {
   t.equal(await ended, 0)
 })
 
-t.test('nothing, something else, and what is not there are left alone', async (t) => {
+t.test('a path without a mount, with another mount, or that does not exist is left alone', async (t) => {
   const tree = place(t)
   for (const path of [tree, join(tree, 'missing/too')]) {
     t.strictSame(await unmount(path), { code: 1, stdout: '', stderr: `diskseqfs: ${path}: nothing is mounted there\n` })
@@ -176,7 +176,7 @@ t.test('nothing, something else, and what is not there are left alone', async (t
   t.equal(mounts(tree), 1)
 })
 
-t.test('a tree that something else covers is left alone', async (t) => {
+t.test('a tree that another mount covers is left alone', async (t) => {
   const tree = place(t)
   const { child } = await serve(t, tree)
   await run('mount', ['-t', 'tmpfs', 'mine', tree])
@@ -185,7 +185,7 @@ t.test('a tree that something else covers is left alone', async (t) => {
   t.equal(child.exitCode, null)
 })
 
-t.test('only root can', async (t) => {
+t.test('only root can unmount', async (t) => {
   const tree = place(t)
   await run('chmod', ['755', join(tree, '..')])
   const { child } = await serve(t, tree)
@@ -195,7 +195,7 @@ t.test('only root can', async (t) => {
   t.equal(child.exitCode, null)
 })
 
-t.test('it can be mounted again at once', async (t) => {
+t.test('the tree can be mounted again at once', async (t) => {
   const tree = place(t)
   for (let round = 0; round < 5; round++) {
     t.strictSame(await run('env', [...PROGRAM, 'mount', tree]), DONE)
