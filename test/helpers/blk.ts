@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
-/** The C helper: churn, latencies, exclusive operations. Compiled on first use; static, to run in any virtual machine. */
+/**
+ * The C helper: churn, latencies, exclusive operations. Compiled on first use; static, to run in any virtual machine.
+ */
 import { execFileSync, spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -8,7 +10,7 @@ import { ROOT } from './root.js'
 
 const SOURCES = join(ROOT, 'test/helpers/blk')
 
-/** The same once more, with its code and data below 4 GiB, where 32-bit programs have theirs. */
+/** The same program built twice; blk-fixed has its code and data below 4 GiB, as 32-bit programs do. */
 const KINDS = { blk: ['-static-pie', '-fPIE'], 'blk-fixed': ['-static', '-no-pie', '-fno-pie'] } as const
 export type BlkKind = keyof typeof KINDS
 
@@ -19,7 +21,7 @@ export function blkPath(kind: BlkKind = 'blk'): string {
   if ((statSync(binary, { throwIfNoEntry: false })?.mtimeMs ?? 0) < newest) {
     mkdirSync(join(ROOT, 'build'), { recursive: true })
     const units = sources.filter((file) => file.endsWith('.c'))
-    // Renamed into place: somebody may be running the old one.
+    // Renamed into place, as the old one may be running.
     const fresh = `${binary}.${process.pid}`
     execFileSync('cc', ['-O2', ...KINDS[kind], '-Wall', '-Wextra', '-Werror', '-pthread', '-o', fresh, ...units])
     renameSync(fresh, binary)
@@ -27,10 +29,15 @@ export function blkPath(kind: BlkKind = 'blk'): string {
   return binary
 }
 
-/** In an ELF file: where its program headers are, how large and how many; and of one its type, flags and sizes. */
+/**
+ * Offsets in an ELF file: the start, size and number of its program headers; in a header, its type, flags and
+ * sizes.
+ */
 const ELF = { PHOFF: 32, PHENTSIZE: 54, PHNUM: 56, TYPE: 0, FLAGS: 4, REST: 8, ALIGN: 48, PT_LOAD: 1, PT_NOTE: 4, PF_X: 1 }
 
-/** Writes the static program once more with a segment of code at address 0, of no length: where its code begins, says the kernel. */
+/**
+ * Writes the static program with an extra code segment of length 0 at address 0. For the kernel, its code begins there.
+ */
 export function blkWithCodeAtZero(path: string): void {
   const file = readFileSync(blkPath('blk-fixed'))
   const size = file.readUInt16LE(ELF.PHENTSIZE)
@@ -60,7 +67,7 @@ export async function blkOf(kind: BlkKind, ...args: string[]): Promise<Record<st
   return JSON.parse(out.trim().split('\n').at(-1) ?? '')
 }
 
-/** Adds counts by name, of errors say. */
+/** Adds counts by name, such as those of errors. */
 export function addCounts(to: Record<string, number>, counts: Readonly<Record<string, number>>): void {
   for (const [name, count] of Object.entries(counts)) to[name] = (to[name] ?? 0) + count
 }

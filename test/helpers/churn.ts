@@ -10,7 +10,7 @@ import { addCounts, blk, type BlkKind, blkOf } from './blk.js'
 import { cleanup, run, type RunningTree, startTree, type Twin } from './tree.js'
 
 const SECONDS = 1
-/** A machine that is busy with other things as well gets there later. */
+/** A machine that is busy with other things needs more rounds. */
 const ROUNDS_MAX = 16
 
 /** A kind of openers. */
@@ -20,11 +20,11 @@ export interface Kind {
   readonly way: string
   readonly program?: BlkKind
   readonly more?: readonly string[]
-  /** How long a disk lives at most, us: longer where callers are let in in turns. */
+  /** How long a disk lives at most, in us. It is longer for callers that are let in one by one. */
   readonly lives?: number
-  /** Opens that must have been right. */
+  /** The least number of right opens. */
   readonly enough: number
-  /** What wrong ones come of; if it can be shown in seconds. */
+  /** The mechanism without which wrong opens occur, if that can be shown in seconds. */
   readonly twin?: Twin
   /** Further errnos that say that a disk is gone, or going. */
   readonly errors?: readonly string[]
@@ -44,7 +44,7 @@ const IMAGES = {
   swap: { bytes: 4100 << 10, make: ['mkswap'] },
 } as const
 
-/** `lost`: what was open could not be told, or read. */
+/** `lost`: opens of which the disk could not be identified, or read. */
 type Counts = { right: number; wrong: number; errors: Record<string, number>; lost: Record<string, number> }
 
 async function churn(t: Test, tree: RunningTree, kind: Kind, lives: number, end: (sum: Counts) => boolean): Promise<Counts> {
@@ -104,7 +104,7 @@ export function testKind(kind: Kind): void {
     const tree = await startTree(t, { apart: apart && 'own proc', args: apart ? ['--hold', '10'] : [] })
     const { right, wrong, errors: seen, lost } = await churn(t, tree, kind, kind.lives ?? lives, (sum) => sum.right >= enough)
     t.equal(wrong, 0, 'no disk but the one in the name')
-    t.strictSame(lost, {}, 'which is that one for as long as it is open')
+    t.strictSame(lost, {}, 'an open disk stays that disk')
     t.ok(right >= enough, `${right} right`)
     const fine = ['ENOENT', 'ENXIO', ...errors, ...(image ? ['EBUSY', 'EINVAL'] : [])]
     t.strictSame(

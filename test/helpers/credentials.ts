@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Callers, and devices' own nodes, for the rules of who could open one. */
+/** Callers and device nodes, for the tests of the access rule. */
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -18,7 +18,7 @@ export const GROUP = 61001
 export const NAMED_GROUP = 61002
 export const OTHER_GROUP = 61003
 
-/** An ACL as the kernel gives it out, made by hand. */
+/** An ACL in the kernel's format, made by hand. */
 export function acl(...entries: [tag: number, permissions: number, id?: number][]): Buffer {
   const bytes = Buffer.alloc(4 + 8 * entries.length)
   bytes.writeUInt32LE(2, 0)
@@ -43,23 +43,23 @@ export const CAP_FOWNER = 1n << 3n
 export const CAP_SYS_ADMIN = 1n << 21n
 export const ALL_CAPS = (1n << 41n) - 1n
 
-/** What comes of it; `done` may be called at once, or later. */
+/** The decision as a promise: mayOpen() may call `done` at once, or later. */
 export const may = (access: Access, who: Caller, node: Permissions, purpose: Purpose = 'open') =>
   new Promise<boolean>((resolve) => access.mayOpen(who, node, purpose, resolve))
 
-/** One thread: who it is, by the addon; and its namespace, in a /proc of files. */
+/** One thread: its credentials, as the addon reports them, and a /proc made of files. */
 export function fakeThread(t: Test) {
   const proc = mkdtempSync(join(tmpdir(), 'diskseqfs-proc-'))
   t.teardown(() => rmSync(proc, { recursive: true }))
   const thread = {
-    /** Who is behind its user namespace, if that is not ours. */
+    /** The user behind its user namespace, if that is not ours. */
     namespace: undefined as number | undefined,
     there: true,
     fsuid: STRANGER,
     fsgid: OTHER_GROUP,
     capabilities: 0n,
     groups: [] as number[],
-    /** How often that was asked. */
+    /** How often the credentials were read. */
     asked: 0,
   }
   const access = new Access(

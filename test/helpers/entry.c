@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /*
  * Opens PATH, which lies below 4 GiB, by one kind of system call:
- *   syscall  openat of 64 bits
- *   int80    open of 32 bits
- *   dressed  the same, with registers that make it look like an fstat of 64 bits
- * A FIFO without a writer keeps it there.
+ *   syscall  a 64-bit openat
+ *   int80    a 32-bit open
+ *   dressed  the same, with registers that make it look like a 64-bit fstat
+ * A FIFO without a writer keeps it in the call.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * Preloaded into a daemon that takes over: it fails when it has got its turn, before it
- * serves. With FAILS=killed it is killed; otherwise it finds an error.
+ * Preloaded into an incoming daemon. It makes the daemon fail when it gets its turn, before it
+ * serves: with FAILS=killed it is killed, otherwise it finds an error.
  */
 const { dlopen } = process
 process.dlopen = function (module, ...given) {

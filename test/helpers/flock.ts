@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Somebody who holds a lock. */
+/** A process that holds a lock. */
 import { spawn } from 'node:child_process'
 
 import type { Test } from 'tap'

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Programs in C with one safety mechanism switched off: their sources with other text in some places. */
+/** C programs with one safety mechanism switched off: built from their sources with changes in some places. */
 import { execFileSync } from 'node:child_process'
 import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -10,7 +10,7 @@ import type { Test } from 'tap'
 import { ROOT, sourcesIn } from './root.js'
 import { cleanup } from './tree.js'
 
-/** What stands in one source, exactly once, and what is to stand there. */
+/** Text that occurs exactly once in the sources, and its replacement. */
 export type Change = readonly [mechanism: string, off: string]
 
 function change(directory: string, [mechanism, off]: Change): void {
@@ -33,7 +33,7 @@ function changed(t: Test, from: string, changes: readonly Change[]): string {
   return directory
 }
 
-/** Builds one program of all of them, as the Makefile does; static, to run in any virtual machine. */
+/** Builds one program of all sources, as the Makefile does. It is static, to run in any virtual machine. */
 function built(directory: string, name: string): string {
   const program = join(directory, 'bin', name)
   mkdirSync(join(directory, 'bin'))
@@ -43,10 +43,10 @@ function built(directory: string, name: string): string {
 
 const GUARD = join(ROOT, 'native/guard')
 
-/** Its sources, in a directory. */
+/** The changed sources of the guard, in a directory. */
 export const changedGuardSources = (t: Test, ...changes: Change[]) => changed(t, GUARD, changes)
-/** One that differs in more than a mechanism: where what it is to stand is brought about. */
+/** A guard that differs in more than a mechanism, to bring about the situation of the test. */
 export const changedGuard = (t: Test, ...changes: Change[]) => built(changedGuardSources(t, ...changes), 'diskseqfs-guard')
 export const twinGuard = (t: Test, ...change: Change) => changedGuard(t, change)
-/** Of what udev runs. */
+/** The same for the program that udev runs. */
 export const twinLink = (t: Test, ...changes: Change[]) => built(changed(t, join(ROOT, 'udev'), changes), 'diskseqfs-link')

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** The project's own directory, also for what was compiled to somewhere else below it. */
+/** The project's own directory, also for code that was compiled to another place below it. */
 import { existsSync, readdirSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 
@@ -9,7 +9,7 @@ function root(directory: string): string {
 
 export const ROOT = root(import.meta.dirname)
 
-/** The C sources in a directory: those of one program. */
+/** The C sources in a directory, which make up one program. */
 export const sourcesIn = (directory: string): string[] =>
   readdirSync(directory)
     .filter((name) => name.endsWith('.c'))

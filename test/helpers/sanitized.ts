@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 /**
  * The addon and the guard, built with AddressSanitizer, LeakSanitizer and
- * UndefinedBehaviorSanitizer. Compiled on first use, as blk.ts.
+ * UndefinedBehaviorSanitizer. Compiled on first use, like blk.ts.
  *
- * Node itself is not built so: the libraries are put in front of it, so that each
- * allocation is theirs. What V8 has in pages of its own they do not see, and take
- * for leaked; so of the leaks those count that the addon has a part in.
+ * Node itself is not built with them. Their libraries are preloaded, so that they make each
+ * allocation. They do not see what V8 has in pages of its own, and report it as leaked. So only
+ * leaks that the addon has a part in count.
  */
 import { execFileSync, spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, realpathSync, renameSync, statSync } from 'node:fs'
@@ -26,7 +26,7 @@ const FLAGS = [
   '-Werror',
 ]
 
-/** Whatever is below these. */
+/** All files below these paths. */
 function files(paths: readonly string[]): string[] {
   return paths.flatMap((path) =>
     statSync(path).isDirectory()
@@ -39,7 +39,7 @@ function files(paths: readonly string[]): string[] {
   )
 }
 
-/** Has `make` build what is older than its sources. */
+/** Calls `make` if the output is older than its sources. */
 function built(name: string, sources: readonly string[], make: (output: string) => void): string {
   const output = join(BUILT, name)
   const newest = Math.max(...files(sources.map((path) => join(ROOT, path))).map((path) => statSync(path).mtimeMs))
@@ -58,7 +58,7 @@ const cc = (output: string, ...args: string[]) =>
 /** The guard itself. */
 export const guardPath = () => built('diskseqfs-guard', ['native'], (output) => cc(output, ...sourcesIn(join(ROOT, 'native/guard'))))
 
-/** What feeds it; or the same of other sources, in that directory. */
+/** The program that feeds the guard with garbage; built from other sources if `directory` has them. */
 export function guardFuzzPath(directory?: string): string {
   const compile = (output: string, from: string) => cc(output, `-I${from}`, 'test/fuzz/guard.c')
   if (directory === undefined) {
@@ -69,7 +69,7 @@ export function guardFuzzPath(directory?: string): string {
   return output
 }
 
-/** The fuzzer, compiled, beside the addon with sanitizers instead of the real one. */
+/** The compiled fuzzer, with the sanitized addon beside it instead of the real one. */
 function tree(): string {
   const require = createRequire(import.meta.url)
   const include = [resolve(process.execPath, '../../include/node'), (require('node-addon-api') as { include_dir: string }).include_dir]
@@ -130,8 +130,8 @@ export async function node(script: string, ...args: string[]): Promise<Ended & {
   const result = await ended(process.execPath, ['--expose-gc', join(compiled, 'test/fuzz', script), ...args], {
     ...environment,
     LD_PRELOAD: libraries.join(':'),
-    // Freed memory is kept from use for a while; not so much of it that it looks like a leak.
-    // The exit code is of leaks only, Node's among them; anything else is SIGABRT.
+    // Freed memory is not reused for a while, but only so much of it that it does not look like a
+    // leak. The exit code would be of leaks only, Node's among them; any other error is SIGABRT.
     ASAN_OPTIONS: 'detect_leaks=1:quarantine_size_mb=32:exitcode=0:abort_on_error=1',
     UBSAN_OPTIONS: 'print_stacktrace=1:abort_on_error=1',
   })

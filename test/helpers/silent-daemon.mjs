@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /**
- * A daemon that mounts, and answers nothing. What the guard says to it, it prints.
+ * A daemon that mounts, and answers nothing. It prints what the guard says to it.
  *
  *   diskseqfs-guard ... node silent-daemon.mjs MOUNTPOINT
  */

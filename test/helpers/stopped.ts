@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** A caller that was answered, and is stopped before it opens the device, as it has no processor. */
+/** A caller that was answered, and that gets no processor before it opens the device. */
 import { copyFileSync } from 'node:fs'
 import { join } from 'node:path'
 
@@ -8,23 +8,27 @@ import type { Test } from 'tap'
 import { blkPath } from './blk.js'
 import { cleanup, loopDisk, run, type RunningTree, startBlkAt, startTree, type Twin, until } from './tree.js'
 
-/** How long a disk's number is wanted, ms: callers are waited for longer; and less long than one is stopped. */
+/**
+ * How long the test tries to get a disk's number, in ms: less than the daemon waits for callers, and less than
+ * the caller is stopped.
+ */
 const WANTED_MS = 500
 const WANTED_MAX_MS = 3000
 
 interface Stopped {
   /** What else happens before the disk goes away. */
   readonly meanwhile?: (tree: RunningTree) => unknown
-  /** Another one than blk. */
+  /** The caller's program, if it is not blk. */
   readonly program?: string
-  /** Of the daemon. */
+  /** Arguments of the daemon. */
   readonly args?: string[]
-  /** For how long its number must not be had, ms. */
+  /** How long the number must not become free, in ms. */
   readonly wantedMs?: number
 }
 
 /**
- * Has somebody stopped there, whose disk goes away, so that another disk may get its number.
+ * Stops a caller there and removes its disk, so that another disk may get its number. -> whether it
+ * got it, and what the caller opens
  */
 export async function stoppedCaller(
   t: Test,

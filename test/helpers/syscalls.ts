@@ -2,7 +2,7 @@
 /** Numbers of system calls, on the architecture that the tests run on. */
 import { native } from '../../src/native.js'
 
-/** Of those that the addon has a name for. */
+/** Calls that the addon has a name for. */
 export const number = (name: string) => {
   const value = native.syscalls[name]
   if (value === undefined) throw new Error(`no system call ${name}`)

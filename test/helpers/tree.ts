@@ -30,7 +30,10 @@ import { ROOT } from './root.js'
 export const CLI = join(ROOT, 'dist/cli.js')
 export const TWIN_DAEMON = join(ROOT, 'test/helpers/twin-daemon.mjs')
 
-/** What is switched off; `+slow` has the daemon answer late, `+unseen` callers out of sight. See twin-daemon.mjs. */
+/**
+ * The mechanism that is switched off. `+slow`: the daemon answers late. `+unseen`: it does not see its callers. See
+ * twin-daemon.mjs.
+ */
 export type Twin = `${Mechanism}${'' | '+slow' | '+unseen'}`
 type Mechanism =
   | 'none'
@@ -111,7 +114,7 @@ export function lockOf(mountpoint: string): string {
   return `/run/diskseqfs/${found?.dev}:${found?.ino}@${statSync('/proc/self/ns/mnt').ino}.lock`
 }
 
-/** Removes a mount point, and the lock that a daemon has left which was killed. */
+/** Removes a mount point, and the lock that a killed daemon has left. */
 function removeMountpoint(mountpoint: string): void {
   rmSync(lockOf(mountpoint), { force: true })
   rmdirSync(mountpoint)
@@ -122,20 +125,20 @@ export interface RunningTree {
   readonly pid: number
   /** Its log so far, one object for each line. */
   log(): Record<string, any>[]
-  /** SIGTERM, and wait; the exit code. */
+  /** Sends SIGTERM and waits; the exit code. */
   stop(): Promise<number | null>
   /** The exit code. */
   readonly ended: Promise<number | null>
 }
 
-/** What a daemon logs, from here on. */
+/** What a daemon logs from now on. */
 interface Log {
   text(): string
   /** One object for each line. */
   lines(): Record<string, any>[]
-  /** Waits until the daemon says that it is there. */
+  /** Waits until the daemon is there. */
   started(there: () => boolean): Promise<void>
-  /** Fails the test if there is an error among them. */
+  /** Fails the test if the log has an error. */
   check(): void
 }
 
@@ -162,14 +165,14 @@ function gather(child: ChildProcess): Log {
   }
 }
 
-/** Without the options by which tap loads itself into each node that is started. */
+/** Without NODE_OPTIONS, by which tap loads itself into each node that is started. */
 const { NODE_OPTIONS: _, ...ENVIRONMENT } = process.env
 
 const cleanups = new WeakMap<Test, (() => unknown)[]>()
 
 /**
- * Has `undo` run when the test ends, last registered first; each of them, even
- * if one before it fails (of t.teardown's own, the rest would be left out).
+ * Runs `undo` when the test ends, in reverse order of registration. Each one runs even if one
+ * before it fails; with t.teardown() alone the rest would be left out.
  */
 export function cleanup(t: Test, undo: () => unknown): void {
   let undos = cleanups.get(t)
@@ -196,11 +199,11 @@ export function cleanup(t: Test, undo: () => unknown): void {
  * ends, and a log line of level error fails the test.
  *
  * @param twin the safety mechanism to switch off
- * @param args more arguments for `diskseqfs mount -f`; of a twin's, only --open-timeout, --hold, --guard and --note-answers are known
+ * @param args more arguments for `diskseqfs mount -f`; a twin knows only --open-timeout, --hold, --guard and --note-answers
  * @param limits arguments of prlimit(1) for the daemon
- * @param apart runs it in a pid namespace of its own, in which /proc is of that, or of the outer one; `pid` is its parent's
+ * @param apart runs it in a pid namespace of its own, with the /proc of that or of the outer one; `pid` is then its parent's
  * @param parent where the mount point is made
- * @param before what is done at the mount point before there is a daemon
+ * @param before runs at the mount point before the daemon starts
  */
 export async function startTree(
   t: Test,
@@ -251,12 +254,12 @@ export async function startTree(
   })
   await log.started(() => log.text().includes('"msg":"mounted"'))
   const pid = child.pid as number
-  // Its mount is to be seen in its mount namespace only.
+  // The mount shows only in the daemon's mount namespace.
   const root = apart === 'own proc' ? `/proc/${readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1').trim()}/root` : ''
   return { mountpoint: root + mountpoint, pid, log: log.lines, stop, ended }
 }
 
-/** Runs a test of what the tree is, whatever stands between it and the kernel: once for each transport. */
+/** Runs a test that does not depend on the transport, once for each transport. */
 export function onEachTransport(name: string, test: (t: Test, args: string[]) => Promise<void>): void {
   for (const transport of TRANSPORTS) {
     tap.test(`${name} (${transport})`, (t) => test(t, ['--transport', transport]))
@@ -268,7 +271,7 @@ const GUARD = join(ROOT, 'native/diskseqfs-guard')
 
 export interface ManagedTree {
   readonly mountpoint: string
-  /** Of the manager, which starts guards. */
+  /** Process id of the manager, which starts guards. */
   readonly manager: number
   /** The guard that runs now, which starts daemons. */
   guard(): number
@@ -280,10 +283,10 @@ export interface ManagedTree {
   end(signal: 'SIGKILL' | 'SIGTERM'): void
   /** Ends the guard; the manager starts the next. */
   endGuard(signal: 'SIGKILL' | 'SIGTERM'): void
-  /** Daemons that are started wait until this is called with false. */
+  /** While this is true, daemons that are started wait. */
   hold(held: boolean): void
   log(): Record<string, any>[]
-  /** What guards have said. */
+  /** What the guards have printed. */
   said(): string
 }
 
@@ -294,16 +297,16 @@ interface Managed {
   readonly expectErrors?: boolean
   /** More arguments for the guard. */
   readonly guardArgs?: readonly string[]
-  /** Another one than the real guard. */
+  /** A guard other than the real one. */
   readonly program?: string
   /** Where the mount point is made. */
   readonly parent?: string
 }
 
-/** Waits for as long as there is the file. */
+/** Waits as long as the file exists. */
 const HELD = 'while [ -e "$0" ]; do sleep 0.02; done; exec "$@"'
 
-/** All at once; before the guard could notice that others have gone. */
+/** Kills all at once, before the guard can notice that others have gone. */
 export function killAtOnce(guard: number, others: readonly number[]): void {
   process.kill(guard, 'SIGSTOP')
   for (const pid of others) process.kill(pid, 'SIGKILL')
@@ -311,8 +314,8 @@ export function killAtOnce(guard: number, others: readonly number[]): void {
 }
 
 /**
- * A daemon that a guard starts anew whenever it ends, and that is started anew by a
- * service manager. All are stopped when the test ends, and the mount is taken away.
+ * A daemon that a guard starts anew whenever it ends. A service manager starts the guard anew. All
+ * are stopped when the test ends, and the mount is removed.
  */
 export async function startManaged(
   t: Test,
@@ -334,7 +337,7 @@ export async function startManaged(
     child.stdin.end('stop\n')
     await until(() => said.includes('ended') || child.signalCode !== null, 15_000).catch(() => child.kill('SIGKILL'))
     spawnSync('umount', ['--lazy', '--force', '--quiet', mountpoint])
-    // Its log is closed when the daemon has ended as well.
+    // The log is closed only when the daemon has ended as well.
     const code = await Promise.race([ended, sleep(15_000, 'late', { ref: false })])
     if (code === 'late') process.kill(pid(), 'SIGKILL')
     removeMountpoint(mountpoint)
@@ -408,7 +411,7 @@ export function loopDisk(t: Test, { size = 1 << 20, args = [], file }: { size?: 
   }
   let attached = true
   const detach = (look?: string) => {
-    // The kernel leaves them to the device, which then is as good as in use.
+    // The kernel leaves partitions on the device, which then counts as in use.
     for (const number of partitions) deletePartition(number)
     if (attached) execFileSync(blkPath(), ['loop-detach', path, ...(look === undefined ? [] : [look])])
     attached = false
@@ -465,8 +468,8 @@ export interface Output {
 }
 
 /**
- * Runs a program to its end. Never synchronously against a tree whose daemon
- * this process would have to serve; a daemon here is always another process.
+ * Runs a program to its end, asynchronously. (A synchronous call would hang if this process had to
+ * serve the tree. A daemon here is always another process.)
  */
 export async function run(
   file: string,
@@ -488,7 +491,7 @@ export function cli(...args: string[]): Promise<Output> {
   return run(process.execPath, [CLI, ...args])
 }
 
-/** A subcommand of the C helper that goes on until its stdin closes. */
+/** A subcommand of the C helper that runs until its stdin closes. */
 export interface RunningBlk {
   readonly pid: number
   /** Sends a line and returns the next one that it prints. */
@@ -498,7 +501,7 @@ export interface RunningBlk {
   end(): Promise<string>
 }
 
-/** Time for one answer of a helper, which may have to make, or remove, ten thousand disks. */
+/** Time limit for one answer of a helper, which may have to make or remove ten thousand disks. */
 const HELPER_MS = 120_000
 
 /** Starts such a subcommand and waits for its first line, which says that it is ready. */
@@ -556,10 +559,13 @@ export interface Seen {
   readonly close_nowrite: number
 }
 
-/** By then whoever watches has been told, ms; there is no event that says that none will come. */
+/** By then a watcher has been told, in ms. No event says that none will come. */
 export const TOLD_MS = 500
 
-/** Watches a node with inotify, and opens of the device by a tree's daemon: returns what was seen since the call before. */
+/**
+ * Watches a node with inotify, and opens of the device by a tree's daemon. The result returns what was seen since its last
+ * call.
+ */
 export async function watchNode(t: Test, path: string, tree?: { readonly pid: number }): Promise<() => Promise<Seen>> {
   const watch = await startBlk(t, 'watch', '--path', path, ...(tree === undefined ? [] : ownNode(tree.pid, statSync(path).rdev)))
   let before: Seen = { open: 0, close_write: 0, close_nowrite: 0 }
@@ -580,12 +586,12 @@ export function resident(pid: number): number {
   return Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) / 1024
 }
 
-/** Of a process, their ids. */
+/** The thread ids of a process. */
 export const threads = (pid: number) => readdirSync(`/proc/${pid}/task`)
-/** Of a process, those that are open. */
+/** The open descriptors of a process. */
 export const descriptors = (pid: number) => readdirSync(`/proc/${pid}/fd`)
 
-/** Makes many disks, all on one file; they are gone when the test ends. Their paths in /dev. */
+/** Makes many disks, all on one file; they are removed when the test ends. -> their paths in /dev */
 export async function manyDisks(t: Test, count: number, file: string): Promise<string[]> {
   await startBlk(t, 'loops', String(count), file)
   return readdirSync('/sys/block')
@@ -606,12 +612,12 @@ function backingFile(kname: string): string | undefined {
 /** The diskseq that a device in /dev has now. */
 export const diskseqOf = (path: string) => sysfsDiskseq(path.slice('/dev/'.length))
 
-/** Devices that a process has open now: what its descriptors in /proc lead to. */
+/** Devices that a process has open now, by its descriptors in /proc. */
 export function openDevices(pid: number): string[] {
   const found: string[] = []
   for (const fd of descriptors(pid)) {
     const path = openDevice(pid, fd)
-    // What is read of a descriptor may be of two files that had its number one after the other.
+    // The number may go to another file between the two reads, so they are done twice.
     if (path !== undefined && path === openDevice(pid, fd)) found.push(path)
   }
   return found
@@ -620,7 +626,7 @@ export function openDevices(pid: number): string[] {
 function openDevice(pid: number, fd: string): string | undefined {
   try {
     if (!statSync(`/proc/${pid}/fd/${fd}`).isBlockDevice()) return undefined
-    // An O_PATH descriptor of a node is none of the device.
+    // An O_PATH descriptor of a node does not open the device.
     const flags = /^flags:\s*(\d+)$/m.exec(readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
     return (Number.parseInt(flags, 8) & O_PATH) === 0 ? pathOf(statSync(`/proc/${pid}/fd/${fd}`).rdev) : undefined
   } catch (error) {
@@ -639,7 +645,10 @@ function pathOf(rdev: number): string {
 
 const TMPFS_MAGIC = 0x01021994
 
-/** Where a daemon makes nodes to open devices by (makeNodes in `src/native.ts`), and what it calls that of a device. */
+/**
+ * Arguments that name the node by which a daemon opens a device: the directory of such nodes (makeNodes in
+ * `src/native.ts`), and its name there.
+ */
 function ownNode(pid: number, rdev: number): string[] {
   const links = descriptors(pid).map((fd) => `/proc/${pid}/fd/${fd}`)
   const isNodes = (link: string) => readlinkSync(link) === '/' && statfsSync(link).type === TMPFS_MAGIC
@@ -650,7 +659,7 @@ function ownNode(pid: number, rdev: number): string[] {
 /** asm-generic/fcntl.h; the same on all 64-bit architectures this builds for */
 const O_PATH = 0o10000000
 
-/** What a call failed with, '' if it did not; a descriptor that it returned is closed. */
+/** The error of a call, '' if it succeeds; a descriptor that it returns is closed. */
 export function errorOf(call: () => unknown): string {
   try {
     const result = call()
@@ -670,7 +679,7 @@ export async function until(condition: () => boolean | Promise<boolean>, ms = 50
   }
 }
 
-/** What a daemon of twin-daemon.mjs says of itself now. */
+/** What a daemon of twin-daemon.mjs reports about itself now. */
 export async function report(tree: RunningTree): Promise<Record<string, any>> {
   const reports = () => tree.log().filter((line) => line['msg'] === 'remembered')
   const before = reports().length

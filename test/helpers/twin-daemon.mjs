@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: MIT
 /**
- * The daemon with one safety mechanism switched off: what the tests that prove
- * the mechanism must fail against. Never shipped.
+ * The daemon with one safety mechanism switched off. The tests that prove the mechanism must fail
+ * against it. Never shipped.
  *
  *   node twin-daemon.mjs TWIN[+slow|+unseen] MOUNTPOINT [--open-timeout SECONDS] [--hold SECONDS] [--transport NAME] [--note-answers]
  *
- * SIGUSR2 has it log how much it remembers, how often it has waited for the next
- * request, and, with --note-answers, whom it has answered since the last time.
+ * On SIGUSR2 it logs how much it remembers, how often it has busy-polled for the next request, and,
+ * with --note-answers, which users it has answered since the last time.
  *
- * With +slow each disk is answered for 30 ms after it was verified, as it may
- * be on a busy machine: time enough for anything to happen in between. With
- * +unseen it cannot see what its callers are doing, as where they are in another
- * pid namespace.
+ * With +slow each answer comes 30 ms after the disk was verified, as it may on a busy machine:
+ * enough time for anything to happen in between. With +unseen it cannot see what its callers are
+ * doing, as if they were in another pid namespace.
  */
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync, write } from 'node:fs'
@@ -43,7 +42,7 @@ import { FuseSession } from '../../build/js/fuse/session.js'
 import { Sysfs } from '../../build/js/devices/sysfs.js'
 import { Tree } from '../../build/js/tree/tree.js'
 
-/** Verifies as the real one does, and then holds something else than the device. */
+/** Verifies as the real one does, and then holds something other than the device. */
 class OtherPins extends PinOpener {
   constructor(calls, directory, hold) {
     super(calls, directory)
@@ -59,7 +58,7 @@ class OtherPins extends PinOpener {
       })
     })
   }
-  // Held or not, it is believed.
+  // Always taken to be current, held or not.
   current() {
     return true
   }
@@ -69,7 +68,7 @@ const inspectsEverything = { of: () => someCall('inspect') }
 const opensEverything = { of: () => someCall('open') }
 const withIntents = (answers) => (calls) => Object.assign(new Intents(calls), answers)
 
-/** Each caller is seen running for some ms before it sleeps, as it may be on a busy machine. */
+/** Each caller is seen running for some ms before it sleeps, as may happen on a busy machine. */
 const sleepsLate = (call) => (calls) => {
   const intents = new Intents(calls)
   const since = new Map()
@@ -95,9 +94,9 @@ const slow = (opener) => {
 }
 
 /**
- * When a pin ends, tells the kernel that the name is no longer valid: which drops it,
- * in use or not. On another thread, as the kernel waits for the directory's lock,
- * and who has that may wait for an answer.
+ * When a pin ends, tells the kernel that the name is no longer valid. The kernel then drops the
+ * name, in use or not. On another thread, as the kernel waits for the directory's lock, and the
+ * holder of that may wait for an answer.
  */
 function invalidating() {
   const FUSE_NOTIFY_INVAL_ENTRY = 3
@@ -120,7 +119,7 @@ function invalidating() {
   }
 }
 
-/** What native/addon/threads.cc does on another thread, whatever it has to wait for. */
+/** Does at once what native/addon/threads.cc does on another thread, however long that takes. */
 function lookAtOnce(threads, done) {
   const read = (tid, file) => {
     try {
@@ -140,7 +139,7 @@ function lookAtOnce(threads, done) {
   setImmediate(done, seen)
 }
 
-/** Opens and closes of devices stand in one queue, as with a pool that is full. */
+/** Puts opens and closes of devices into one queue, as with a pool that is full. */
 function queued() {
   const waiting = []
   let busy = false
@@ -175,12 +174,12 @@ const EPERM = 1
 const EMFILE = 24
 const ENXIO = 6
 
-/** Bytes: for a few events. */
+/** In bytes: room for a few events. */
 const SMALL_BUFFER = 4096
 
 const hoard = []
 
-/** Requests come in by either call; `take` gets what a read returned and may return something else. */
+/** Requests come in by either call. `take` gets what a read returned and may return something else. */
 const reading = (calls, take) => ({
   ...calls,
   read: (fd, into) => take(calls.read(fd, into), into),
@@ -188,10 +187,10 @@ const reading = (calls, take) => ({
 })
 
 const NOTED_MAX = 1000
-/** The users to whom answers went, in this order. */
+/** The users that got answers, in this order. */
 const answered = []
 
-/** Notes whose requests come in, and which of them is answered next. */
+/** Notes which users' requests come in, and the order in which they are answered. */
 function noting(calls) {
   const users = new Map()
   const header = (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, 40)
@@ -209,18 +208,18 @@ function noting(calls) {
   }
 }
 
-/** A clock that goes back by a second whenever somebody looks at it. */
+/** A clock that goes back by a second each time it is read. */
 function backwards() {
   const began = Date.now()
   let looks = 0
   return () => began - 1000 * looks++
 }
 
-/** Where a {@link SeenThread} has them. */
+/** Indices in a {@link SeenThread}. */
 const MEMORY = 3
 const FAULTS = 5
 
-/** Of a whole process, from the third on. */
+/** The fields of a whole process, from the third on. */
 function statOf(tid) {
   const stat = readFileSync(`/proc/${tid}/stat`, 'latin1')
   return stat
@@ -229,11 +228,11 @@ function statOf(tid) {
     .map(Number)
 }
 
-/** Minor and major ones of all its threads. */
+/** Minor and major page faults of all threads of the process. */
 const faultsOf = (tid) => statOf(tid)[7] + statOf(tid)[9]
 const codeOf = (tid) => statOf(tid)[23]
 
-/** For all it knows the medium of each disk may be changed. */
+/** The daemon sees each drive as one with a removable medium. */
 const removable = {
   ...native,
   readFile: (path, into) =>
@@ -251,11 +250,11 @@ const twins = {
       return Object.assign(opener, { open: (device, done) => setTimeout(open, 1000, device, done) })
     },
   },
-  /** Nothing held: an O_PATH descriptor of the node keeps no number from being reused. */
+  /** Nothing is held: an O_PATH descriptor of the node does not keep a number from being reused. */
   'no-pins': {
     opener: (calls, directory) => new OtherPins(calls, directory, (device, done) => done(calls.openNode(directory, device.devname))),
   },
-  /** Whoever may set the times of an inode in the kernel gets one of ours. */
+  /** A caller that may set the times of an inode in the kernel gets one of ours. */
   'own-inodes': {
     patch() {
       const { of } = Intents.prototype
@@ -265,9 +264,9 @@ const twins = {
       }
     },
   },
-  /** Disks are opened by their nodes in /dev. */
+  /** Disks are opened by their device nodes in /dev. */
   'nodes-in-dev': { native: { ...native, makeNodes: () => -EPERM } },
-  /** For a partition, its disk is held instead. (And what its node in /dev is does not matter.) */
+  /** For a partition, its disk is held instead. (And the state of its device node does not matter.) */
   'whole-disk-pins': {
     patch() {
       const { statOf } = DeviceNodes.prototype
@@ -282,14 +281,14 @@ const twins = {
         calls.openDevice(directory, disk, 0, false, -1, (error, fd) => done(error === 0 ? fd : -error))
       }),
   },
-  /** A loop device is believed to be bound without a look at it. */
+  /** A loop device is believed to be bound, without a check. */
   'no-loop-check': {
     native: {
       ...native,
       openDevice: (directory, name, flags, _, nodes, done) => native.openDevice(directory, name, flags, false, nodes, done),
     },
   },
-  /** A drive is not asked whether its medium is another one. (And pins last, so that one is found.) */
+  /** A drive is not asked whether its medium has changed. (And pins last, so that one is found.) */
   'no-media-check': {
     patch: () => void (PinLifetime.prototype.judge = () => {}),
     native: {
@@ -297,15 +296,15 @@ const twins = {
       readFile: (path, into) => (path.endsWith('/removable') ? -2 : native.readFile(path, into)),
     },
   },
-  /** Every caller is taken for one that opens. */
+  /** Each caller is taken to open. */
   'no-inspect': { intents: withIntents(opensEverything) },
   /** Nothing is switched off, but callers are slow to go to sleep. */
   'callers-run': { intents: sleepsLate(RUNNING) },
-  /** The same, and they are not waited for. */
+  /** The same, and the daemon does not wait for them. */
   'callers-run-unknown': { intents: sleepsLate(UNSEEN) },
-  /** Every caller is taken for one that only looks. */
+  /** Each caller is taken to only look. */
   'always-inspect': { intents: withIntents(inspectsEverything) },
-  /** Who asks does not matter. */
+  /** There is no access check. */
   'no-access-rule': {
     access: () => Object.assign(new Access(native), { mayOpen: (_, __, ___, done) => done(true), certain: () => true }),
   },
@@ -317,7 +316,9 @@ const twins = {
   },
   /** Unused names are dropped in a way that also drops those in use. */
   'inval-entry': { patch: invalidating },
-  /** A slow disk is waited for in the LOOKUP, whoever asks: nobody is taken for one that will ask for the attributes. */
+  /**
+   * A LOOKUP waits for a slow disk, whichever caller it is from: no caller is taken to ask for the attributes later.
+   */
   'lookups-wait': {
     lookupsWait: true,
     intents: (calls) => {
@@ -345,9 +346,9 @@ const twins = {
       sendDescriptors: (socket, text, fds) => (/^\d+$/.test(text) ? text.length : native.sendDescriptors(socket, text, fds)),
     },
   },
-  /** Of the inodes that an earlier daemon gave the kernel nothing is known. */
+  /** Nothing is known about the inodes that an earlier daemon gave the kernel. */
   'no-recall': { patch: () => void (InodeTable.prototype.recall = () => undefined) },
-  /** What an earlier daemon has read and not answered is lost. */
+  /** Requests that an earlier daemon has read and not answered are lost. */
   'no-journal': {
     native: {
       ...native,
@@ -369,7 +370,7 @@ const twins = {
       }
     },
   },
-  /** A hold ends by the clock, whether or not this had the processor meanwhile. */
+  /** A hold ends by the clock, whether or not the daemon had the processor meanwhile. */
   'hold-by-clock': {
     patch() {
       const { answered, hold } = PinLifetime.prototype
@@ -386,16 +387,16 @@ const twins = {
       }
     },
   },
-  /** Pins end with the mount, whoever was answered and has not opened yet. */
+  /** Pins end with the mount, even if a caller was answered and has not opened yet. */
   'no-draining': { patch: () => void (PinLifetime.prototype.whenDrained = (done) => done()) },
-  /** Every pinned answer may be trusted for a jiffy, also where somebody has the inode already. */
+  /** Each pinned answer may be trusted for a jiffy, even if the inode is already in use. */
   'valid-attributes': {
     patch() {
       Gate.prototype.makeReopenable = () => {}
       Sysfs.prototype.changes = () => false
     },
   },
-  /** The number of a call is believed, whatever its pointer is. */
+  /** The number of a call is believed, whatever its pointer argument is. */
   'numbers-believed': {
     patch() {
       const { parse } = Intents.prototype
@@ -404,7 +405,7 @@ const twins = {
       }
     },
   },
-  /** A thread whose code begins at 0 is taken for one in the middle of an execve(2), whatever else it has. */
+  /** A thread whose code begins at 0 is taken to be in the middle of an execve(2), whatever else it has. */
   'code-alone': {
     native: {
       ...native,
@@ -414,7 +415,7 @@ const twins = {
         ),
     },
   },
-  /** A worker of io_uring is taken for a program's thread, in the call that it shows. */
+  /** An io_uring worker is taken for a program's thread, in the call that it shows. */
   'workers-believed': {
     patch() {
       const { parse } = Intents.prototype
@@ -426,11 +427,14 @@ const twins = {
       }
     },
   },
-  /** The stack is not looked at. */
+  /** The stack is not checked. */
   'no-confirm': { patch: () => void (Intents.prototype.confirms = () => true) },
-  /** Who is in an unknown call is not followed: its pin ends some ms after the kernel forgot the inode. */
+  /** A caller in an unknown call is not followed: its pin ends some ms after the kernel forgot the inode. */
   'linger-only': { patch: () => void (Intents.prototype.isSeen = (call) => call.intent !== 'unknown') },
-  /** One inode for each name, whatever number it has; what the kernel asks of an old one is answered for the new. */
+  /**
+   * One inode for each name, whatever number the device has. A request for the old inode is answered for the new
+   * one.
+   */
   'one-inode-per-name': {
     patch() {
       const { of } = InodeTable.prototype
@@ -445,7 +449,7 @@ const twins = {
   },
   /** Threads are looked at by the thread that answers. */
   'on-loop-looks': { native: { ...native, lookAtThreads: lookAtOnce } },
-  /** So they are, and where there are hundreds of callers each is looked at for as long as it is there. */
+  /** The same, and from hundreds of callers on, each is looked at for as long as it exists. */
   'always-looked-at': {
     patch() {
       const { gone, judge } = PinLifetime.prototype
@@ -462,9 +466,9 @@ const twins = {
     },
     native: { ...native, lookAtThreads: lookAtOnce },
   },
-  /** Users who lock the directory again and again are not held back. */
+  /** Users that lock the directory again and again are not held back. */
   'no-crowd': { patch: () => void (Crowd.prototype.locks = () => {}) },
-  /** Anybody may list the tree. */
+  /** Any user may list the tree. */
   'readable-root': {
     patch() {
       const { directoryAttr } = Tree.prototype
@@ -474,7 +478,7 @@ const twins = {
       }
     },
   },
-  /** A name that is not known is searched for while the kernel asks for it; and users are not let in one by one. */
+  /** An unknown name is searched for while the kernel asks for it; and users are not let in one by one. */
   'scan-in-lookup': {
     patch() {
       Registry.prototype.lacks = () => false
@@ -491,7 +495,7 @@ const twins = {
       }
     },
   },
-  /** Pins end when the kernel forgets the inode, which it is made to, and not before. */
+  /** Pins end when the kernel forgets the inode, which the daemon has it do, and not before. */
   'callers-by-forget': {
     patch() {
       PinLifetime.prototype.look = function (inodes) {
@@ -508,13 +512,13 @@ const twins = {
       }
     },
   },
-  /** Requests are answered in the order they come in, whoever makes how many of them. */
+  /** Requests are answered in order of arrival, however many a user makes. */
   'as-they-come': { patch: () => void (FuseSession.prototype.mayWait = () => false) },
   /** Nothing is switched off, but the wall clock runs backwards. */
   'clock-jumps': { patch: () => void (Date.now = backwards()) },
-  /** So does the clock by which the daemon measures time. */
+  /** The same for the clock by which the daemon measures time. */
   'wall-clock': { patch: () => void (performance.now = backwards()) },
-  /** Having no descriptors left is taken for not having found the disk. */
+  /** A lack of descriptors is taken as not having found the disk. */
   'exhaustion-unnoticed': {
     native: {
       ...native,
@@ -522,9 +526,9 @@ const twins = {
         native.openDevice(directory, name, flags, loop, nodes, (error, ...found) => done(error === EMFILE ? ENXIO : error, ...found)),
     },
   },
-  /** A node that is answered of twice within a moment is opened again and again. */
+  /** A node that is answered for twice within a moment is taken to be opened again and again. */
   'answers-are-opens': { patch: () => void (PinLifetime.prototype.isBusy = ({ streak }) => streak > 1) },
-  /** `--hold` is for all callers, not only for those that cannot be seen. */
+  /** `--hold` limits the wait for all callers, not only for those that cannot be seen. */
   'hold-for-all': {
     patch() {
       const { answered } = PinLifetime.prototype
@@ -534,26 +538,26 @@ const twins = {
       }
     },
   },
-  /** The daemon may not open any disk (a device cgroup, say). */
+  /** The daemon may not open any disk (because of a device cgroup, say). */
   'may-not-open': {
     opener: (calls, directory) =>
       Object.assign(new PinOpener(calls, directory), { open: (_, done) => setImmediate(done, { errno: EPERM }) }),
   },
-  /** All users are one: they wait for each other. */
+  /** All users count as one: they wait for each other. */
   'one-user': { native: { ...native, userNamespace: () => 1 } },
-  /** Callers are read without asking first whether they are off the run queue. */
+  /** Callers are read without first checking that they are off the run queue. */
   unwary: {
     patch() {
       Intents.prototype.isOffQueue = () => true
     },
   },
-  /** Nobody is taken to keep an inode by way of what it opened. */
+  /** A caller is not taken to keep an inode by way of what it opened. */
   'openers-keep-nothing': {
     patch() {
       Gate.prototype.mayKeep = (_, { keeps }) => keeps
     },
   },
-  /** Who finds no descriptor left does not try again. */
+  /** An attempt that finds no descriptor left is not repeated. */
   'tries-once': {
     patch() {
       const { step } = Gate.prototype
@@ -563,7 +567,7 @@ const twins = {
       }
     },
   },
-  /** Who finds no descriptor left tries again for 20 ms. */
+  /** An attempt that finds no descriptor left is repeated for 20 ms. */
   'tries-by-clock': {
     patch() {
       const { step } = Gate.prototype
@@ -574,11 +578,11 @@ const twins = {
       }
     },
   },
-  /** The next request is waited for each time, however seldom it comes. */
+  /** The daemon busy-polls for the next request each time, however seldom one comes. */
   'waits-always': { patch: () => void (BusyPoll.prototype.pays = () => true) },
   /** Nothing is switched off, but few uevents fit into the socket. */
   'small-buffer': { native: { ...native, ueventOpen: () => native.ueventOpen(SMALL_BUFFER) } },
-  /** The same, and that some were lost is not noticed. */
+  /** The same, and the daemon does not notice that some were lost. */
   'small-buffer-unnoticed': {
     native: {
       ...native,
@@ -589,16 +593,16 @@ const twins = {
       },
     },
   },
-  /** What was asked is remembered for ever. */
+  /** Each request costs memory for ever. */
   hoards: {
     native: reading(native, (n) => {
       if (n > 0) hoard.push(Buffer.alloc(16384, 1))
       return n
     }),
   },
-  /** Who has given another daemon its turn ends, whatever becomes of that one. */
+  /** The outgoing daemon ends once it has given the turn, whatever becomes of the incoming one. */
   'no-comeback': { patch: () => void (Daemon.prototype.goOn = () => process.exit(0)) },
-  /** Requests are not read; all else goes on. */
+  /** Requests are not read; everything else goes on. */
   mute: {
     native: {
       ...native,
@@ -606,7 +610,7 @@ const twins = {
       readSoon: (...given) => (mute ? EAGAIN : native.readSoon(...given)),
     },
   },
-  /** Through the library: a pin ends when its caller has been answered. */
+  /** With the library: a pin ends when its caller has been answered. */
   'no-hold': {
     patch() {
       FuseNativeTransport.prototype.hold = function (id) {
@@ -614,17 +618,20 @@ const twins = {
       }
     },
   },
-  /** Nothing is switched off, but all drives may have their medium changed. */
+  /** Nothing is switched off, but all drives have removable media. */
   'removable-drives': { native: removable },
-  /** The same, and whoever began to have a disk opened is not remembered. */
+  /** The same, and the daemon does not remember for which caller it began to open a disk. */
   'removable-drives-anew': { native: removable, patch: () => void (Gate.prototype.began = () => false) },
-  /** Callers are looked up in /proc, whichever pid namespace it is of. */
+  /** Callers are looked up in /proc, whichever pid namespace that is of. */
   'any-proc': { patch: () => void (Preflight.prototype.requireOwnProc = () => {}) },
   /** The lock of a mount point has the same name in all mount namespaces. */
   'one-lock-for-all': {
     native: { ...native, lockFile: (file) => native.lockFile(file.replace(/@\d+/, '')) },
   },
-  /** Who is first is found out by a lock on the mount point itself. (Asked for and given up again: it is the same for who cannot get it.) */
+  /**
+   * A lock on the mount point itself decides which daemon comes first. (It is taken and released at once, which is the same for a daemon
+   * that cannot get it.)
+   */
   'lock-on-mountpoint': {
     native: {
       ...native,
@@ -632,8 +639,8 @@ const twins = {
     },
   },
   /**
-   * Whoever asks is judged by the node's mode, as an open(2) is, with the groups of its thread.
-   * (And users are not let in one by one, as too few would be seen.)
+   * A caller is judged by the node's mode, as for an open(2), with the groups of its thread. (And
+   * users are not let in one by one, as too few would be seen.)
    */
   'purpose-open': {
     patch() {
@@ -641,7 +648,7 @@ const twins = {
       Crowd.prototype.locks = () => {}
     },
   },
-  /** Whoever is seen running may be in the call still. */
+  /** A thread that is seen running may still be in the call. */
   'running-is-in': {
     patch() {
       const { mayStillBeIn } = Intents.prototype
@@ -650,7 +657,7 @@ const twins = {
       }
     },
   },
-  /** Of a thread that is seen running, the page faults of its whole process are counted. */
+  /** For a thread that is seen running, the page faults of its whole process are counted. */
   'faults-of-all': {
     native: {
       ...native,
@@ -658,13 +665,13 @@ const twins = {
         native.lookAtThreads(threads, (seen) => done(seen.map((one, i) => one?.with(FAULTS, faultsOf(threads[2 * i]))))),
     },
   },
-  /** What was found out while a caller waited does not count when it asks again. */
+  /** What was found out while a caller waited does not count when that caller asks again. */
   'no-walk-memory': { patch: () => void (Gate.prototype.walkedBy = () => undefined) },
-  /** Directories but the root are not watched for closes. */
+  /** Directories other than the root are not watched for closes. */
   unwatched: { patch: () => void (CloseWatch.prototype.watch = (_, ready) => ready()) },
-  /** Who has looked at a device by the kernel's name is done with it. */
+  /** A caller that has looked at a device by the kernel's name is done with it. */
   'done-when-seen': { patch: () => void (Intents.prototype.goesOn = () => false) },
-  /** Of devices that come and go, links beneath the tree are told nothing. */
+  /** The links beneath the tree do not follow devices that come and go. */
   'no-links-beneath': { patch: () => void (Beneath.prototype.add = Beneath.prototype.remove = () => {}) },
   /** A LOOKUP waits for links beneath the tree for as long as it takes. */
   'waits-for-links': {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** As lib/kobject_uevent.c writes it. */
+/** A uevent in the format of lib/kobject_uevent.c. */
 export function uevent(kname: string, fields: Record<string, string | undefined> = {}, action = 'change'): Buffer {
   const path = `/devices/virtual/block/${kname}`
   const values = {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/* Somebody who asks all day long: for names there are and names there are not, with many threads at once. */
+/* A process that makes requests all the time: for names that exist and names that do not, with many
+ * threads. */
 #include "blk.h"
 
 #include <dirent.h>
@@ -9,12 +10,12 @@
 #include <sys/syscall.h>
 
 #define THREADS_MAX 1024
-/* Nobody needs a deep stack here. */
+/* These threads need no deep stack. */
 #define STACK_BYTES (256 * 1024)
 #define FIRST_GROUP 200000
 
 static const char *dir;
-/* Each thread is another user, from this one on. */
+/* Each thread has the rights of another user, from this uid on. */
 static int first_uid;
 static char **real;
 static int reals;
@@ -30,7 +31,7 @@ static int opened(const char *path)
 	return 0;
 }
 
-/* A string that is the name of nothing. */
+/* A string that is no name in the tree. */
 static int random_name(struct rnd *r, unsigned turn)
 {
 	char path[PATH_MAX];
@@ -40,7 +41,7 @@ static int random_name(struct rnd *r, unsigned turn)
 	return turn % 2 ? opened(path) : stat(path, &st) < 0 ? errno : 0;
 }
 
-/* What could be the name of a disk, or of a partition, and is not. */
+/* A string that could be the name of a disk, or of a partition, but is none. */
 static int random_number(struct rnd *r, unsigned turn)
 {
 	char path[PATH_MAX];
@@ -79,8 +80,8 @@ static int listing(struct rnd *r, unsigned turn)
 	return 0;
 }
 
-/* Refused, all of these; but the kernel looks the name up first, and keeps
- * everybody else out of the directory meanwhile. */
+/* All of these are refused. But the kernel looks the name up first, and
+ * keeps all others out of the directory meanwhile. */
 static int made(struct rnd *r, bool number, int (*make)(const char *path))
 {
 	char path[PATH_MAX];
@@ -115,7 +116,7 @@ static int make_by_rename(const char *path)
 	return rename(from, path);
 }
 
-/* Half of them numbers that nobody has, half no numbers. */
+/* Half of the names are numbers of no disk, half are no numbers. */
 static int making(struct rnd *r, unsigned turn)
 {
 	return made(r, turn % 2, make_directory);
@@ -145,7 +146,7 @@ static int making_partition(struct rnd *r, unsigned turn)
 	return mkdir(path, 0700) < 0 ? errno : 0;
 }
 
-/* Has the kernel write down all of one's groups, as others may who want to know of them. */
+/* Has the kernel write out all groups of the caller, as others may do that want to know them. */
 static int own_status(struct rnd *r, unsigned turn)
 {
 	static _Thread_local char buf[4096];
@@ -191,7 +192,7 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static bool on, ending;
 static int busy;
 
-/* Of a thread: the library has all of them become the same. */
+/* Changes the ids of one thread only; the library's call would change those of all threads. */
 static void become_alone(int uid)
 {
 	if (syscall(SYS_setresgid, uid, uid, uid) < 0 || syscall(SYS_setresuid, uid, uid, uid) < 0)
@@ -245,7 +246,7 @@ static void *ask(void *arg)
 	return NULL;
 }
 
-/* Off: returns when the last call is over. */
+/* Starts or stops the threads. When it stops them, it returns after the last call has ended. */
 static void set(bool to, bool end)
 {
 	pthread_mutex_lock(&lock);
@@ -315,9 +316,10 @@ static void print(int threads)
 	printf("}\n");
 }
 
-/* A line on stdin has them begin, and the next one has them stop; the end of
- * stdin ends it.  --names: which disks are asked for, "1,2,3"; by default all.
- * --groups: how many each of them is in, where they are of different users. */
+/* A line on stdin starts the threads, and the next one stops them; the end
+ * of stdin ends the program. --names: the disks to ask for, "1,2,3"; by
+ * default all. --groups: how many groups each thread is in, if the threads
+ * are of different users. */
 int cmd_abuse(int argc, char **argv)
 {
 	const char *kind_names = "names,numbers,stat,open,list", *names = NULL;
@@ -348,7 +350,7 @@ int cmd_abuse(int argc, char **argv)
 	pthread_attr_setstacksize(&attr, STACK_BYTES);
 	for (int i = 0; i < threads; i++) {
 		askers[i].kind = used[i % uses];
-		/* Each begins with a name of its own. */
+		/* Each thread begins with a name of its own. */
 		askers[i].turn = (unsigned)(i / uses);
 		int err = pthread_create(&askers[i].thread, &attr, ask, &askers[i]);
 		if (err)
@@ -370,7 +372,7 @@ int cmd_abuse(int argc, char **argv)
 	return exit_status();
 }
 
-/* Opens the directory many times over, says "ready", and closes nothing before stdin does. */
+/* Opens the directory many times, says "ready", and closes nothing before stdin ends. */
 int cmd_abuse_directories(int argc, char **argv)
 {
 	int count = 0, uid = 0;

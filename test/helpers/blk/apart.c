@@ -7,14 +7,14 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-/* With a /proc of its own, and so in a mount namespace of its own. */
+/* Mounts a /proc of its own, and so needs a mount namespace of its own. */
 static void mount_proc(void)
 {
 	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount("proc", "/proc", "proc", 0, NULL) < 0)
 		die("/proc: %s", strerror(errno));
 }
 
-/* [--own-proc] COMMAND ...: signals are passed on to it. */
+/* [--own-proc] COMMAND ...: runs it and passes signals on to it. */
 int cmd_pid_namespace(int argc, char **argv)
 {
 	bool own_proc = argc > 1 && !strcmp(argv[1], "--own-proc");

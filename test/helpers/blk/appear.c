@@ -7,9 +7,10 @@
 #define OWN_NR 19000
 #define WITHIN_NS (60 * NS_PER_S)
 
-/* How long after LOOP_CONFIGURE has returned a new disk can be opened by its
- * sequence number, and is that disk.  "--first" is a command to be run before
- * the first try, in that time; "--between" one between two rounds. */
+/* Measures how long after LOOP_CONFIGURE a new disk can be opened by its
+ * sequence number, and checks that it is that disk. "--first" is a command
+ * to run before the first try, in that time; "--between" is one to run
+ * between two rounds. */
 int cmd_appear(int argc, char **argv)
 {
 	static struct hist hist;

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
 /*
- * blk: what the tests of diskseqfs need from the kernel and node cannot give:
- * ioctls on block devices, races by the thousand, and times in nanoseconds.
+ * blk: what the tests of diskseqfs need from the kernel and Node.js cannot
+ * provide: ioctls on block devices, races by the thousand, and times in
+ * nanoseconds.
  *
  * Built, in this directory, by
  *
  *   cc -O2 -Wall -Wextra -pthread -o blk *.c
  *
- * Every subcommand prints one line of JSON at its end.  An error is one line
- * on stderr and exit status 2; an end by SIGINT or SIGTERM cleans up, prints
- * what was counted so far, and gives 128 + the signal's number.
+ * Each subcommand prints one line of JSON at its end. An error is one line on
+ * stderr and exit status 2. On SIGINT or SIGTERM it cleans up, prints what was
+ * counted so far, and exits with 128 + the signal's number.
  */
 #ifndef BLK_H
 #define BLK_H
@@ -36,14 +37,14 @@
 #define NS_PER_MS 1000000ull
 #define NS_PER_S 1000000000ull
 
-/* How long a device may be in use that is to go away. While there is no daemon pins do not
- * end, and on a busy machine the next one takes its time. */
+/* How long a device that is to go away may stay in use. Pins do not end while there is
+ * no daemon, and on a busy machine the next one takes its time. */
 #define CLEANUP_NS (60 * NS_PER_S)
 
 /* ---- errors, options, signals, time (util.c) ---- */
 
-/* A forked child has no stderr line of its own: with a sink set, die() leaves
- * its message there for the parent to print. */
+/* A forked child writes no line to stderr: with a sink set, die() leaves its
+ * message there for the parent to print. */
 extern char *die_sink;
 extern size_t die_sink_size;
 _Noreturn void die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -57,7 +58,7 @@ struct opt {
 /* argv[0] is the subcommand's name.  The list ends with a NULL name. */
 void parse_opts(int argc, char **argv, const struct opt *opts);
 
-/* The signal that asked for the end, or 0.  Handlers are installed without
+/* The signal that asked for the end, or 0. Handlers are installed without
  * SA_RESTART, so that blocking calls return and the loops see this. */
 extern volatile sig_atomic_t stop_signal;
 void catch_signals(void);
@@ -65,17 +66,18 @@ int exit_status(void);
 
 uint64_t now_ns(void);
 void sleep_us(unsigned us);
-/* Keeps how long the machine stood still since that was last set to 0, ns. */
+/* Keeps the longest time that the machine stood still since it was last set to 0, in ns. */
 void watch_for_stalls(_Atomic uint64_t *longest_ns);
 void look(const char *path); /* stat(2) that has to work */
-/* Gives all rights away; 0 is root, who keeps them. */
+/* Drops all rights and becomes that user; 0 is root, which keeps its rights. */
 void become(int uid);
-/* Waits for lines on stdin; how many there were, 0 when it has ended or a signal has come. */
+/* Waits for lines on stdin. Returns how many there were, 0 if stdin has ended or a signal
+ * has come. */
 int told(void);
-/* The same until there are no more. */
+/* The same until stdin ends. */
 void wait_for_end(void);
 
-/* To be called first in a forked child: ends it when its parent ends. */
+/* The first call in a forked child: ends the child when its parent ends. */
 void child_follows(pid_t parent, int sig);
 
 struct rnd {
@@ -99,8 +101,8 @@ void errs_print(const char *key, const struct errs *e); /* "key":{...} */
 
 /* ---- distributions of times (util.c) ---- */
 
-/* Log-linear: 256 buckets for every power of two, so a percentile is off by
- * less than 0.4 %, in a fixed size that fits shared memory.  max is exact. */
+/* Log-linear: 256 buckets for each power of two, so a percentile is off by
+ * less than 0.4 %, in a fixed size that fits shared memory. max is exact. */
 #define HIST_SUB 256
 #define HIST_EXP 33
 struct hist {
@@ -119,21 +121,22 @@ void hist_report(const struct hist *h, const struct errs *errors);
 int blk_diskseq(int fd, uint64_t *seq); /* 0 or -errno, as all below */
 int blk_part_add(int fd, int pno, uint64_t start, uint64_t len);
 int blk_part_del(int fd, int pno);
-/* The number of a loop device, below 32768, as one of this test's own: of tests that run at
- * the same time (TAP_JOB_ID) each has others, and may recycle them as it likes. */
+/* Turns the number of a loop device, below 32768, into one of this test's own: each test
+ * that runs at the same time (TAP_JOB_ID) has other numbers, and may recycle them as it
+ * likes. */
 int own_loop(int nr);
 int loop_ctl_add(int nr);
 int loop_ctl_remove(int nr);
-/* Adds it, in place of one that nobody uses: what a run that was killed has left. */
+/* Adds the device. It replaces an unused one, which a killed run has left. */
 int loop_ctl_renew(int nr);
 int loop_open(int nr, int flags); /* fd or -errno */
 int loop_configure(int fd, int file, uint32_t lo_flags);
 int loop_clr_fd(int fd);
-/* Detaches the loop device and removes it, trying again for a while as long
- * as somebody has it open. */
+/* Detaches the loop device and removes it. It tries again for a while as
+ * long as the device is open elsewhere. */
 int loop_destroy(int nr, uint64_t within_ns);
 
-/* Waits, up to a second, for a name a mount may show only a little later. */
+/* Waits, for up to a second, for a name that a mount may show a little later. */
 int open_appearing(const char *path, int flags, uint64_t *waited_ns);
 
 int parse_open_flags(const char *s);
@@ -153,8 +156,8 @@ int uring_open(struct uring *r, const char *path, int flags, int personality, bo
 
 /* ---- several ways to the same disks, measured in turns (ways.c) ---- */
 
-/* A path to open; "careful:/dev/NAME" opens the device's own node, and makes
- * sure that it is the device which that was at the start. */
+/* A path to open. "careful:/dev/NAME" opens the device node, and makes sure
+ * that it is the same device as at the start. */
 struct target {
 	const char *path;
 	bool careful;
@@ -169,11 +172,11 @@ struct way {
 	struct target *targets;
 	int count;
 };
-/* What follows "--", each NAME=PATH,...; argc is cut there.  Returns how many. */
+/* The arguments after "--", each NAME=PATH,...; argc is cut there. Returns how many there are. */
 int ways_of(int *argc, char **argv, struct way *ways);
 
-/* Where the partner of a ping-pong runs matters more than all else: a waking
- * on an idle processor costs ten times as much as one on the same. */
+/* Where the partner of a ping-pong runs matters more than all else: to wake
+ * it on an idle processor costs ten times as much as on the same one. */
 enum pin { PIN_ANY, PIN_SAME, PIN_SPLIT };
 enum pin parse_pin(const char *s);
 
@@ -186,7 +189,7 @@ void pong_start(struct pong *p, enum pin pin);
 bool pong_round(struct pong *p, struct hist *h); /* false: interrupted */
 void pong_end(struct pong *p);
 
-/* What the two exclusive-* subcommands share (exclusive.c). */
+/* Shared by the exclusive-* subcommands (exclusive.c). */
 struct excl {
 	struct hist free; /* from the close to when the disk was found free */
 	struct hist done; /* from the close to the end of what needed it free */
@@ -196,10 +199,10 @@ struct excl {
 };
 void excl_init(void);
 bool excl_more(const struct excl *x, int count);
-/* Uses the path like any client would: open, read, close. */
+/* Uses the path as any client would: open, read, close. */
 bool excl_use(struct excl *x, const char *path);
-/* Then tries, again and again while it gives -EBUSY, what needs the disk
- * alone; counts if the round is used. */
+/* Then tries what needs the disk alone, again and again as long as it
+ * returns -EBUSY. Counts only if the round is used. */
 int excl_try(struct excl *x, int (*take)(void), bool used);
 int excl_retry(int (*take)(void), uint64_t within_ns);
 void excl_print(const struct excl *x, const char *extra);

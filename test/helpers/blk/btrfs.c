@@ -5,7 +5,7 @@
 #include <linux/btrfs.h>
 #include <sys/ioctl.h>
 
-/* --path: of a device; prints what comes of it, 0 or an errno. Nothing is written. */
+/* --path: of a device. Prints the result, 0 or an errno. Nothing is written. */
 int cmd_btrfs_scan(int argc, char **argv)
 {
 	const char *path = NULL;

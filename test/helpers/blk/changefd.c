@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* A disk whose data becomes another's beneath whoever has it (LOOP_CHANGE_FD). */
+/* A disk whose data is exchanged while it is open (LOOP_CHANGE_FD). */
 #include "blk.h"
 
 #include <linux/loop.h>
@@ -18,7 +18,7 @@ static _Atomic uint64_t right, wrong, early, refused;
 static int loop;
 static uint64_t diskseq;
 
-/* Has the name's attributes told again and again. */
+/* Asks for the name's attributes again and again. */
 static void *by_name(void *arg)
 {
 	(void)arg;
@@ -35,7 +35,7 @@ static void *by_descriptor(void *arg)
 {
 	(void)arg;
 	while (!ending) {
-		/* In this order: it may end in between. */
+		/* In this order, as the change may end in between. */
 		bool late = changed;
 		uint64_t seq = 0;
 		blk_diskseq(loop, &seq);
@@ -62,9 +62,10 @@ static int file_of(char fill)
 	return fd;
 }
 
-/* How many opens of a descriptor's node reached the disk though they began after
- * the change; or, "early", in the middle of it, when the disk had its new number
- * already.  --flags: those of the descriptor. */
+/* Counts the opens through a descriptor's node that reached the disk though
+ * they began after the change. "early" counts those in the middle of the
+ * change, when the disk had its new number already. --flags: those of the
+ * descriptor. */
 int cmd_change_fd(int argc, char **argv)
 {
 	const char *dir = NULL, *flags_name = "path";

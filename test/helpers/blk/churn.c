@@ -19,8 +19,8 @@ static void own_node(struct churn *c, int nr)
 		snprintf(c->msg, sizeof c->msg, "%s: %s", path, strerror(errno));
 }
 
-/* Only devices that this run made by LOOP_CTL_ADD are ever used: whatever
- * existed before, free or not, belongs to somebody else. */
+/* Uses only devices that this run made by LOOP_CTL_ADD. Any device that
+ * existed before, free or not, belongs to another program. */
 static int add_devices(struct churn *c, int want)
 {
 	int nr = own_loop(FIRST_NR), got = 0;
@@ -53,7 +53,7 @@ static int remove_devices(const struct churn *c, int n)
 	return left;
 }
 
-/* The recyclers remove their links, unless one of them was killed or gave up. */
+/* Removes the links that a recycler left because it was killed or gave up. */
 static void remove_links(const struct churn *c, int n)
 {
 	DIR *d = opendir(c->dir);
@@ -81,17 +81,17 @@ static pid_t start(struct churn *c, int id, void (*run)(struct churn *, int))
 	if (pid == 0) {
 		die_sink = c->msg;
 		die_sink_size = sizeof c->msg;
-		/* not SIGKILL: even without its parent a recycler detaches
-		 * and removes its devices */
+		/* Not SIGKILL: even without its parent a recycler detaches
+		 * and removes its devices. */
 		child_follows(parent, SIGTERM);
-		/* sleeps are some microseconds here, not some plus 50 */
+		/* Makes sleeps last some microseconds, not some plus 50. */
 		prctl(PR_SET_TIMERSLACK, 1000ul);
 		run(c, id);
 	}
 	return pid;
 }
 
-/* Waits for the children; the number of those that would not end. */
+/* Waits for the children. Returns the number of those that did not end. */
 static int reap(pid_t *pids, int n, uint64_t within_ns)
 {
 	uint64_t until = now_ns() + within_ns;
@@ -121,8 +121,8 @@ static void signal_all(const pid_t *pids, int n, int sig)
 
 static void report(struct churn *c, double seconds, int killed)
 {
-	/* The times of the openers which only get what nobody else wants of
-	 * the processors say nothing about the filesystem: separate. */
+	/* Separate counts for the openers with idle priority: their times
+	 * say nothing about the filesystem. */
 	static struct hist hist, hist_idle, reuse;
 	static struct errs errors, read_errors, recycle_errors;
 	struct opener_shared t = { 0 };
@@ -270,7 +270,7 @@ int cmd_churn(int argc, char **argv)
 		child_ended |= pids[i] < 0;
 	while (!stop_signal && !child_ended && now_ns() - begin < (uint64_t)(seconds * NS_PER_S)) {
 		sleep_us(20000);
-		/* no child ends by itself, unless something is wrong */
+		/* No child ends by itself, unless something is wrong. */
 		for (int i = 0; i < n; i++) {
 			if (waitpid(pids[i], NULL, WNOHANG) == pids[i]) {
 				pids[i] = 0;
@@ -281,8 +281,8 @@ int cmd_churn(int argc, char **argv)
 	atomic_store(&c->stop, true);
 	double took = (double)(now_ns() - begin) / 1e9;
 
-	/* A hanging open is interrupted first; the openers must have let go
-	 * of the devices before those can be removed. */
+	/* Interrupts an open that hangs first. The openers must release the
+	 * devices before these can be removed. */
 	if (reap(pids, n, 3 * NS_PER_S)) {
 		signal_all(pids, n, SIGTERM);
 		if (reap(pids, n, CLEANUP_NS)) {
@@ -295,7 +295,7 @@ int cmd_churn(int argc, char **argv)
 		c->way->release(c->nrs[i]);
 	if (c->way->end)
 		c->way->end();
-	/* what a recycler could not remove itself */
+	/* Removes what a recycler could not remove itself. */
 	int left = remove_devices(c, got);
 	if (c->links)
 		remove_links(c, got);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 /*
- * churn: loop devices are given new disks as fast as the kernel allows while
- * others open disks by their sequence number and check what they got.
+ * churn: loop devices get new disks as fast as the kernel allows, while others
+ * open disks by their sequence number and check what they got.
  *
- * The recyclers publish what they configured in a table in shared memory; the
- * openers pick names from it.  Every disk carries a stamp with a tag that no
- * other disk of the run has, in its first sector and in that of its
- * partition, so that a wrong disk shows itself even if all numbers agree.
+ * The recyclers publish what they configured in a table in shared memory, and
+ * the openers pick names from it. Each disk has a stamp with a tag that no
+ * other disk of the run has, in its first sector and in the first one of its
+ * partition. So a wrong disk shows even if all numbers agree.
  */
 #ifndef CHURN_H
 #define CHURN_H
@@ -30,7 +30,7 @@ struct stamp {
 };
 #define STAMP_MAGIC "blkchurn"
 
-/* One writer, the recycler, and a seqlock: seq is odd during a write. */
+/* Written by the recycler only, under a seqlock: seq is odd during a write. */
 struct slot {
 	_Atomic uint32_t seq;
 	_Atomic int nr;
@@ -46,7 +46,7 @@ struct entry {
 
 struct recycler_shared {
 	struct slot ring[MAX_SLOTS];
-	/* statistics, written by the recycler and read after its end */
+	/* Statistics, written by the recycler and read after its end. */
 	uint64_t configures, recycles, busy, minor_moves;
 	uint64_t unlinked; /* disks that had no right link from udev in time */
 	struct hist reuse; /* from a disk's retirement to the next one's birth */
@@ -60,7 +60,7 @@ struct opener_shared {
 	uint64_t max_failed_ns;
 	struct errs errors, read_errors;
 	struct hist hist;
-	/* the first wrong open, for whoever has to explain it */
+	/* The first wrong open, as a help to explain it. */
 	uint64_t first_asked, first_got;
 };
 
@@ -68,34 +68,34 @@ struct opener_shared {
 struct churn;
 struct churn_way {
 	const char *name;
-	/* For a way that leaves no descriptor (a mount, say): finds out which disk was reached and
-	 * releases it. 0 or -errno; a diskseq of 0 is an unknown wrong disk. Nothing is then
-	 * read from the device itself. */
+	/* For a way that leaves no descriptor (a mount, say): finds out which disk was reached
+	 * and releases it. Returns 0 or -errno; a diskseq of 0 means an unknown wrong disk.
+	 * Nothing is then read from the device itself. */
 	int (*reached)(const char *path, const struct entry *e, uint64_t *diskseq);
-	/* what is done once by each opener, before all else */
+	/* Runs once in each opener, before all else. */
 	void (*begin)(const struct churn *c);
-	/* fd, or 0 where "reached" tells; or -errno */
+	/* Returns a descriptor, or 0 if "reached" identifies the disk, or -errno. */
 	int (*open)(const struct churn *c, const char *path, int flags);
-	/* makes a disk's copy of the image unlike all others, where "reached" needs that */
+	/* Makes a disk's copy of the image differ from all others, if "reached" needs that. */
 	void (*mark)(int file, uint64_t tag);
-	/* releases a device for an opener that was killed before it could */
+	/* Releases a device for an opener that was killed before it could. */
 	void (*release)(int nr);
-	/* what churn does once, when all openers have ended */
+	/* Runs once in churn, when all openers have ended. */
 	void (*end)(void);
-	/* the disks need an --image */
+	/* The disks need an --image. */
 	bool image;
 };
 const struct churn_way *churn_way_named(const char *name);
 
 struct churn {
 	const struct churn_way *way;
-	/* what the disks hold, if not only stamps */
+	/* The contents of the disks, if not only stamps. */
 	const char *image;
-	/* of the devices' own nodes */
+	/* Owner and group of the device nodes. */
 	int node_uid, node_gid;
-	/* a process whose children are in another pid namespace than its own */
+	/* A process whose children are in another pid namespace than its own. */
 	int namespace_of;
-	/* links: made by the recyclers; udev: made by udev, used once they are right */
+	/* links: made by the recyclers. udev: made by udev, and used once they are right. */
 	/* paths are DIR/.dm/DISKSEQ/loopN */
 	bool kernel_names;
 	bool links, udev, parts;
@@ -106,7 +106,7 @@ struct churn {
 	_Atomic bool stop;
 	char msg[512]; /* of a child that gave up */
 	int nrs[MAX_RECYCLERS * MAX_DEVICES];
-	/* which loop device had the partition with this minor last, + 1 */
+	/* The loop device that had the partition with this minor last, + 1. */
 	_Atomic int minor_owner[4096];
 	struct recycler_shared rec[MAX_RECYCLERS];
 	struct opener_shared op[MAX_OPENERS];

@@ -17,8 +17,8 @@ static bool slot_read(struct slot *s, struct entry *e)
 	return atomic_load_explicit(&s->seq, memory_order_relaxed) == seq && e->diskseq;
 }
 
-/* Mostly a live disk.  A retired one is tried for a short time only: with
- * somebody always opening it, its detach would be put off for ever. */
+/* Mostly picks a live disk. A retired one is tried for a short time only: if
+ * it were opened all the time, its detach would be put off for ever. */
 static bool pick(struct churn *c, struct rnd *rnd, struct entry *e)
 {
 	bool stale = (int)rnd_below(rnd, 100) < c->stale_pct;
@@ -97,7 +97,7 @@ static void verify(struct opener_shared *s, int fd, const struct entry *e, bool 
 	s->ok_stale += e->retired != 0;
 }
 
-/* What is mounted, or used for swap, stays the same disk. */
+/* Checks that what is mounted, or used for swap, stays the same disk. */
 static void verify_reached(struct opener_shared *s, const struct churn_way *way, const char *path, const struct entry *e)
 {
 	uint64_t seq = 0;
@@ -120,8 +120,8 @@ _Noreturn void churn_opener(struct churn *c, int id)
 	struct rnd rnd;
 
 	rnd_seed(&rnd, 1000 + (uint64_t)id);
-	/* Every second one runs only when nobody else wants to, and so is
-	 * put aside for long in the middle of an open. */
+	/* Every second opener runs only when no other process wants to, and
+	 * so is preempted for long in the middle of an open. */
 	s->idle = id % 2;
 	if (s->idle && sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ 0 }) < 0)
 		die("SCHED_IDLE: %s", strerror(errno));

@@ -7,9 +7,9 @@
 
 struct device {
 	int nr;
-	/* Two files in turns: a detach may be put off to the last close, but
+	/* Two files in turns. A detach may be put off to the last close. But
 	 * once the device could be configured again, the file before the
-	 * present one is free for sure and can be stamped anew. */
+	 * present one is free for sure and can get a new stamp. */
 	int files[2];
 	unsigned generation;
 	enum { DETACHED, UNLINKED, LIVE, RETIRED } state;
@@ -21,7 +21,7 @@ struct device {
 /* How long udev may take to make a link. */
 #define LINK_WITHIN_NS (5 * NS_PER_S)
 
-/* links whose disk is gone, to be removed a little too late */
+/* Links whose disk is gone, to be removed a little too late. */
 struct stale_link {
 	uint64_t diskseq, due;
 };
@@ -51,7 +51,7 @@ static void slot_write(struct slot *s, const struct entry *e)
 	atomic_store_explicit(&s->seq, seq + 2, memory_order_release);
 }
 
-/* The slot unused for the longest time, but never one that is live. */
+/* The slot unused for the longest time, but never a live one. */
 static struct slot *free_slot(struct recycler *r)
 {
 	for (;;) {
@@ -128,8 +128,8 @@ static void file_stamp(int file, uint64_t tag)
 
 static int file_make(const struct churn *c)
 {
-	/* Without a name there is nothing to remove, however this ends; and
-	 * in memory, so that no detach waits for a disk. */
+	/* The file has no name, so there is nothing to remove, however this
+	 * ends. It is in memory, so that no detach waits for a disk. */
 	const char *dir = c->workdir ? c->workdir : "/dev/shm";
 	int fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 
@@ -166,7 +166,7 @@ static void note_minor(struct recycler *r, const struct device *d)
 		r->s->minor_moves++;
 }
 
-/* From now on it is opened. */
+/* Tells the openers of the disk. */
 static void publish(struct recycler *r, struct device *d)
 {
 	d->slot = free_slot(r);
@@ -190,14 +190,14 @@ static bool linked(struct recycler *r, const struct device *d)
 	return true;
 }
 
-/* false: still held by an opener of the disk before, to be tried later */
+/* Returns false if an opener of the previous disk still holds the device; try again later. */
 static bool attach(struct recycler *r, struct device *d)
 {
 	struct churn *c = r->c;
 	int fd = loop_open(d->nr, O_RDWR);
 
 	if (fd < 0) {
-		/* the detach is just under way in somebody's close() */
+		/* A close() of another process is just detaching it. */
 		if (fd != -ENXIO && fd != -EBUSY && fd != -EINTR)
 			errs_add(&r->s->errors, -fd);
 		r->s->busy++;
@@ -210,7 +210,7 @@ static bool attach(struct recycler *r, struct device *d)
 		file_stamp(file, d->tag);
 	if (c->way->mark)
 		c->way->mark(file, d->tag);
-	/* LO_FLAGS_PARTSCAN: without it a partition outlives a detach which
+	/* LO_FLAGS_PARTSCAN: without it a partition survives a detach that
 	 * happens before it is deleted, and shows up on the next disk. */
 	int err = loop_configure(fd, file, c->parts ? LO_FLAGS_PARTSCAN : 0);
 	if (err) {
@@ -226,7 +226,7 @@ static bool attach(struct recycler *r, struct device *d)
 		r->s->recycles++;
 		hist_add(&r->s->reuse, now_ns() - d->retired);
 	}
-	/* ours until LOOP_CLR_FD, so this number is this disk's */
+	/* The device is ours until LOOP_CLR_FD, so this number is this disk's. */
 	err = blk_diskseq(fd, &d->diskseq);
 	if (err)
 		die("BLKGETDISKSEQ: %s", strerror(-err));
@@ -257,16 +257,16 @@ static bool attach(struct recycler *r, struct device *d)
 
 static void retire(struct device *d)
 {
-	/* Names of disks that are gone stay in the table: they are opened,
-	 * too.  No reader cares whether it sees this a moment later, so the
-	 * seqlock is not needed for a single word. */
+	/* Names of disks that are gone stay in the table, and are opened
+	 * too. It does not matter whether a reader sees this a moment later,
+	 * so a single word does not need the seqlock. */
 	d->retired = now_ns();
 	if (d->slot && atomic_load(&d->slot->diskseq) == d->diskseq)
 		atomic_store(&d->slot->retired, d->retired);
 	d->state = RETIRED;
 }
 
-/* false: the partition is open, to be tried later */
+/* Returns false if the partition is open; try again later. */
 static bool detach(struct recycler *r, struct device *d)
 {
 	int err, fd = loop_open(d->nr, O_RDWR);
@@ -287,7 +287,7 @@ static bool detach(struct recycler *r, struct device *d)
 		}
 		d->part = false;
 	}
-	/* Others may have the disk open: the kernel then detaches it at the
+	/* Others may have the disk open. The kernel then detaches it at the
 	 * last close, and until then it stays the same disk. */
 	err = loop_clr_fd(fd);
 	if (err)
@@ -301,7 +301,7 @@ static bool detach(struct recycler *r, struct device *d)
 	return true;
 }
 
-/* Whether anything happened. */
+/* Returns whether anything happened. */
 static bool step(struct recycler *r, struct device *d)
 {
 	bool did = false;
@@ -317,7 +317,7 @@ static bool step(struct recycler *r, struct device *d)
 	}
 	if (d->state == RETIRED)
 		did |= detach(r, d);
-	/* At once: somebody on his way to the old disk is to meet the new
+	/* At once: an opener on its way to the old disk should meet the new
 	 * one under the same number. */
 	if (d->state == DETACHED)
 		did |= attach(r, d);
@@ -332,8 +332,8 @@ _Noreturn void churn_recycler(struct churn *c, int id)
 	r->c = c;
 	r->s = &c->rec[id];
 	rnd_seed(&r->rnd, (uint64_t)id);
-	/* Distinct for every disk of the run by the upper bits and counting;
-	 * mix64() keeps them so.  A stamp of another run is no match. */
+	/* The upper bits and counting make it distinct for each disk of the
+	 * run; mix64() keeps it so. A stamp of another run does not match. */
 	r->next_tag = (uint64_t)id << 56 | (rnd_next(&r->rnd) >> 32) << 24;
 	for (int i = 0; i < c->devices; i++) {
 		r->dev[i].nr = c->nrs[id * c->devices + i];
@@ -342,7 +342,7 @@ _Noreturn void churn_recycler(struct churn *c, int id)
 	}
 
 	while (!churn_stopped(c)) {
-		/* Beginning with another device every time, so that freed
+		/* Begins with another device each time, so that freed
 		 * partition minors go to other devices than they came from. */
 		unsigned first = rnd_below(&r->rnd, (unsigned)c->devices);
 		bool did = false;

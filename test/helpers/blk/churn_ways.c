@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* The ways in which programs come to a disk that are not libc's open(2). */
+/* The ways other than libc's open(2) in which programs come to a disk. */
 #include "churn_ways.h"
 
 #include <grp.h>
@@ -11,7 +11,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-/* How long something is kept before it is opened, at most. */
+/* How long a descriptor or a name is kept before it is opened, at most. */
 #define PAUSE_US 300
 
 static int by_open(const struct churn *c, const char *path, int flags)
@@ -93,8 +93,8 @@ static int by_uring(const struct churn *c, const char *path, int flags)
 	return uring_open(&ring, path, flags, personality, true);
 }
 
-/* The ring has the rights of somebody in the group of the disks; its user has
- * no such group. */
+/* The ring has the rights of a user in the group of the disks; the process
+ * that uses it is not in that group. */
 static void start_ring_of_others(const struct churn *c)
 {
 	int status = 0;
@@ -118,7 +118,7 @@ static void start_ring_of_others(const struct churn *c)
 #define I386_OPEN 5
 #define I386_MOUNT 21
 
-/* A call as 32-bit programs make it; of its arguments the kernel takes the lower halves. */
+/* A call as 32-bit programs make it. The kernel takes the lower halves of its arguments. */
 static int int80(long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e)
 {
 	long r;
@@ -130,7 +130,7 @@ static int int80(long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, ui
 	return (int)r;
 }
 
-/* A copy of it below 4 GiB. */
+/* A copy of the text below 4 GiB. */
 static uint64_t low(const char *text)
 {
 	static char *page;
@@ -152,7 +152,7 @@ static int by_int80(const struct churn *c, const char *path, int flags)
 	return int80(I386_OPEN, low(path), (uint64_t)flags, 0, 0, 0);
 }
 
-/* What looks like pointers above 4 GiB. */
+/* Looks like a pointer above 4 GiB. */
 #define GARBAGE (0x7ffcull << 32)
 
 static int by_int80_garbage(const struct churn *c, const char *path, int flags)
@@ -161,7 +161,8 @@ static int by_int80_garbage(const struct churn *c, const char *path, int flags)
 	return int80(I386_OPEN, low(path) | GARBAGE, (uint64_t)flags | GARBAGE, GARBAGE, GARBAGE, GARBAGE);
 }
 
-/* asm/unistd.h; a call of a program with 64-bit registers and 32-bit pointers, whatever this one has */
+/* asm/unistd.h: a call of a program with 64-bit registers and 32-bit pointers, whatever kind this
+ * program is. */
 #define X32 0x40000000
 
 static int by_x32(const struct churn *c, const char *path, int flags)
@@ -226,7 +227,7 @@ const struct churn_way *churn_way_named(const char *name)
 	die("bad value for --way: %s", name);
 }
 
-/* One open that way; what it failed with, or 0. */
+/* Makes one open in that way. Returns what it failed with, or 0. */
 int cmd_way(int argc, char **argv)
 {
 	const char *path = NULL, *name = NULL;
@@ -253,7 +254,7 @@ int cmd_way(int argc, char **argv)
 	return exit_status();
 }
 
-/* Whether this kernel lets a 64-bit program make such calls at all. */
+/* Reports whether this kernel lets a 64-bit program make such calls at all. */
 static int report_works(bool (*works)(void))
 {
 	int status = -1;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Shared by churn_ways*.c. Each of them has the ways of one kind; churn_ways.c has the table. */
+/* Shared by churn_ways*.c. Each file has the ways of one kind; churn_ways.c has the table. */
 #ifndef CHURN_WAYS_H
 #define CHURN_WAYS_H
 
@@ -19,7 +19,7 @@ void pause_sometimes(void);
 
 /* ---- the kernel opens the disk itself (churn_ways_mounts.c) ---- */
 
-/* In a namespace of its own a directory that everybody has may be covered. */
+/* In a mount namespace of its own, a directory that exists everywhere may be covered. */
 #define MOUNTPOINT "/dev/shm"
 
 int mounted(const char *path, const struct entry *e, uint64_t *diskseq);
@@ -33,7 +33,7 @@ int by_swapon(const struct churn *c, const char *path, int flags);
 void mark_swap(int file, uint64_t tag);
 void release_swap(int nr);
 
-/* Of a device that somebody has open; 0 or -errno. */
+/* The diskseq of a device that is open; 0 or -errno. */
 int diskseq_of(dev_t number, uint64_t *diskseq);
 
 /* ---- the same, for a device-mapper table (churn_ways_tables.c) ---- */
@@ -56,7 +56,7 @@ struct proxy {
 	pid_t pid;
 };
 
-/* Calls "run" in such a process. "flags": more flags for clone(2). */
+/* Calls "run" in such a process. "flags": additional flags for clone(2). */
 struct proxy *proxy_start(void (*run)(struct proxy *p), int flags);
 /* Sets what the proxy is to open next. */
 void proxy_tell(struct proxy *p, const char *path, int flags);
@@ -64,7 +64,7 @@ void proxy_tell(struct proxy *p, const char *path, int flags);
 int proxy_wait(struct proxy *p, sem_t *sem);
 /* Waits until the child stops or ends: its pid, or -EINTR as above. */
 int wait_for_child(pid_t pid, int *status);
-/* Opens whatever it is told to, one path after another. */
+/* Opens each path that it is told to, one after another. */
 void proxy_opens(struct proxy *p);
 
 void start_sharing(const struct churn *c);

@@ -11,7 +11,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
-/* sys/mount.h and linux/mount.h are not to be had together with some versions of libc. */
+/* Some versions of libc do not allow sys/mount.h and linux/mount.h together. */
 int mount(const char *, const char *, const char *, unsigned long, const void *);
 int umount2(const char *, int);
 
@@ -79,7 +79,7 @@ static long configure(int fs, unsigned command, const char *key, const char *val
 	return syscall(SYS_fsconfig, fs, command, key, value, 0);
 }
 
-/* The path is looked up by FSCONFIG_CMD_CREATE, which does not have it among its arguments. */
+/* FSCONFIG_CMD_CREATE looks the path up, and does not have it among its arguments. */
 int by_fsconfig(const struct churn *c, const char *path, int flags)
 {
 	int fs = (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC), err, mnt;
@@ -101,9 +101,9 @@ int by_fsconfig(const struct churn *c, const char *path, int flags)
 
 /* ---- swap ---- */
 
-/* /proc/swaps shows the path of a swap area and its size, but not its device. So each disk gets a
- * size of its own, in pages: from the least that the kernel accepts to what an image has
- * room for. (Two disks have the same one in a thousand times.) */
+/* /proc/swaps shows the path of a swap area and its size, but not its device. So each disk
+ * gets a size of its own, in pages: from the least that the kernel accepts to the most that an
+ * image has room for. (Two disks have the same size in one of a thousand cases.) */
 #define SWAP_PAGES_MIN 10
 #define SWAP_PAGES_MORE 1000
 
@@ -112,7 +112,7 @@ static uint32_t swap_pages(uint64_t tag)
 	return SWAP_PAGES_MIN + (uint32_t)(tag % SWAP_PAGES_MORE);
 }
 
-/* union swap_header of linux/swap.h: the number of the last page, of which the first is the header. */
+/* union swap_header of linux/swap.h: the number of the last page, counted from the header. */
 #define SWAP_LAST_PAGE_AT 1028
 
 void mark_swap(int file, uint64_t tag)
@@ -130,7 +130,7 @@ int by_swapon(const struct churn *c, const char *path, int flags)
 	return result(swapon(path, 0));
 }
 
-/* The size of the area that was turned on by this path, in pages. */
+/* The size of the swap area with this path, in pages. */
 static uint32_t swap_size(const char *path)
 {
 	char line[2 * PATH_MAX], name[PATH_MAX];
@@ -155,9 +155,9 @@ static void device_path(char path[32], int nr)
 	snprintf(path, 32, "/dev/loop%d", nr);
 }
 
-/* Turns the right disk off by its name in the tree, which swapoff(2) opens once more. A wrong disk
- * has that name no more, and nor has one that nothing held (a twin); it is on the device that
- * the right one had. */
+/* Turns the right disk off by its name in the tree, which swapoff(2) opens once more. A wrong
+ * disk no longer has that name, and neither has one that nothing held (a twin); such a disk is
+ * on the device that the right one had. */
 int swapped(const char *path, const struct entry *e, uint64_t *diskseq)
 {
 	char device[32];

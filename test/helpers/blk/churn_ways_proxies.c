@@ -22,12 +22,12 @@ static struct proxy *proxy_make(void)
 
 static void proxy_fork(struct proxy *p, void (*run)(struct proxy *p), int flags)
 {
-	/* No stack given: a copy of this one's, as in fork(2). */
+	/* Without a stack argument the child has a copy of this one's, as in fork(2). */
 	pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD | flags, NULL, NULL, NULL, NULL);
 	if (pid < 0)
 		die("clone: %s", strerror(errno));
 	if (pid == 0) {
-		/* not child_follows(): getppid() is 0 in a new pid namespace */
+		/* Not child_follows(): getppid() is 0 in a new pid namespace. */
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		run(p);
 		_exit(2);
@@ -54,7 +54,7 @@ int wait_for_child(pid_t pid, int *status)
 	return pid;
 }
 
-/* A proxy that ended has left a message. */
+/* If the proxy has ended, it has left a message. */
 int proxy_wait(struct proxy *p, sem_t *sem)
 {
 	for (;;) {
@@ -106,14 +106,14 @@ void start_sharing(const struct churn *c)
 	proxy = proxy_start(proxy_opens, 0);
 }
 
-/* The daemon sees it, under another id than the process has in there. */
+/* The daemon sees the process, but under another id than it has inside. */
 void start_in_pid_namespace(const struct churn *c)
 {
 	(void)c;
 	proxy = proxy_start(proxy_opens, CLONE_NEWPID);
 }
 
-/* In the daemon's pid namespace. */
+/* The process is in the daemon's pid namespace. */
 void start_in_namespace_of(const struct churn *c)
 {
 	char path[64];
@@ -132,7 +132,7 @@ static void become_root_there(struct proxy *p)
 		;
 	if (setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
 		die("a user namespace: %s", strerror(errno));
-	/* cleared with the change of ids */
+	/* Set again, as the change of ids clears it. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	proxy_opens(p);
 }
@@ -149,7 +149,7 @@ static void write_map(pid_t pid, const char *file, int id)
 	close(fd);
 }
 
-/* Root in the namespace; outside it has no capabilities. */
+/* Root in the namespace; outside it the process has no capabilities. */
 static void start_as(int id)
 {
 	proxy = proxy_start(become_root_there, CLONE_NEWUSER);
@@ -254,7 +254,7 @@ int by_exec(const struct churn *c, const char *path, int flags)
 	proxy_fork(p, open_and_exec, 0);
 	if (wait_for_child(p->pid, &status) == p->pid && status)
 		die("exec: status %d", status);
-	/* It may have been killed after the open and before it stored the result. */
+	/* The opener may have been killed after the open and before it stored the result. */
 	int fd = p->fd < 0 && fcntl(free_fd, F_GETFD) >= 0 ? free_fd : p->fd;
 	opened_before_exec(fd != -EINTR);
 	return fd;

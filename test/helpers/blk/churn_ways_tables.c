@@ -22,7 +22,7 @@ struct dm_request {
 };
 
 static int dm_control = -1;
-/* Of this opener's device. */
+/* The name of the table on this opener's device. */
 static char table_name[DM_NAME_LEN];
 
 static int dm(unsigned long call, const char *name, struct dm_request *q)

@@ -11,7 +11,7 @@
 #include <sys/user.h>
 #endif
 
-/* sys/ptrace.h and linux/ptrace.h are not to be had together with some versions of libc. */
+/* Some versions of libc do not allow sys/ptrace.h and linux/ptrace.h together. */
 long ptrace(int request, ...);
 
 static struct proxy *proxy;
@@ -64,7 +64,8 @@ static int call_returned(void)
 	return (int)info.exit.rval;
 }
 
-/* The tracee waits for its next open in this call. At the end of open(2) it would still look as if it were in it. */
+/* The tracee waits for its next open in this call. At the end of open(2) it would still look as if it were
+ * in open(2). */
 #define BETWEEN SYS_gettid
 
 static void be_traced(void)
@@ -104,7 +105,8 @@ void start_traced(const struct churn *c)
 	start(open_traced);
 }
 
-/* From one stop in BETWEEN to the next. Calls "enter" at the entry of the call that opens. */
+/* Runs the tracee from one stop in BETWEEN to the next. Calls "enter" at the entry of the
+ * call that opens. */
 static int open_in_steps(const char *path, int flags, void (*enter)(void))
 {
 	int fd;
@@ -126,7 +128,7 @@ int by_traced(const struct churn *c, const char *path, int flags)
 }
 
 #ifdef __x86_64__
-/* Never makes a call that opens. */
+/* This tracee makes no call that opens; the tracer replaces one. */
 static void call_traced(struct proxy *p)
 {
 	(void)p;
@@ -192,7 +194,7 @@ void start_notifying(const struct churn *c)
 /* Has the supervised process call open(2), and gets the id of that call. */
 static int open_notified(const char *path, int flags, uint64_t *id)
 {
-	/* newer kernels may write more */
+	/* Newer kernels may write more. */
 	static union {
 		struct seccomp_notif notif;
 		char room[1024];

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "blk.h"
 
-/* Opens each path once a round.  The pause between two rounds is there for
- * whoever holds the devices to let go of them; each way should have devices of
- * its own, or one finds open what another still holds. */
+/* Opens each path once per round. The pause between two rounds lets whatever
+ * holds the devices release them. Each way should have devices of its own;
+ * otherwise it finds a device open that another way still holds. */
 int cmd_cold_open(int argc, char **argv)
 {
 	static struct way ways[WAYS_MAX];

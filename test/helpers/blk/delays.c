@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* What somebody has to wait who has nothing to do with a disk that hangs. */
+/* How long calls wait that have nothing to do with a disk that hangs. */
 #include "blk.h"
 
 #include <dirent.h>
@@ -89,7 +89,7 @@ struct delay {
 	struct errs unexpected;
 };
 
-/* Each in a process of its own: one that waits must not hide another. */
+/* Runs each call in a process of its own: one that waits must not hide another. */
 static void measure(int kind, struct delay *d, uint64_t until)
 {
 	while (now_ns() < until && !stop_signal) {

@@ -121,8 +121,8 @@ int loop_destroy(int nr, uint64_t within_ns)
 		if (fd == -ENOENT)
 			return 0;
 		if (fd >= 0) {
-			/* A partition somebody has open stays, and so does the
-			 * disk below it: both are tried again. */
+			/* A partition that is open elsewhere stays, and so
+			 * does the disk below it: both are tried again. */
 			if (blk_part_del(fd, 1) != -EBUSY)
 				loop_clr_fd(fd);
 			close(fd); /* the detach itself happens here */

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 /*
- * Somebody who means harm to a directory, or to whoever serves it.
+ * A hostile process: it harms a directory, or the daemon that serves it.
  *
- * lock: has the kernel hold its lock for as long as this runs: one thread reads it
- *   into memory that it does not provide, and another one makes a directory in it.
+ * lock: has the kernel hold the directory's lock for as long as this runs: one
+ * thread reads it into memory that it does not provide, and another one makes a
+ * directory in it.
  * list: reads it again and again.
  * wait: each thread asks for a name that could be a disk's, and waits for an answer;
- *   with the next line on stdin, each of them is interrupted.
+ * at the next line on stdin, each of them is interrupted.
  */
 #include "blk.h"
 
@@ -68,7 +69,8 @@ static void *wait_for(void *arg)
 	return arg;
 }
 
-/* Memory that is there when somebody provides it.  A user may provide what he likes, say by a file system of his own. */
+/* Memory that is there only once the process provides it. A user may provide what it likes, for example by
+ * a file system of its own. */
 static int make_absent(void)
 {
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
@@ -107,7 +109,7 @@ static void heard(int sig)
 	(void)sig;
 }
 
-/* Says "ready", begins with a line on stdin (lock: at once), and goes on to the end of stdin. */
+/* Says "ready", begins at a line on stdin (lock: at once), and goes on until stdin ends. */
 int cmd_directory(int argc, char **argv)
 {
 	const char *mode = "lock";
@@ -155,7 +157,7 @@ int cmd_directory(int argc, char **argv)
 		printf("on\n");
 		fflush(stdout);
 	}
-	/* The threads may wait for long, and end with the process. */
+	/* The threads may wait for long; they end with the process. */
 	printf("{\"calls\":%llu}\n", (unsigned long long)calls);
 	fflush(stdout);
 	_exit(exit_status());

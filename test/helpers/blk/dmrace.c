@@ -4,8 +4,9 @@
  * numbers that are used again and again, while others open them by name.
  *
  * Each name has a sector of its own on one backing disk, and a device of that
- * name maps that sector: so what a victim reads tells the name of what it got,
- * and so does the kernel, asked for the name of the device that is open.
+ * name maps that sector. So the data that a victim reads shows the name of the
+ * device that it got. The kernel shows it too, if asked for the name of the
+ * open device.
  */
 #include "blk.h"
 
@@ -85,7 +86,7 @@ static int dm_named(unsigned long call, int name)
 	return dm(call, &q);
 }
 
-/* Nobody waits for udev here. */
+/* Does not wait for udev. */
 static int dm_create(struct race *r, int name)
 {
 	struct request q = { 0 };
@@ -100,13 +101,13 @@ static int dm_create(struct race *r, int name)
 	snprintf(q.target.target_type, sizeof q.target.target_type, "linear");
 	snprintf(q.parameters, sizeof q.parameters, "7:%d %d", r->loop, name * SECTORS);
 	err = dm(DM_TABLE_LOAD, &q);
-	/* without DM_SUSPEND_FLAG it resumes */
+	/* Without DM_SUSPEND_FLAG it resumes. */
 	return err ? err : dm_named(DM_DEV_SUSPEND, name);
 }
 
 /* ---- those that make and remove ---- */
 
-/* The number of a device by its name; 0: there is none. */
+/* The number of a device by its name; 0 if there is none. */
 static dev_t number_of(int name)
 {
 	struct request q = { 0 };
@@ -115,7 +116,7 @@ static dev_t number_of(int name)
 	return dm(DM_DEV_STATUS, &q) ? 0 : (dev_t)q.io.dev;
 }
 
-/* Until the name leads to the device, or for some seconds. */
+/* Waits until the name leads to the device, or for some seconds. */
 static void wait_for_name(struct race *r, int name, dev_t number)
 {
 	uint64_t until = now_ns() + WAIT_NS;
@@ -153,14 +154,14 @@ _Noreturn static void creator(struct race *r, int id)
 			atomic_fetch_add(&r->moves, 1);
 		atomic_fetch_add(&r->lives[name], 1);
 		atomic_store(&r->state[name], LIVE);
-		/* Some are used as soon as they can be, others are gone
-		 * before udev has heard of them. */
+		/* Some devices are used as soon as they can be, others are
+		 * gone before udev has heard of them. */
 		if (id % 2 == 0)
 			wait_for_name(r, name, number);
 		uint64_t until = now_ns() + (uint64_t)rnd_below(&rnd, (unsigned)r->live_ms) * NS_PER_MS;
 		while (now_ns() < until && !stopped(r))
 			sleep_us(1000);
-		/* udev or a victim may have it open just now */
+		/* udev or a victim may have it open. */
 		while ((err = dm_named(DM_DEV_REMOVE, name)) == -EBUSY && !stopped(r)) {
 			s->busy++;
 			atomic_store(&r->state[name], TAKEN);
@@ -181,7 +182,8 @@ static void wrong(struct race *r, struct victim_shared *s, int name, const char 
 	char path[PATH_MAX], link[100] = "";
 	uint64_t life = atomic_load(&r->lives[name]);
 
-	/* Many opens may hit the same wrong link: the lives it happened in count, too. */
+	/* Many opens may hit the same wrong link, so the lives in which that happened
+	 * are counted as well. */
 	if (atomic_exchange(&r->wrong_lives[name], life + 1) != life + 1)
 		atomic_fetch_add(&r->names_wrong, 1);
 	snprintf(path, sizeof path, "%s/" PREFIX "%d", r->dir, name);
@@ -201,7 +203,7 @@ static void verify(struct race *r, struct victim_shared *s, int fd, int name, co
 	snprintf(expected, sizeof expected, PREFIX "%d", name);
 	if (fstat(fd, &st) < 0)
 		die("fstat: %s", strerror(errno));
-	/* As long as it is open, it keeps its number. */
+	/* The device keeps its number as long as it is open. */
 	q.io.dev = st.st_rdev;
 	err = dm(DM_DEV_STATUS, &q);
 	if (err) {
@@ -233,14 +235,14 @@ _Noreturn static void victim(struct race *r, int id)
 	struct rnd rnd;
 
 	rnd_seed(&rnd, 1000 + (uint64_t)id);
-	/* put aside for long in the middle of an open */
+	/* Preempted for long in the middle of an open. */
 	if (id % 2 && sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ 0 }) < 0)
 		die("SCHED_IDLE: %s", strerror(errno));
 	while (!stopped(r)) {
 		int name = (int)rnd_below(&rnd, (unsigned)r->names);
 		char path[PATH_MAX], link[64] = "";
 
-		/* Mostly a name that somebody has. One that is about to be
+		/* Mostly picks a name that exists. One that is about to be
 		 * removed is left alone, or it never would be. */
 		int state = atomic_load(&r->state[name]);
 		if (state == TAKEN || (state == FREE && rnd_below(&rnd, 4))) {
@@ -248,7 +250,7 @@ _Noreturn static void victim(struct race *r, int id)
 			continue;
 		}
 		snprintf(path, sizeof path, "%s/" PREFIX "%d", r->dir, name);
-		/* Where there is nothing yet, what is there a moment later is not known. */
+		/* If there is no link yet, it is not known what is there a moment later. */
 		if (readlink(path, link, sizeof link - 1) < 0 && errno != ENOENT)
 			snprintf(link, sizeof link, "no link");
 		int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -262,7 +264,7 @@ _Noreturn static void victim(struct race *r, int id)
 		}
 		verify(r, s, fd, name, link);
 		close(fd);
-		/* some time for whoever wants to remove it */
+		/* Leaves some time to a process that wants to remove it. */
 		sleep_us(500);
 	}
 	_exit(0);
@@ -297,7 +299,7 @@ static void backing_make(struct race *r)
 	close(file);
 }
 
-/* What a creator could not remove itself. */
+/* Removes what a creator could not remove itself. */
 static int clean_up(struct race *r)
 {
 	uint64_t until = now_ns() + CLEANUP_NS;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
-/* How soon after its last close a disk is free for what needs it alone: a
- * filesystem which kept what it opened for its clients would be seen here. */
+/* How soon after its last close a disk is free for a call that needs it
+ * alone. A filesystem that kept what it opened for its clients would show
+ * here. */
 #include "blk.h"
 
 #define RETRY_US 200
 #define ALLOWED_NS (20 * NS_PER_MS)
 
-/* A late round in which the machine stood still for so long says nothing about
- * the filesystem, and is run again. */
+/* A late round in which the machine stood still for so long says nothing
+ * about the filesystem, and is run again. */
 #define STALL_NS (5 * NS_PER_MS)
 
 static _Atomic uint64_t stall_ns;
@@ -48,7 +49,7 @@ bool excl_use(struct excl *x, const char *path)
 }
 
 /* asked: when the last attempt began, and so when the disk was free at the
- * latest; the attempt itself may take long for reasons of its own. */
+ * latest. The attempt itself may take long for other reasons. */
 static int retry(int (*take)(void), uint64_t within_ns, uint64_t *asked, bool *first)
 {
 	uint64_t start = now_ns();

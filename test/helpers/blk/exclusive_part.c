@@ -3,8 +3,8 @@
 
 static int nr;
 
-/* The descriptor of the whole disk is closed again at once: only the opener
- * of the partition is to be seen. */
+/* Closes the descriptor of the whole disk again at once: only the opener of
+ * the partition should count. */
 static int part_del(void)
 {
 	int err, fd = loop_open(nr, O_RDONLY);
@@ -44,7 +44,7 @@ int cmd_exclusive_part(int argc, char **argv)
 			die("loop%d: add partition 1: %s", nr, strerror(-err));
 		snprintf(path, sizeof path, "%s/%llup1", dir, (unsigned long long)seq);
 		err = excl_try(&x, part_del, excl_use(&x, path));
-		/* the next round needs the partition gone */
+		/* The next round needs the partition gone. */
 		if (err && (err = excl_retry(part_del, 5 * NS_PER_S)) && err != -ENXIO)
 			die("loop%d: delete partition 1: %s", nr, strerror(-err));
 	}

@@ -30,8 +30,8 @@ static uint64_t attr_read(const char *attr)
 	return strtoull(buf, NULL, 10);
 }
 
-/* Refused with EBUSY as long as anybody has the device open; once accepted it
- * takes some 16 ms by itself. */
+/* The kernel refuses a reset with EBUSY as long as the device is open
+ * anywhere. Once accepted it takes some 16 ms by itself. */
 static int reset(void)
 {
 	return attr_write("reset", "1");
@@ -73,7 +73,7 @@ int cmd_exclusive_zram(int argc, char **argv)
 			snprintf(path, sizeof path, "%s", fixed);
 		excl_try(&x, reset, excl_use(&x, path));
 	}
-	/* as it was found, though empty */
+	/* Leaves the device as it was found, though empty. */
 	excl_retry(reset, 5 * NS_PER_S);
 	if (was) {
 		snprintf(size, sizeof size, "%llu", (unsigned long long)was);

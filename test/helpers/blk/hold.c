@@ -13,7 +13,7 @@ static void print_seq(int fd, const char *none)
 		printf("%s", none); /* O_PATH, or no block device */
 }
 
-/* Opens once more what the descriptor stands for, without its name. */
+/* Opens again what the descriptor stands for, without its name. */
 static void reopen(int fd)
 {
 	char path[32];
@@ -31,7 +31,7 @@ static void reopen(int fd)
 	fflush(stdout);
 }
 
-/* A line on stdin reopens; the end of stdin ends it. */
+/* A line on stdin opens it again; the end of stdin ends it. */
 int cmd_hold(int argc, char **argv)
 {
 	const char *path = NULL, *flags_name = "rdonly";
@@ -57,7 +57,7 @@ int cmd_hold(int argc, char **argv)
 		struct pollfd p = { .fd = 0, .events = POLLIN };
 		char buf[256];
 
-		/* The timeout is for a signal just before the call. */
+		/* The timeout covers a signal just before the call. */
 		if (poll(&p, 1, 100) <= 0)
 			continue;
 		ssize_t n = read(0, buf, sizeof buf);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 /*
- * hotplug: disks come and go by what somebody else does; here they are opened
- * by their sequence numbers, and once the kernel says that one has been
- * removed, its node is looked at until it is gone.
+ * hotplug: other programs make disks come and go. Here they are opened by their
+ * sequence numbers. Once the kernel reports that one was removed, its node is
+ * checked until it is gone.
  *
  * Each disk's first sector must differ from that of all others and stay the
- * same: so a disk with another one's data shows itself.
+ * same. So a disk with another one's data shows.
  */
 #include "blk.h"
 
@@ -21,10 +21,9 @@
 #define SECTOR 512
 #define ALLOWED_NS (100 * NS_PER_MS)
 #define GIVE_UP_NS (10 * NS_PER_S)
-/* A late disk says nothing if the machine ran nothing for so long (see
- * exclusive.c). */
+/* A late disk says nothing if the machine ran nothing for so long (see exclusive.c). */
 #define STALL_NS (30 * NS_PER_MS)
-/* Names of disks that are gone are opened for some time as well. */
+/* How long names of disks that are gone are still opened. */
 #define STALE_NS NS_PER_S
 
 struct disk {
@@ -145,7 +144,7 @@ static void *watch_go(void *arg)
 
 	path_of(d, path, sizeof path);
 	do {
-		/* when the last look began: it was gone by then */
+		/* The time when the last look began: the disk was gone by then. */
 		asked = now_ns();
 		there = stat(path, &st) == 0;
 		if (there)
@@ -175,7 +174,7 @@ static void add(const char *devname, uint64_t seq)
 	count++;
 }
 
-/* The one of that name that is there now. */
+/* The present disk of that name. */
 static struct disk *find(const char *devname)
 {
 	for (int i = 0; i < count; i++)
@@ -270,8 +269,8 @@ int cmd_hotplug(int argc, char **argv)
 	for (int i = 0; i < OPENERS; i++)
 		if (pthread_create(&openers[i].thread, NULL, open_all, &openers[i]))
 			die("pthread_create");
-	/* Before everybody else, as the time is taken here. The watchers that
-	 * it starts are, too. */
+	/* Runs before all other processes, as the time is taken here. So do
+	 * the watchers that it starts. */
 	if (sched_setscheduler(0, SCHED_RR, &(struct sched_param){ .sched_priority = 1 }) < 0)
 		die("SCHED_RR: %s", strerror(errno));
 	fprintf(stderr, "ready\n");

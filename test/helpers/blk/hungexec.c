@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/* Somebody without rights whose execve(2) does not end: a file that it closes
- * belongs to a filesystem of his own, which does not answer FLUSH.  Meanwhile
- * the kernel lets nobody look at the program. */
+/* A user without rights whose execve(2) does not end: a file that it closes
+ * belongs to a filesystem of the user's own, which does not answer FLUSH.
+ * Meanwhile the kernel lets no process look at the program. */
 #include "blk.h"
 
 #include <linux/fuse.h>
@@ -115,8 +115,8 @@ static void run(const char *path, const char *file)
 	_exit(1);
 }
 
-/* --fuse: a node that anybody may open; --dir: an empty directory of the user's.
- * "ready" says that all of them hang; they do until stdin ends. */
+/* --fuse: a node that any user may open; --dir: an empty directory of the
+ * user's. "ready" says that all programs hang; they do until stdin ends. */
 int cmd_hung_exec(int argc, char **argv)
 {
 	const char *path = NULL, *fuse = NULL, *dir = NULL;
@@ -156,7 +156,7 @@ int cmd_hung_exec(int argc, char **argv)
 	printf("ready %d\n", hung);
 	fflush(stdout);
 	wait_for_end();
-	/* The server's end has all of them go on. */
+	/* When the server ends, all of them go on. */
 	for (int i = 0; i < n; i++)
 		kill(pids[i], SIGKILL);
 	for (int i = 0; i < n; i++)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 /*
- * A disk that hangs: a filesystem of one file, `disk`, to put a loop device
- * on.  Whoever asks the loop device for its status makes the kernel ask for
- * the attributes of that file, and waits for as long as this likes.
+ * A disk that hangs: a filesystem of one file, `disk`, to put a loop device on.
+ * A process that asks the loop device for its status makes the kernel ask for
+ * the attributes of that file, and waits for as long as this program likes.
  *
- * SIGUSR1: take requests, answer none.  SIGUSR2: answer again, first those
- * that wait.  The end of stdin, or SIGTERM: give up the filesystem, whoever
- * uses it; what waits fails then.
+ * SIGUSR1: take requests, answer none. SIGUSR2: answer again, first the
+ * requests that wait. The end of stdin, or SIGTERM: give up the filesystem even
+ * if it is in use; requests that wait fail then.
  */
 #include "blk.h"
 
@@ -28,7 +28,7 @@ static void on_usr(int sig)
 	hung = sig == SIGUSR1;
 }
 
-/* Requests taken while hung. */
+/* Requests taken while the filesystem hangs. */
 struct parked {
 	struct parked *next;
 	char request[];
@@ -82,7 +82,7 @@ static void answer(const char *request)
 		return reply(in, 0, &out, sizeof out);
 	}
 	case FUSE_LOOKUP: {
-		/* Valid for 0 seconds: each look at it comes here. */
+		/* Valid for 0 seconds, so each look at it comes here. */
 		struct fuse_entry_out out = { .nodeid = FILE_ID };
 
 		if (strcmp(body, FILE_NAME))

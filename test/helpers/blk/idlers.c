@@ -3,7 +3,7 @@
 
 #include <pthread.h>
 
-/* Nobody needs a deep stack here. */
+/* These threads need no deep stack. */
 #define STACK_BYTES (64 * 1024)
 
 static const char *path;
@@ -22,7 +22,7 @@ static void *open_once(void *arg)
 	return NULL;
 }
 
-/* Many threads, each of which opens a path, closes it, and sleeps from then on. */
+/* Many threads. Each opens a path, closes it, and sleeps from then on. */
 int cmd_idlers(int argc, char **argv)
 {
 	int uid = 0, threads = 1;

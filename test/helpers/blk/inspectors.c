@@ -115,7 +115,7 @@ static const struct {
 	{ "lstat", lstat_ },
 };
 
-/* Makes one call; what it failed with, or 0. */
+/* Makes one call. Returns what it failed with, or 0. */
 int cmd_inspect(int argc, char **argv)
 {
 	const char *given = NULL, *name = NULL;

@@ -3,9 +3,9 @@
 
 #include <sys/stat.h>
 
-/* Everything is measured in one process in small batches, in turns, so that
- * what disturbs one series disturbs the others as well and the quotients of
- * their percentiles mean something. */
+/* All series are measured in one process in small batches, in turns. So a
+ * disturbance hits all of them, and the quotients of their percentiles mean
+ * something. */
 #define SERIES_MAX (6 + 2 * WAYS_MAX)
 static struct series {
 	enum { RTT, OPEN, STAT } what;
@@ -21,8 +21,8 @@ static void add(int what, const char *prefix, const char *name, struct target ta
 	series[count++] = (struct series){ .what = what, .prefix = prefix, .name = name, .target = target };
 }
 
-/* What a turn begins with wakes what slept meanwhile, and opens what was
- * closed: it is not counted. */
+/* The first calls of a turn are not counted: they wake what slept meanwhile,
+ * and open what was closed. */
 #define WARM_UP 5
 
 static void sample(struct series *s, struct pong *p, bool counted)
@@ -53,8 +53,8 @@ static void sample(struct series *s, struct pong *p, bool counted)
 	hist_add(hist, took);
 }
 
-/* What follows "--", NAME=PATH, are other trees: "open_NAME" and "stat_NAME".
- * Of what begins with "careful:" there is only "open_NAME". */
+/* The arguments after "--", NAME=PATH, are other trees: "open_NAME" and
+ * "stat_NAME". A path that begins with "careful:" gives only "open_NAME". */
 int cmd_latency(int argc, char **argv)
 {
 	static struct way ways[WAYS_MAX];

@@ -7,14 +7,14 @@
 #include <pthread.h>
 #include <sys/ioctl.h>
 
-/* Out of the way of those that losetup and the churn take. */
+/* Numbers that losetup and the churn do not use. */
 #define FIRST_NR 20000
-/* Those that are made one at a time. */
+/* Numbers of devices that are made one at a time. */
 #define FIRST_ALONE 1000
-/* Removing one is mostly waiting, and many can wait at once. */
+/* To remove one is mostly waiting, and many can wait at once. */
 #define WORKERS 16
 
-/* Only devices that this run added are in here. */
+/* Has only devices that this run added. */
 static int *nrs;
 static int got, left;
 static bool writable;
@@ -55,7 +55,7 @@ static void remove_all(void)
 		die("loops: %d loop devices could not be removed", left);
 }
 
-/* Attaches, says "ready", and detaches when stdin closes. */
+/* Attaches the devices, says "ready", and detaches them when stdin closes. */
 int cmd_loops(int argc, char **argv)
 {
 	int err = 0, count = argc >= 3 ? atoi(argv[1]) : 0;
@@ -96,7 +96,7 @@ int cmd_loops(int argc, char **argv)
 	return exit_status();
 }
 
-/* losetup -d; LOOK is a path that is looked at right before. */
+/* As losetup -d. LOOK is a path that is looked at right before. */
 int cmd_loop_detach(int argc, char **argv)
 {
 	if (argc != 2 && argc != 3)
@@ -129,7 +129,7 @@ int cmd_loop_new(int argc, char **argv)
 	return exit_status();
 }
 
-/* Detaches it, if it has a file, and removes it. */
+/* Detaches the device if it has a file, and removes it. */
 int cmd_loop_remove(int argc, char **argv)
 {
 	int nr, err;
@@ -177,8 +177,8 @@ static void *stall_set(void *arg)
 	if (pthread_create(&s->reads, NULL, stall_read, s))
 		die("pthread_create");
 	sleep_us(100000);
-	/* Waits for the read, and keeps lo_mutex meanwhile, which lo_open() needs
-	 * (drivers/block/loop.c, 6.18). */
+	/* Waits for the read, and holds lo_mutex meanwhile, which lo_open()
+	 * needs (drivers/block/loop.c, 6.18). */
 	if (ioctl(fd, LOOP_SET_STATUS64, &info) < 0)
 		die("%s: %s", s->path, strerror(errno));
 	close(fd);
@@ -186,7 +186,7 @@ static void *stall_set(void *arg)
 	return NULL;
 }
 
-/* On a file that hangs, has even open(2) of the disks hang.  Says "ready" when it does. */
+/* For disks on a file that hangs: makes even open(2) of them hang. Says "ready" when it does. */
 int cmd_loop_stall(int argc, char **argv)
 {
 	struct stall *all = calloc((size_t)argc, sizeof *all);

@@ -5,11 +5,11 @@
 #include <sched.h>
 #include <sys/mount.h>
 
-/* In a namespace of its own a directory that everybody has may be covered. */
+/* In a mount namespace of its own, a directory that exists everywhere may be covered. */
 #define MOUNTPOINT "/dev/shm"
 #define WITHIN_NS (2 * NS_PER_S)
 
-/* Without PIE it lies below 4 GiB. */
+/* Without PIE this lies below 4 GiB. */
 static char source[PATH_MAX];
 static _Atomic bool over;
 static _Atomic uint64_t unmounted;
@@ -30,9 +30,9 @@ static void *mount_and_compute(void *arg)
 	return NULL;
 }
 
-/* One thread mounts a zram disk, unmounts it, and has no more to do with the
- * kernel; how long after that the disk cannot be reset.  The
- * other one of the two stays where it is: unshare(2) is for one thread. */
+/* One thread mounts a zram disk, unmounts it, and makes no more system
+ * calls. Measures how long after that the disk cannot be reset. The other
+ * thread stays in its namespace, as unshare(2) is for one thread. */
 int cmd_mount_compute(int argc, char **argv)
 {
 	const char *path = NULL;

@@ -6,7 +6,7 @@
 #define OWN_NR 18500
 #define LIVE_US 500
 
-/* The first open of a new disk each time, by a name that nobody has asked for. */
+/* Measures the first open of a new disk each time, by a name that was never looked up. */
 int cmd_new_disks(int argc, char **argv)
 {
 	static struct hist h;

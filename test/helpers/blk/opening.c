@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* open(2), stopped where it was told the attributes and the device is not yet opened. */
+/* An open(2) that is stopped after it got the attributes and before it opens the device. */
 #include "blk.h"
 
 #include <poll.h>
@@ -9,12 +9,13 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
-/* The longest period there may be is 4.19 s (sched_deadline_period_max_us). */
+/* The longest possible period is 4.19 s (sched_deadline_period_max_us). */
 #define STOPPED_NS (4 * NS_PER_S)
-/* Less than any call takes: the least there may be. */
+/* The least possible runtime: less than any call takes. */
 #define RUNTIME_NS 1024
 
-/* As struct sched_attr in linux/sched/types.h, which is not to be had beside some versions of sched.h. */
+/* As struct sched_attr in linux/sched/types.h, which some versions of sched.h do not allow beside
+ * them. */
 struct attributes {
 	uint32_t size, policy;
 	uint64_t flags;
@@ -78,8 +79,7 @@ static bool woken(const struct opening *o)
 	return state == 'R' && sleeps > o->sleeps;
 }
 
-/* A page that is the process's from here on, and not any more: what the other
- * threads of a program do all the time. */
+/* Maps a page and unmaps it again, as the other threads of a program do all the time. */
 static void touch_memory(void)
 {
 	void *page = mmap(NULL, 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -90,12 +90,12 @@ static void touch_memory(void)
 	munmap(page, 1);
 }
 
-/* The thread has used up its time on the processor when it goes to sleep to
- * wait for the answer (update_curr_dl).  So it gets none when it is woken
- * (enqueue_dl_entity, 6.18), as if others had it all.  "ready" says that it is
- * there; a line on stdin, or its end, has it go on.
+/* The thread has used up its processor time when it goes to sleep to wait
+ * for the answer (update_curr_dl). So it gets none when it is woken
+ * (enqueue_dl_entity, 6.18), as if other processes had it all. "ready" says
+ * that it is stopped; a line on stdin, or its end, lets it go on.
  *
- * Where its time is up before it asks, it asks some seconds later. */
+ * If its time is up before it asks, it asks some seconds later. */
 int cmd_open_stopped(int argc, char **argv)
 {
 	pthread_t thread;

@@ -25,8 +25,9 @@ int cmd_openlat(int argc, char **argv)
 	});
 	int flags = parse_open_flags(flags_name);
 	/* By default the last descriptor is closed only after the next open,
-	 * so that the device stays open and what is timed is the way to it;
-	 * closed immediately, every open is also the device's first one. */
+	 * so that the device stays open, and only the way to it is timed.
+	 * With --close-immediately, each open is also the device's first
+	 * one. */
 	int last = -1;
 	uint64_t until = seconds > 0 ? now_ns() + (uint64_t)(seconds * NS_PER_S) : UINT64_MAX;
 

@@ -14,7 +14,7 @@ static uint64_t number(const char *what, const char *text)
 	return v;
 }
 
-/* addpart(8) and delpart(8), which not every distribution ships; LOOK is a
+/* As addpart(8) and delpart(8), which not every distribution has. LOOK is a
  * path that is looked at right before the deletion. */
 int cmd_partition(int argc, char **argv)
 {

@@ -15,7 +15,7 @@ enum pin parse_pin(const char *s)
 	die("bad value for --pin: %s (any, same or split)", s);
 }
 
-/* To the nth of the processors this process may use. */
+/* Pins the process to the nth of the processors that it may use. */
 static void pin_to(int n)
 {
 	cpu_set_t may, one;

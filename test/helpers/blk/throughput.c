@@ -36,8 +36,8 @@ static void client(struct shared *s, int which, const struct way *ways)
 	}
 }
 
-/* Many processes, each of which opens and closes a path of its own; the ways
- * take turns, so that what disturbs one of them disturbs the others as well. */
+/* Many processes, each of which opens and closes a path of its own. The ways
+ * take turns, so that a disturbance hits all of them. */
 int cmd_throughput(int argc, char **argv)
 {
 	static struct way ways[WAYS_MAX];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* open(2) as io_uring does it: by a call that says nothing of opening. */
+/* open(2) by io_uring: the system call does not show that it opens. */
 #include "blk.h"
 
 #include <linux/io_uring.h>
@@ -51,7 +51,8 @@ static void push(struct uring *r, const char *path, int flags, int personality, 
 	__atomic_store_n(r->sq_tail, *r->sq_tail + 1, __ATOMIC_RELEASE);
 }
 
-/* Waits for what was asked for, "submit" of it just now; the descriptor, or an error. */
+/* Waits for the request, after "submit" of them were added just now. Returns the
+ * descriptor, or an error. */
 static int pop(struct uring *r, unsigned submit)
 {
 	while (submit || __atomic_load_n(r->cq_tail, __ATOMIC_ACQUIRE) == *r->cq_head) {
@@ -75,9 +76,10 @@ int uring_open(struct uring *r, const char *path, int flags, int personality, bo
 	return pop(r, 1);
 }
 
-/* A worker is made by whatever call its program is at the end of when it is needed, and has
- * what was in the registers then. Here that is stat(2), mostly: what comes after a while is
- * opened by a worker that is made for it. It does the opens that follow, too. */
+/* The kernel makes a worker at the end of the call that its program is in when the
+ * worker is needed. The worker shows the registers of that call. Here that is mostly
+ * stat(2): a worker is made for the open that comes after a while, and does the opens
+ * that follow, too. */
 void uring_start_in_stat(struct uring *r)
 {
 	struct __kernel_timespec after = { .tv_nsec = 20000000 };
@@ -100,7 +102,7 @@ void uring_start_in_stat(struct uring *r)
 	close(pop(r, 0));
 }
 
-/* --worker: by a thread of the kernel's, not by the caller. */
+/* --worker: by a kernel thread, not by the caller. */
 int cmd_uring_open(int argc, char **argv)
 {
 	const char *path = NULL;

@@ -83,7 +83,7 @@ void catch_signals(void)
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGTERM, &sa, NULL);
 	sigaction(SIGHUP, &sa, NULL);
-	/* A reader which went away must not keep the cleanup from running. */
+	/* A reader that went away must not keep the cleanup from running. */
 	signal(SIGPIPE, SIG_IGN);
 }
 
@@ -107,7 +107,7 @@ void sleep_us(unsigned us)
 	nanosleep(&ts, NULL); /* a signal may cut it short: the callers loop */
 }
 
-/* A thread that only sleeps notices when the machine runs nothing for longer
+/* A thread that only sleeps notices if the machine runs nothing for longer
  * than what is measured. */
 static void *canary(void *arg)
 {
@@ -154,7 +154,7 @@ int told(void)
 	char buf[256];
 	int lines = 0;
 
-	/* The timeout is for a signal just before the call. */
+	/* The timeout covers a signal just before the call. */
 	while (!stop_signal && !lines) {
 		if (poll(&p, 1, 100) <= 0)
 			continue;

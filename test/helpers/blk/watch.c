@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/* Who opened a node and closed it again, as seen by those who watch it; and who opened another node
- * of the device, by that name in a directory. */
+/* Counts opens and closes of a node, as a watch of the node sees them; and opens of another node
+ * of the device, by its name in a directory. */
 #include "blk.h"
 
 #include <poll.h>
@@ -41,7 +41,7 @@ static void print(const struct seen *s)
 	fflush(stdout);
 }
 
-/* Says what it saw so far whenever a line comes in, and at its end. */
+/* Prints what it has seen so far whenever a line comes in, and at its end. */
 int cmd_watch(int argc, char **argv)
 {
 	const char *path = NULL, *directory = NULL;

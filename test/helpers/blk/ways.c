@@ -45,8 +45,8 @@ int ways_of(int *argc, char **argv, struct way *ways)
 	return n;
 }
 
-/* As systemd's sd_device_open() does it: nothing is opened before it is seen
- * to be the right kind of node, and the node's path is not walked twice. */
+/* As systemd's sd_device_open(): opens nothing before it has seen the right
+ * kind of node, and does not walk the node's path twice. */
 static int open_carefully(const struct target *t)
 {
 	char self[32];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * For LD_PRELOAD: whoever connects a socket takes a while over it.  With NO_FILTER
- * in the environment, filters for sockets are taken for attached, and are not.
+ * For LD_PRELOAD: connect(2) of a socket takes a while. With NO_FILTER in the
+ * environment, filters for sockets seem to be attached, and are not.
  */
 #define _GNU_SOURCE
 #include <stdlib.h>

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: MIT
-/*
- * For LD_PRELOAD: whoever looks up in sysfs what a device-mapper device is called takes
- * a while over it.
- */
+/* For LD_PRELOAD: it takes a while to look up the name of a device-mapper device in sysfs. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
