@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The addon in one piece, to be built with sanitizers: see test/helpers/sanitized.ts.
-// It has six functions more: four are wrong, each in a way that they must notice; two
-// take text that is otherwise the kernel's.
+// The addon in one piece, to be built with sanitizers: see test/helpers/sanitized.ts. It has six
+// additional functions. Four are wrong, each in a way that the sanitizers must notice. Two parse
+// text that otherwise comes from the kernel.
 #include <napi.h>
 
 // Registered below instead.
@@ -24,7 +24,7 @@
 
 namespace {
 
-// One byte behind a buffer of JavaScript's.
+// Writes one byte behind a buffer of JavaScript's.
 Napi::Value Overrun(const Napi::CallbackInfo& info) {
   diskseqfs::Bytes bytes = diskseqfs::BytesArg(info, 0);
   static_cast<volatile char*>(bytes.data)[bytes.size] = 1;
@@ -48,7 +48,7 @@ Napi::Value Leak(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// parseStatus(text, [gid, ...]): as credentials(), of a text.
+// parseStatus(text, [gid, ...]): as credentials(), but of a text.
 Napi::Value ParseStatus(const Napi::CallbackInfo& info) {
   auto list = info[1].As<Napi::Array>();
   std::vector<uint32_t> wanted;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /**
- * Every function of the addon, with arguments that TypeScript lets pass and
- * nobody would: buffers without room, descriptors of something else, text with
- * NULs in it, more descriptors than there is room for. Run with the addon that
- * is built with sanitizers (addon.cc), which say what is wrong. And text of the
- * kernel's that it takes apart: what must hold for that is written down here once more.
+ * Calls each function of the addon with arguments that TypeScript lets pass and that no caller
+ * would use: buffers without room, descriptors of something else, text with NULs in it, more
+ * descriptors than there is room for. It runs with the addon that is built with sanitizers
+ * (addon.cc), which report errors. It also has the addon parse text of the kernel's; what must hold
+ * for that is written down here a second time.
  *
  *   node addon.js CALLS SEED [TWIN]
  */
@@ -22,7 +22,7 @@ const c: Choices = new Random(Number(seed))
 if (twin !== undefined) {
   const twins = native as unknown as Record<string, (argument: unknown) => void>
   twins[twin]?.(twin === 'overrun' ? new Uint8Array(64) : 1)
-  // Leaks are looked for at the end.
+  // The search for leaks happens at the end.
   process.exit()
 }
 
@@ -30,7 +30,7 @@ const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-addon-'))
 const file = join(directory, 'file')
 writeFileSync(file, 'x'.repeat(5000))
 
-/** Descriptors of every kind that do not block; new ones are among them for a while. */
+/** Descriptors of each kind that does not block; new ones join them for a while. */
 const standing = [
   -1,
   -2147483648,
@@ -53,7 +53,7 @@ const nodes = native.makeNodes()
 const own = openSync(mkdtempSync(join(directory, 'links-')), 'r')
 const opened: number[] = []
 const fd = () => (opened.length > 0 && c.oneIn(3) ? c.pick(opened) : c.pick(standing))
-/** Only of what was opened here: others are Node's. */
+/** Keeps a descriptor for later calls. Only of those opened here: others are Node's. */
 const keep = (result: number) => {
   if (result >= 0) opened.push(result)
   while (opened.length > 40) native.close(opened.shift() as number)
@@ -101,9 +101,9 @@ const text = () =>
     '/proc/self/status',
     '/sys/class/block',
   ])
-/** Nothing is mounted there, and it is no place to mount at: that directory nobody makes. */
+/** Places without a mount, which cannot be mounted at either: that directory is never made. */
 const nowhere = () => c.pick(['', '\0', `${directory}/missing/none`, `${directory}/missing/none\0x`, 'x'.repeat(5000)])
-/** The guard is not there; nothing that would not answer is. */
+/** Addresses without a guard, and without any other socket that does not answer. */
 const nobody = () => c.pick(['', '\0', `${directory}/none`, file, 'x'.repeat(107), 'x'.repeat(108), 'x'.repeat(200)])
 
 let waiting = 0
@@ -115,15 +115,15 @@ const later = <T extends unknown[]>(use: (...results: T) => void = () => {}) => 
     use(...results)
   }
 }
-/** All of a scan, and what it has after its end. */
+/** Reads all of a scan, and past its end. */
 const drained = (_: number, next: () => unknown[]) => {
   while (next().length > 0) continue
   next()
 }
-/** Has a descriptor among its results. */
+/** For a call that has a descriptor among its results. */
 const fdLater = (at: number) => later((...results: unknown[]) => void keep(results[at] as number))
 
-/** Functions of the addon with sanitizers only. */
+/** Functions that only the addon with sanitizers has. */
 interface Parsers {
   parseStatus(text: Uint8Array, groups: number[]): [uid: number, gid: number, capabilities: bigint, ...member: boolean[]] | undefined
   parseStat(text: Uint8Array): [startCode: number, state: string]
@@ -134,13 +134,13 @@ function must(holds: boolean, what: string): asserts holds {
   if (!holds) throw new Error(what)
 }
 
-/** /proc/TID/status: what calls itself a line of it is none. */
+/** /proc/TID/status: a process name that looks like a line of it must not count as one. */
 function checkStatus(text: Buffer): void {
   const found = parsers.parseStatus(text, [NODE_GROUP, 61001])
   const lines = text.toString('latin1').split('\n').slice(1)
   const all = (field: string) => lines.filter((line) => line.startsWith(`${field}:\t`)).map((line) => line.slice(field.length + 2))
   const [uids, gids, groups, effective] = ['Uid', 'Gid', 'Groups', 'CapEff'].map(all) as [string[], string[], string[], string[]]
-  // The kernel writes each once.
+  // The kernel writes each field once.
   if ([uids, gids, groups, effective].some((field) => field.length > 1)) return
   const shown = JSON.stringify(text.toString('latin1'))
   if ([uids, gids, groups, effective].some((field) => field.length === 0))
@@ -172,7 +172,7 @@ function checkStat(text: Buffer): void {
   must(startCode === (fields.length > 23 ? Number(fields[23]) : -1), `${JSON.stringify(shown)}: start code ${startCode}`)
 }
 
-/** Found something once: who calls himself a member of the disk's group, or capable, by his name. */
+/** Found something once: a process whose name makes it look like a member of the disk's group, or capable. */
 const STATUS_CASES = [
   '4e616d653a090d47726f7570733a09360d0a53746174653a09532028736c656570696e67290a47726f7570733a09363130303120200a4361704566663a09303030303030303030303030303030300a436170426e643a09303030303031666666666666666666660a',
   '4e616d653a090d4361704566663a09320d0a53746174653a09532028736c656570696e67290a47726f7570733a09363130303120200a4361704566663a09303030303030303030303030303030300a436170426e643a09303030303031666666666666666666660a',
@@ -180,7 +180,7 @@ const STATUS_CASES = [
 ]
 
 const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
-  // Neither blocks: of what is here nothing waits for anybody.
+  // Neither blocks, as nothing here waits for anything else.
   read: () => native.read(fd(), bytes()),
   write: () => native.write(c.pick([standing[4], -1, 99999, standing[6], standing[11]]) as number, bytes(), number()),
   close: () => native.close(opened.pop() ?? -1),
@@ -211,7 +211,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   inotifyWatch: () => native.inotifyWatch(text(), c.below(2 ** 32), fdLater(1)),
   inotifyAdd: () => native.inotifyAdd(c.pick(standing), c.pick(standing), c.u64(), c.below(2 ** 32), later()),
   inotifyRemove: () => native.inotifyRemove(c.pick(standing), number()),
-  // In no directory but its own.
+  // Only in its own directory.
   changeLinks: () => {
     const path = () => c.pick(['a', 'a/b', 'a/b/c', '', 'x'.repeat(300), 'a//b', '/nowhere/x'])
     const changes = Array.from({ length: c.below(6) }, () => [path(), c.pick(['', 'to', '../to', 'x'.repeat(5000)])]).flat()
@@ -223,10 +223,10 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   unmount: () => native.unmount(nowhere(), number(), later()),
   look: () => native.look(c.pick(['', '\0', '/', file, 'x'.repeat(5000)]), later()),
   pickMount: () => native.pickMount(c.pick([nowhere(), '/', '/proc']), fdLater(1)),
-  // Not of a descriptor that pickMount has found: that one is of this system.
+  // Not for a descriptor that pickMount has found: that is of this system.
   prune: () => native.prune(c.pick(standing), later()),
   lookAtThreads: () => {
-    // Its own, those of others, and none.
+    // Its own threads, those of other processes, and none.
     const threads = Array.from({ length: c.below(6) }, () => [c.pick([process.pid, 1, 2, process.ppid, number()]), c.oneIn(2)]).flat()
     native.lookAtThreads(c.oneIn(4) ? threads.slice(1) : threads, later())
   },
@@ -268,7 +268,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   },
   awaitMessage: () => {
     const socket = native.selfSocket()
-    // Of those that it is called with none is without a message for ever.
+    // None of the sockets that it is called with stays without a message.
     native.sendDescriptors(socket, 'x', [])
     native.awaitMessage(c.oneIn(8) ? 1_000_000 : socket)
     native.close(socket)
@@ -306,7 +306,7 @@ for (const text of STATUS_CASES) checkStatus(Buffer.from(text, 'hex'))
 let before = 0
 for (let round = 0; round <= rounds; round++) {
   for (let i = 0; i < 200; i++) FUNCTIONS[c.pick(names)]?.()
-  // What waits in the standing sockets are descriptors, too.
+  // The messages in the standing sockets hold descriptors, too.
   for (const socket of [standing[11], standing[12]] as number[]) {
     for (let found; typeof (found = native.receiveDescriptors(socket, new Uint8Array(1), false)) !== 'number';) {
       for (const each of found.slice(1)) native.close(each)

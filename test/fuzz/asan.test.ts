@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * The addon and the guard with sanitizers: nothing is read or written where it
- * must not be, whatever comes. The long form is `make fuzz`.
+ * The addon and the guard with sanitizers: whatever input comes, nothing is read or written where
+ * it must not be. The long form is `make fuzz`.
  */
 import { spawn } from 'node:child_process'
 
@@ -43,7 +43,7 @@ t.test('twin: a leak in the addon does not go unnoticed', async (t) => {
   t.match(leaks, [/471100 byte/])
 })
 
-t.test('the functions of the guard, whatever is handed over to them', async (t) => {
+t.test('the functions of the guard, whatever they are called with', async (t) => {
   t.comment(`seed ${SEED}`)
   const { code, out, err } = await ended(guardFuzzPath(), ['run', '5000', String(SEED)])
   t.equal(code, 0, out + err.slice(0, 4000))
@@ -57,9 +57,9 @@ t.test('twin: a guard that believes how many slots are in use', async (t) => {
   t.match(err, 'AddressSanitizer')
 })
 
-/** A guard that starts daemons which say whatever comes, and when each has got to its end a line. */
+/** A guard that starts daemons which say anything, and a line for each daemon that has got to its end. */
 function spoken(t: Test, program: string) {
-  // It would take one that says nothing more for a daemon that hangs.
+  // Otherwise the guard would take a daemon that says nothing more for one that hangs.
   const never = ['-h', '4000000000', '-a', '4000000000']
   const daemon = [guardFuzzPath(), 'speak', '2000', String(SEED)]
   const guard = spawn(program, [...never, ...daemon], { stdio: ['ignore', 'pipe', 'pipe'] })
@@ -81,7 +81,7 @@ t.test('a guard that runs, whatever daemons say', async (t) => {
   t.notMatch(heard.said, /Sanitizer|runtime error/)
 })
 
-t.test('twin: where an empty message is taken for its end, no daemon gets there', async (t) => {
+t.test('twin: if an empty message is taken for its end, no daemon gets there', async (t) => {
   const { guard, heard } = spoken(t, twinGuard(t, '    if (n == 0 && !has_hung_up(daemon->socket)) return;\n', ''))
   await sleep(5000)
   t.strictSame([guard.exitCode, heard.out], [null, ''], `seed ${SEED}`)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Where the generators get their decisions from: a generator of random numbers
- * for volume, or a tape of bytes, which fast-check can shorten. In doubt they
- * take the first and simplest possibility, which is what an ended tape says.
+ * The source of the generators' decisions: a generator of random numbers, for volume; or a tape of
+ * bytes, which fast-check can shorten. In doubt they take the first and simplest possibility, which
+ * is also what an ended tape gives.
  */
 export abstract class Choices {
   /** 0 to n-1; n is 2^32 at most. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Inputs that found something once, and how a long one is made short. */
+/** Inputs that found an error once, and the code that shortens a long one. */
 import type { Input, Surface } from './surfaces.js'
 
 export interface Case {
@@ -12,7 +12,7 @@ export interface Case {
 
 const TRIES_MAX = 400
 
-/** What remains of a failing input when pieces are left out that it fails without. */
+/** What remains of a failing input after all pieces are left out that are not needed for the failure. */
 export async function smaller(surface: Surface, input: Input): Promise<Input> {
   let best = [...input]
   let tries = 0

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * An environment that ends while the addon is at work for it: threads in system
- * calls, answers on their way, descriptors being polled. Run with sanitizers.
+ * An environment that ends while the addon works for it: threads in system calls, answers on their
+ * way, descriptors being polled. Run with sanitizers.
  *
  *   node ends.js TIMES SEED
  */
@@ -13,7 +13,7 @@ import { Random } from './choices.js'
 
 const [times = '20', seed = '1'] = process.argv.slice(2)
 
-/** Begins what it does not wait for. */
+/** Begins work without waiting for it. */
 function begin(): void {
   const dev = native.openDirectory('/dev')
   const poll = new native.Poll(native.ueventOpen(4096), () => {})

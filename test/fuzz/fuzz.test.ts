@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Garbage on any input: nothing throws, nothing hangs, nothing is left, and what
- * is not understood is taken for the harmless thing. What comes in and what must
- * hold is in test/fuzz/; the long form is `make fuzz`.
+ * Garbage on each input: nothing throws, nothing hangs, nothing is left over, and input that is not
+ * understood has the harmless reading. The inputs and the rules are in test/fuzz/; the long form is
+ * `make fuzz`.
  */
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
@@ -18,17 +18,17 @@ import { Random, Tape } from './choices.js'
 import { CASES, smaller } from './corpus.js'
 import { generate, type Input, names, requests, state, type Surface, SURFACES, syscallFiles } from './surfaces.js'
 
-/** Another one in each run; FUZZ_SEED repeats one. */
+/** Differs in each run; FUZZ_SEED repeats a run. */
 const SEED = Number(process.env['FUZZ_SEED'] ?? Date.now() % 2 ** 31)
 
-/** For how long each surface is fuzzed, ms: with inputs that can be shortened, then with many. */
+/** How long each surface is fuzzed, in ms: with inputs that can be shortened, then with many others. */
 const SHRINKABLE_MS = 400
 const MANY_MS: Readonly<Record<string, number>> = LONG ? { 'FUSE requests': 7000, 'hand-over': 3000 } : {}
 const MANY_OTHERS_MS = 500
 
 const hex = (input: Input) => input.map((piece) => piece.toString('hex')).join('\n')
 
-t.test('what was found once', async (t) => {
+t.test('inputs that found an error once', async (t) => {
   for (const { surface: name, about, pieces } of CASES) {
     const surface = SURFACES.find((each) => each.name === name)
     try {
@@ -52,7 +52,7 @@ t.test('seeds that stay the same', async (t) => {
   }
 })
 
-/** A tape for each piece, so that both the number of pieces and each of them can be made smaller. */
+/** A tape for each piece, so that the number of pieces and each piece can be reduced. */
 const inputs = (surface: Surface) =>
   fc
     .array(fc.uint8Array({ maxLength: 300 }), { minLength: 1, maxLength: Math.min(surface.pieces, 60) })
@@ -82,7 +82,9 @@ for (const surface of SURFACES) {
   })
 }
 
-/** Has the fuzzer find that in a daemon with one defence less; it may find something else before, as it may take other times on another machine. */
+/**
+ * The fuzzer must find this error in a daemon with one defence less. It may find another error first, as timing differs between machines.
+ */
 async function finds(t: Test, surface: Surface, what: RegExp): Promise<void> {
   let last = 'nothing'
   for (let i = 0; i < 200_000 / surface.pieces; i++) {
@@ -98,14 +100,14 @@ async function finds(t: Test, surface: Surface, what: RegExp): Promise<void> {
   t.fail(`found ${last}, not ${what}`)
 }
 
-/** Every length is enough. */
+/** Any length is enough. */
 class Endless extends Message {
   override get bodySize() {
     return Infinity
   }
 }
 
-t.test('twin: bodies whose size nobody looks at', async (t) => {
+t.test('twin: bodies whose size is not checked', async (t) => {
   class Trusting extends FuseSession {
     override handle(message: Message, slot?: number) {
       return super.handle(new Endless(message.bytes, message.length), slot)
@@ -124,7 +126,7 @@ t.test('twin: a request that is answered twice', async (t) => {
   await finds(t, requests({ session: Talkative }), /an answer that nobody waits for/)
 })
 
-t.test('twin: a pin that is believed to be what it was', async (t) => {
+t.test('twin: a pin that is taken to be unchanged', async (t) => {
   class Believing extends PinOpener {
     override current() {
       return true
@@ -139,13 +141,13 @@ t.test('twin: memory whose numbers are believed', async (t) => {
   await finds(t, state(believing), /was not written down|outside the bounds/)
 })
 
-t.test('twin: names that are read more kindly', async (t) => {
+t.test('twin: names that are parsed too leniently', async (t) => {
   const kind = (text: string) => parseName(text.trim().replace(/^0+/, ''))
   await finds(t, names(kind), /is no name/)
   t.equal(kind(` ${nodeName(13n as never, 1)}`)?.diskseq, 13n)
 })
 
-t.test('twin: a line of /proc/TID/syscall that is not looked at closely', async (t) => {
+t.test('twin: a line of /proc/TID/syscall that is not checked closely', async (t) => {
   const lax = syscallFiles((native) =>
     Object.assign(new Intents(native), {
       parse: (_: number, line: Buffer) => {

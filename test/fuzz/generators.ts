@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Inputs of each kind: mostly as the kernel writes them, then bent a little, or broken. */
+/** Inputs of each kind: mostly as the kernel writes them, then changed a little, or broken. */
 import { constants } from 'node:os'
 
 import { Opcode } from '../../src/fuse/wire.js'
@@ -7,14 +7,14 @@ import { directoryId, DM_ID, DM_NAME, type DiskSeq, inodeId, linkId, linkName, n
 import { native } from '../../src/native.js'
 import type { Choices } from './choices.js'
 
-/** At and around the sizes that something depends on. */
+/** Numbers at and around the sizes that matter. */
 const NUMBERS = [
   0, 1, 2, 3, 4, 7, 8, 9, 10, 15, 16, 23, 24, 31, 32, 39, 40, 63, 64, 87, 88, 127, 128, 255, 256, 257, 1023, 1024, 4095, 4096, 65535, 65536,
   131072, 0x7fffffff, 0x80000000, 0xfffffffe, 0xffffffff,
 ]
 const number = (c: Choices) => (c.oneIn(4) ? c.below(2 ** 32) : c.pick(NUMBERS))
 
-/** Bits turned, pieces cut out, doubled, overwritten, or put in. */
+/** Flips bits, and cuts out, doubles, overwrites or inserts pieces. */
 export function mutate(c: Choices, bytes: Buffer, times = 1 + c.below(4)): Buffer {
   let mutant = Buffer.from(bytes)
   for (let i = 0; i < times; i++) {
@@ -46,9 +46,9 @@ export function mutate(c: Choices, bytes: Buffer, times = 1 + c.below(4)): Buffe
   return mutant
 }
 
-/** Disks of the world that requests are about, and some that it has not. */
+/** The number of disks in the world; requests also ask for some that it does not have. */
 export const DISKS = 8
-/** The first number a disk of it can have. */
+/** The first number that a disk of the world can have. */
 export const DISKSEQ_FIRST = 13n
 export const PARTITIONS = 3
 
@@ -83,14 +83,14 @@ export function name(c: Choices): Buffer {
   return c.oneIn(4) ? mutate(c, bytes, 1) : bytes
 }
 
-/** One that the world is likely to have. */
+/** A name that the world is likely to have. */
 function realName(c: Choices): Buffer {
   const n = diskseq(c)
   const partition = 1 + c.below(PARTITIONS)
   return Buffer.from(c.pick([nodeName(n, 0), nodeName(n, 0), nodeName(n, partition), linkName(n, partition)]))
 }
 
-/** What the kernel may call a device of the world. */
+/** A name that the kernel may give a device of the world. */
 function kernelName(c: Choices): Buffer {
   const index = c.below(DISKS)
   const partition = c.below(PARTITIONS + 1)
@@ -115,10 +115,10 @@ export function anId(c: Choices): bigint {
 
 const aDirectory = (c: Choices) => (c.oneIn(4) ? DM_ID : (directoryId(diskseq(c)) ?? DM_ID))
 
-/** Of a directory; there are none. */
+/** A directory handle; the daemon has none. */
 const handle = (c: Choices) => (c.oneIn(4) ? c.u64() : 0n)
 
-/** Threads that a request may come from. */
+/** The first of the threads that requests come from. */
 export const TID_FIRST = 4700
 export const TIDS = 8
 const UIDS = [0, 1000, 60001, 0xffffffff]
@@ -217,7 +217,7 @@ function body(c: Choices, opcode: number, recent: bigint): Buffer {
   }
 }
 
-/** One request, mostly of the length its header tells. */
+/** One request, mostly of the length that its header says. */
 export function request(c: Choices, unique: bigint): Buffer {
   const opcode = c.oneIn(20) ? c.below(256) : c.pick(OPCODES)
   const nodeid = opcode === Opcode.LOOKUP || opcode === Opcode.OPENDIR ? (c.oneIn(16) ? anId(c) : c.oneIn(3) ? aDirectory(c) : 1n) : anId(c)
@@ -226,7 +226,7 @@ export function request(c: Choices, unique: bigint): Buffer {
   const header = Buffer.alloc(40)
   header.writeUInt32LE(c.oneIn(24) ? number(c) : 40 + content.length, 0)
   header.writeUInt32LE(opcode, 4)
-  // A number that is used twice, as no kernel does.
+  // A number that is used twice, which no kernel does.
   header.writeBigUInt64LE(c.oneIn(200) ? unique - 2n * BigInt(c.below(8)) : unique, 8)
   header.writeBigUInt64LE(BigInt.asUintN(64, nodeid), 16)
   header.writeUInt32LE(c.pick(UIDS), 24)
@@ -313,10 +313,10 @@ export function syscallLine(c: Choices): Buffer {
   return c.oneIn(6) ? mutate(c, line) : line
 }
 
-/** Of the node that {@link statusText} is about. */
+/** The group of the node that {@link statusText} is about. */
 export const NODE_GROUP = 6
 
-/** /proc/TID/status, fs/proc/array.c: of a name only line feeds and backslashes are escaped. */
+/** /proc/TID/status, fs/proc/array.c: in a name only line feeds and backslashes are escaped. */
 export function statusText(c: Choices): Buffer {
   const groups = c.pick(['', '4 ', '61001 70000 ', `${NODE_GROUP} `, `4 ${NODE_GROUP} 70000 `, `1${NODE_GROUP} ${NODE_GROUP}1 `])
   const caps = c.pick(['0000000000000000', '000001ffffffffff', '0000000000000002', '0000000000000004', '0000000000000008'])
@@ -348,7 +348,7 @@ export function statusText(c: Choices): Buffer {
   return c.oneIn(5) ? mutate(c, text) : text
 }
 
-/** /proc/TID/stat, do_task_stat (fs/proc/array.c): of the name nothing is escaped but line feeds. */
+/** /proc/TID/stat, do_task_stat (fs/proc/array.c): in the name only line feeds are escaped. */
 export function statText(c: Choices): Buffer {
   const comm = c.pick([
     'qemu',
@@ -391,7 +391,7 @@ export function inotifyEvents(c: Choices): Buffer {
 }
 
 const { layout } = native
-/** Where the memory of a hand-over has numbers, and the first few of each kind of slot. */
+/** Where the memory of a hand-over has numbers, and the first few slots of each kind. */
 const SLOTS = [
   [layout.STATE_SMALL_AT, layout.STATE_SMALL_SIZE],
   [layout.STATE_BIG_AT, layout.STATE_BIG_SIZE],
@@ -417,7 +417,7 @@ export function patches(c: Choices): Buffer {
   )
 }
 
-/** Of one socket each: how many messages; of each the number of descriptors, the length, the text. */
+/** For each socket: how many messages; for each message the number of descriptors, the length, the text. */
 export function vaultMessages(c: Choices): Buffer {
   const message = () => {
     const place = Buffer.from(
@@ -434,11 +434,11 @@ export function vaultMessages(c: Choices): Buffer {
   )
 }
 
-/** Of {@link item}: what it begins with. */
+/** The first byte of an {@link item}. */
 export const REQUEST = 0
 export const EVENT = 1
 
-/** One step of an episode: a request, or something that happens to the world. */
+/** One step of an episode: a request, or a change of the world. */
 export function item(c: Choices, index: number): Buffer {
   if (c.oneIn(12)) return cat(Buffer.from([EVENT]), c.bytes(4))
   return cat(Buffer.from([REQUEST]), request(c, UNIQUE_FIRST + 2n * BigInt(index)))

@@ -31,7 +31,7 @@ static int stat_socket_as_fuse(int fd, struct stat *file) {
 #define umount2 unmount_nothing
 #define fstat stat_socket_as_fuse
 #define main guard_main
-// Of the directory given with -I.
+// The one in the directory given with -I.
 #include <guard.c>
 #include <names.c>
 #include <requests.c>
@@ -73,7 +73,7 @@ static int memory(off_t size) {
   return fd;
 }
 
-// Numbers that are wrong, and requests that are none, where the guard looks for them.
+// Writes wrong numbers, and requests that are none, where the guard looks for them.
 static void damage(int fd) {
   static const struct { off_t start, size; } slots[] = {
       {STATE_SMALL_AT, STATE_SMALL_SIZE}, {STATE_BIG_AT, STATE_BIG_SIZE}, {STATE_LANDING_AT, 16}};
@@ -125,8 +125,8 @@ static int any(int kind, bool in_process, int *held, int *state) {
   return fd;
 }
 
-// A message, mostly as a daemon has it. The descriptors that are sent are closed here, but
-// for `held`, the other end of the "/dev/fuse", and `state`, a copy.
+// Sends a message, mostly as a daemon does. The descriptors that are sent are closed here, but for
+// `held`, the other end of the "/dev/fuse", and `state`, a copy.
 static void speak(int fd, const char *what, int kind, bool in_process, int *held, int *state) {
   static char text[6000];
   int fds[10], count = kind < 0 ? 0 : below(8) ? 1 : (int)below(10);
@@ -171,7 +171,7 @@ static int script(int fd, bool in_process, int step, int *held, int *state) {
   return step + 1;
 }
 
-// What goes out must be an answer that the kernel takes.
+// Checks that what goes out is an answer that the kernel takes.
 static void take_answers(int held) {
   struct fuse_out_header answer[2];
   ssize_t n;
@@ -208,7 +208,7 @@ static void fuzz(unsigned long times) {
         if (send(held, buffer, request(buffer, 2 + 2 * i), MSG_DONTWAIT | MSG_NOSIGNAL) < 0) break;
       if (state >= 0) damage(state);
       if (below(3) == 0) tick();
-      // As in the guard's loop: only without a daemon does it read.
+      // As in the guard's loop, it reads only without a daemon.
       if (served.fuse >= 0 && !served.absent && below(2)) stand_in();
       if (served.fuse >= 0 && served.absent) read_requests();
       if (held >= 0) take_answers(held);
@@ -227,7 +227,7 @@ static void fuzz(unsigned long times) {
   printf("{\"inputs\":%lu,\"accepted\":%lu,\"requests\":%lu}\n", times + requests, accepted, requests);
 }
 
-// To the guard that has started this. Nothing of it stays.
+// Talks to the guard that has started this. Nothing of it stays.
 static void annoy(int fd, unsigned long count) {
   int held = -1, state = -1;
   char text[64];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /**
- * The long form: as many inputs as wanted, the same checks as in the short one.
+ * The long form: as many inputs as wanted, with the same checks as the short one.
  *
  *   make fuzz [INPUTS=10000000] [SEED=n] [SURFACE=name]
  */
@@ -12,20 +12,20 @@ import { smaller } from './corpus.js'
 import { generate, SURFACES, type Surface } from './surfaces.js'
 
 const [inputs = '10000000', seed = String(Date.now() % 2 ** 31), only] = process.argv.slice(2)
-/** Of all inputs; what takes a world of its own for each comes in smaller numbers. */
+/** Shares of all inputs. A surface that needs a world for each input gets fewer. */
 const SHARES: Readonly<Record<string, number>> = { 'FUSE requests': 60, uevents: 10, names: 10, sysfs: 6, 'hand-over': 1 }
 const shown = SURFACES.filter(({ name }) => only === undefined || name === only)
 const shares = shown.map(({ name }) => SHARES[name] ?? 2)
 const all = shares.reduce((sum, share) => sum + share, 0)
 
-/** How much more memory may be in use after a surface than before it, MiB: code and caches. */
+/** How much more memory may be in use after a surface than before it, in MiB: code and caches. */
 const GROWTH_MAX = 8
-/** Worlds that are over live on in a timer of the log's for so long, ms. */
+/** How long a timer of the log keeps a world that is over, in ms. */
 const LOG_LIMIT_MS = 1100
 
 /**
- * Memory in use when garbage is gone, and resident memory, MiB. Of what was freed
- * the C library keeps more or less, so that the latter says little about leaks.
+ * Memory in use once garbage is gone, and resident memory, in MiB. The C library keeps more or less
+ * of what was freed, so resident memory says little about leaks.
  */
 async function memory(): Promise<{ used: number; resident: number }> {
   await sleep(LOG_LIMIT_MS)
@@ -49,7 +49,7 @@ async function fuzz(surface: Surface, count: number, from: number): Promise<numb
     done += input.length
     try {
       await surface.check(input)
-      // Of several under way it may have been another.
+      // If several are under way, it may be the failure of another input.
       if (uncaught !== undefined) throw uncaught
     } catch (error) {
       uncaught = undefined
@@ -66,7 +66,7 @@ async function fuzz(surface: Surface, count: number, from: number): Promise<numb
 }
 
 console.log(`seed ${seed}`)
-// Until memory is as full as it gets.
+// Runs until memory is as full as it gets.
 for (const surface of shown) await fuzz(surface, Math.max(surface.pieces * 300, 20_000), Number(seed))
 const row = (...cells: string[]) => console.log(cells.map((cell, i) => (i === 0 ? cell.padEnd(20) : cell.padStart(14))).join(''))
 row('surface', 'inputs', 'per second', 'failures', 'MiB in use', 'afterwards', 'MiB resident', 'afterwards')
@@ -87,7 +87,7 @@ for (const [i, surface] of shown.entries()) {
   row(surface.name, String(done), (done / seconds).toFixed(0), String(failures - known), ...figures)
 }
 
-/** What has sanitizers runs in a process of its own. */
+/** Programs with sanitizers run in processes of their own. */
 async function sanitized(name: string, run: () => Promise<Ended & { leaks?: string[] }>): Promise<void> {
   if (only !== undefined && only !== name) return
   const began = performance.now()

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * What takes bytes from outside, one surface each: how inputs for it are made,
- * and what must hold for any input. The rules are written down here a second
- * time, in other words than in src/, so that both must agree.
+ * The parts that take bytes from outside, one surface each: how inputs for it are made, and what
+ * must hold for any input. The rules are written down here a second time, in other words than in
+ * src/, and both must agree.
  */
 import { Access, granted } from '../../src/gate/access.js'
 import { CloseWatch } from '../../src/gate/closes.js'
@@ -34,13 +34,13 @@ export type Input = readonly Buffer[]
 
 export interface Surface {
   readonly name: string
-  /** @param index of the piece in its input */
+  /** @param index the index of the piece in its input */
   piece(c: Choices, index: number): Buffer
-  /** Throws where something does not hold. */
+  /** Throws if a rule does not hold. */
   check(input: Input): void | Promise<void>
-  /** How many pieces an input has at most; each counts. */
+  /** The largest number of pieces of an input; each counts as one. */
   readonly pieces: number
-  /** How many inputs the long form has under way at a time, if more than one: of those that wait in real time. */
+  /** How many inputs the long form has under way at a time, if more than one. For inputs that wait in real time. */
   readonly atOnce?: number
 }
 
@@ -49,7 +49,7 @@ export function generate(surface: Surface, c: Choices): Input {
   return Array.from({ length: surface.pieces }, (_, i) => surface.piece(c, i))
 }
 
-/** Throws on what must not be. */
+/** Throws if a rule does not hold. */
 export function must(holds: boolean, what: string): asserts holds {
   if (!holds) throw new Error(what)
 }
@@ -62,7 +62,7 @@ function single(name: string, generate: (c: Choices) => Buffer, check: (bytes: B
 
 const STEPS_AT_ONCE = 64
 
-/** Episodes of requests, with whatever may happen to disks and callers meanwhile. */
+/** Episodes of requests, while anything may happen to disks and callers. */
 export function requests(twin: WorldOptions = {}): Surface {
   return {
     name: 'FUSE requests',
@@ -90,11 +90,11 @@ async function play(world: World, input: Input): Promise<void> {
   await world.step()
 }
 
-/** A daemon dies, what it has left is tampered with (the first piece), and another one goes on. */
+/** A daemon dies, its state is tampered with (the first piece), and another one takes over. */
 export const handover: Surface = {
   name: 'hand-over',
   pieces: 24,
-  // The second daemon has pins that it lets go of after the hold.
+  // The second daemon has pins that it releases after the hold.
   atOnce: 32,
   piece: (c, index) => (index > 0 ? make.item(c, index) : c.oneIn(4) ? Buffer.alloc(0) : make.patches(c)),
   async check([changes = Buffer.alloc(0), ...steps]) {
@@ -109,7 +109,7 @@ export const handover: Surface = {
     await after.start()
     await play(after, steps.slice(half))
     await after.end()
-    // Not the memory of the one before: it may have timers that write to it.
+    // Does not recycle the memory of the first daemon, which may have timers that write to it.
     after.recycle()
   },
 }
@@ -124,7 +124,7 @@ function patch(memory: ArrayBuffer, changes: Buffer): void {
   }
 }
 
-/** The memory alone: what is read from it has bounds, and it goes on to work. */
+/** The memory alone: what is read from it is within bounds, and it goes on to work. */
 export function state(open: (memory: ArrayBuffer) => SharedState = (memory) => new SharedState(memory)): Surface {
   const { layout } = real
   const memory = new ArrayBuffer(STATE_SIZE)
@@ -165,7 +165,7 @@ export function state(open: (memory: ArrayBuffer) => SharedState = (memory) => n
 
 const spare = new ArrayBuffer(STATE_SIZE)
 
-/** Slots are taken from the front: the rest stays as it is. */
+/** Clears the slots. They are taken from the front, so the rest stays as it is. */
 function clearSlots(memory: ArrayBuffer): void {
   const { layout } = real
   new Uint8Array(memory, 0, layout.STATE_SMALL_AT + 32 * layout.STATE_SMALL_SIZE).fill(0)
@@ -173,14 +173,14 @@ function clearSlots(memory: ArrayBuffer): void {
   new Uint8Array(memory, layout.STATE_PINS_AT, 32 * layout.STATE_PIN_SIZE).fill(0)
 }
 
-/** What an earlier daemon left in its sockets. */
+/** The contents of an earlier daemon's sockets. */
 export const pinStore: Surface = single('pinStore', make.vaultMessages, (bytes) => {
   const open = new Set<number>()
   let nextFd = 10
   const opened = () => (open.add(nextFd), nextFd++)
   type Queue = { text: Buffer; count: number }[]
   const queues = new Map<number, Queue>()
-  /** By descriptor that came out of it. */
+  /** The queue that each descriptor came out of. */
   const queueOf = new Map<number, Queue>()
   let at = 0
   const byte = () => bytes[at++] ?? 0
@@ -226,7 +226,7 @@ export const pinStore: Surface = single('pinStore', make.vaultMessages, (bytes) 
     pinStore.drop(place)
   }
   for (let i = 0; i < 3; i++) pinStore.drop(pinStore.put(7n, 1))
-  // Of what stands behind a pin nobody knows; no daemon puts it there.
+  // Messages behind a pin are unknown; no daemon puts any there.
   const known = new Set(pins.map(({ fd }) => queueOf.get(fd)))
   must(
     [...queues.values()].every((queue) => queue.length === 0 || known.has(queue)),
@@ -261,7 +261,7 @@ export const names = (parse = parseName): Surface =>
     }
   })
 
-/** The id that is made of what an id was made of. */
+/** The id made again from its parts. */
 const remade = (parsed: NonNullable<ReturnType<typeof parseId>>) =>
   parsed.kind === 'inode'
     ? inodeId(parsed.diskseq, parsed.partition, parsed.minor ?? 0)
@@ -286,7 +286,7 @@ export const nodeIds: Surface = single(
   },
 )
 
-/** The first byte says whose message it is. */
+/** The first byte says who the sender is. */
 export const uevents: Surface = single(
   'uevents',
   (c) => Buffer.concat([Buffer.from([c.below(8)]), make.uevent(c)]),
@@ -384,7 +384,7 @@ export const sysfs: Surface = single('sysfs', make.sysfsText, (bytes) => {
 const big = (_: string, value: unknown) => (typeof value === 'bigint' ? String(value) : value)
 
 const TID = 4711
-/** Eight registers, with which a call is shown. */
+/** Eight registers, as a line shows a call. */
 const LINE = /^(-1|0|[1-9]\d*)((?: 0x[0-9a-f]{1,16}){8})\n$/
 const OUTSIDE = /^-1 0x[0-9a-f]{1,16} 0x[0-9a-f]{1,16}\n$/
 const { syscalls, O_PATH } = real
@@ -392,7 +392,7 @@ const O_CREAT = 0o100
 const O_EXCL = 0o200
 const O_DIRECTORY = 0o200000
 
-/** Open a file: the argument that is a path, and the flags (a number: at that index). */
+/** For calls that open a file: the index of the path argument, and the flags (a number is their index). */
 const OPEN: Readonly<Record<string, { path: number; flags: number | 'of creat' | 'elsewhere' }>> = {
   open: { path: 0, flags: 1 },
   openat: { path: 1, flags: 2 },
@@ -401,21 +401,21 @@ const OPEN: Readonly<Record<string, { path: number; flags: number | 'of creat' |
   open_by_handle_at: { path: 1, flags: 2 },
 }
 const RING = 'io_uring_enter'
-/** All others that are known open nothing; the first argument of these is no pointer but a descriptor, or a number. */
+/** All other known calls open nothing. In these the first argument is no pointer but a descriptor, or a number. */
 const LATER: Readonly<Record<string, number>> = { fanotify_mark: 4, symlinkat: 2, symlink: 1 }
 const BY_DESCRIPTOR =
   /^(fstat|newfstatat|statx|readlinkat|faccessat2?|f(get|list|set|remove)xattr|\w+xattrat|fstatfs|inotify_add_watch|name_to_handle_at|open_tree|file_[gs]etattr|execveat|fchmodat2?|fchownat|futimesat|utimensat|mkdirat|mknodat|linkat|renameat2?|unlinkat)$/
 const pointerOf = (name: string) => OPEN[name]?.path ?? LATER[name] ?? (BY_DESCRIPTOR.test(name) ? 1 : 0)
 const nameOf = new Map(Object.entries(syscalls).map(([name, number]) => [number, name]))
 
-/** What a line shows, and whether whoever is in it is believed. */
+/** What a line shows, and whether that is believed. */
 function expectedIntent(text: string, confirmed: boolean): string {
   const [, number, words = ''] = LINE.exec(text) ?? []
   const name = number === undefined ? undefined : nameOf.get(Number(number))
   // None of these has a path.
   if (name === undefined || [RING, 'fchmod', 'fchown', 'ioctl'].includes(name)) return 'unknown'
   const registers = words.trim().split(' ').map(BigInt)
-  // A worker of io_uring has no program counter, and what else it has is another's.
+  // An io_uring worker has no program counter, and its other registers are from another thread.
   if (registers.at(-1) === 0n) return 'unknown'
   if ((registers[pointerOf(name)] as bigint) < 1n << 32n && !confirmed) return 'unknown'
   const opening = OPEN[name]
@@ -437,7 +437,7 @@ function isForBtrfs(text: string): boolean {
 const STACK_64 = '[<0>] do_syscall_64+0x82/0x190\n[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e\n'
 const STACK_32 = '[<0>] do_int80_emulation+0x88/0x150\n[<0>] asm_int80_emulation+0x1a/0x20\n'
 
-/** Garbage is unknown: whoever is not seen for sure to look only, may open. */
+/** Garbage is unknown: a caller that is not surely seen to only look may open. */
 export const syscallFiles = (intentsOf: (native: Native) => Intents = (native) => new Intents(native)): Surface =>
   single('/proc/TID/syscall', make.syscallLine, (bytes) => {
     for (const stack of [STACK_64, STACK_32, '']) {
@@ -479,7 +479,7 @@ const intentsIn = (text: string) =>
 
 const STACKS = ['', 'io_issue_sqe', '__io_issue_sqe', 'io_cqring_wait', 'fuse_do_getattr'].map((name) => name && `[<0>] ${name}+0x1/0x2\n`)
 
-/** What threads are seen doing, by callers in calls of each kind: in doubt they are in theirs still. */
+/** What threads are seen doing, for callers in calls of each kind: in doubt they are still in their calls. */
 export const threadLooks: Surface = single(
   'threads',
   (c) => {
@@ -506,7 +506,7 @@ export const threadLooks: Surface = single(
       else if (!OUTSIDE.test(text) && !LINE.test(text)) expected = true
       else if (ring) expected = stack === '' || /_issue_/.test(stack)
       else if (OUTSIDE.test(text)) expected = false
-      // Asleep in an open(2) before the device is open, it is in a request of ours.
+      // A thread that sleeps in an open(2) before the device is open is in a request of ours.
       else if (own === undefined && opening) expected = state !== 'S' || stack === '' || /fuse/.test(stack)
       else if (own === undefined) expected = number === call.number
       else expected = text === own || (opening && state === 'D')
@@ -529,7 +529,7 @@ export const threadLooks: Surface = single(
 const CALLER = { tid: TID, uid: 60001, gid: 60001 }
 const NODE = { mode: 0o060660, uid: 0, gid: make.NODE_GROUP }
 
-/** What is found of who a thread is: only what is certain counts against it. */
+/** What is found of a thread's credentials: only what is certain counts against it. */
 export const credentials: Surface = single(
   'credentials',
   (c) => c.bytes(5),
@@ -550,7 +550,7 @@ export const credentials: Surface = single(
       readFile: () => -E.ENOENT,
       userNamespace: () => undefined,
     }
-    // Of the user namespaces nothing is known; then a capability counts.
+    // Nothing is known about the user namespaces; then a capability counts.
     const access = new Access(native)
     for (const purpose of ['open', 'by number', 'unclear'] as const) {
       let may: boolean | undefined

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * The whole daemon from session to pins, and a kernel that it cannot tell from
- * a real one, except that it sends anything. What must hold whatever comes is
- * checked here, as the answers go out and when all is over.
+ * The whole daemon from session to pins, with a kernel that it cannot tell from a real one, except
+ * that this one sends anything. The rules that must hold in any case are checked here, as answers
+ * go out and when all is over.
  */
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
 
@@ -38,16 +38,16 @@ const S_IFLNK = 0o120000
 const FUSE_ROOT_ID = 1n
 const FUSE_NOTIFY_INVAL_INODE = 2
 const FUSE_NOTIFY_PRUNE = 9
-/** linux/errno.h; Node does not know it. */
+/** linux/errno.h; Node.js does not have it. */
 const ENOMEDIUM = 123
 /** EHWPOISON is the last one. */
 const ERRNO_MAX = 133
-/** Of {@link World.goOn}: how often. */
+/** How often {@link World.goOn} goes on. */
 const WALKS_MAX = 4
-/** Anything that is not over after as long is taken to hang, ms. */
+/** A wait longer than this is taken for a hang, in ms. */
 const HANG_MS = 15_000
 
-/** Memory of worlds that are over: so much of it at a time costs more than all else. */
+/** Memory of worlds that are over, to be used again: to allocate that much each time costs more than all else. */
 const spare: ArrayBuffer[] = []
 
 export function takeMemory(): ArrayBuffer {
@@ -58,7 +58,7 @@ export function takeMemory(): ArrayBuffer {
 
 export interface Message {
   readonly text: Buffer
-  /** What its descriptors refer to. */
+  /** What the descriptors of a message refer to. */
   readonly files: readonly File[]
 }
 
@@ -68,7 +68,7 @@ type File =
   | { readonly kind: 'text'; readonly path: string }
   | { readonly kind: 'socket'; readonly queue: Message[] }
 
-/** A disk or partition; one that takes another's place is another object. */
+/** A disk or partition. One that takes another's place is another object. */
 interface Disk {
   readonly kname: string
   readonly major: number
@@ -78,10 +78,10 @@ interface Disk {
   bound: boolean
   removable: boolean
   readonly xattrs: Map<string, Uint8Array>
-  /** How it opens: an errno, or 0; with `mood` late, never, or as another. */
+  /** How its open ends: an errno, or 0. With `mood`, it ends late, never, or as another device. */
   errno: number
   mood: 'prompt' | 'late' | 'never' | 'another'
-  /** Instead of what sysfs should show. */
+  /** Replaces what sysfs should show. */
   nonsense?: string
 }
 
@@ -110,18 +110,18 @@ const CALLS = [
 
 const STRANGER = 1000
 
-/** Whether a request comes from somebody who may be certain not to open a disk. */
+/** Whether a request comes from a user that is surely not allowed to open a disk. */
 const isStranger = (request: Buffer) => request.readUInt32LE(24) === STRANGER && request.readUInt32LE(28) === STRANGER
 
 /** Threads' kernel stacks. */
 const STACKS = ['[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e\n', '', '[<0>] link_path_walk+0x1/0x2\n', '[<0>] io_issue_sqe+0x1/0x2\n']
 
-/** What the kernel may call a device. */
+/** A name that the kernel may give a device. */
 const KERNEL_NAME = /^(?:loop\d+(?:p\d+)?|sd[a-z]\d*)$/
 
 const isDirectory = (id: bigint) => id === FUSE_ROOT_ID || id === DM_ID || parseId(id)?.kind === 'directory'
 
-/** Whether that id may be what a name in a directory was answered with. */
+/** Whether a name in a directory may have been answered with that id. */
 function fits(directory: bigint, name: string, id: bigint): boolean {
   const found = parseId(id)
   if (directory === FUSE_ROOT_ID) {
@@ -141,21 +141,21 @@ function fits(directory: bigint, name: string, id: bigint): boolean {
   )
 }
 
-/** A request that the kernel waits for the answer of. */
+/** A request whose answer the kernel waits for. */
 interface Waiting {
   readonly opcode: number
   readonly nodeid: bigint
   readonly name: string
-  /** Of the payload that it has room for. */
+  /** The payload that it has room for. */
   readonly room: number
   readonly cookie: bigint
-  /** From somebody who is in an open(2) and may open it, as long as so much happened to threads. */
+  /** For a caller that is in an open(2) and may open the disk: how much had happened to threads by then. */
   readonly opens: number
-  /** It must not be kept waiting: the kernel may hold a lock for it. */
+  /** Whether it must not be kept waiting, as the kernel may hold a lock for it. */
   readonly atOnce: boolean
-  /** Who sent it, as in its header. */
+  /** The caller's ids, as in its header. */
   readonly caller: Buffer
-  /** What the caller wants is behind a name, that it has asked for so often. */
+  /** The name that the caller is on the way to, and how often it has asked for it. */
   readonly walk: { readonly name: string; readonly directory: bigint; readonly times: number } | undefined
 }
 
@@ -163,23 +163,23 @@ export interface WorldOptions {
   /** Defences to switch off. */
   readonly session?: typeof FuseSession
   readonly opener?: typeof PinOpener
-  /** What an earlier daemon left. */
+  /** State that an earlier daemon has left. */
   readonly from?: Legacy
 }
 
-/** What a daemon leaves to the next. */
+/** What a daemon leaves to the next one. */
 export interface Legacy {
   readonly memory: ArrayBuffer
   readonly disks: readonly Disk[]
   readonly sockets: readonly Message[][]
   readonly counts: ReadonlyMap<bigint, bigint>
   readonly waiting: ReadonlyMap<bigint, readonly Waiting[]>
-  /** Its memory has been tampered with: there may be answers to what nobody asked. */
+  /** Whether its memory has been tampered with: then there may be answers to requests that nobody made. */
   readonly damaged: boolean
 }
 
 export class World {
-  /** The first thing that must not happen and did. */
+  /** The first rule that was broken. */
   failure: Error | undefined
   readonly memory: ArrayBuffer
   private readonly state: SharedState
@@ -205,23 +205,23 @@ export class World {
   private reads: Uint8Array[] = []
   private ready = () => {}
   private calm = false
-  /** Started when all is to come to its end. */
+  /** Calls that are started only when all comes to its end. */
   private readonly never: (() => void)[] = []
   private writeErrno = 0
   private nodeErrno = 0
   private scanErrno = 0
-  /** The kernel forgets what it is told to forget. */
+  /** Whether the kernel forgets what it is told to forget. */
   private forgetful = true
-  /** It cannot be told so. */
+  /** Whether the kernel is too old to be told so. */
   private old = false
-  /** Looks at threads take for ever. */
+  /** Whether looks at threads take for ever. */
   private looksHang = false
   private readonly sockets: Message[][]
 
-  /** The kernel's books. */
+  /** The kernel's lookup counts. */
   private readonly counts = new Map<bigint, bigint>()
   private readonly waiting = new Map<bigint, Waiting[]>()
-  /** Numbers that requests have in memory that was tampered with. */
+  /** Numbers of requests in memory that was tampered with. */
   private readonly doubtful = new Set<bigint>()
 
   constructor(private readonly options: WorldOptions = {}) {
@@ -281,7 +281,7 @@ export class World {
     })
   }
 
-  /** What of the daemon itself is of interest here. */
+  /** The parts of the daemon that matter here. */
   private daemon(): RegistryListener {
     const { lifetime, inodes, registry, dead, state } = this
     return Object.assign(Object.create(Daemon.prototype) as Daemon, {
@@ -326,7 +326,7 @@ export class World {
     if (late?.some(({ atOnce }) => atOnce)) this.wrong('a LOOKUP waits', bytes)
   }
 
-  /** What the kernel knows of a request that it sends. */
+  /** Notes what the kernel knows about a request that it sends. */
   private book(bytes: Buffer, walk?: Waiting['walk']): void {
     const opcode = bytes.readUInt32LE(4)
     const unique = bytes.readBigUInt64LE(8)
@@ -377,7 +377,7 @@ export class World {
     else this.counts.delete(id)
   }
 
-  /** An answer, as fuse_dev_do_write (fs/fuse/dev.c) looks at it and further. */
+  /** Checks an answer as fuse_dev_do_write (fs/fuse/dev.c) does, and more. */
   private answered(bytes: Buffer): number {
     if (bytes.length < OUT_HEADER_SIZE || bytes.readUInt32LE(0) !== bytes.length)
       return this.wrong('an answer has another length than it says', bytes)
@@ -396,19 +396,19 @@ export class World {
       this.writeErrno = 0
       return -errno
     }
-    // A request in memory that has been tampered with may have the number of another one.
+    // A request in memory that was tampered with may have the number of another one.
     if (error === 0 && !this.doubtful.has(unique)) this.check(waiting, bytes.subarray(OUT_HEADER_SIZE), bytes)
     return bytes.length
   }
 
-  /** As fuse_notify (fs/fuse/dev.c). */
+  /** Checks a notification as fuse_notify (fs/fuse/dev.c) does. */
   private notified(code: number, bytes: Buffer): number {
     const body = bytes.subarray(OUT_HEADER_SIZE)
     if (body.length !== 24) return this.wrong(`a notification of ${body.length} bytes`, bytes)
     if (code === FUSE_NOTIFY_INVAL_INODE) {
       const id = body.readBigUInt64LE(0)
       if (!isDirectory(id) && parseId(id)?.kind !== 'inode') return this.wrong('attributes of nothing were taken back', bytes)
-      // Of the content nothing: it may wait for somebody.
+      // Never the content: the kernel might wait for another process.
       if (body.readBigInt64LE(8) >= 0n) return this.wrong('content was taken back', bytes)
       return id === FUSE_ROOT_ID || id === DM_ID || this.counts.has(id) ? bytes.length : -E.ENOENT
     }
@@ -448,7 +448,7 @@ export class World {
     setImmediate(() => this.calm || this.receive(request, { ...walk, times: walk.times + 1 }))
   }
 
-  /** How long the payload of a success is. */
+  /** The length of the payload of a success. */
   private static readonly SIZES: Readonly<Record<number, number>> = {
     [Opcode.LOOKUP]: 128,
     [Opcode.GETATTR]: 104,
@@ -510,7 +510,7 @@ export class World {
     }
   }
 
-  /** @param opens whether the device may be opened by what is answered: then its pin must stand behind it */
+  /** @param opens whether the answer lets the caller open the device: then its pin must stand behind it */
   private checkAttr(id: bigint, attr: Buffer, opens: boolean, bytes: Buffer): void {
     if (isDirectory(id)) {
       const directory = (attr.readUInt32LE(60) & S_IFMT) === S_IFDIR && attr.readBigUInt64LE(0) === id
@@ -526,12 +526,12 @@ export class World {
       if (rdev !== 0 || (opens && inode?.kind === 'unknown')) this.wrong('what is no device may be opened', bytes)
       return
     }
-    // The kernel never changes that of an inode.
+    // The kernel never changes the number of an inode.
     if (inode.minor !== undefined && inode.minor !== (rdev & 0xff)) return void this.wrong('an inode has the number of another', bytes)
     if (opens && !this.isPinned(inode, rdev)) this.wrong('a caller may open what is not pinned', bytes)
   }
 
-  /** Whether the device is open; with that number, if one is given. */
+  /** Whether the device is open, with that number if one is given. */
   private isPinned({ diskseq, partition }: ParsedId, rdev?: number): boolean {
     for (const file of this.files.values()) {
       if (file.kind !== 'device') continue
@@ -683,7 +683,7 @@ export class World {
     return sys?.[2]?.endsWith('removable') ? (disk.removable ? '1\n' : '0\n') : -E.ENOENT
   }
 
-  /** Nothing, of a thread that is gone. */
+  /** What a thread does; undefined for a thread that is gone. */
   private threadDoes(tid: number): string | undefined {
     const text = this.text(`/proc/${tid}/syscall`)
     return typeof text === 'number' ? undefined : text
@@ -870,7 +870,7 @@ export class World {
     return queue
   }
 
-  /** Malformed requests may be complained of. What was not expected is a failure. */
+  /** Malformed requests may be logged. An unexpected error is a failure. */
   private log(): Logger {
     const error = (fields: { err?: unknown }, text?: string) => {
       if (fields.err !== undefined) this.failure ??= new Error(`${text}: ${(fields.err as Error).stack}`)
@@ -880,7 +880,7 @@ export class World {
 
   // The end.
 
-  /** Lets the daemon come to what waits for the event loop. */
+  /** Lets the daemon do what waits for the event loop. */
   async step(): Promise<void> {
     await turn()
     await turn()
@@ -894,11 +894,11 @@ export class World {
     }
   }
 
-  /** What is left of a daemon that dies now. */
+  /** The state that a daemon leaves if it dies now. */
   die(): Legacy {
     const { layout } = real
     const memory = takeMemory()
-    // What is beyond has not been touched by as few requests as that.
+    // The memory beyond these has not been touched by so few requests.
     for (const [start, size] of [
       [0, layout.STATE_SMALL_AT + 256 * layout.STATE_SMALL_SIZE],
       [layout.STATE_BIG_AT, 4 * layout.STATE_BIG_SIZE],
@@ -918,7 +918,7 @@ export class World {
     }
   }
 
-  /** Everybody gets an answer, the kernel forgets everything: then nothing must be left. */
+  /** Each request gets an answer, and the kernel forgets all inodes. Then nothing must be left. */
   async end(): Promise<void> {
     this.calm = true
     this.writeErrno = this.nodeErrno = 0
@@ -958,7 +958,7 @@ export class World {
       pins: this.options.from?.damaged ? 0 : this.inUse('pins'),
     }
     for (const [what, count] of Object.entries(left)) if (count > 0) this.wrong(`${count} ${what} are left`)
-    // Pins that nobody could be found for are let go of after the hold.
+    // Pins without a known caller are released after the hold.
     if (this.options.from !== undefined) await sleep(25)
     this.close()
     await this.step()
@@ -980,7 +980,7 @@ export class World {
     this.pinStore.close()
   }
 
-  /** Nothing uses its memory any more. */
+  /** Its memory is not used any more. */
   recycle(): void {
     spare.push(this.memory)
   }
