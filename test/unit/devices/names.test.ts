@@ -22,7 +22,7 @@ const seq = (value: bigint) => value as DiskSeq
 
 const LINKS: readonly LinkKind[] = ['part', 'waiting', 'kernel', 'unknown', 'own']
 
-/** Numbers at both ends of each bit, and some in a row. */
+/** Numbers at both ends of each bit, and some in sequence. */
 function numbers(bits: bigint): DiskSeq[] {
   const values = new Set<bigint>()
   for (let i = 1n; i <= 300n; i++) values.add(i)
@@ -123,7 +123,7 @@ t.test('no name is longer than the longest there can be', async (t) => {
   t.equal(`${MAX}-part99999`.length, NAME_LENGTH_MAX)
 })
 
-t.test('what is made of numbers is read back as these numbers', async (t) => {
+t.test('a name made of numbers is parsed into the same numbers', async (t) => {
   for (const diskseq of [1n, 9n, 10n, 13n, 2n ** 32n, 2n ** 53n + 1n, MAX]) {
     for (const partition of [0, 1, 9, 10, 128, 255, 256, 99999]) {
       const name = nodeName(seq(diskseq), partition)
@@ -143,7 +143,7 @@ t.test('a diskseq is decimal, at least 1, and has 64 bits', async (t) => {
   }
 })
 
-t.test('each disk, partition and symlink has an id of its own, and none is the root', async (t) => {
+t.test('each disk, partition and symlink has an id of its own, and none has that of the root', async (t) => {
   const seen = new Set<bigint>()
   let asked = 0
   let outOfRange = 0
@@ -172,10 +172,10 @@ t.test('two device numbers of one partition are two inodes', async (t) => {
   const ids = Array.from({ length: 4096 }, (_, minor) => inodeId(seq(13n), 1, minor))
   t.equal(new Set(ids).size, ids.length)
   t.notOk(ids.includes(undefined))
-  t.equal(inodeId(seq(13n), 0, 1), inodeId(seq(13n), 0, 2), 'a disk has one number for all its life')
+  t.equal(inodeId(seq(13n), 0, 1), inodeId(seq(13n), 0, 2), 'a disk has one number all its life')
 })
 
-t.test('an id tells what it was made of', async (t) => {
+t.test('an id can be taken apart again', async (t) => {
   let wrong = 0
   let asked = 0
   const expect = (id: bigint | undefined, made: object) => {
@@ -200,14 +200,14 @@ t.test('an id tells what it was made of', async (t) => {
   t.equal(wrong, 0, `${asked} ids`)
 })
 
-t.test('an id that nothing makes tells nothing', async (t) => {
+t.test('an id that is never made cannot be taken apart', async (t) => {
   const partitionInode = 1n << 63n
   const ids: [bigint, string][] = [
     [0n, 'none'],
     [1n, 'the root'],
     [2n, 'partition 1 of no disk'],
     [3n, 'its symlink'],
-    [1n << 11n, 'what stands for no disk'],
+    [1n << 11n, 'the diskseq that stands for no disk'],
     [(1n << 12n) - 1n, 'all bits but those of a disk'],
     [(13n << 12n) | 1n, 'a symlink of a whole disk'],
     [(13n << 12n) | 2n, "a partition's inode in the form that disks have"],
@@ -219,7 +219,7 @@ t.test('an id that nothing makes tells nothing', async (t) => {
   for (const [id, what] of ids) t.equal(parseId(id), undefined, what)
 })
 
-t.test('what an id tells makes the same id again, whatever the kernel asks for', async (t) => {
+t.test('the parts of an id make the same id again, whatever the kernel asks for', async (t) => {
   let made = 0
   let nothing = 0
   const wrong: bigint[] = []
@@ -229,7 +229,7 @@ t.test('what an id tells makes the same id again, whatever the kernel asks for',
     id = (id + 0x9e3779b97f4a7c15n) & MAX
     let mixed = ((id ^ (id >> 30n)) * 0xbf58476d1ce4e5b9n) & MAX
     mixed = ((mixed ^ (mixed >> 27n)) * 0x94d049bb133111ebn) & MAX
-    // Ids of both forms, of few bits and of many.
+    // Ids of both forms, with few bits and with many.
     const asked = i % 3 === 0 ? mixed & 0xffffffn : i % 3 === 1 ? mixed >> 1n : mixed | (1n << 63n)
     const parsed = parseId(asked)
     if (parsed === undefined) {
@@ -251,7 +251,7 @@ t.test('what an id tells makes the same id again, whatever the kernel asks for',
 })
 
 t.test('an id stays the same for ever', async (t) => {
-  // A kernel that outlives the daemon has them from the one before.
+  // The kernel keeps the ids of one daemon for the next.
   t.equal(inodeId(seq(13n), 0, 0), 13n << 12n)
   t.equal(inodeId(seq(13n), 1, 5), (1n << 63n) | (13n << 28n) | (1n << 20n) | 5n)
   t.equal(linkId(seq(13n), 1, 'part'), (13n << 12n) | 3n)
@@ -260,7 +260,7 @@ t.test('an id stays the same for ever', async (t) => {
   t.equal(linkId(seq(13n), 1, 'unknown'), (13n << 12n) | (1n << 11n) | 3n)
 })
 
-t.test('numbers too large for an id have none', async (t) => {
+t.test('numbers that are too large have no id', async (t) => {
   t.type(inodeId(seq(2n ** 51n - 1n), 0, 0), 'bigint')
   t.equal(inodeId(seq(2n ** 51n), 0, 0), undefined)
   t.equal(inodeId(seq(2n ** 51n + 1n), 0, 0), undefined)
@@ -292,5 +292,5 @@ t.test('entries of the directory ascend by disk, then partition, then symlink', 
     [...cookies].sort((a, b) => (a < b ? -1 : 1)),
   )
   t.equal(new Set(cookies).size, cookies.length, 'none twice')
-  t.ok((cookies.at(-1) as bigint) < 1n << 63n, 'they are positive as an loff_t')
+  t.ok((cookies.at(-1) as bigint) < 1n << 63n, 'all are positive as an loff_t')
 })

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
-/** The registry: quick to know what changed, exact about what is gone, and cheap to ask for what never was. */
+/**
+ * The registry: it knows changes quickly, is exact about devices that are gone, and is cheap to ask about
+ * names that never existed.
+ */
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -17,14 +20,14 @@ import { sleep, until } from '../../helpers/tree.js'
 
 type ScanCallback = Parameters<typeof native.scanBlock>[1]
 
-/** A registry on a /sys/class/block of files, whose scans are counted and can be held up. */
+/** A registry on a /sys/class/block of files, whose scans are counted and can be held back. */
 function fixture(t: Test, { directory: given, cpuMs }: { directory?: string; cpuMs?: number } = {}) {
   const own = mkdtempSync(join(tmpdir(), 'diskseqfs-registry-'))
   t.teardown(() => rmSync(own, { recursive: true }))
   const directory = given ?? own
   const state = {
     scans: 0,
-    /** Results stay away while this is set. */
+    /** While this is set, results are held back. */
     held: false,
     waiting: [] as (() => void)[],
     /** Errno of the next scans. */
@@ -86,7 +89,7 @@ function fixture(t: Test, { directory: given, cpuMs }: { directory?: string; cpu
 
 const diskseqOf = (name: string) => parseName(name)?.diskseq as DiskSeq
 
-/** Until no scan is held back by the one before it. */
+/** Waits until no scan is held back because of the one before it. */
 const quiet = () => sleep(30)
 
 t.test('it starts with all that sysfs has, in order', async (t) => {
@@ -138,7 +141,7 @@ t.test('an event adds, changes and removes a device', async (t) => {
   t.equal(registry.size, 0)
 })
 
-t.test('events that wait are taken before an answer', async (t) => {
+t.test('waiting events are handled before an answer', async (t) => {
   const { registry, disk, found, names } = fixture(t)
   await registry.start()
   disk('sda', 7)
@@ -148,7 +151,7 @@ t.test('events that wait are taken before an answer', async (t) => {
   t.strictSame(names(), ['8'])
 })
 
-t.test('events twice, late, out of order and of nothing do no harm', async (t) => {
+t.test('events that come twice, late, out of order or for no device do no harm', async (t) => {
   const { registry, disk, partition, remove, changed, names } = fixture(t)
   await registry.start()
   partition('sda1', 7, 1)
@@ -156,7 +159,7 @@ t.test('events twice, late, out of order and of nothing do no harm', async (t) =
   disk('sda', 7)
   changed('sda')
   changed('sda', 'sda1', 'sda')
-  t.strictSame(names(), ['7', '7p1'], 'partition before disk')
+  t.strictSame(names(), ['7', '7p1'], 'the partition before the disk')
   changed('never', 'sdz9', '.', 'x'.repeat(4000))
   t.strictSame(names(), ['7', '7p1'], 'of nothing')
   remove('sda')
@@ -169,7 +172,7 @@ t.test('events twice, late, out of order and of nothing do no harm', async (t) =
   t.equal(registry.size, 1)
 })
 
-t.test('a disk that takes another number takes the names of its partitions away', async (t) => {
+t.test('a disk that takes another number takes the names of its partitions with it', async (t) => {
   const { registry, disk, partition, remove, changed, names } = fixture(t)
   disk('sda', 7)
   partition('sda1', 7, 1)
@@ -181,10 +184,10 @@ t.test('a disk that takes another number takes the names of its partitions away'
   partition('sda1', 8, 1)
   remove('sda2')
   changed('sda')
-  t.strictSame(names(), ['8', '8p1', '70', '70p1'], 'with one event, of the disk')
+  t.strictSame(names(), ['8', '8p1', '70', '70p1'], 'by one event of the disk')
 })
 
-t.test('and so does one that goes', async (t) => {
+t.test('a disk that goes takes the names of its partitions with it', async (t) => {
   const { registry, disk, partition, remove, changed, names } = fixture(t)
   disk('sda', 7)
   partition('sda1', 7, 1)
@@ -210,15 +213,15 @@ t.test('a device node that is used again is another disk', async (t) => {
   t.strictSame(names(), ['9'])
 })
 
-t.test('a change without an event is found by whoever asks for the new name', async (t) => {
+t.test('a change without an event is found when the new name is asked for', async (t) => {
   const { registry, disk, found, slowly } = fixture(t)
   disk('md0', 20)
   await registry.start()
   disk('md0', 21)
   t.equal(found('21'), undefined)
   t.equal(await slowly('21'), 'md0')
-  t.equal(found('21'), 'md0', 'and is known from then on')
-  t.equal(found('20'), undefined, 'the old name is not')
+  t.equal(found('21'), 'md0', 'it is known from then on')
+  t.equal(found('20'), undefined, 'the old name is not known any more')
 })
 
 t.test('a device that went without an event is noticed by the next scan', async (t) => {
@@ -231,7 +234,7 @@ t.test('a device that went without an event is noticed by the next scan', async 
   t.strictSame(names(), ['2'])
 })
 
-t.test('a device that goes while it is looked at is none', async (t) => {
+t.test('a device that goes while it is read is not listed', async (t) => {
   const { registry, disk, remove, changed, names } = fixture(t)
   disk('sda', 1)
   disk('sdb', 2)
@@ -243,7 +246,7 @@ t.test('a device that goes while it is looked at is none', async (t) => {
   t.strictSame(names(), [])
 })
 
-t.test('many who wait share a scan', async (t) => {
+t.test('many callers that wait share a scan', async (t) => {
   const { registry, disk, state, slowly } = fixture(t)
   await registry.start()
   await quiet()
@@ -254,12 +257,12 @@ t.test('many who wait share a scan', async (t) => {
   t.strictSame(
     answers.filter((kname) => kname !== undefined),
     ['sda'],
-    'and each gets the answer to its own question',
+    'each gets the answer to its own question',
   )
   t.equal(answers[500], 'sda')
 })
 
-t.test('whoever asks during a scan is answered from the next one', async (t) => {
+t.test('a question during a scan is answered from the next one', async (t) => {
   const { registry, disk, state, slowly, release } = fixture(t)
   await registry.start()
   await quiet()
@@ -273,7 +276,7 @@ t.test('whoever asks during a scan is answered from the next one', async (t) => 
   t.equal(await late, 'md0')
 })
 
-t.test('what an event told during a scan is newer than the scan', async (t) => {
+t.test('an event during a scan is newer than the scan', async (t) => {
   const { registry, disk, partition, remove, changed, state, slowly, release, names } = fixture(t)
   disk('sda', 1)
   disk('sdb', 2)
@@ -312,7 +315,7 @@ t.test('events that wait when a scan ends are newer than the scan, too', async (
   t.strictSame(names(), ['11'])
 })
 
-t.test('a name proven absent is not looked for again, until an event', async (t) => {
+t.test('a name that is proven absent is not searched for again, until an event', async (t) => {
   const { registry, disk, changed, state, slowly } = fixture(t)
   await registry.start()
   t.equal(await slowly('50'), undefined)
@@ -321,10 +324,10 @@ t.test('a name proven absent is not looked for again, until an event', async (t)
   t.equal(state.scans, before)
   disk('md0', 50)
   changed('other')
-  t.equal(await slowly('50'), 'md0', 'any event will do')
+  t.equal(await slowly('50'), 'md0', 'any event ends that')
 })
 
-t.test('numbers that were given out before two scans need no other to be proven absent', async (t) => {
+t.test('numbers that were given out before two scans need no other scan to be proven absent', async (t) => {
   const { registry, disk, partition, state, slowly } = fixture(t)
   disk('sda', 1)
   disk('sdb', 60)
@@ -336,10 +339,10 @@ t.test('numbers that were given out before two scans need no other to be proven 
   t.equal(await slowly('30p7'), undefined)
   t.equal(state.scans, before, 'no scan for any of them')
   t.equal(await slowly('61'), undefined)
-  t.equal(state.scans, before + 1, 'but one for a number that may be new')
+  t.equal(state.scans, before + 1, 'one scan for a number that may be new')
 })
 
-t.test('nor do those that had been given out when an earlier daemon was at work', async (t) => {
+t.test('nor do numbers that were given out while an earlier daemon ran', async (t) => {
   for (const [highest, scans] of [
     [50n, 0],
     [0n, 1],
@@ -358,7 +361,7 @@ t.test('nor do those that had been given out when an earlier daemon was at work'
   }
 })
 
-t.test('unless events were lost since, or are lost during the scan', async (t) => {
+t.test('they need a scan if events were lost since, or are lost during the scan', async (t) => {
   const { registry, disk, state, slowly, release } = fixture(t)
   disk('sda', 60)
   await registry.start()
@@ -379,7 +382,7 @@ t.test('unless events were lost since, or are lost during the scan', async (t) =
   t.equal(await slowly('32'), 'later')
 })
 
-t.test('a disk that only events have told of is gone when they say so', async (t) => {
+t.test('a disk that is known by events only is gone when they say so', async (t) => {
   const { registry, disk, changed, state, slowly } = fixture(t)
   await registry.start()
   const event = (kname: string, diskseq: bigint, gone = false) => {
@@ -417,7 +420,7 @@ t.test('absence is believed for a second at most', async (t) => {
   t.equal(await slowly('50'), 'md0')
 })
 
-t.test('a number that is used up is never looked for again', async (t) => {
+t.test('a number that is used up is never searched for again', async (t) => {
   const { registry, disk, partition, remove, changed, state, slowly } = fixture(t)
   disk('sda', 7)
   partition('sda1', 7, 1)
@@ -428,7 +431,7 @@ t.test('a number that is used up is never looked for again', async (t) => {
   changed('sda')
   const before = state.scans
   for (let i = 0; i < 20; i++) {
-    changed('other') // which ends what was proven absent
+    changed('other') // after which nothing is proven absent
     t.equal(await slowly('7'), undefined)
     t.equal(await slowly('7p1'), undefined)
     t.equal(await slowly('7p2'), undefined)
@@ -446,14 +449,14 @@ t.test('a partition that goes may come back', async (t) => {
   t.equal(await slowly('7p1'), undefined)
   partition('sda1', 7, 1)
   changed('sda1')
-  t.equal(found('7p1'), 'sda1', 'which is told')
+  t.equal(found('7p1'), 'sda1', 'it is found again')
 })
 
-t.test('a partition that a known disk does not have is not looked for', async (t) => {
+t.test('a partition that a known disk does not have is not searched for', async (t) => {
   const { registry, disk, partition, changed, state, found, slowly } = fixture(t)
   disk('sda', 70)
   partition('sda1', 70, 1)
-  partition('sdb1', 71, 1) // its disk cannot be seen
+  partition('sdb1', 71, 1) // its disk is not known
   await registry.start()
   await quiet()
   const before = state.scans
@@ -462,17 +465,17 @@ t.test('a partition that a known disk does not have is not looked for', async (t
     if (!lacks(`70p${number}`)) t.fail(`70p${number}`)
     if ((await slowly(`70p${number}`)) !== undefined) t.fail(`70p${number}`)
   }
-  t.equal(state.scans, before, 'for none of them sysfs was looked through')
-  t.equal(lacks('71p2'), false, 'but of a disk that is not known it may be there')
+  t.equal(state.scans, before, 'no scan for any of them')
+  t.equal(lacks('71p2'), false, 'a partition of an unknown disk may exist')
   t.equal(lacks('72'), false)
   t.equal(await slowly('71p2'), undefined)
   t.equal(state.scans, before + 1)
   partition('sda2', 70, 2)
   changed('sda2')
-  t.equal(found('70p2'), 'sda2', 'one that comes is told')
+  t.equal(found('70p2'), 'sda2', 'a new partition is found')
 })
 
-t.test('unless what was told was lost: then it is, until all was looked through', async (t) => {
+t.test('it is searched for after events were lost, until a scan has ended', async (t) => {
   const { registry, disk, partition, changed, state, slowly, release, errors } = fixture(t)
   disk('sda', 70)
   await registry.start()
@@ -482,14 +485,14 @@ t.test('unless what was told was lost: then it is, until all was looked through'
   partition('sda1', 70, 1)
   state.held = true
   registry.lost()
-  t.equal(lacks(), false, 'it may be there')
+  t.equal(lacks(), false, 'it may exist')
   const asked = slowly('70p1')
   await until(() => state.waiting.length === 1)
-  t.equal(lacks(), false, 'as long as that takes')
+  t.equal(lacks(), false, 'it may exist as long as the scan takes')
   release()
   t.equal(await asked, 'sda1')
-  t.equal(registry.lacks('70p2', diskseqOf('70p2')), true, 'then all are known again')
-  // The same of an event that came, and could not be looked into.
+  t.equal(registry.lacks('70p2', diskseqOf('70p2')), true, 'then all partitions are known again')
+  // The same for an event whose device could not be read.
   partition('sda2', 70, 2)
   state.readError = E.EMFILE
   changed('sda2')
@@ -498,7 +501,7 @@ t.test('unless what was told was lost: then it is, until all was looked through'
   t.match(errors, [{ fields: { errno: 'EMFILE' } }])
 })
 
-t.test('and a scan that failed makes up for nothing', async (t) => {
+t.test('a scan that failed does not make up for lost events', async (t) => {
   const { registry, disk, partition, state, slowly } = fixture(t)
   disk('sda', 70)
   await registry.start()
@@ -521,7 +524,7 @@ function told(registry: Registry): string[] {
   return events
 }
 
-t.test('whoever listens is told of each device that comes and goes', async (t) => {
+t.test('the listener is told of each device that comes and goes', async (t) => {
   const { registry, disk, partition, remove, changed, slowly } = fixture(t)
   const events = told(registry)
   const news = () => events.splice(0).sort()
@@ -530,7 +533,7 @@ t.test('whoever listens is told of each device that comes and goes', async (t) =
   await registry.start()
   t.strictSame(news(), ['+7 sda', '+7p1 sda1'], 'by the first scan')
   changed('sda', 'sda1')
-  t.strictSame(news(), [], 'not of what stays as it is')
+  t.strictSame(news(), [], 'not of devices that stay the same')
   disk('sdb', 9)
   changed('sdb')
   t.strictSame(news(), ['+9 sdb'], 'by an event')
@@ -547,11 +550,11 @@ t.test('whoever listens is told of each device that comes and goes', async (t) =
   remove('sda')
   remove('sdb')
   t.equal(await slowly('31'), undefined)
-  t.strictSame(news(), ['-8 sda', '-9 sdb'], 'and what it misses')
+  t.strictSame(news(), ['-8 sda', '-9 sdb'], 'and what a scan misses')
   t.strictSame([registry.size, registry.devices().length], [1, 1])
 })
 
-t.test('of a name that two devices claim, one has it, and each comes and goes once', async (t) => {
+t.test('if two devices claim a name, one has it, and each comes and goes once', async (t) => {
   const { registry, disk, remove, changed, found, names } = fixture(t)
   const events = told(registry)
   disk('sda', 7)
@@ -564,7 +567,7 @@ t.test('of a name that two devices claim, one has it, and each comes and goes on
   t.strictSame(names(), ['7'])
   remove('sda')
   changed('sda')
-  t.strictSame(events.splice(0), [], 'who had lost it takes nothing away')
+  t.strictSame(events.splice(0), [], 'the device that had lost the name takes nothing away')
   t.equal(found('7'), 'sdb')
   remove('sdb')
   changed('sdb')
@@ -572,7 +575,7 @@ t.test('of a name that two devices claim, one has it, and each comes and goes on
   t.strictSame(names(), [])
 })
 
-t.test('a listener finds the registry as it has told', async (t) => {
+t.test('a listener finds the registry as it was told', async (t) => {
   const { registry, disk, remove, changed } = fixture(t)
   const wrong: string[] = []
   registry.listener = {
@@ -614,7 +617,7 @@ t.test('devices stay in order, whatever comes, goes and takes other numbers', as
     const diskseq = state.get(kname)?.[0]
     const own = `${kname}p${number}`
     if (number === 0 && below(2) === 0 && diskseq !== undefined) {
-      // It goes, or takes another number, and its partitions go.
+      // The disk goes, or takes another number, and its partitions go.
       for (const other of [1, 2, 3].map((n) => `${kname}p${n}`).filter((name) => state.delete(name))) remove(other)
       state.delete(kname)
       if (below(2) === 0) {
@@ -625,7 +628,7 @@ t.test('devices stay in order, whatever comes, goes and takes other numbers', as
       }
       changed(kname)
     } else if (diskseq === undefined) {
-      // Some get numbers out of order.
+      // Some numbers come out of order.
       const fresh = below(3) === 0 ? next++ - 500 : next++
       disk(kname, fresh)
       state.set(kname, [fresh, 0])
@@ -644,7 +647,7 @@ t.test('devices stay in order, whatever comes, goes and takes other numbers', as
     if (registry.size !== state.size) wrong++
   }
   t.equal(wrong, 0)
-  // And by a scan that finds all of it different.
+  // The same by a scan that finds all of it different.
   for (const kname of [...state.keys()]) {
     remove(kname)
     state.delete(kname)
@@ -657,7 +660,7 @@ t.test('devices stay in order, whatever comes, goes and takes other numbers', as
   t.strictSame(shown(), expected())
 })
 
-t.test('names nobody has cost a tenth of a processor at most', async (t) => {
+t.test('names that do not exist cost a tenth of a processor at most', async (t) => {
   const { registry, state, slowly } = fixture(t, { cpuMs: 20 })
   await registry.start()
   const before = state.scans
@@ -683,7 +686,7 @@ t.test('cheap scans keep a distance, too', async (t) => {
   t.ok(state.scans - before <= took + 1, `${state.scans - before} in ${Math.round(took)} ms`)
 })
 
-t.test('whoever else has something to do gets a turn between the answers to a scan', async (t) => {
+t.test('other work gets a turn between the answers to a scan', async (t) => {
   const { registry, state, release } = fixture(t)
   await registry.start()
   state.held = true
@@ -693,10 +696,10 @@ t.test('whoever else has something to do gets a turn between the answers to a sc
   release()
   t.ok(answered < 20, `${answered} at once`)
   await until(() => answered === 200)
-  t.pass('and all in the end')
+  t.pass('all are answered in the end')
 })
 
-t.test('what is listed stays the same until something changes', async (t) => {
+t.test('the list stays the same until something changes', async (t) => {
   const { registry, disk, remove, changed, names } = fixture(t)
   disk('sda', 1)
   await registry.start()
@@ -708,7 +711,7 @@ t.test('what is listed stays the same until something changes', async (t) => {
   disk('sdb', 2)
   changed('sdb')
   t.strictSame(names(), ['1', '2'])
-  t.equal(registry.devices()[0], device, 'nor does it change another device')
+  t.equal(registry.devices()[0], device, 'it does not change another device')
   remove('sda')
   changed('sda')
   t.strictSame(names(), ['2'])
@@ -727,7 +730,7 @@ t.test('lost events make it read everything again', async (t) => {
   t.strictSame(names(), ['3', '4'])
 })
 
-t.test('a flood of lost events is few scans', async (t) => {
+t.test('a flood of lost events causes few scans', async (t) => {
   const { registry, disk, state, found } = fixture(t)
   await registry.start()
   await quiet()
@@ -746,15 +749,15 @@ t.test('an empty directory is an empty registry', async (t) => {
   t.strictSame(errors, [])
 })
 
-t.test('a missing directory is told, and everybody still answered', async (t) => {
+t.test('a missing directory is reported, and all questions are still answered', async (t) => {
   const { registry, errors, slowly, names } = fixture(t, { directory: '/nonexistent/class/block' })
   await registry.start()
   t.match(errors, [{ fields: { errno: 'ENOENT', path: '/nonexistent/class/block' }, text: /sysfs/ }])
-  t.equal(await slowly('5'), E.ENOENT, 'which says nothing of the disk')
+  t.equal(await slowly('5'), E.ENOENT, 'that says nothing about the disk')
   t.strictSame(names(), [])
 })
 
-t.test('a scan that failed takes no device away', async (t) => {
+t.test('a scan that failed removes no device', async (t) => {
   const { registry, disk, state, slowly, errors, names } = fixture(t)
   disk('sda', 1)
   await registry.start()
@@ -764,7 +767,7 @@ t.test('a scan that failed takes no device away', async (t) => {
   t.strictSame(names(), ['1'])
 })
 
-t.test('a scan that failed proves nothing absent', async (t) => {
+t.test('a scan that failed proves no name absent', async (t) => {
   const { registry, disk, state, slowly } = fixture(t)
   await registry.start()
   disk('md0', 2)
@@ -784,7 +787,7 @@ t.test('a device that cannot be read for lack of descriptors is not taken for go
   t.equal(found('1') ?? (await slowly('1')), 'sda')
 })
 
-t.test('close() during a scan calls nobody back, and leaves nothing running', async (t) => {
+t.test('close() during a scan makes no callback, and leaves nothing running', async (t) => {
   const { registry, disk, state, release } = fixture(t)
   await registry.start()
   await quiet()
@@ -802,10 +805,10 @@ t.test('close() during a scan calls nobody back, and leaves nothing running', as
   await quiet()
   t.equal(called, 0)
   t.equal(registry.size, 0)
-  t.equal(state.scans, scans, 'nor is a scan begun')
+  t.equal(state.scans, scans, 'no scan is begun')
 })
 
-t.test('close() ends a scan that was to come', async (t) => {
+t.test('close() cancels a scan that was to come', async (t) => {
   const { registry, state } = fixture(t, { cpuMs: 5 })
   await registry.start()
   let called = 0

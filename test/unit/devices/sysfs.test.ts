@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** sysfs: what is a device, what is none, and what a /sys/class/block holds. */
+/** sysfs: what is a device, what is none, and what a /sys/class/block contains. */
 import { fstatSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -41,7 +41,7 @@ t.test('so is a partition', async (t) => {
   })
 })
 
-t.test('a node may lie in a directory of its own', async (t) => {
+t.test('a device node may be in a subdirectory', async (t) => {
   const text = 'MAJOR=104\nMINOR=0\nDEVNAME=cciss/c0d0\nDEVTYPE=disk\nDISKSEQ=4\n'
   t.match(parseDevice('cciss!c0d0', text), { kname: 'cciss!c0d0', devname: 'cciss/c0d0', name: '4' })
 })
@@ -62,7 +62,7 @@ t.test('only loop devices and their partitions need the check of a bound device'
   }
 })
 
-t.test('large numbers that are possible are read', async (t) => {
+t.test('the largest possible numbers are read', async (t) => {
   const text = 'MAJOR=4095\nMINOR=1048575\nDEVNAME=x\nDEVTYPE=partition\nDISKSEQ=18446744073709551615\nPARTN=255\n'
   t.match(parseDevice('x', text), { major: 4095, minor: 1048575, diskseq: 2n ** 64n - 1n, partition: 255 })
 })
@@ -70,7 +70,7 @@ t.test('large numbers that are possible are read', async (t) => {
 const without = (text: string, key: string) => text.replace(new RegExp(`^${key}=.*\n`, 'm'), '')
 const having = (text: string, key: string, value: string) => text.replace(new RegExp(`^${key}=.*$`, 'm'), `${key}=${value}`)
 
-t.test('what has no node, no diskseq or nonsense in it is no device', async (t) => {
+t.test('a text without a node or diskseq, or with nonsense in it, is no device', async (t) => {
   const texts: Record<string, string> = {
     nothing: '',
     'hidden path of a multipath disk': 'DEVTYPE=disk\nDISKSEQ=9\n',
@@ -103,11 +103,11 @@ t.test('what has no node, no diskseq or nonsense in it is no device', async (t) 
   for (const [what, text] of Object.entries(texts)) t.equal(parseDevice('loop0', text), undefined, what)
 })
 
-t.test('the number of a partition that a disk claims is not believed', async (t) => {
+t.test('a partition number that a disk claims is not believed', async (t) => {
   t.match(parseDevice('loop0', `${DISK}PARTN=3\n`), { partition: 0, name: '13' })
 })
 
-t.test('a value may hold the sign that ends its key, or nothing; a key stands at the start of a line', async (t) => {
+t.test('a value may contain "=", or be empty; a key is at the start of a line', async (t) => {
   const text = 'A=b=c\nBA=x\nnothing\n\nB=\nC=d'
   t.strictSame(
     ['A', 'b', 'BA', 'nothing', 'B', 'C', 'D'].map((key) => valueOf(text, key)),
@@ -125,7 +125,7 @@ t.test('devices are the same only if name, number and kernel name are', async (t
 })
 
 /** A /sys/class/block of files. */
-/** A file that is gone cannot be read, whoever has it open. */
+/** A file that is gone cannot be read, even through an open descriptor. */
 function readAsInSysfs(fd: number, into: Uint8Array): number {
   return fstatSync(fd).nlink === 0 ? -E.ENODEV : native.readAgain(fd, into)
 }
@@ -150,7 +150,7 @@ const scan = (sysfs: Sysfs) =>
     sysfs.scan((error, devices, cpuMs) => resolve({ error, knames: devices.map((device) => device.kname).sort(), devices, cpuMs })),
   )
 
-t.test('a scan and a read of each device say the same', async (t) => {
+t.test('a scan and a read of each device give the same result', async (t) => {
   const { sysfs, put, remove } = fakeSysfs(t)
   put('loop0', DISK, '/tmp/disk.img\n')
   put('loop0p1', PARTITION)
@@ -169,10 +169,10 @@ t.test('a scan and a read of each device say the same', async (t) => {
   for (const kname of ['loop1', 'nvme0c0n1', 'broken', 'vanished', 'never']) {
     t.equal(sysfs.read(kname), undefined, `${kname} is no device`)
   }
-  t.ok(cpuMs >= 0 && cpuMs < 1000, 'and tells what it cost')
+  t.ok(cpuMs >= 0 && cpuMs < 1000, 'the scan reports what it cost')
 })
 
-t.test('an unbound loop device has no place, until it is bound', async (t) => {
+t.test('an unbound loop device is not shown, until it is bound', async (t) => {
   const { sysfs, put, remove } = fakeSysfs(t)
   put('loop0', DISK)
   t.equal(sysfs.read('loop0'), undefined)
@@ -184,7 +184,7 @@ t.test('an unbound loop device has no place, until it is bound', async (t) => {
   t.equal(sysfs.read('loop0'), undefined)
 })
 
-t.test('nor has a partition that outlived the file of its loop device', async (t) => {
+t.test('a partition that is left after the file of its loop device has gone is not shown', async (t) => {
   const { sysfs, put, remove } = fakeSysfs(t)
   put('loop0', DISK, '/tmp/disk.img\n')
   put('loop0p1', PARTITION)
@@ -232,7 +232,7 @@ t.test('being out of descriptors or memory says nothing about a device', async (
     const sysfs = new Sysfs({ ...native, readFile: () => -errno, openFile: () => -errno })
     t.throws(() => sysfs.read('sda'), Exhausted, errnoName(errno))
     t.throws(() => sysfs.shows(device), Exhausted, errnoName(errno))
-    t.equal(sysfs.removable(device), true, 'its medium may be changed, for all that is known')
+    t.equal(sysfs.removable(device), true, 'in doubt its medium may be changed')
   }
   for (const errno of [E.ENOENT, E.ENODEV, E.ENXIO, E.EIO]) {
     t.equal(new Sysfs({ ...native, readFile: () => -errno }).read('sda'), undefined, errnoName(errno))
@@ -247,7 +247,7 @@ t.test('an empty directory is no error, a missing one is', async (t) => {
   t.match(await scan(new Sysfs(native, join(directory, 'file'))), { error: 20, knames: [] })
 })
 
-t.test('however many devices are looked at, few files stay open, and none after close()', async (t) => {
+t.test('however many devices are read, few files stay open, and none after close()', async (t) => {
   const open = new Set<number>()
   let next = 100
   let most = 0
@@ -270,10 +270,10 @@ t.test('however many devices are looked at, few files stay open, and none after 
   t.equal(open.size, 0)
 })
 
-t.test('what may become another disk while it is open', async (t) => {
+t.test('devices that may become another disk while they are open', async (t) => {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-sysfs-'))
   t.teardown(() => rmSync(directory, { recursive: true }))
-  /** @param disk where its disk's attributes are: of a partition, the directory above its own */
+  /** @param disk where its disk's attributes are: for a partition, the directory above its own */
   const changes = (kname: string, attributes: Readonly<Record<string, string>> = {}, disk = kname) => {
     mkdirSync(join(directory, kname), { recursive: true })
     for (const [name, value] of Object.entries(attributes)) writeFileSync(join(directory, disk, name), `${value}\n`)
@@ -283,8 +283,8 @@ t.test('what may become another disk while it is open', async (t) => {
   for (const kname of ['nbd0', 'nbd15p1', 'md0', 'md127', 'md_d0', 'md0p2']) t.equal(changes(kname), true, kname)
   for (const kname of ['sda', 'vda', 'dm-0', 'nvme0n1', 'zram0']) t.equal(changes(kname), false, kname)
   t.equal(changes('loop1', { ro: '1' }), true, 'a loop device that is read-only (LOOP_CHANGE_FD)')
-  t.equal(changes('loop2', { ro: '0' }), false, 'one that is not')
-  t.equal(changes('sdb', { ro: '1' }), false, 'another device that is')
+  t.equal(changes('loop2', { ro: '0' }), false, 'a loop device that is not')
+  t.equal(changes('sdb', { ro: '1' }), false, 'another device that is read-only')
   t.equal(changes('sr0', { removable: '1' }), true, 'removable media')
-  t.equal(changes('sdc1', { removable: '1' }, '.'), true, "a partition: its disk's")
+  t.equal(changes('sdc1', { removable: '1' }, '.'), true, 'a partition: by its disk')
 })

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** uevents: whose are believed, what is taken from them, and that no flood of them stops anything. */
+/** uevents: which ones are believed, what is read from them, and that no flood of them stops anything. */
 
 import t from 'tap'
 
@@ -27,7 +27,7 @@ t.test('an event without a diskseq still names its device', async (t) => {
   t.equal(named(uevent('loop0', { DISKSEQ: undefined, MAJOR: undefined, MINOR: undefined, DEVNAME: undefined })), 'loop0')
 })
 
-t.test('and the number its disk had then', async (t) => {
+t.test('an event has the number that its disk had then', async (t) => {
   const about = (message: Buffer) => blockEventOf(message, message.length)
   t.match(about(uevent('loop0')), { diskseq: 13n, gone: false })
   t.match(about(uevent('loop0', {}, 'remove')), { diskseq: 13n, gone: true })
@@ -43,10 +43,10 @@ t.test('and the number its disk had then', async (t) => {
   )
   answers.push({ message: uevent('sdd'), port: 4321 })
   socket.drain()
-  t.strictSame(numbers, ['sda 13', 'sdc 15 gone'], "but for a forger's")
+  t.strictSame(numbers, ['sda 13', 'sdc 15 gone'], "but not a forger's")
 })
 
-t.test('other events name none', async (t) => {
+t.test('other events name no device', async (t) => {
   t.equal(named(uevent('eth0', { SUBSYSTEM: 'net' })), undefined)
   t.equal(named(uevent('x', { SUBSYSTEM: 'blocks' })), undefined)
   t.equal(named(uevent('x', { SUBSYSTEM: 'xblock' })), undefined)
@@ -54,7 +54,7 @@ t.test('other events name none', async (t) => {
   t.equal(named(uevent('x', { SUBSYSTEM: undefined, DM_SUBSYSTEM: 'block' })), undefined)
 })
 
-t.test('what is malformed names none', async (t) => {
+t.test('malformed events name no device', async (t) => {
   const whole = uevent('loop0')
   t.equal(blockEventOf(whole, whole.length - 1), undefined, 'no final NUL')
   t.equal(blockEventOf(whole, 0), undefined, 'nothing')
@@ -105,7 +105,7 @@ t.test('noise names nothing, and throws nothing', async (t) => {
   t.equal(named(Buffer.alloc(8192)), undefined)
 })
 
-/** What the socket answers next: a message, or a negated errno. */
+/** The next answers of the socket: a message, or a negated errno. */
 type Answer = number | { message: Buffer; port?: number; group?: number; truncated?: boolean }
 
 function fakeSocket(onChanged: (answers: Answer[]) => void = () => {}) {
@@ -183,10 +183,10 @@ t.test('only what the kernel itself sent to its own group is believed', async (t
   )
   socket.drain()
   t.strictSame(changes, [['real0']])
-  t.equal(lost(), 0, 'nor can anybody else make all devices be read again')
+  t.equal(lost(), 0, 'no other sender can have all devices read again')
 })
 
-t.test('a truncated event is an event lost', async (t) => {
+t.test('a truncated event counts as a lost event', async (t) => {
   const { socket, answers, changes, lost, logged } = fakeSocket()
   answers.push({ message: uevent('cut0'), truncated: true }, { message: uevent('loop1') })
   socket.drain()
@@ -195,7 +195,7 @@ t.test('a truncated event is an event lost', async (t) => {
   t.strictSame(changes, [['loop1']])
 })
 
-t.test('an overflow is told, and what is left in the socket still read', async (t) => {
+t.test('an overflow is reported, and the events left in the socket are still read', async (t) => {
   const { socket, answers, changes, lost, logged } = fakeSocket()
   answers.push({ message: uevent('loop0') }, -E.ENOBUFS, { message: uevent('loop1') }, -E.EINTR, { message: uevent('loop2') })
   socket.drain()
@@ -210,20 +210,20 @@ t.test('an empty socket is no change', async (t) => {
   answers.push(-E.EAGAIN, { message: uevent('later0') })
   socket.drain()
   t.strictSame(changes, [])
-  t.equal(received(), 1, 'and is asked once')
+  t.equal(received(), 1, 'the socket is asked once')
   t.equal(lost(), 0)
   t.strictSame(logged, [])
   socket.drain()
   t.strictSame(changes, [['later0']])
 })
 
-t.test('any other error is told, and ends the round', async (t) => {
+t.test('any other error is reported, and ends the round', async (t) => {
   const { socket, answers, changes, lost, logged } = fakeSocket()
   answers.push({ message: uevent('loop0') }, -E.EIO, { message: uevent('loop1') })
   socket.drain()
   t.equal(lost(), 1)
   t.equal(logged.length, 1)
-  t.strictSame(changes, [['loop0']], 'what was read before it counts')
+  t.strictSame(changes, [['loop0']], 'events read before the error count')
 })
 
 t.test('a device is reported once, however many events it had', async (t) => {
@@ -240,14 +240,14 @@ t.test('ten thousand events of three devices are one report', async (t) => {
   t.strictSame(changes, [['loop0', 'loop1', 'loop2']])
 })
 
-t.test('events that come of looking at devices cannot keep the loop from ending', async (t) => {
+t.test('events caused by looking at devices cannot keep the loop from ending', async (t) => {
   const storm = fakeSocket((answers) => {
     if (storm.changes.length > 50) throw new Error('it does not end')
     for (let i = 0; i < 100; i++) answers.push({ message: uevent(`loop${i % 3}`) })
   })
   storm.answers.push({ message: uevent('loop7') })
   storm.ready()
-  t.strictSame(storm.changes, [['loop7']], 'what they cause waits for the next turn')
+  t.strictSame(storm.changes, [['loop7']], 'the events that they cause wait for the next turn')
   storm.ready()
   t.strictSame(storm.changes, [['loop7'], ['loop0', 'loop1', 'loop2']])
 })
@@ -261,10 +261,10 @@ t.test('a socket that is closed reads no more', async (t) => {
   t.equal(received(), 0)
   t.equal(polls(), 0)
   socket.close()
-  t.strictSame(closed(), [77], 'and is closed once')
+  t.strictSame(closed(), [77], 'the socket is closed once')
 })
 
-t.test('no socket, no start', async (t) => {
+t.test('without a socket it does not start', async (t) => {
   const { fake } = fakeSocket()
   const socket = new UeventSocket({
     native: { ...fake, ueventOpen: () => -E.EPERM },

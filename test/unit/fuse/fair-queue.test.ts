@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-/** The queue of requests that wait: nobody's many requests keep another's few waiting. */
+/** The queue of waiting requests: many requests of one user do not delay the few of another. */
 import t from 'tap'
 
 import { FairQueue } from '../../../src/fuse/fair-queue.js'
 
-/** Adds what each user asks, in this order, and takes everything. */
+/** Adds the requests in this order, takes all, and returns the order. */
 function order(asked: readonly (readonly [uid: number, item: string])[]): string {
   const queue = new FairQueue<string>()
   for (const [uid, item] of asked) queue.add(uid, item)
@@ -24,7 +24,7 @@ t.test('one user: first come, first served', async (t) => {
   )
 })
 
-t.test('several users take turns, whoever asks more', async (t) => {
+t.test('several users take turns, whichever has more requests', async (t) => {
   t.equal(
     order([
       [1, 'a1'],
@@ -39,7 +39,7 @@ t.test('several users take turns, whoever asks more', async (t) => {
   )
 })
 
-t.test('who asks again comes last', async (t) => {
+t.test('a user that asks again comes last', async (t) => {
   const queue = new FairQueue<string>()
   for (let i = 0; i < 100; i++) queue.add(1, `a${i}`)
   t.equal(queue.take(), 'a0')
@@ -65,13 +65,13 @@ t.test('it can be searched, and emptied', async (t) => {
     queue.find((item) => item === 'c'),
     undefined,
   )
-  t.equal(queue.size, 2, 'what was found is still there')
+  t.equal(queue.size, 2, 'a request that was found is still there')
   queue.clear()
   t.equal(queue.size, 0)
   t.equal(queue.take(), undefined)
 })
 
-t.test('users who have been answered are forgotten', async (t) => {
+t.test('users that have been answered are forgotten', async (t) => {
   const queue = new FairQueue<string>()
   for (let uid = 0; uid < 10_000; uid++) {
     queue.add(uid, 'x')

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** The FUSE session: what goes out for what comes in, and one answer to each request whatever it is. */
+/** The FUSE session: what goes out for what comes in. Each request gets one answer, whatever it is. */
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import t, { type Test } from 'tap'
@@ -46,12 +46,12 @@ interface Answer {
   readonly payload: Buffer
 }
 
-/** Answers EACCES, so that an operation which nobody expected is seen. */
+/** Answers EACCES, so that an unexpected operation shows. */
 const refuseAll = new Proxy({} as TreeOperations, {
   get: (_, name) => (name === 'forget' || name === 'turnEnds' ? () => {} : (...args: unknown[]) => (args.at(-1) as Reply).error(E.EACCES)),
 })
 
-/** A session whose kernel is this test. With memory of an earlier one it goes on where that ended. */
+/** A session whose kernel is this test. With the memory of an earlier session it goes on where that one ended. */
 function fixture(operations: Partial<TreeOperations> = {}, memory?: ArrayBuffer, traced?: object[]) {
   const answers: Answer[] = []
   const errors: string[] = []
@@ -226,9 +226,10 @@ const failure = (error: number) => [{ length: OUT_HEADER_SIZE, error, payload: B
 const shown = (answers: Answer[]) => answers.map(({ length, error, payload }) => ({ length, error, payload }))
 
 /**
- * What is read at once, by who asks for what; and the names in the order in which they were looked up.
+ * Requests that are read at once, each from a user and for a name; and the names in the order of their
+ * LOOKUPs.
  *
- * @param busyMs what a LOOKUP takes: with more than a little, few are answered in one go
+ * @param busyMs how long a LOOKUP takes: with more than a little, few are answered in one go
  */
 function crowd(busyMs = 0) {
   const order: string[] = []
@@ -255,12 +256,12 @@ const turns = async (count: number) => {
   for (let i = 0; i < count; i++) await new Promise((resolve) => setImmediate(resolve))
 }
 
-t.test('root does not stand behind the requests of others', async (t) => {
+t.test('root does not wait behind the requests of other users', async (t) => {
   const { wants, order, state } = crowd(0.4)
   for (let i = 0; i < 50; i++) wants(60001, `a${i}`)
   wants(0, 'root')
   state.ready()
-  t.strictSame(order.slice(0, 3), ['a0', 'root', 'a1'], 'but for the first, which was alone when it came')
+  t.strictSame(order.slice(0, 3), ['a0', 'root', 'a1'], 'only behind the first, which was alone when it came')
   await turns(3)
   const before = order.length
   wants(0, 'root again')
@@ -281,7 +282,7 @@ t.test('users take turns', async (t) => {
   t.equal(order.length, 23)
 })
 
-t.test('of requests that wait every other one is a LOOKUP, and those of root come before all', async (t) => {
+t.test('every other waiting request that is answered is a LOOKUP, and those of root come before all', async (t) => {
   const order: string[] = []
   const { reads, state } = fixture({
     lookup(_, __, name, reply) {
@@ -313,14 +314,14 @@ t.test('of requests that wait every other one is a LOOKUP, and those of root com
   t.strictSame(
     order.slice(3, 12),
     ['a0', 'getattr 5', 'b0', 'getattr 6', 'a1', 'getattr 5', 'a2', 'getattr 5', 'a3'],
-    'and of each kind users take turns',
+    'users take turns for each kind',
   )
   t.equal(order.length, 30)
 })
 
-t.test('LOOKUPs that wait are answered in one go, with a look at what root asks before each', async (t) => {
+t.test('waiting LOOKUPs are answered in one go, and requests of root are read before each', async (t) => {
   let most = 0
-  // A go ends after a millisecond: on a busy machine that may be the first look.
+  // A go ends after a millisecond: on a busy machine that may be at the first look.
   for (let i = 0; i < 200 && most < 6; i++) {
     const { wants, order, state, reads } = crowd()
     for (let i = 0; i < 10; i++) wants(60001, `a${i}`)
@@ -343,7 +344,7 @@ t.test('LOOKUPs that wait are answered in one go, with a look at what root asks 
   t.ok(most >= 6, `${most} in one go`)
 })
 
-t.test('a LOOKUP that waits for its turn can be interrupted, as others can', async (t) => {
+t.test('a LOOKUP that waits for its turn can be interrupted, as other requests can', async (t) => {
   const held: Reply[] = []
   const keep = (...args: unknown[]) => void held.push(args.at(-1) as Reply)
   const { reads, state } = fixture({ getattr: keep, lookup: keep })
@@ -362,12 +363,12 @@ t.test('a LOOKUP that waits for its turn can be interrupted, as others can', asy
   t.strictSame(interrupted, [0, 1, 1], 'all but the first')
 })
 
-t.test('requests of root in a row keep nobody out', async (t) => {
+t.test('many requests of root in a row keep no other user out', async (t) => {
   const { wants, order, state } = crowd()
   for (let i = 0; i < 3; i++) wants(60001, `a${i}`)
   for (let i = 0; i < 300; i++) wants(0, `root${i}`)
   state.ready()
-  t.ok(order.includes('a1'), 'after one round of them somebody else is answered')
+  t.ok(order.includes('a1'), 'another user is answered after one round of them')
 })
 
 t.test('a request that waits for its turn can be interrupted', async (t) => {
@@ -379,10 +380,10 @@ t.test('a request that waits for its turn can be interrupted', async (t) => {
   await turns(20)
   let told = 0
   held[0]?.onInterrupt(() => told++)
-  t.equal(told, 1, 'who takes it hears of it')
+  t.equal(told, 1, 'its handler is told of the interrupt')
 })
 
-t.test('more requests than may wait are answered all the same, once each', async (t) => {
+t.test('more requests than may wait are still answered, once each', async (t) => {
   const { wants, answers, state, reads } = crowd()
   const asked = new Set(Array.from({ length: 5000 }, (_, i) => wants(60001, `a${i}`)))
   while (reads.length > 0) state.ready()
@@ -391,7 +392,7 @@ t.test('more requests than may wait are answered all the same, once each', async
   t.strictSame(new Set(answers.map((answer) => answer.unique)), asked)
 })
 
-t.test('with the end of the connection nobody waits for a turn any more', async (t) => {
+t.test('no request waits for its turn once the connection has ended', async (t) => {
   const { wants, order, state, session, errors } = crowd()
   for (let i = 0; i < 50; i++) wants(60001, `a${i}`)
   state.ready()
@@ -402,7 +403,7 @@ t.test('with the end of the connection nobody waits for a turn any more', async 
   t.strictSame(errors, [])
 })
 
-t.test('a daemon that takes over answers who waited for a turn', async (t) => {
+t.test('an incoming daemon finds the requests that waited for their turn', async (t) => {
   const { wants, state, session, order } = crowd()
   for (let i = 0; i < 10; i++) wants(60001, `a${i}`)
   state.ready()
@@ -444,7 +445,7 @@ t.test('names are bytes', async (t) => {
   for (const name of ['', '1', all, 'x'.repeat(1024)]) t.strictSame(shown(ask(Opcode.LOOKUP, cstring(name))), failure(E.ENOENT))
   t.strictSame(names, ['', '1', all, 'x'.repeat(1024)])
   ask(Opcode.LOOKUP, Buffer.from('13\0x1\0'))
-  t.equal(names.at(-1), '13', 'and end at their NUL')
+  t.equal(names.at(-1), '13', 'they end at their NUL')
 })
 
 t.test('GETATTR is answered with fuse_attr_out', async (t) => {
@@ -454,7 +455,7 @@ t.test('GETATTR is answered with fuse_attr_out', async (t) => {
   t.strictSame(shown(ask(Opcode.GETATTR, Buffer.alloc(16))), success(payload))
 })
 
-t.test('SETATTR says what is to be changed, and nothing else', async (t) => {
+t.test('SETATTR passes on what is to be changed, and nothing else', async (t) => {
   let change: unknown
   const { ask } = fixture({
     setattr(_, __, wanted, reply) {
@@ -507,11 +508,11 @@ t.test('OPENDIR, RELEASEDIR, FSYNCDIR, READLINK, DESTROY', async (t) => {
   t.strictSame(shown(ask(Opcode.RELEASEDIR, cat(u64(0x123456789abn), u32(0, 0), u64(0n)))), success(Buffer.alloc(0)))
   t.strictSame(shown(ask(Opcode.FSYNCDIR, Buffer.alloc(16))), success(Buffer.alloc(0)))
   t.strictSame(shown(ask(Opcode.READLINK, Buffer.alloc(0), { nodeid: 0xd801n })), success(Buffer.from('13p1')))
-  t.strictSame(asked, [[CALLER.tid, CALLER.uid, CALLER.gid, 0xd801n]], 'who reads a link is known, as it may wait there')
+  t.strictSame(asked, [[CALLER.tid, CALLER.uid, CALLER.gid, 0xd801n]], 'the caller of READLINK is known, as it may wait there')
   t.strictSame(shown(ask(Opcode.DESTROY)), success(Buffer.alloc(0)))
 })
 
-t.test('STATFS is answered with fuse_kstatfs, and nothing of an earlier answer in it', async (t) => {
+t.test('STATFS is answered with fuse_kstatfs, and has nothing of an earlier answer in it', async (t) => {
   const { ask } = fixture({
     statfs: (reply) => reply.statfs(255),
     readlink: (_, __, reply) => reply.data(Buffer.alloc(200, 0xff)),
@@ -526,7 +527,7 @@ t.test('STATFS is answered with fuse_kstatfs, and nothing of an earlier answer i
       ?.payload.subarray(28)
       .every((byte) => byte === 0),
     true,
-    'nor in INIT',
+    'nor has INIT',
   )
 })
 
@@ -581,31 +582,31 @@ t.test('the largest xattr fits, both ways', async (t) => {
   t.match(ask(Opcode.GETXATTR, cat(u32(65536, 0), cstring('user.x'))), [{ error: 0, length: 65536 + OUT_HEADER_SIZE }])
 })
 
-t.test('INIT: a protocol that is known is agreed to', async (t) => {
+t.test('INIT: a known protocol is agreed to', async (t) => {
   const { ask, started } = fixture()
   const [answer] = ask(Opcode.INIT, init(7, 38))
   t.equal(answer?.error, 0)
   const payload = answer?.payload as Buffer
   t.equal(payload.length, 64)
   t.strictSame([payload.readUInt32LE(0), payload.readUInt32LE(4)], [7, 38])
-  t.equal(payload.readUInt32LE(12), (1 << 18) | (1 << 20), 'parallel lookups and ACLs, and nothing that was not asked for')
+  t.equal(payload.readUInt32LE(12), (1 << 18) | (1 << 20), 'parallel lookups and ACLs, and nothing that was not offered')
   t.ok(payload.readUInt32LE(20) >= 4096, 'max_write')
   t.equal(payload.readUInt32LE(24), 1, 'times to the nanosecond')
   await started
-  t.pass('and it has started')
+  t.pass('the session has started')
 })
 
-t.test('INIT: of a newer kernel in the same protocol, too', async (t) => {
+t.test('INIT: a newer kernel with the same major protocol is agreed to, too', async (t) => {
   const { ask, started } = fixture()
   t.match(ask(Opcode.INIT, cat(init(7, 99), Buffer.alloc(256))), [{ error: 0 }])
   await started
   t.pass('started')
   const oldest = fixture()
-  t.match(oldest.ask(Opcode.INIT, init(7, 23).subarray(0, 16)), [{ error: 0 }], 'and of the oldest that will do')
+  t.match(oldest.ask(Opcode.INIT, init(7, 23).subarray(0, 16)), [{ error: 0 }], 'so is the oldest supported one')
   await oldest.started
 })
 
-t.test('INIT: one too old, or without what is needed, is refused', async (t) => {
+t.test('INIT: a protocol that is too old, or lacks what is needed, is refused', async (t) => {
   const needed = (1 << 18) | (1 << 20)
   for (const [major, minor, flags] of [
     [7, 22, needed],
@@ -620,7 +621,7 @@ t.test('INIT: one too old, or without what is needed, is refused', async (t) => 
   }
 })
 
-t.test('INIT: a newer major is told which one to use, and asks again', async (t) => {
+t.test('INIT: a kernel with a newer major is told which one to use, and asks again', async (t) => {
   const { ask, started } = fixture()
   const [answer] = ask(Opcode.INIT, init(8, 1))
   t.equal(answer?.error, 0)
@@ -667,7 +668,7 @@ const BODIES: Record<string, Buffer> = {
   RELEASEDIR: u64(1n),
 }
 
-t.test('a body shorter than its request needs is EIO, and reaches nobody', async (t) => {
+t.test('a body shorter than its request needs is EIO, and reaches no handler', async (t) => {
   let reached = 0
   const counting = new Proxy({} as TreeOperations, { get: () => () => void reached++ })
   const { ask, errors } = fixture(bound(counting))
@@ -681,11 +682,11 @@ t.test('a body shorter than its request needs is EIO, and reaches nobody', async
     }
   }
   t.equal(reached, 0)
-  t.equal(errors.length, asked, 'each is told')
+  t.equal(errors.length, asked, 'each is reported')
   t.ok(asked > 150)
 })
 
-t.test('so are one whose header has another length, and a string without an end', async (t) => {
+t.test('so is a request whose header has another length, and a string without an end', async (t) => {
   let reached = 0
   const counting = new Proxy({} as TreeOperations, { get: () => () => void reached++ })
   const { ask } = fixture(bound(counting))
@@ -700,7 +701,7 @@ t.test('so are one whose header has another length, and a string without an end'
   t.equal(reached, 0)
 })
 
-t.test('a string does not go on into what an earlier request left', async (t) => {
+t.test('a string does not continue into the rest of an earlier request', async (t) => {
   const { reads, state, answers } = fixture({ lookup: (_, __, ___, reply) => reply.error(E.ENOENT) })
   reads.push(
     request(Opcode.LOOKUP, cat(Buffer.alloc(100, 'x'), cstring('')), { unique: 2n, nodeid: ROOT }),
@@ -713,7 +714,7 @@ t.test('a string does not go on into what an earlier request left', async (t) =>
   ])
 })
 
-t.test('SETXATTR whose value goes beyond the request is EIO', async (t) => {
+t.test('a SETXATTR whose value goes beyond the request is EIO', async (t) => {
   const { ask } = fixture({ setxattr: (...args) => args[5].ok() })
   const body = (size: number) => cat(u32(size, 0), cstring('user.a'), Buffer.from('abcd'))
   t.match(ask(Opcode.SETXATTR, body(4)), [{ error: 0 }])
@@ -722,8 +723,8 @@ t.test('SETXATTR whose value goes beyond the request is EIO', async (t) => {
   }
 })
 
-t.test('what comes a moment later is answered before the event loop sleeps; but not for ever', async (t) => {
-  // A clock of its own: on a busy machine any look at the real one may come late.
+t.test('a request that comes a moment later is answered before the event loop sleeps, but not for ever', async (t) => {
+  // A clock of the test's own: on a busy machine any look at the real one may come late.
   const { now } = performance
   let ms = now.call(performance)
   performance.now = () => (ms += 0.005)
@@ -742,10 +743,10 @@ t.test('what comes a moment later is answered before the event loop sleeps; but 
   t.equal(soon.length, 1)
   soon.push(...Array.from({ length: 1000 }, ask))
   state.ready()
-  t.ok(soon.length > 900, 'then others get their turn')
+  t.ok(soon.length > 900, 'then other work gets its turn')
 })
 
-t.test('BATCH_FORGET that counts more than it holds forgets nothing', async (t) => {
+t.test('a BATCH_FORGET that counts more than it holds forgets nothing', async (t) => {
   let forgotten = 0
   const { ask, answers, errors } = fixture({ forget: () => void forgotten++ })
   for (const count of [3, 4, 1000, 0x10000000, 0x10000001, 0x7fffffff, 0xffffffff]) {
@@ -755,11 +756,11 @@ t.test('BATCH_FORGET that counts more than it holds forgets nothing', async (t) 
   ask(Opcode.FORGET, u32(1))
   ask(Opcode.FORGET, u64(1n), { length: 1000 })
   t.equal(forgotten, 0)
-  t.strictSame(answers, [], 'and is not answered')
+  t.strictSame(answers, [], 'it is not answered')
   t.equal(errors.length, 10)
 })
 
-t.test('what would change the shape of the tree is EPERM', async (t) => {
+t.test('a request that would change the shape of the tree is EPERM', async (t) => {
   const { ask, errors } = fixture()
   const { SYMLINK, MKNOD, MKDIR, RMDIR, RENAME, RENAME2, LINK, CREATE, TMPFILE } = Opcode
   for (const opcode of [SYMLINK, MKNOD, MKDIR, RMDIR, RENAME, RENAME2, LINK, CREATE, TMPFILE]) {
@@ -769,7 +770,7 @@ t.test('what would change the shape of the tree is EPERM', async (t) => {
   t.strictSame(errors, [])
 })
 
-t.test('what is not known is ENOSYS', async (t) => {
+t.test('an unknown request is ENOSYS', async (t) => {
   const { ask, errors } = fixture()
   const known: ReadonlySet<number> = new Set(Object.values(Opcode))
   for (let opcode = 0; opcode < 70; opcode++) {
@@ -781,7 +782,7 @@ t.test('what is not known is ENOSYS', async (t) => {
   t.strictSame(errors, [])
 })
 
-t.test('a handler that throws is EIO, and told', async (t) => {
+t.test('a handler that throws is EIO, and reported', async (t) => {
   const boom = () => {
     throw new Error('boom')
   }
@@ -799,17 +800,17 @@ t.test('a handler that throws is EIO, and told', async (t) => {
     },
   })
   t.strictSame(shown(ask(Opcode.LOOKUP, cstring('1'))), failure(E.EIO))
-  t.strictSame(shown(ask(Opcode.GETATTR, Buffer.alloc(16))), failure(E.ENXIO), 'unless it had answered')
-  t.strictSame(shown(ask(Opcode.READLINK)), failure(E.EIO), 'an answer too large')
+  t.strictSame(shown(ask(Opcode.GETATTR, Buffer.alloc(16))), failure(E.ENXIO), 'not if it had answered')
+  t.strictSame(shown(ask(Opcode.READLINK)), failure(E.EIO), 'an answer that is too large')
   t.strictSame(shown(ask(Opcode.OPENDIR, u32(0, 0))), success(cat(u64(1n), u32(0, 0))), 'answered twice')
   t.equal(errors.length, 4)
   const before = answers.length
   ask(Opcode.FORGET, u64(1n))
-  t.equal(answers.length, before, 'what expects no answer gets none')
+  t.equal(answers.length, before, 'a request that expects no answer gets none')
   t.equal(errors.length, 5)
 })
 
-t.test('INTERRUPT reaches the request it is for, once', async (t) => {
+t.test('an INTERRUPT reaches the request that it is for, once', async (t) => {
   const replies: Reply[] = []
   const interrupted: number[] = []
   const { ask, answers, errors, last } = fixture({
@@ -827,20 +828,20 @@ t.test('INTERRUPT reaches the request it is for, once', async (t) => {
   ask(Opcode.INTERRUPT, u64(second))
   t.strictSame(interrupted, [1], 'not twice')
   ask(Opcode.INTERRUPT, u64(123456n))
-  t.strictSame(interrupted, [1], 'nor for one nobody sent')
+  t.strictSame(interrupted, [1], 'not for a request that never came')
   replies[0]?.error(E.ENOENT)
   ask(Opcode.INTERRUPT, u64(first))
-  t.strictSame(interrupted, [1], 'nor for one that is answered')
+  t.strictSame(interrupted, [1], 'not for a request that is answered')
   replies[1]?.error(E.EINTR)
   t.match(answers, [
     { unique: first, error: E.ENOENT },
     { unique: second, error: E.EINTR },
   ])
-  t.equal(answers.length, 2, 'and is not answered itself')
+  t.equal(answers.length, 2, 'the INTERRUPT itself is not answered')
   t.strictSame(errors, [])
 })
 
-t.test('INTERRUPT that comes before anybody listens is not lost', async (t) => {
+t.test('an INTERRUPT that comes before its handler listens is not lost', async (t) => {
   let pending: Reply | undefined
   const { ask, last } = fixture({ lookup: (_, __, ___, reply) => void (pending = reply) })
   ask(Opcode.LOOKUP, cstring('1'))
@@ -850,7 +851,7 @@ t.test('INTERRUPT that comes before anybody listens is not lost', async (t) => {
   t.equal(interrupted, 1)
 })
 
-t.test('an answer that nobody takes is known to be such', async (t) => {
+t.test('the session knows which answers were not taken', async (t) => {
   const taken: boolean[] = []
   const { ask, state, errors } = fixture({ lookup: (_, __, ___, reply) => void taken.push(reply.entry(ENTRY)) })
   for (const result of [undefined, -E.ENOENT, -E.ENODEV, -E.EINVAL]) {
@@ -858,10 +859,10 @@ t.test('an answer that nobody takes is known to be such', async (t) => {
     ask(Opcode.LOOKUP, cstring('1'))
   }
   t.strictSame(taken, [true, false, false, false])
-  t.equal(errors.length, 1, 'only what the kernel would not have is told')
+  t.equal(errors.length, 1, 'only an answer that the kernel refuses is reported')
 })
 
-t.test('an answer after the end is taken by nobody', async (t) => {
+t.test('an answer after the end is not taken', async (t) => {
   let pending: Reply | undefined
   const { ask, session, answers, state } = fixture({ lookup: (_, __, ___, reply) => void (pending = reply) })
   ask(Opcode.LOOKUP, cstring('1'))
@@ -869,7 +870,7 @@ t.test('an answer after the end is taken by nobody', async (t) => {
   t.equal(pending?.entry(ENTRY), false)
   t.strictSame(answers, [])
   session.close()
-  t.strictSame(state.closed, [FD], 'and the descriptor is closed once')
+  t.strictSame(state.closed, [FD], 'the descriptor is closed once')
   t.equal(state.polls, 0)
 })
 
@@ -886,14 +887,14 @@ t.test('reading goes on after a signal and a request that was withdrawn, and sto
   t.equal(answers.length, 3)
 })
 
-t.test('a flood of requests lets others have a turn', async (t) => {
+t.test('a flood of requests leaves turns to other work', async (t) => {
   const { reads, state, answers } = fixture({ getattr: (_, __, reply) => reply.error(E.ESTALE) })
   for (let i = 0; i < 1000; i++) reads.push(request(Opcode.GETATTR, Buffer.alloc(16), { unique: BigInt(2 * i), nodeid: 5n, uid: 0 }))
   state.ready()
   t.ok(answers.length > 0 && answers.length < 200, `${answers.length} in a turn`)
 })
 
-t.test('an unmount ends it, quietly; any other error loudly', async (t) => {
+t.test('an unmount ends the session quietly; any other error ends it with a message', async (t) => {
   const quiet = fixture()
   quiet.reads.push(-E.ENODEV)
   quiet.state.ready()
@@ -908,7 +909,7 @@ t.test('an unmount ends it, quietly; any other error loudly', async (t) => {
   t.equal(loud.errors.length, 1)
 })
 
-/** A tree over a registry of this test's, behind a session. */
+/** A tree behind a session, over a registry of the test's own. */
 function treeFixture(devices: Device[]) {
   const registry = {
     devices: () => devices,
@@ -941,10 +942,10 @@ const seq = (value: number) => BigInt(value) as DiskSeq
 const device = (diskseq: number, partition: number, minor = partition) =>
   ({ diskseq: seq(diskseq), partition, minor, name: partition === 0 ? `${diskseq}` : `${diskseq}p${partition}` }) as unknown as Device
 
-/** Of an entry that there is. */
+/** The id of an entry that exists. */
 const idOf = ({ diskseq, partition, minor }: Device) => inodeId(diskseq, partition, minor) as bigint
 
-t.test('READDIR gives every entry once, in pages of whole entries', async (t) => {
+t.test('READDIR gives each entry once, in pages of whole entries', async (t) => {
   const devices = Array.from({ length: 300 }, (_, i) => device(1 + (i >> 1), i & 1))
   const expected: Dirent[] = [
     { ino: ROOT, cookie: 1n, mode: 0o040000, name: '.' },
@@ -979,7 +980,7 @@ t.test('READDIR gives every entry once, in pages of whole entries', async (t) =>
   }
 })
 
-t.test('a directory that many have open takes the memory of one', async (t) => {
+t.test('a directory that is open many times takes the memory of one', async (t) => {
   const { ask } = treeFixture(Array.from({ length: 2000 }, (_, i) => device(1 + i, 0)))
   const used = () => process.memoryUsage().heapUsed + process.memoryUsage().arrayBuffers
   const before = used()
@@ -998,19 +999,19 @@ function direntNames(payload: Buffer): string[] {
   return found
 }
 
-t.test('a directory that an earlier daemon had opened is read on by the next', async (t) => {
+t.test('a directory that was opened with an earlier daemon can be read on with the next', async (t) => {
   const before = treeFixture([device(1, 0), device(3, 0), device(5, 0), device(7, 0)])
   const handle = before.ask(Opcode.OPENDIR, u32(0, 0))[0]?.payload.readBigUInt64LE(0) as bigint
   const page = before.ask(Opcode.READDIR, readIn(handle, 0n, 4 * 32))[0]?.payload as Buffer
   t.strictSame(direntNames(page), ['.', '..', '1', '3'])
   const cookie = page.readBigUInt64LE(3 * 32 + 8)
-  // The last one read is gone since, one before it and one behind it are new.
+  // The last entry that was read has gone since; one before it and one behind it are new.
   const after = treeFixture([device(1, 0), device(2, 0), device(5, 0), device(6, 0), device(7, 0)])
   const rest = after.ask(Opcode.READDIR, readIn(handle, cookie, 4096))[0]?.payload as Buffer
   t.strictSame(direntNames(rest), ['5', '6', '7'])
 })
 
-t.test('nothing is remembered of who has the directory open', async (t) => {
+t.test('nothing is remembered about open directories', async (t) => {
   const { ask } = treeFixture([device(1, 0), device(2, 0)])
   const opened = [1, 2, 3].map(() => ask(Opcode.OPENDIR, u32(0, 0))[0]?.payload.readBigUInt64LE(0))
   t.strictSame(opened, [0n, 0n, 0n], 'all have the same handle')
@@ -1019,7 +1020,7 @@ t.test('nothing is remembered of who has the directory open', async (t) => {
     t.strictSame(names(handle, 2n), ['1', '2'], `with ${handle}`)
     ask(Opcode.RELEASEDIR, cat(u64(handle), u64(0n, 0n)))
   }
-  t.strictSame(names(0n, 0n), ['.', '..', '1', '2'], 'nor does it matter who has closed it')
+  t.strictSame(names(0n, 0n), ['.', '..', '1', '2'], 'it does not matter which one was closed')
 })
 
 t.test('READDIR from anywhere goes on from there, and past the end there is nothing', async (t) => {
@@ -1035,7 +1036,7 @@ t.test('READDIR from anywhere goes on from there, and past the end there is noth
   ask(Opcode.RELEASEDIR, cat(u64(handle), u64(0n, 0n)))
 })
 
-t.test('a listing goes on behind its last entry, whatever has come and gone', async (t) => {
+t.test('a listing goes on behind its last entry, whichever disks have come and gone', async (t) => {
   const devices = [1, 3, 5, 7, 9].map((diskseq) => device(diskseq, 0))
   const { ask } = treeFixture(devices)
   const read = (offset: bigint, entries: number) => {
@@ -1049,10 +1050,10 @@ t.test('a listing goes on behind its last entry, whatever has come and gone', as
   const second = read(first.next, 2)
   t.strictSame(second.names, ['5', '7'])
   devices.push(device(11, 0))
-  t.strictSame(read(second.next, 10).names, ['9', '11'], 'none twice, none left out that was there all along')
+  t.strictSame(read(second.next, 10).names, ['9', '11'], 'none comes twice, and none is left out that was there all along')
 })
 
-t.test('a node id nobody was given has an errno for everything', async (t) => {
+t.test('a node id that was never given out has an errno for everything', async (t) => {
   const { ask, errors } = treeFixture([device(1, 0)])
   const partition = inodeId(seq(13), 1, 5) as bigint
   for (const nodeid of [0n, 2n, 0xd000n, 0xd001n, 0xd002n, partition, 2n ** 63n, 2n ** 64n - 1n]) {
@@ -1070,54 +1071,54 @@ t.test('a node id nobody was given has an errno for everything', async (t) => {
   t.strictSame(errors, [])
 })
 
-t.test('the root is a directory that only root may read, and anybody walk through; its attributes stay', async (t) => {
+t.test('the root is a directory that only root may read and any user may walk through; its attributes stay valid', async (t) => {
   const { ask } = treeFixture([])
   const [answer] = ask(Opcode.GETATTR, Buffer.alloc(16))
   t.equal(answer?.error, 0)
-  t.ok((answer?.payload.readBigUInt64LE(0) as bigint) >= 60n, 'without it each path walk would ask')
+  t.ok((answer?.payload.readBigUInt64LE(0) as bigint) >= 60n, 'otherwise each path walk would ask')
   t.equal(answer?.payload.readBigUInt64LE(16), ROOT)
-  // Who reads it holds its lock for as long as his memory takes to be written to.
+  // A reader holds the directory's lock for as long as it takes to write to the reader's memory.
   t.equal(answer?.payload.readUInt32LE(16 + 60), 0o041711)
 })
 
-t.test('in a crowd the attributes of the root are for those only who were let in', async (t) => {
+t.test('in a crowd only callers that were let in get the attributes of the root', async (t) => {
   const { ask, crowd, answers } = treeFixture([])
   crowd.there = true
   t.strictSame(ask(Opcode.GETATTR, Buffer.alloc(16)), [], 'it waits')
   crowd.waiting.shift()?.()
   t.equal(answers.length, 1)
   const payload = answers[0]?.payload as Buffer
-  t.strictSame([payload.readBigUInt64LE(0), payload.readUInt32LE(8)], [0n, 0], 'and whoever comes after asks, too')
+  t.strictSame([payload.readBigUInt64LE(0), payload.readUInt32LE(8)], [0n, 0], 'the next caller has to ask, too')
 })
 
-t.test('a symlink is told from its id, which nobody has to have been given', async (t) => {
+t.test('a symlink is known by its id, even if the id was never given out', async (t) => {
   const { ask } = treeFixture([])
   const nodeid = linkId(seq(13), 1, 'part') as bigint
   t.strictSame(shown(ask(Opcode.READLINK, Buffer.alloc(0), { nodeid })), success(Buffer.from('13p1')))
   const [answer] = ask(Opcode.GETATTR, Buffer.alloc(16), { nodeid })
   t.equal(answer?.payload.readBigUInt64LE(16), nodeid)
-  t.equal(answer?.payload.readBigUInt64LE(24), 4n, 'as long as what it says')
+  t.equal(answer?.payload.readBigUInt64LE(24), 4n, 'as long as its target')
   t.equal(answer?.payload.readUInt32LE(16 + 60), 0o120777)
   t.match(
     ask(Opcode.READLINK, Buffer.alloc(0), { nodeid: linkId(seq(13), 1, 'unknown') as bigint }),
     [{ error: E.EINVAL }],
-    'what looks like a device is none',
+    'an id that looks like a device is no symlink',
   )
 })
 
-/** All bytes of what is written without being asked for. */
+/** A notice with these bytes: a message that answers no request. */
 const notice = (code: number, body: Buffer) => ({ length: OUT_HEADER_SIZE + body.length, error: -code, unique: 0n, payload: body })
 
-t.test('attributes are taken back by FUSE_NOTIFY_INVAL_INODE, which tells whether there is such an inode', async (t) => {
+t.test('attributes are invalidated by FUSE_NOTIFY_INVAL_INODE, which shows whether there is such an inode', async (t) => {
   const { session, answers, state } = fixture()
   t.equal(session.invalidate(0x1122334455667788n), true)
   // struct fuse_notify_inval_inode_out: ino, off, len; a negative off means the attributes only.
   const minusOne = 2n ** 64n - 1n
   t.strictSame(answers, [notice(2, u64(0x1122334455667788n, minusOne, 0n))])
   state.writeResult = -E.ENOENT
-  t.equal(session.invalidate(5n), false, 'there is none')
+  t.equal(session.invalidate(5n), false, 'there is no such inode')
   state.writeResult = -E.EIO
-  t.equal(session.invalidate(5n), true, 'in doubt there is')
+  t.equal(session.invalidate(5n), true, 'in doubt there is one')
   session.close()
   t.equal(session.invalidate(5n), false, 'after the end there is nothing')
   t.equal(answers.length, 3)
@@ -1129,7 +1130,7 @@ t.test('the kernel is told to forget an inode by FUSE_NOTIFY_PRUNE', async (t) =
   // struct fuse_notify_prune_out: count, padding, spare; then the ids.
   t.strictSame(answers, [notice(9, cat(u32(1, 0), u64(0n, 0x1122334455667788n)))])
   state.writeResult = -E.ENOENT
-  t.equal(session.prune(5n), true, 'one that it does not have')
+  t.equal(session.prune(5n), true, 'an inode that the kernel does not have')
   t.equal(session.prune(6n), true)
   t.equal(answers.length, 3, 'it is asked each time')
   session.close()
@@ -1137,14 +1138,14 @@ t.test('the kernel is told to forget an inode by FUSE_NOTIFY_PRUNE', async (t) =
   t.equal(answers.length, 3)
 })
 
-t.test('a kernel that cannot be told so is not told twice', async (t) => {
+t.test('a kernel that does not know this notice gets it only once', async (t) => {
   const { session, answers, state } = fixture()
   state.writeResult = -E.EINVAL
   t.equal(session.prune(5n), false)
   state.writeResult = undefined
   for (let i = 0; i < 10; i++) t.equal(session.prune(5n), false)
   t.equal(answers.length, 1)
-  t.equal(session.invalidate(5n), true, 'which says nothing of attributes')
+  t.equal(session.invalidate(5n), true, 'that says nothing about attributes')
   t.equal(answers.length, 2)
 })
 
@@ -1259,12 +1260,12 @@ t.test('each of 20,000 requests gets one answer, or none if it expects none', as
   t.strictSame(
     [...got.keys()].filter((unique) => !expected.has(unique)),
     [],
-    'and nothing else is answered',
+    'nothing else is answered',
   )
   t.ok(thrown > 500, `${thrown} handlers threw`)
 })
 
-/** Daemons die, each so long after it took over, ms; what becomes of a request that none of them answers. */
+/** Daemons die, each `afterMs` after it took over. -> what becomes of a request that none of them answers */
 async function deaths(t: Test, count: number, afterMs: number) {
   const memory = new ArrayBuffer(STATE_SIZE)
   const never = { lookup() {} }
@@ -1277,11 +1278,11 @@ async function deaths(t: Test, count: number, afterMs: number) {
     await sleep(afterMs)
     session.pause()
   }
-  t.equal(new SharedState(memory).unanswered().length, 1, 'it is still there')
+  t.equal(new SharedState(memory).unanswered().length, 1, 'the request is still there')
   return undefined
 }
 
-t.test('a request is refused if daemons die of it, and not if they die some time later', async (t) => {
+t.test('a request is refused if daemons die right after they read it, and not if they die some time later', async (t) => {
   t.strictSame(await deaths(t, 20, 0), { daemons: 5, error: E.EIO })
   t.equal(await deaths(t, 10, 100), undefined)
 })
@@ -1307,9 +1308,9 @@ t.test('the wire log has each request, its answer and what the kernel is told', 
   session.invalidate(13n)
   t.match(traced.splice(0), [{ what: 'INVAL_INODE', nodeid: '13' }])
   ask(Opcode.LOOKUP, Buffer.from('a\n<0>\x1b[2J\\\xe9\0', 'latin1'))
-  t.match(traced.splice(0), [{ name: 'a\\x0a<0>\\x1b[2J\\x5c\\xe9' }, { what: 'answer' }], 'a name writes no line of its own')
+  t.match(traced.splice(0), [{ name: 'a\\x0a<0>\\x1b[2J\\x5c\\xe9' }, { what: 'answer' }], 'a name cannot write a line of its own')
   ask(Opcode.FORGET, Buffer.alloc(8))
   t.match(traced.splice(0), [{ what: 'FORGET' }])
   ask(Opcode.LOOKUP, Buffer.from('no end'))
-  t.match(traced.splice(0), [{ what: 'LOOKUP' }, { what: 'answer', verdict: 'EIO' }], 'also one that is malformed')
+  t.match(traced.splice(0), [{ what: 'LOOKUP' }, { what: 'answer', verdict: 'EIO' }], 'also a malformed request')
 })

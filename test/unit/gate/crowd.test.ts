@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** A crowd of users at the directory's lock: who comes is held back before it, and let in one by one. */
+/** A crowd of users at the directory's lock: callers are held back before it, and let in one by one. */
 import t, { type Test } from 'tap'
 
 import { FUSE_ROOT_ID } from '../../../src/fuse/wire.js'
@@ -9,7 +9,7 @@ import { sleep, until } from '../../helpers/tree.js'
 const user = (uid: number, tid = uid) => ({ tid, uid, gid: uid })
 
 function fixture(t: Test) {
-  /** Ids of inodes whose attributes were taken back. */
+  /** Ids of inodes whose attributes were invalidated. */
   const invalidated: bigint[] = []
   /** Threads that hold the lock already. */
   const inside = new Set<number>()
@@ -36,7 +36,7 @@ function fixture(t: Test) {
   }
 }
 
-t.test('some calls at once are no crowd, and everybody walks in', async (t) => {
+t.test('some calls at once are no crowd, and all callers are let in', async (t) => {
   const { crowd, invalidated, entered, locks, admit } = fixture(t)
   t.equal(crowd.isIn(FUSE_ROOT_ID), false)
   locks(50)
@@ -48,31 +48,31 @@ t.test('some calls at once are no crowd, and everybody walks in', async (t) => {
   t.strictSame(invalidated, [])
 })
 
-t.test('more of them are, and the kernel is told to ask for the root from then on', async (t) => {
+t.test('more of them are a crowd, and the kernel is made to ask for the root from then on', async (t) => {
   const { crowd, invalidated, locks } = fixture(t)
   locks(60)
   t.equal(crowd.isIn(FUSE_ROOT_ID), true)
   t.strictSame(invalidated, [FUSE_ROOT_ID])
   locks(1000)
-  t.strictSame(invalidated, [FUSE_ROOT_ID], 'which is said once')
+  t.strictSame(invalidated, [FUSE_ROOT_ID], 'the kernel is told once')
 })
 
-t.test('it counts what all users do together', async (t) => {
+t.test('the calls of all users count together', async (t) => {
   const { crowd, locks } = fixture(t)
   for (let uid = 60001; uid < 60061; uid++) locks(1, uid)
   t.equal(crowd.isIn(FUSE_ROOT_ID), true)
 })
 
-t.test('what root does makes no crowd', async (t) => {
+t.test('calls of root make no crowd', async (t) => {
   const { crowd, locks } = fixture(t)
   locks(10_000, 0)
   t.equal(crowd.isIn(FUSE_ROOT_ID), false)
 })
 
-t.test('nor do calls that are far between', async (t) => {
+t.test('calls that are far between make no crowd', async (t) => {
   const { crowd, locks } = fixture(t)
   locks(40)
-  // Two hundred a second are none; this is half of that.
+  // Two hundred calls a second are no crowd; this is half of that.
   for (let i = 0; i < 20; i++) {
     await sleep(50)
     locks(5)
@@ -85,7 +85,7 @@ t.test('in a crowd users are let in one by one, in turns', async (t) => {
   locks(60)
   for (let i = 0; i < 6; i++) admit(60001, `a${i}`)
   for (let i = 0; i < 2; i++) admit(60002, `b${i}`)
-  t.strictSame(entered, [], 'nobody at once')
+  t.strictSame(entered, [], 'none is let in at once')
   const began = performance.now()
   await until(() => entered.length >= 4)
   // Timers may come late, and never come early.
@@ -95,7 +95,7 @@ t.test('in a crowd users are let in one by one, in turns', async (t) => {
   t.equal(crowd.isIn(FUSE_ROOT_ID), true)
 })
 
-t.test('root is let in at once, and so is who has the lock already', async (t) => {
+t.test('root is let in at once, and so is a caller that has the lock already', async (t) => {
   const { entered, inside, locks, admit } = fixture(t)
   locks(60)
   for (let i = 0; i < 20; i++) admit(60001, `a${i}`)
@@ -103,25 +103,25 @@ t.test('root is let in at once, and so is who has the lock already', async (t) =
   t.strictSame(entered, ['root'])
   inside.add(4711)
   admit(60001, 'inside', 4711)
-  t.strictSame(entered, ['root', 'inside'], 'everybody stands behind it')
+  t.strictSame(entered, ['root', 'inside'], 'all others wait behind the lock')
 })
 
-t.test('a crowd that goes on stays one, and with the last of it the kernel may remember again', async (t) => {
+t.test('a crowd that goes on stays one; with its end the kernel may cache the attributes again', async (t) => {
   const { crowd, entered, invalidated, locks, admit } = fixture(t)
   locks(60)
   await sleep(1000)
   locks(1)
   await sleep(1500)
-  t.equal(crowd.isIn(FUSE_ROOT_ID), true, 'somebody has called since')
+  t.equal(crowd.isIn(FUSE_ROOT_ID), true, 'a user has called since')
   await until(() => !crowd.isIn(FUSE_ROOT_ID), 5000)
   admit(60001, 'a')
   t.strictSame(entered, ['a'])
   locks(60)
-  t.equal(crowd.isIn(FUSE_ROOT_ID), true, 'it may come again')
+  t.equal(crowd.isIn(FUSE_ROOT_ID), true, 'a crowd may come again')
   t.strictSame(invalidated, [FUSE_ROOT_ID, FUSE_ROOT_ID])
 })
 
-t.test('a crowd in one directory is none in another', async (t) => {
+t.test('a crowd in one directory is no crowd in another', async (t) => {
   const { crowd, invalidated, entered, locks, admit } = fixture(t)
   for (let i = 0; i < 60; i++) crowd.locks(user(60001), 13n)
   t.strictSame([crowd.isIn(13n), crowd.isIn(FUSE_ROOT_ID)], [true, false])
@@ -129,13 +129,13 @@ t.test('a crowd in one directory is none in another', async (t) => {
   admit(60001, 'root')
   t.strictSame(entered, ['root'])
   crowd.admit(user(60002), 13n, () => entered.push('there') > 0)
-  t.strictSame(entered, ['root'], 'who comes to that one is let in later')
+  t.strictSame(entered, ['root'], 'a caller that comes to that directory is let in later')
   await until(() => entered.length === 2)
   locks(60)
   t.strictSame(invalidated, [13n, FUSE_ROOT_ID])
 })
 
-t.test('nobody is left behind when it is over', async (t) => {
+t.test('no caller is left behind when the crowd is over', async (t) => {
   const { crowd, entered, locks, admit } = fixture(t)
   locks(60)
   await sleep(1990)
@@ -148,7 +148,7 @@ t.test('nobody is left behind when it is over', async (t) => {
   )
 })
 
-t.test('close() ends it, and calls nobody back', async (t) => {
+t.test('close() ends the crowd, and lets no more callers in', async (t) => {
   const { crowd, entered, locks, admit } = fixture(t)
   locks(60)
   for (let i = 0; i < 20; i++) admit(60001, `a${i}`)

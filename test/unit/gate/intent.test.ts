@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Intents: which system calls can open a disk, and that whatever is not plain is taken for one that can. */
+/** Intents: which system calls can open a disk, and that a call counts as one that can if it is not plain. */
 import { constants, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -11,7 +11,7 @@ import { type Call, Intents, RUNNING, someCall, UNSEEN } from '../../../src/gate
 import { native, type SeenThread } from '../../../src/native.js'
 import { number, other } from '../../helpers/syscalls.js'
 
-/** Which argument is the path, or what else the call cannot do without. */
+/** The argument that is the path, or another pointer that the call needs. */
 const POINTERS: readonly (readonly [argument: number, names: string])[] = [
   [0, 'stat lstat readlink access getxattr lgetxattr listxattr llistxattr statfs chdir chroot truncate umount2 execve'],
   [0, 'chmod chown lchown utime utimes setxattr lsetxattr removexattr lremovexattr'],
@@ -24,13 +24,13 @@ const POINTERS: readonly (readonly [argument: number, names: string])[] = [
   [4, 'fanotify_mark'],
 ]
 const INSPECTING = POINTERS.flatMap(([argument, names]) => names.split(' ').map((name) => [name, argument] as const))
-/** They would change the shape of the tree. */
+/** These calls would change the shape of the tree. */
 const SHAPE = 'mkdir mkdirat mknod mknodat symlink symlinkat link linkat rename renameat renameat2 unlink unlinkat rmdir'.split(' ')
-/** Whoever makes them has the inode afterwards. */
+/** A caller of these has the inode afterwards. */
 const KEEPS = ['name_to_handle_at', 'open_tree']
-/** The last component of their path is never followed, but for a flag. */
+/** The last component of their path is followed only with a flag. */
 const NO_FOLLOW = ['lstat', 'readlink', 'readlinkat', 'lgetxattr', 'llistxattr', 'lchown', 'lsetxattr', 'lremovexattr', 'name_to_handle_at']
-/** Where others have a flag that says so: argument, bits. */
+/** Calls that have a flag against following: argument, bits. */
 const NO_FOLLOW_FLAG: Record<string, readonly [number, number]> = {
   newfstatat: [3, 0x100],
   statx: [2, 0x100],
@@ -53,27 +53,27 @@ const NO_FOLLOW_FLAG: Record<string, readonly [number, number]> = {
 
 const SP = '0x7ffd1a2b3c48'
 const PC = '0x7f12d4e5a6b7'
-/** Of a path where programs have theirs, and where no pointer can be told from a number. */
+/** A path at an address where programs usually have them, and one that could also be a number. */
 const PATH = '0x55d0c0de1000'
 const LOW = '0x40d51000'
 const TID = 4711
 
-/** As proc_pid_syscall (fs/proc/base.c) writes it. */
+/** A line as proc_pid_syscall (fs/proc/base.c) writes it. */
 const line = (call: number, args: (number | string)[] = [], pc = PC) => {
   const six = Array.from({ length: 6 }, (_, i) => args[i] ?? 0)
   const hex = six.map((arg) => (typeof arg === 'number' ? `0x${arg.toString(16)}` : arg))
   return `${call} ${hex.join(' ')} ${SP} ${pc}\n`
 }
-/** The same of a thread that is in no call. */
+/** The same for a thread that is in no call. */
 const OUTSIDE = `-1 ${SP} ${PC}\n`
 
-/** Six arguments of which one is a pointer, and some may be given. */
+/** Six arguments: one is a pointer, and some may be given. */
 const args = (pointer: number, given: Readonly<Record<number, number | string>> = {}, at = PATH) =>
   Array.from({ length: 6 }, (_, i) => given[i] ?? (i === pointer ? at : 0))
 
 const openat = (flags: number | string, path = PATH) => line(number('openat'), ['0xffffffffffffff9c', path, flags])
 
-/** As proc_pid_stack writes it, on x86-64 and arm64. */
+/** Stacks as proc_pid_stack writes them, on x86-64 and arm64. */
 const FROM_64_BITS = [
   '[<0>] fuse_lookup_name+0xd8/0x2f0 [fuse]\n[<0>] do_syscall_64+0x71/0x280\n[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e\n',
   '[<0>] fuse_lookup_name+0xd8/0x2f0\n[<0>] el0_svc+0x34/0x110\n[<0>] el0t_64_sync_handler+0x100/0x130\n[<0>] el0t_64_sync+0x190/0x194\n',
@@ -104,7 +104,7 @@ function fakeProc(t: Test, preempts = false) {
   }
 }
 
-/** A thread that is known to be doing this. */
+/** A thread that is seen doing this. */
 const seen = (syscall: string, { stack = '', state = 'S', memory = 0x55d0c0de0000, userUs = -1, faults = 0 } = {}): SeenThread => [
   syscall,
   stack,
@@ -114,7 +114,7 @@ const seen = (syscall: string, { stack = '', state = 'S', memory = 0x55d0c0de000
   faults,
 ]
 
-/** Not on every architecture: the newer ones have only their *at forms. */
+/** These are not on every architecture: newer ones have only the *at forms. */
 const OLD =
   'open creat stat lstat readlink access chmod chown lchown utime utimes futimesat mkdir mknod symlink link rename unlink rmdir renameat'.split(
     ' ',
@@ -151,7 +151,7 @@ t.test('looking at a node is inspecting', async (t) => {
   }
 })
 
-t.test('whether it follows a symlink stands in its flags', async (t) => {
+t.test('the flags say whether a call follows a symlink', async (t) => {
   const { of } = fakeProc(t)
   for (const [name, pointer] of INSPECTING) {
     const call = native.syscalls[name]
@@ -175,7 +175,7 @@ t.test('whether it follows a symlink stands in its flags', async (t) => {
     }
   }
   const handle = (flags: number) => of(line(number('name_to_handle_at'), args(1, { 4: flags }))).follows
-  t.equal(handle(0), false, 'name_to_handle_at does not')
+  t.equal(handle(0), false, 'name_to_handle_at does not follow')
   t.equal(handle(0x1000), false, 'nor with another flag')
   t.equal(handle(0x400), true, 'but with AT_SYMLINK_FOLLOW')
   t.equal(handle(0x1400), true, 'and others')
@@ -212,7 +212,7 @@ t.test('opening it is opening', async (t) => {
   }
 })
 
-t.test('an open whose flags are out of sight may be any', async (t) => {
+t.test('an open whose flags are not visible may be any kind of open', async (t) => {
   const { of } = fakeProc(t)
   const { print, ...found } = of(line(number('openat2'), args(1, { 2: PATH })))
   t.strictSame(found, {
@@ -244,14 +244,14 @@ t.test('an open that can never reach a device is inspecting', async (t) => {
     { keeps: true, follows: false, shape: false, locks: false },
     'O_PATH | O_NOFOLLOW | O_CLOEXEC',
   )
-  // do_open() knows of O_DIRECTORY, O_NOFOLLOW and O_CLOEXEC only beside O_PATH.
-  opens(native.O_PATH | O_CREAT | O_EXCL, { keeps: true, shape: false, locks: false }, 'O_PATH, with which O_CREAT is nothing')
+  // do_open() looks at O_DIRECTORY, O_NOFOLLOW and O_CLOEXEC only, if O_PATH is set.
+  opens(native.O_PATH | O_CREAT | O_EXCL, { keeps: true, shape: false, locks: false }, 'O_PATH, with which O_CREAT does nothing')
   opens(O_DIRECTORY, { keeps: false, follows: true, shape: false, locks: false }, 'O_DIRECTORY')
   opens(O_CREAT | O_EXCL | O_RDWR, { keeps: false, shape: true, locks: true }, 'O_CREAT | O_EXCL')
   t.match(of(openat(O_EXCL | O_RDWR)), { intent: 'open', shape: false }, 'O_EXCL by itself is an open')
 })
 
-t.test('only the flags tell, not what lies beside them', async (t) => {
+t.test('only the flags count, not the other arguments', async (t) => {
   const { of } = fakeProc(t)
   const path = native.O_PATH
   t.match(of(line(number('openat'), [path, PATH, 0, path, path, path])), { intent: 'open' }, 'other arguments of openat')
@@ -274,9 +274,9 @@ t.test('garbage in the upper half of a register is no flag', async (t) => {
   t.match(of(openat('0xdeadbeef0000ff3f')), { intent: 'open' }, 'no bit from rounding')
 })
 
-t.test('whatever else reaches a node may open it', async (t) => {
+t.test('any other call that reaches a node may open it', async (t) => {
   const { of, intents } = fakeProc(t)
-  // A path or not, this or that stack: the number is of no call that is known.
+  // With a path or not, on any stack: the number is of no known call.
   const unknown = (text: string, call: number, what: string) => {
     for (const stack of ['', FROM_64_BITS[0], FROM_32_BITS[0]]) {
       const found = of(text, stack)
@@ -289,7 +289,7 @@ t.test('whatever else reaches a node may open it', async (t) => {
   }
   unknown(line(number('io_uring_enter'), [3, 1, 1]), number('io_uring_enter'), 'io_uring_enter')
   unknown(line(9999, [PATH, PATH]), 9999, 'a call of the future')
-  // These have no path, and are no LOOKUP.
+  // These have no path, and make no LOOKUP.
   for (const name of ['fchmod', 'fchown']) unknown(line(number(name), [3, PATH]), number(name), name)
   const names = INSPECTING.map(([name]) => name)
   const known = new Set([
@@ -307,7 +307,7 @@ t.test('whatever else reaches a node may open it', async (t) => {
   t.strictSame(
     Object.keys(native.syscalls).filter((name) => !known.has(name)),
     [],
-    'and no call is listed that this test does not know',
+    'this test knows all calls that are listed',
   )
 })
 
@@ -318,7 +318,7 @@ t.test('a thread outside of any call, or in kernel code of its own, is not seen'
   t.equal(intents.isSeen(UNSEEN), false)
 })
 
-t.test('a worker of io_uring is known by its program counter, whatever else its maker had in its registers', async (t) => {
+t.test('an io_uring worker is known by its program counter, whatever its creator had in the registers', async (t) => {
   const { of, intents, put } = fakeProc(t)
   const ring = number('io_uring_enter')
   const shown = [
@@ -345,7 +345,7 @@ t.test('a worker of io_uring is known by its program counter, whatever else its 
   }
 })
 
-t.test('what btrfs has the kernel look up is known by its ioctl(2), 32-bit ones too, or its thread', async (t) => {
+t.test('a lookup by the kernel for btrfs is known by its ioctl(2), also a 32-bit one, or by its thread', async (t) => {
   const { of, put } = fakeProc(t)
   const ioctl = (call: number, command: string) => of(line(call, ['0x3', command, PATH]))
   // BTRFS_IOC_SCAN_DEV, _ADD_DEV, _RM_DEV, _RM_DEV_V2, _DEV_REPLACE
@@ -353,7 +353,7 @@ t.test('what btrfs has the kernel look up is known by its ioctl(2), 32-bit ones 
     for (const call of [other('ioctl'), 54]) t.match(ioctl(call, command), { intent: 'unknown', number: call, setsTimes: true }, command)
     t.match(ioctl(other('mount'), command), { setsTimes: false }, 'no ioctl')
   }
-  // BLKGETSIZE64, BLKGETDISKSEQ, DM_TABLE_LOAD, and what has the number elsewhere
+  // BLKGETSIZE64, BLKGETDISKSEQ, DM_TABLE_LOAD, and commands that have the number in another place
   for (const command of ['0x80081272', '0x80081280', '0xc138fd09', '0x94', '0x940000', '0x9400000000']) {
     t.match(ioctl(other('ioctl'), command), { setsTimes: false }, command)
   }
@@ -368,7 +368,7 @@ t.test('what btrfs has the kernel look up is known by its ioctl(2), 32-bit ones 
   }
 })
 
-t.test('a number is believed beside a pointer above 4 GiB, or where the stack shows how it came', async (t) => {
+t.test('a number is believed beside a pointer above 4 GiB, or if the stack shows which kind of call it is', async (t) => {
   const { of, intents } = fakeProc(t)
   const cases: [string, number, number, number[]][] = [
     ...INSPECTING.filter(([name]) => native.syscalls[name] !== undefined).map(([name, pointer]): [string, number, number, number[]] => [
@@ -400,11 +400,11 @@ t.test('a number is believed beside a pointer above 4 GiB, or where the stack sh
       }
       for (const stack of FROM_64_BITS) t.equal(of(text, stack).intent, believed.intent, `${name} with ${low}, by a 64-bit call`)
     }
-    t.equal(of(line(call, args(pointer, {}, '0x100000000'))).intent, believed.intent, `${name}: 4 GiB will do`)
+    t.equal(of(line(call, args(pointer, {}, '0x100000000'))).intent, believed.intent, `${name}: 4 GiB is enough`)
   }
 })
 
-t.test('where the program lies makes no difference', async (t) => {
+t.test('the address of the program makes no difference', async (t) => {
   const { of } = fakeProc(t)
   for (const pc of ['0x8048000', '0x401000', '0xffffffff', PC]) {
     t.match(of(line(number('newfstatat'), args(1), pc)), { intent: 'inspect' }, `a static program at ${pc}`)
@@ -412,7 +412,7 @@ t.test('where the program lies makes no difference', async (t) => {
   }
 })
 
-t.test('the stack tells how a call came, and nothing else does', async (t) => {
+t.test('only the stack shows which kind of call it is', async (t) => {
   const { intents, put, proc } = fakeProc(t)
   for (const stack of FROM_64_BITS) {
     put('stack', stack)
@@ -420,16 +420,16 @@ t.test('the stack tells how a call came, and nothing else does', async (t) => {
   }
   const longest = `${'[<0>] some_function_with_a_long_name+0x12/0x345\n'.repeat(60)}${FROM_64_BITS[0]}`
   put('stack', longest)
-  t.equal(intents.confirms(TID), true, 'a long one')
+  t.equal(intents.confirms(TID), true, 'a long stack')
   for (const stack of [...FROM_32_BITS, '', '\n', '[<0>] my_entry_SYSCALL_64+0x0/0x1\n', '[<0>] entry_SYSENTER_compat+0x1/0x2\n']) {
     put('stack', stack)
     t.equal(intents.confirms(TID), false, JSON.stringify(stack.slice(-60)))
   }
   rmSync(join(proc, `${TID}/stack`))
-  t.equal(intents.confirms(TID), false, 'one that cannot be read')
+  t.equal(intents.confirms(TID), false, 'a stack that cannot be read')
 })
 
-t.test('a stack that is short does not go on into one that was read before', async (t) => {
+t.test('a short stack does not continue into one that was read before', async (t) => {
   const { intents, put } = fakeProc(t)
   put('stack', FROM_64_BITS[0])
   t.equal(intents.confirms(TID), true)
@@ -437,7 +437,7 @@ t.test('a stack that is short does not go on into one that was read before', asy
   t.equal(intents.confirms(TID), false)
 })
 
-t.test('who asks for the attributes of the root arrives, or is there already', async (t) => {
+t.test('a caller that asks for the attributes of the root arrives, or is there already', async (t) => {
   const { intents, put, proc } = fakeProc(t)
   const walk =
     '[<0>] fuse_permission+0x1a/0x2b\n[<0>] inode_permission+0xd9/0x180\n[<0>] link_path_walk.part.0.constprop.0+0x2ac/0x3c0\n[<0>] path_openat+0x9e/0x12d0\n'
@@ -451,7 +451,7 @@ t.test('who asks for the attributes of the root arrives, or is there already', a
   t.equal(intents.arrives(TID), false, 'nobody knows')
 })
 
-t.test('the same call has the same print, and any other register makes another', async (t) => {
+t.test('the same call has the same print, and any other register value makes another print', async (t) => {
   const { of } = fakeProc(t)
   const registers = ['0xffffffffffffff9c', PATH, '0x80000', '0x0', '0x1', '0xdeadbeefdeadbeef', SP, PC]
   const print = (values: readonly string[], call = number('openat')) => of(`${call} ${values.join(' ')}\n`).print
@@ -471,10 +471,10 @@ t.test('the same call has the same print, and any other register makes another',
   t.equal(shown, 512)
   t.equal(twice, '', 'none twice')
   const calls = ['openat', 'newfstatat', 'statx', 'execve'].map((name) => print(registers, number(name)))
-  t.equal(new Set(calls).size, calls.length, 'nor by another number')
+  t.equal(new Set(calls).size, calls.length, 'another number makes another print')
   for (let i = 1; i < registers.length; i++) {
     const swapped = registers.with(i, registers[i - 1] as string).with(i - 1, registers[i] as string)
-    t.not(print(swapped), first, `nor by the same in another order, ${i}`)
+    t.not(print(swapped), first, `another order makes another print, ${i}`)
   }
 })
 
@@ -524,7 +524,7 @@ t.test('a line that is cut off is not completed by an earlier one', async (t) =>
   for (let length = 1; length < whole.length; length++) {
     t.equal(of(whole).intent, 'inspect')
     t.strictSame(of(whole.slice(0, length)), UNSEEN, `after ${length} bytes`)
-    t.equal(intents.mayStillBeIn(call, seen(whole.slice(0, length))), true, 'nor does it tell that a call is over')
+    t.equal(intents.mayStillBeIn(call, seen(whole.slice(0, length))), true, 'it does not show that a call is over')
   }
 })
 
@@ -562,15 +562,15 @@ t.test('a caller that has not gone to sleep yet is looked at again', async (t) =
   t.match(intents.of(TID), { intent: 'open' })
 })
 
-t.test('but not for ever', async (t) => {
+t.test('a caller that never sleeps is not looked at for ever', async (t) => {
   const { intents, reads } = wakeful(Infinity, '')
   t.equal(intents.of(TID), RUNNING)
   t.ok(reads() > 2 && reads() < 100, `${reads()} times`)
 })
 
-t.test('one that may have arranged to be on its way to sleep is asked first whether it sleeps', async (t) => {
+t.test('for a caller that may pretend to be on its way to sleep, it is checked first that it sleeps', async (t) => {
   const { proc, intents, put, of } = fakeProc(t, true)
-  // That this can be told here is seen of the threads of the process itself.
+  // The threads of the process itself show whether this can be checked here.
   for (const [tid, where] of [
     ['1', '0'],
     ['2', 'futex_wait_queue'],
@@ -580,7 +580,7 @@ t.test('one that may have arranged to be on its way to sleep is asked first whet
     writeFileSync(join(proc, tid as string, 'wchan'), where as string)
   }
   put('wchan', '0')
-  t.match(of(openat(0)), { intent: 'open' }, 'root is not')
+  t.match(of(openat(0)), { intent: 'open' }, 'not for root')
   t.equal(intents.of(TID, true), RUNNING)
   put('wchan', 'request_wait_answer')
   t.match(intents.of(TID, true), { intent: 'open' })
@@ -591,9 +591,9 @@ t.test('one that may have arranged to be on its way to sleep is asked first whet
 
 for (const [what, preempts, where] of [
   ['the kernel does not preempt itself', false, 'futex_wait_queue'],
-  ['the kernel does not tell', true, '0'],
+  ['the kernel does not show it', true, '0'],
 ] as const) {
-  t.test(`not where ${what}`, async (t) => {
+  t.test(`that is not checked if ${what}`, async (t) => {
     const { proc, intents, put } = fakeProc(t, preempts)
     mkdirSync(join(proc, 'self/task/1'), { recursive: true })
     mkdirSync(join(proc, '1'))
@@ -654,7 +654,7 @@ t.test('however many threads ask, few files stay open, and none after close()', 
   t.equal(open.size, 0)
 })
 
-/** A call that a thread was answered in, as {@link Intents.of} had seen it; and its line. */
+/** The call in which a thread was answered, as {@link Intents.of} saw it; and its line. */
 function answered(t: Test, text: string) {
   const { intents, of } = fakeProc(t)
   return { intents, call: of(text), still: (call: Call, ...what: Parameters<typeof seen>) => intents.mayStillBeIn(call, seen(...what)) }
@@ -662,32 +662,32 @@ function answered(t: Test, text: string) {
 
 t.test('a caller may still be in its call until it is seen elsewhere', async (t) => {
   const { call, still, intents } = answered(t, openat(0))
-  t.equal(still(call, openat(0)), true, 'there it is')
+  t.equal(still(call, openat(0)), true, 'it is in the same call')
   t.equal(still(call, openat(0), { state: 'D' }), true, 'whatever keeps it there')
   t.equal(still(call, line(number('newfstatat'), args(1))), false, 'in another')
-  t.equal(still(call, line(number('newfstatat'), args(1)), { state: 'D' }), false, 'in another that waits for a disk')
-  t.equal(still(call, line(other('ioctl'), [3])), false, 'in one that is no open')
+  t.equal(still(call, line(number('newfstatat'), args(1)), { state: 'D' }), false, 'in another call, which waits for a disk')
+  t.equal(still(call, line(other('ioctl'), [3])), false, 'in a call that is no open')
   t.equal(still(call, OUTSIDE), false, 'in none')
-  t.equal(still(call, '-1 0x0 0x0\n'), false, 'in none')
+  t.equal(still(call, '-1 0x0 0x0\n'), false, 'in no call')
   t.equal(intents.mayStillBeIn(call, undefined), false, 'gone')
 })
 
-t.test('one that was answered in a mount(2) is followed until it leaves that', async (t) => {
+t.test('a caller that was answered in a mount(2) is followed until it leaves that', async (t) => {
   const text = line(other('mount'), [PATH, PATH])
   const { call, still, intents } = answered(t, text)
   t.match(call, { intent: 'unknown' })
   t.equal(intents.isSeen(call), true)
-  for (const state of ['S', 'D']) t.equal(still(call, text, { state }), true, `there it is, ${state}`)
+  for (const state of ['S', 'D']) t.equal(still(call, text, { state }), true, `in the same call, ${state}`)
   t.equal(still(call, line(other('mount'), [PATH, LOW])), false, 'in the next mount')
-  t.equal(still(call, openat(0), { state: 'D' }), false, 'in an open: it will ask')
+  t.equal(still(call, openat(0), { state: 'D' }), false, 'in an open, which will ask us')
   t.equal(still(call, OUTSIDE), false, 'in none')
   t.equal(intents.mayStillBeIn(call, undefined), false, 'gone')
 })
 
-t.test('one in the next open may be opening through what it had, if it waits for a disk', async (t) => {
+t.test('a caller in its next open may be opening through the same inode, if it waits for a disk', async (t) => {
   const { call, still } = answered(t, openat(0))
   const next = openat(0, '0x55d0c0de2000')
-  t.equal(still(call, next, { state: 'S' }), false, 'of a FIFO, say')
+  t.equal(still(call, next, { state: 'S' }), false, 'of a FIFO, for example')
   t.equal(still(call, next, { state: 'D' }), true, 'of a disk')
   for (const name of ['open', 'openat2', 'creat', 'open_by_handle_at']) {
     const opens = native.syscalls[name]
@@ -698,7 +698,7 @@ t.test('one in the next open may be opening through what it had, if it waits for
   t.equal(still(call, openat(0).replace(SP, '0x7ffd1a2b3c40'), { state: 'S' }), false, 'the same with another stack')
 })
 
-t.test('in the middle of an execve(2), or at its end, a thread has left whatever it was in', async (t) => {
+t.test('in the middle of an execve(2), or at its end, a thread has left the call that it was in', async (t) => {
   const { call, still } = answered(t, openat(0))
   t.equal(still(call, '', { memory: 0 }), false)
   t.equal(still(call, '', { memory: 0, state: 'D' }), false)
@@ -707,28 +707,28 @@ t.test('in the middle of an execve(2), or at its end, a thread has left whatever
 t.test('a caller that may not be looked at may still be in its call', async (t) => {
   const { call, still } = answered(t, openat(0))
   t.equal(still(call, ''), true, 'the file cannot be read')
-  t.equal(still(call, '', { memory: 1 }), true, 'nor is all known of its memory')
+  t.equal(still(call, '', { memory: 1 }), true, 'the file cannot be read, and it has memory')
   t.equal(still(call, '', { memory: -1 }), true, 'nor anything')
-  t.equal(still(call, 'garbage\n'), true, 'nor is it understood')
-  t.equal(still(call, openat(0).slice(0, -1)), true, 'nor is it whole')
+  t.equal(still(call, 'garbage\n'), true, 'the line is not understood')
+  t.equal(still(call, openat(0).slice(0, -1)), true, 'the line is cut off')
 })
 
-t.test('one that runs may still be in its call until it has spent time of its own', async (t) => {
+t.test('a caller that runs may still be in its call until it has spent time outside the kernel', async (t) => {
   const { call, still } = answered(t, openat(0))
-  t.equal(still(call, 'running\n'), true, 'what it has spent is not known')
+  t.equal(still(call, 'running\n'), true, 'the time is not known')
   t.equal(still(call, 'running\n', { userUs: -1 }), true)
   t.equal(call.userUs, -1)
-  t.equal(still(call, 'running\n', { userUs: 5000 }), true, 'when it is first seen')
+  t.equal(still(call, 'running\n', { userUs: 5000 }), true, 'when it is first seen running')
   t.equal(still(call, 'running\n', { userUs: 5000 }), true, 'it has been in the kernel since')
-  t.equal(still(call, 'running\n', { userUs: -1 }), true, 'not known for once')
-  t.equal(still(call, 'running\n', { userUs: 5001 }), false, 'it has not')
+  t.equal(still(call, 'running\n', { userUs: -1 }), true, 'the time is not known for once')
+  t.equal(still(call, 'running\n', { userUs: 5001 }), false, 'it has been outside the kernel')
   const { call: fresh } = answered(t, openat(0))
-  t.equal(still(fresh, 'running\n', { userUs: 0 }), true, 'one that never computed')
+  t.equal(still(fresh, 'running\n', { userUs: 0 }), true, 'a caller that never computed')
   t.equal(still(fresh, 'running\n', { userUs: 0 }), true)
   t.equal(still(fresh, 'running\n', { userUs: 4000 }), false)
 })
 
-t.test('one that is known by its number only, from an earlier daemon, may be in any call of its kind', async (t) => {
+t.test('a caller of an earlier daemon, known only by the number of its call, may be in any call of that kind', async (t) => {
   const { still, intents } = answered(t, openat(0))
   const opener = someCall('open', number('openat'))
   for (const state of ['S', 'D']) {
@@ -737,7 +737,7 @@ t.test('one that is known by its number only, from an earlier daemon, may be in 
     t.equal(still(opener, line(number('newfstatat'), args(1)), { state }), false, `in a stat, ${state}`)
   }
   t.equal(still(opener, openat(0), { stack: '[<0>] request_wait_answer+0x1/0x2\n[<0>] fuse_get_acl+0x1/0x2\n' }), true, 'asking us')
-  t.equal(still(opener, openat(0), { stack: '[<0>] wait_for_partner+0x1/0x2\n[<0>] fifo_open+0x1/0x2\n' }), false, 'in that of a FIFO')
+  t.equal(still(opener, openat(0), { stack: '[<0>] wait_for_partner+0x1/0x2\n[<0>] fifo_open+0x1/0x2\n' }), false, 'in the open of a FIFO')
   t.equal(intents.wantsStack(opener), true)
   const mount = someCall('unknown', other('mount'))
   t.equal(still(mount, line(other('mount'), [LOW, PATH])), true, 'in a mount')
@@ -745,10 +745,10 @@ t.test('one that is known by its number only, from an earlier daemon, may be in 
   t.equal(still(mount, openat(0), { state: 'D' }), false, 'in an open')
   t.equal(still(opener, OUTSIDE), false, 'in none')
   t.equal(intents.mayStillBeIn(opener, undefined), false, 'gone')
-  t.equal(still(someCall('open', -1), OUTSIDE), false, 'in none, whatever it was in')
+  t.equal(still(someCall('open', -1), OUTSIDE), false, 'in no call, whichever it was in')
 })
 
-t.test('of io_uring the stack tells, wherever else the thread is seen', async (t) => {
+t.test('for io_uring the stack decides, whatever call the thread is seen in', async (t) => {
   const enter = line(number('io_uring_enter'), [3, 1, 1, 1])
   const { call, still, intents } = answered(t, enter)
   t.match(call, { intent: 'unknown' })
@@ -764,7 +764,7 @@ t.test('of io_uring the stack tells, wherever else the thread is seen', async (t
     t.equal(still(call, enter, { stack }), true, stack.slice(0, 50))
     t.equal(still(call, line(other('read'), [3]), { stack }), true, 'by task work in another call')
   }
-  t.equal(still(call, enter, { stack: `[<0>] io_cqring_wait+0x5d/0x3a0\n${none}` }), false, 'it waits for what is done')
+  t.equal(still(call, enter, { stack: `[<0>] io_cqring_wait+0x5d/0x3a0\n${none}` }), false, 'it waits for completions')
   t.equal(still(call, line(number('newfstatat'), args(1)), { stack: none }), false, 'in another call')
   t.equal(still(call, enter, { stack: '' }), true, 'a stack that cannot be read')
   t.equal(still(call, 'running\n', { userUs: 5000 }), true, 'running')
@@ -780,7 +780,7 @@ t.test('only calls that open by number outlast the inode', async (t) => {
   t.equal(outlasts('unknown', other('ioctl')), true)
   t.equal(outlasts('unknown', other('fsconfig')), true)
   t.equal(outlasts('unknown', number('io_uring_enter')), false)
-  t.equal(outlasts('unknown', -1), true, 'and one that nobody knows may be of these')
+  t.equal(outlasts('unknown', -1), true, 'an unknown call may be one of these')
   t.equal(outlasts('open', number('openat')), false)
   t.equal(outlasts('inspect', number('statx')), false)
 })
@@ -789,7 +789,7 @@ t.test('an open that asks for the attributes is about to open, whatever its flag
   const { intents, of } = fakeProc(t)
   t.equal(intents.isOpening(of(openat(0))), true)
   t.equal(intents.isOpening(of(openat(native.O_PATH))), true, 'O_PATH would not ask')
-  t.equal(intents.isOpening(of(openat(0, LOW))), false, 'one whose number is not believed is unknown')
+  t.equal(intents.isOpening(of(openat(0, LOW))), false, 'a call whose number is not believed is unknown')
   t.equal(intents.isOpening(of(line(number('openat2'), args(1)))), true)
   t.equal(intents.isOpening(of(line(number('open_by_handle_at'), args(1)))), true)
   t.equal(intents.isOpening(of(line(number('newfstatat'), args(1)))), false)
@@ -798,7 +798,7 @@ t.test('an open that asks for the attributes is about to open, whatever its flag
   t.equal(intents.isOpening(UNSEEN), false)
 })
 
-t.test('udev calls its workers so', async (t) => {
+t.test('the workers of udev have these names', async (t) => {
   const { intents, put } = fakeProc(t)
   for (const [comm, is] of [
     ['(udev-worker)\n', true],

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
-/** When pins end: not while anybody who was answered may be in his call, and soon after; and no work while there are none. */
+/**
+ * When pins end: not while a caller that was answered may be in its call, and soon after. Without pins there is no work.
+ */
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -29,7 +31,7 @@ const ELSEWHERE = line(newfstatat as number)
 const OUTSIDE = '-1 0x7ffd1a2b3c48 0x7f12d4e5a6b7\n'
 const RUNNING = 'running\n'
 
-/** What a caller is found to do that is in the call which that line shows. */
+/** The call of a caller that is in the call which that line shows. */
 function callOf(text: string): Call {
   const calls = { ...real, openFile: () => 5, readAgain: (_: number, into: Uint8Array) => Buffer.from(text).copy(into), close: () => 0 }
   return new Intents(calls as Native).of(1)
@@ -37,7 +39,7 @@ function callOf(text: string): Call {
 
 const intents = new Intents(real)
 
-/** Of a thread that is seen there. */
+/** A thread that is seen there. */
 const seen = (syscall: string, { stack = '', state = 'S', memory = 0x1000, userUs = -1, faults = 0 } = {}): SeenThread => [
   syscall,
   stack,
@@ -47,9 +49,9 @@ const seen = (syscall: string, { stack = '', state = 'S', memory = 0x1000, userU
   faults,
 ]
 
-/** Any wait here is cut short or prolonged by as much on a busy machine. */
+/** How much any wait here may be cut short or prolonged on a busy machine. */
 const SLACK_MS = 40
-/** From the end of the last call to that of the pin, ms: the longest time between two looks. */
+/** From the end of the last call to the end of the pin, in ms: the longest time between two looks. */
 const SOON_MS = 32 + SLACK_MS
 
 interface Options {
@@ -59,16 +61,16 @@ interface Options {
 
 function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
   const state = {
-    /** What threads do; the others are gone. */
+    /** What threads do. Threads that are not here are gone. */
     threads: new Map<number, SeenThread>(),
     /** Threads at which a look gets stuck. */
     stuck: new Set<number>(),
-    /** Looks that are. */
+    /** Looks that are stuck. */
     held: [] as (() => void)[],
-    /** Looks: when, and at whom. */
+    /** Looks: when, and at which threads. */
     looks: [] as { at: number; threads: number[] }[],
     unpinned: [] as string[],
-    /** What the kernel was told, and looks, in this order. */
+    /** Notices to the kernel, and looks, in this order. */
     told: [] as string[],
     /** Whether the kernel can be told to forget an inode. */
     prunes: true,
@@ -79,7 +81,7 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
     pruneAlls: 0,
     pruningAll: 0,
     pruningAllAtOnce: 0,
-    /** How long it takes; until it is told, if undefined. */
+    /** How long that takes; if undefined, it ends when the test says so. */
     pruneAllMs: 0 as number | undefined,
     pending: [] as (() => void)[],
     closedFds: [] as number[],
@@ -149,7 +151,7 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
     inodes,
     lifetime,
     pinned,
-    /** A node as it is after a lookup that was answered with a pin. */
+    /** A node after a lookup that was answered with a pin. */
     answered(call: Call, tid = 4711): Inode {
       const inode = pinned()
       again(inode, call, tid)
@@ -157,7 +159,7 @@ function fixture(t: Test, { lingerMs = 5, holdSeconds = 30 }: Options = {}) {
     },
     again,
     forget: (inode: Inode) => lifetime.forget(inode, inode.nlookup),
-    /** A node as it is when an earlier daemon's pin has been taken over. */
+    /** A node whose pin was taken over from an earlier daemon. */
     takenOver({ tid, call, more = false }: { tid?: number; call?: Call; more?: boolean }): Inode {
       const inode = pinned()
       inode.takenOver = inode.reopenable = inode.trusted = true
@@ -189,10 +191,10 @@ for (const [what, call, text] of [
     await until(() => state.unpinned.length > 0)
     t.ok(performance.now() - start < SOON_MS, `${Math.round(performance.now() - start)} ms`)
     t.equal(inode.pin, undefined)
-    t.equal(inode.nlookup, 1, 'the kernel has its inode still')
+    t.equal(inode.nlookup, 1, 'the kernel still has its inode')
     t.notOk(
       state.told.some((what) => what.startsWith('prune')),
-      'and was not made to forget it',
+      'it was not made to forget the inode',
     )
     t.equal(inodes.size, 1)
   })
@@ -207,7 +209,7 @@ for (const [what, thread, ends] of [
   ['cannot be read', seen(''), false],
   ['cannot be read, in an execve', seen('', { memory: 0 }), true],
   ['shows garbage', seen('garbage'), false],
-  ['runs, and how long is not known', seen(RUNNING), false],
+  ['runs, and the time is not known', seen(RUNNING), false],
 ] as const) {
   t.test(`a pin ${ends ? 'ends' : 'stays'} if its caller ${what}`, async (t) => {
     const { state, answered } = fixture(t)
@@ -218,12 +220,12 @@ for (const [what, thread, ends] of [
   })
 }
 
-t.test('a caller that is starved may be in its call, until it has spent time outside of the kernel', async (t) => {
+t.test('a caller that gets no processor may be in its call, until it has spent time outside the kernel', async (t) => {
   const { state, answered } = fixture(t)
   state.threads.set(4711, seen(RUNNING, { state: 'R', userUs: 7000 }))
   answered(OPENAT)
   await sleep(300)
-  t.strictSame(state.unpinned, [], 'it was seen running, and has got nowhere since')
+  t.strictSame(state.unpinned, [], 'it was seen running, and has made no progress since')
   state.threads.set(4711, seen(RUNNING, { state: 'R', userUs: 8000 }))
   await until(() => state.unpinned.length > 0)
 })
@@ -262,7 +264,10 @@ t.test('callers are looked at a few ms after the last answer, then ever more rar
   t.ok(next < 10 + SLACK_MS, `and again ${next.toFixed(1)} ms after another answer`)
 })
 
-/** Somebody opens a disk again and again; how often its pin ended meanwhile, and the longest time between two opens, ms. */
+/**
+ * A caller opens a disk again and again. -> how often its pin ended meanwhile, and the longest time between two opens, in
+ * ms
+ */
 async function againAndAgain(t: Test): Promise<{ ended: number; longest: number }> {
   const { state, answered, again } = fixture(t)
   const inode = answered(OPENAT)
@@ -280,15 +285,15 @@ async function againAndAgain(t: Test): Promise<{ ended: number; longest: number 
   return { ended, longest }
 }
 
-t.test('who opens one disk again and again finds it open', async (t) => {
-  // Not where the processor was somebody else's for so long that nobody opened it.
+t.test('a caller that opens one disk again and again finds it open', async (t) => {
+  // Tried again if the processor was busy for so long that there was no open.
   let found = await againAndAgain(t)
   for (let i = 0; i < 50 && found.longest > 1.5; i++) found = await againAndAgain(t)
   if (found.longest > 1.5) t.comment(`never in less than ${found.longest.toFixed(1)} ms: the machine is busy`)
   else t.equal(found.ended, 0)
 })
 
-t.test('attributes are taken back before anybody is looked at', async (t) => {
+t.test('attributes are invalidated before any caller is looked at', async (t) => {
   const { state, answered } = fixture(t)
   const inode = answered(OPENAT)
   inode.trusted = true
@@ -297,7 +302,7 @@ t.test('attributes are taken back before anybody is looked at', async (t) => {
   t.equal(inode.trusted, false)
 })
 
-t.test('attributes that were given during a look are taken back, and callers looked at once more', async (t) => {
+t.test('attributes that were given during a look are invalidated, and callers are looked at once more', async (t) => {
   const { state, answered } = fixture(t)
   state.stuck.add(4711)
   const inode = answered(OPENAT)
@@ -305,7 +310,7 @@ t.test('attributes that were given during a look are taken back, and callers loo
   inode.trusted = true
   state.stuck.clear()
   state.held.pop()?.()
-  t.strictSame(state.unpinned, [], 'whoever has the inode may have opened it without asking')
+  t.strictSame(state.unpinned, [], 'a caller that has the inode may have opened it without asking')
   await until(() => state.unpinned.length > 0)
   t.strictSame(state.told, ['look', 'invalidate 1'])
 })
@@ -323,7 +328,7 @@ t.test('a caller that is answered again during a look is not taken for one that 
   await until(() => state.unpinned.length > 0)
 })
 
-t.test('nobody keeps a pin by having the inode', async (t) => {
+t.test('a caller that has the inode does not keep a pin by that', async (t) => {
   const { state, answered, again } = fixture(t)
   const inode = answered(OPENAT)
   inode.reopenable = inode.trusted = true
@@ -344,10 +349,10 @@ t.test('a close brings a look, however long the node has been in use', async (t)
   t.ok(state.looks.length <= before + 2)
   lifetime.closedByUser(inode)
   await sleep(30)
-  t.ok(state.looks.length <= before + 2, 'and none when it is not pinned')
+  t.ok(state.looks.length <= before + 2, 'there is no look when it is not pinned')
 })
 
-/** How many looks there are without any that a timer brings, from here on. */
+/** How many looks there are from here on, without those that a timer causes. */
 async function looksWithoutTimers(t: Test, state: { looks: unknown[] }, begin: () => void): Promise<number> {
   const { setTimeout } = globalThis
   globalThis.setTimeout = (() => undefined) as unknown as typeof setTimeout
@@ -360,20 +365,20 @@ async function looksWithoutTimers(t: Test, state: { looks: unknown[] }, begin: (
   return state.looks.length - before
 }
 
-t.test('after a close a caller that runs is looked at some times without a pause', async (t) => {
+t.test('after a close a running caller is looked at some times without a pause', async (t) => {
   const { state, lifetime, answered } = fixture(t)
   state.threads.set(4711, seen(RUNNING, { state: 'R' }))
   const inode = answered(OPENAT)
   await sleep(50)
   t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(inode)), 5)
-  t.equal(await looksWithoutTimers(t, state, () => {}), 0, 'and then as others are')
+  t.equal(await looksWithoutTimers(t, state, () => {}), 0, 'then it is looked at like others')
   t.strictSame(state.unpinned, [])
   state.threads.set(4711, seen(ELSEWHERE))
   t.equal(await looksWithoutTimers(t, state, () => lifetime.closedByUser(inode)), 1, 'until it is seen elsewhere')
   t.strictSame(state.unpinned, ['1'])
 })
 
-t.test('not where there are many callers, and not while others are answered', async (t) => {
+t.test('that does not happen for many callers, nor while others are answered', async (t) => {
   const { state, lifetime, answered, again } = fixture(t)
   for (const tid of [1, 2, 3]) state.threads.set(tid, seen(RUNNING, { state: 'R' }))
   const inode = answered(OPENAT, 1)
@@ -387,7 +392,7 @@ t.test('not where there are many callers, and not while others are answered', as
   t.ok((await looksWithoutTimers(t, state, () => answered(OPENAT, 2))) <= 1, 'another node')
 })
 
-t.test('after a close the kernel is told to forget the inode if somebody may be in his call still', async (t) => {
+t.test('after a close the kernel is told to forget the inode if a caller may still be in its call', async (t) => {
   const { state, lifetime, answered, forget } = fixture(t)
   state.threads.set(4711, seen(RUNNING, { state: 'R' }))
   const inode = answered(OPENAT)
@@ -402,7 +407,7 @@ t.test('after a close the kernel is told to forget the inode if somebody may be 
   t.equal(state.told.filter((what) => what.startsWith('prune')).length, 1)
 })
 
-t.test('and if it does not, somebody has it: then it is told once for each close', async (t) => {
+t.test('if it does not forget, the inode is in use: then it is told once for each close', async (t) => {
   const { state, lifetime, answered } = fixture(t)
   state.threads.set(4711, seen(RUNNING, { state: 'R' }))
   lifetime.closedByUser(answered(OPENAT))
@@ -425,7 +430,7 @@ t.test('a thread that opens another device is done with the one before', async (
   t.equal(told.callers?.size, 1, 'not with the same one')
 })
 
-t.test('but not if it opens by number: one mount(2) may take several', async (t) => {
+t.test('it is not done if it opens by number: one mount(2) may take several devices', async (t) => {
   const { state, answered } = fixture(t)
   state.threads.set(4711, seen(IN_MOUNT))
   answered(MOUNT)
@@ -435,17 +440,17 @@ t.test('but not if it opens by number: one mount(2) may take several', async (t)
 })
 
 t.test('FORGET', async (t) => {
-  t.test('ends those in open(2) at once: what they open has the inode', async (t) => {
+  t.test('ends the pins of callers in open(2) at once, as what they open has the inode', async (t) => {
     const { state, inodes, answered, forget } = fixture(t)
     state.threads.set(4711, seen(IN_OPENAT))
     const inode = answered(OPENAT)
     await sleep(100)
     forget(inode)
     await until(() => state.unpinned.length > 0, 20 + SLACK_MS)
-    t.equal(inodes.size, 0, 'nothing is left of it')
+    t.equal(inodes.size, 0, 'nothing is left of the inode')
   })
 
-  t.test('and those of io_uring', async (t) => {
+  t.test('ends those of io_uring', async (t) => {
     const { state, answered, forget } = fixture(t)
     state.threads.set(4711, seen(IN_RING, { stack: '[<0>] io_issue_sqe+0x1/0x2\n' }))
     const inode = answered(RING)
@@ -455,7 +460,7 @@ t.test('FORGET', async (t) => {
     await until(() => state.unpinned.length > 0, 20 + SLACK_MS)
   })
 
-  t.test('but not those that open by number', async (t) => {
+  t.test('does not end those of callers that open by number', async (t) => {
     const { state, answered, again, forget } = fixture(t)
     state.threads.set(4711, seen(IN_MOUNT))
     state.threads.set(4712, seen(IN_OPENAT))
@@ -469,7 +474,7 @@ t.test('FORGET', async (t) => {
     await until(() => state.unpinned.length > 0, SOON_MS)
   })
 
-  t.test('of some of its lookups says nothing', async (t) => {
+  t.test('of some of its lookups means nothing', async (t) => {
     const { state, lifetime, answered, again } = fixture(t)
     state.threads.set(4711, seen(IN_OPENAT))
     const inode = answered(OPENAT)
@@ -479,7 +484,7 @@ t.test('FORGET', async (t) => {
     t.strictSame(state.unpinned, [])
   })
 
-  t.test('of a node without a pin ends it', async (t) => {
+  t.test('of a node without a pin removes the node', async (t) => {
     const { state, inodes, answered, forget } = fixture(t)
     const inode = answered(OPENAT)
     await until(() => state.unpinned.length > 0)
@@ -490,7 +495,7 @@ t.test('FORGET', async (t) => {
 })
 
 t.test('callers that cannot be seen', async (t) => {
-  t.test('are done some ms after the kernel has forgotten the inode, which it is made to', async (t) => {
+  t.test('are done some ms after the kernel, when told so, has forgotten the inode', async (t) => {
     const { state, inodes, answered, forget } = fixture(t, { lingerMs: 60 })
     const inode = answered(UNSEEN)
     await until(() => state.told.includes('prune 1'))
@@ -527,7 +532,7 @@ t.test('callers that cannot be seen', async (t) => {
     t.equal(inode.pin, pin)
     state.threads.clear()
     await until(() => state.unpinned.length > 0)
-    t.strictSame(state.unpinned, ['1'], 'and closed once')
+    t.strictSame(state.unpinned, ['1'], 'it is closed once')
   })
 
   t.test('are not taken for done because others are', async (t) => {
@@ -538,7 +543,7 @@ t.test('callers that cannot be seen', async (t) => {
     t.strictSame(state.unpinned, [])
   })
 
-  t.test('nor others because they are', async (t) => {
+  t.test('nor are others taken for done because they are', async (t) => {
     const { state, answered, again, forget } = fixture(t)
     state.threads.set(4712, seen(IN_MOUNT))
     const inode = answered(UNSEEN)
@@ -552,7 +557,7 @@ t.test('callers that cannot be seen', async (t) => {
     const { state, lifetime, answered, again } = fixture(t)
     const inode = answered(UNSEEN)
     const pin = inode.pin as Pin
-    lifetime.unpin(inode) // it has turned out to be another device
+    lifetime.unpin(inode) // as it has turned out to be another device
     inode.pin = pin
     again(inode, OPENAT, 4712)
     await until(() => state.unpinned.length === 2)
@@ -574,7 +579,7 @@ t.test('kernels that cannot be told which name to forget are told to forget all'
     await until(() => state.unpinned.length > 0)
   })
 
-  t.test('not for the sake of callers that are seen', async (t) => {
+  t.test('not because of callers that can be seen', async (t) => {
     const { state, answered } = fixture(t)
     state.prunes = false
     state.threads.set(4711, seen(IN_OPENAT))
@@ -583,7 +588,7 @@ t.test('kernels that cannot be told which name to forget are told to forget all'
     t.equal(state.pruneAlls, 0)
   })
 
-  t.test('and if that fails it is told, and tried again', async (t) => {
+  t.test('if that fails, it is logged and tried again', async (t) => {
     const { state, answered } = fixture(t)
     Object.assign(state, { prunes: false, pruneError: 12 })
     answered(UNSEEN)
@@ -592,7 +597,7 @@ t.test('kernels that cannot be told which name to forget are told to forget all'
     await until(() => state.pruneAlls > before)
   })
 
-  t.test('close() meanwhile leaves the descriptor to it', async (t) => {
+  t.test('close() meanwhile leaves the descriptor to the prune', async (t) => {
     const { state, lifetime, answered } = fixture(t)
     Object.assign(state, { prunes: false, pruneAllMs: undefined })
     answered(UNSEEN)
@@ -617,7 +622,7 @@ t.test('many callers', async (t) => {
     }
     t.ok((inode.callers?.size ?? 0) < 2000, `${inode.callers?.size} of 10,001, while they come`)
     await sleep(SOON_MS)
-    t.strictSame([...(inode.callers?.keys() ?? [])], [4711], 'and one that is not done is')
+    t.strictSame([...(inode.callers?.keys() ?? [])], [4711], 'one that is not done is remembered')
   })
 
   t.test('that stay in their calls are looked at more rarely', async (t) => {
@@ -645,29 +650,29 @@ t.test('many nodes', async (t) => {
 })
 
 t.test('a look that gets stuck', async (t) => {
-  t.test('holds up no other node', async (t) => {
+  t.test('delays no other node', async (t) => {
     const { state, answered } = fixture(t)
     state.stuck.add(4711)
     const stuck = answered(OPENAT)
     for (let i = 0; i < 20; i++) answered(OPENAT, 5000 + i)
     await until(() => state.unpinned.length >= 20, 200)
-    t.ok(state.unpinned.length === 20 && stuck.pin !== undefined, 'its own stays')
+    t.ok(state.unpinned.length === 20 && stuck.pin !== undefined, 'its own pin stays')
     await sleep(100)
     for (let i = 0; i < 20; i++) {
       const start = performance.now()
       const before = state.unpinned.length
       answered(OPENAT, 6000 + i)
       await until(() => state.unpinned.length > before)
-      t.ok(performance.now() - start < SOON_MS, 'nor those that come later')
+      t.ok(performance.now() - start < SOON_MS, 'nor does it delay later ones')
     }
     // With others, if they were due by then, and alone.
-    t.ok(state.held.length <= 2, 'and is not made again and again')
+    t.ok(state.held.length <= 2, 'it is not made again and again')
     state.stuck.clear()
     for (const finish of state.held.splice(0)) finish()
     await until(() => stuck.pin === undefined)
   })
 
-  t.test('at hundreds of callers takes two threads for each at most, and holds up nobody else', async (t) => {
+  t.test('at hundreds of callers takes two threads for each at most, and delays no other node', async (t) => {
     const { state, answered } = fixture(t)
     for (let tid = 1; tid <= 200; tid++) {
       state.stuck.add(tid)
@@ -678,7 +683,7 @@ t.test('a look that gets stuck', async (t) => {
     t.ok(state.held.length <= 400, `${state.held.length} threads are taken`)
     const inode = answered(OPENAT, 6000)
     await until(() => inode.pin === undefined)
-    t.strictSame(state.unpinned, [inode.name], "somebody else's pin ends")
+    t.strictSame(state.unpinned, [inode.name], 'the pin of another node ends')
     state.stuck.clear()
     for (const finish of state.held.splice(0)) finish()
     await until(() => state.unpinned.length === 201)
@@ -697,7 +702,7 @@ t.test('a look that gets stuck', async (t) => {
     await until(() => state.unpinned.length === 2000)
   })
 
-  t.test('may end when nothing is left to do', async (t) => {
+  t.test('may end after close()', async (t) => {
     const { state, lifetime, answered } = fixture(t)
     state.stuck.add(4711)
     answered(OPENAT)
@@ -736,10 +741,10 @@ t.test('an attempt to pin that served nobody leaves no pin', async (t) => {
   const failed = pinned()
   failed.pin = undefined
   lifetime.attempted(failed)
-  t.equal(inodes.size, 0, 'nor does one that failed leave anything')
+  t.equal(inodes.size, 0, 'an attempt that failed leaves nothing either')
 })
 
-t.test('whoever takes over knows of a caller before it is answered', async (t) => {
+t.test('a caller is written down for the next daemon before it is answered', async (t) => {
   const { state, lifetime, pinned } = fixture(t)
   const inode = pinned()
   const place = inode.pin?.place
@@ -755,7 +760,7 @@ t.test('whoever takes over knows of a caller before it is answered', async (t) =
   lifetime.notAnswered(inode, caller)
   t.strictSame(state.written, [[place, 4711]])
   await until(() => state.unpinned.length > 0)
-  t.pass('and a pin that was for nobody after all ends')
+  t.pass('a pin that was for no caller after all ends')
 })
 
 t.test('pins that were taken over', async (t) => {
@@ -765,7 +770,7 @@ t.test('pins that were taken over', async (t) => {
     const inode = takenOver({ tid: 4711, call: OPENAT })
     await sleep(60)
     t.strictSame(state.unpinned, [])
-    t.equal(state.told[0], 'invalidate 1', 'attributes that the other daemon gave are taken back first')
+    t.equal(state.told[0], 'invalidate 1', 'attributes that the other daemon gave are invalidated first')
     state.threads.clear()
     await until(() => state.unpinned.length > 0)
     t.equal(inode.pin, undefined)
@@ -775,13 +780,13 @@ t.test('pins that were taken over', async (t) => {
     const { state, inodes, takenOver } = fixture(t)
     takenOver({})
     await sleep(60)
-    t.strictSame(state.unpinned, [], 'not while it has one')
+    t.strictSame(state.unpinned, [], 'not while the kernel has one')
     state.hasInode = false
     await until(() => state.unpinned.length > 0)
     t.equal(inodes.size, 0)
   })
 
-  t.test('for others of whom nothing is known end by the hold', { buffered: true }, async (t) => {
+  t.test('for further callers that are not known end by the hold', { buffered: true }, async (t) => {
     const { state, takenOver } = fixture(t, { holdSeconds: 1 })
     state.hasInode = false
     const inode = takenOver({ more: true })
@@ -792,14 +797,15 @@ t.test('pins that were taken over', async (t) => {
     await until(() => state.unpinned.length > 0, 3000)
   })
 
-  t.test("a late FORGET of an earlier daemon's inode does not end those of the next one", async (t) => {
+  t.test("a late FORGET of an earlier daemon's inode does not end the pins of the next one", async (t) => {
     const { state, inodes, lifetime, takenOver, again } = fixture(t)
     const inode = takenOver({})
-    // The inode of the first five lookups was dropped; then came another lookup, and was read first.
+    // The kernel dropped the inode of the first five lookups. Then another lookup came, and was read
+    // first.
     again(inode, UNSEEN, 4712)
     lifetime.forget(inode, 5)
     await sleep(50)
-    t.strictSame(state.unpinned, [], 'the kernel has the inode of that one')
+    t.strictSame(state.unpinned, [], 'the kernel has the inode of that lookup')
     lifetime.forget(inode, 1)
     state.hasInode = false
     await until(() => state.unpinned.length === 1)
@@ -836,7 +842,7 @@ t.test('close() drops every pin, once', async (t) => {
   t.strictSame(state.closedFds, [MOUNT_FD])
 })
 
-t.test('whoever was answered is waited for until he is out of his call', async (t) => {
+t.test('whenDrained() waits until callers that were answered are out of their calls', async (t) => {
   const { state, lifetime, answered } = fixture(t)
   let drained = 0
   lifetime.whenDrained(() => drained++)
@@ -860,14 +866,14 @@ t.test('no timer runs while nothing is pinned, nor after close()', async (t) => 
   const before = timers()
   const settled = () => state.unpinned.length
   answered(OPENAT)
-  t.ok(timers() > before, 'one that is pinned is looked after')
+  t.ok(timers() > before, 'a pin has a timer')
   await until(() => settled() === 1)
   await sleep(60)
   t.equal(timers(), before, 'after an open')
   forget(answered(UNSEEN))
   await until(() => settled() === 2)
   await sleep(60)
-  t.equal(timers(), before, 'after somebody who could not be seen')
+  t.equal(timers(), before, 'after a caller that could not be seen')
   answered(OPENAT)
   forget(answered(UNSEEN))
   lifetime.close()
@@ -885,11 +891,11 @@ t.test('a clock that jumps costs one tick of the hold', async (t) => {
   await until(() => state.unpinned.length > 0)
 })
 
-/** These take seconds, so they run side by side. */
+/** These tests take seconds, so they run side by side. */
 const SLOW = { buffered: true }
 t.jobs = 5
 
-t.test('where the kernel does not forget, who cannot be seen is done after the hold', SLOW, async (t) => {
+t.test('if the kernel does not forget, a caller that cannot be seen is done after the hold', SLOW, async (t) => {
   const { state, answered, again } = fixture(t, { holdSeconds: 2 })
   const start = performance.now()
   const inode = answered(UNSEEN)
@@ -902,10 +908,10 @@ t.test('where the kernel does not forget, who cannot be seen is done after the h
   t.ok(took >= 2900 && took < 4000 + SLACK_MS, `${Math.round(took)} ms: an answer begins it anew`)
   await until(() => state.unpinned.length > 0)
   await sleep(100)
-  t.strictSame(state.unpinned, ['1'], 'another caller is in its call still')
+  t.strictSame(state.unpinned, ['1'], 'another caller is still in its call')
 })
 
-t.test('a process that has closed it can exit', SLOW, async (t) => {
+t.test('a process that has called close() can exit', SLOW, async (t) => {
   const url = (name: string) => JSON.stringify(join(ROOT, 'build/js', name))
   const script = `
     const { PinLifetime } = await import(${url('gate/pin-lifetime.js')})
@@ -930,11 +936,11 @@ t.test('a process that has closed it can exit', SLOW, async (t) => {
   t.ok(performance.now() - start < 10_000)
 })
 
-t.test('an open that ends when all is over begins nothing', async (t) => {
+t.test('an open that ends after close() begins nothing', async (t) => {
   const timers = () => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
   const { lifetime, answered } = fixture(t)
   const before = timers()
   lifetime.close()
   for (const call of [OPENAT, MOUNT, UNSEEN]) answered(call)
-  t.equal(timers(), before, 'no timer that would keep the process')
+  t.equal(timers(), before, 'no timer that would keep the process alive')
 })

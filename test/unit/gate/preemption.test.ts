@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Whether the kernel preempts itself, by what it says of that. */
+/** Whether the kernel preempts itself, according to what it shows. */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -20,7 +20,7 @@ interface Said {
   readonly release?: string
 }
 
-/** What is found of a kernel that says that, and nothing else. */
+/** The result for a kernel that shows that, and nothing else. */
 function found(t: Test, { modes, commandLine, config, packed, version = DYNAMIC, release = '6.12.57' }: Said): boolean {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-modes-'))
   t.teardown(() => rmSync(directory, { recursive: true }))
@@ -37,12 +37,12 @@ function found(t: Test, { modes, commandLine, config, packed, version = DYNAMIC,
   })
 }
 
-/** What is found for each text, where the kernel says it there. */
+/** The results for each text, if the kernel shows it in that place. */
 function foundFor(t: Test, said: (text: string) => Said, rows: readonly (readonly [text: string, expected: boolean])[]): void {
   for (const [text, expected] of rows) t.equal(found(t, said(text)), expected, text)
 }
 
-t.test('a kernel that can be told says how it is now', async (t) => {
+t.test('a kernel that can be switched shows its present mode', async (t) => {
   foundFor(t, (modes) => ({ modes }), [
     ['(none) voluntary full \n', false],
     ['none (voluntary) full \n', false],
@@ -53,7 +53,7 @@ t.test('a kernel that can be told says how it is now', async (t) => {
   t.equal(found(t, { modes: 'none voluntary (full)\n', commandLine: 'preempt=none', config: 'CONFIG_PREEMPT_NONE=y\n' }), true)
 })
 
-t.test('where that cannot be read, what it was told at its start', async (t) => {
+t.test('if that cannot be read, the command line counts', async (t) => {
   foundFor(t, (commandLine) => ({ commandLine }), [
     ['quiet preempt=none\n', false],
     ['preempt=voluntary quiet\n', false],
@@ -63,11 +63,11 @@ t.test('where that cannot be read, what it was told at its start', async (t) => 
   ])
   t.equal(found(t, { commandLine: 'preempt=full', config: 'CONFIG_PREEMPT_NONE=y\n' }), true)
   for (const other of [{ release: '7.0.1' }, { version: '#1 SMP PREEMPT_RT' }, { version: '#1 SMP PREEMPT' }]) {
-    t.equal(found(t, { commandLine: 'preempt=none', ...other }), true, 'a kernel that takes no notice')
+    t.equal(found(t, { commandLine: 'preempt=none', ...other }), true, 'a kernel that ignores that option')
   }
 })
 
-t.test('or else what it was configured with', async (t) => {
+t.test('otherwise the configuration counts', async (t) => {
   foundFor(t, (config) => ({ commandLine: 'quiet', config }), [
     ['CONFIG_PREEMPT_BUILD=y\nCONFIG_PREEMPT_NONE=y\n# CONFIG_PREEMPT is not set\n', false],
     ['CONFIG_PREEMPT_VOLUNTARY=y\nCONFIG_PREEMPT_DYNAMIC=y\n', false],
@@ -76,10 +76,10 @@ t.test('or else what it was configured with', async (t) => {
     ['CONFIG_PREEMPT_VOLUNTARY=y\nCONFIG_PREEMPT_RT=y\n', true],
   ])
   t.equal(found(t, { packed: gzipSync('CONFIG_PREEMPT_NONE=y\n') }), false, 'packed')
-  t.equal(found(t, { packed: 'no archive' }), true, 'not to be unpacked')
+  t.equal(found(t, { packed: 'no archive' }), true, 'a configuration that cannot be unpacked')
 })
 
-t.test('or what it was built for', async (t) => {
+t.test('otherwise the build version counts', async (t) => {
   foundFor(t, (version) => ({ version }), [
     ['#1 SMP Debian 5.10.249-1', false],
     [DYNAMIC, true],

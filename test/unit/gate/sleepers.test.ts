@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
-/** Callers that do not sleep yet: each is looked at until it does, users in turns, a few at a time. */
+/**
+ * Callers that do not sleep yet: each is looked at until it sleeps. Users take turns, and a few
+ * callers are looked at at a time.
+ */
 import t from 'tap'
 
 import { type Call, RUNNING, someCall } from '../../../src/gate/intent.js'
@@ -33,7 +36,7 @@ for (const [who, uid] of [
   ['root', 0],
   ['another user', 60_002],
 ] as const) {
-  t.test(`whoever has many of them waits for these alone: ${who} does not`, async (t) => {
+  t.test(`only the user that has many of them waits for them: ${who} does not`, async (t) => {
     const { asleep, looks, ended, add } = fixture()
     for (let tid = 1000; tid < 2000; tid++) add(tid, 60_001)
     await until(() => looks.length > 20)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** What the service manager is told. That systemd understands it is shown in the virtual machines. */
+/** What the service manager is told. The virtual machines show that systemd understands it. */
 import { spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -13,7 +13,7 @@ import { ServiceManager } from '../../../src/handover/service-manager.js'
 import { ROOT } from '../../helpers/root.js'
 import { cleanup, sleep, until } from '../../helpers/tree.js'
 
-/** A socket that answers with `results`, then takes everything. */
+/** A socket that gives these results, then accepts everything. */
 function socket(results: number[] = []) {
   const sent: string[] = []
   const open = new Set<number>()
@@ -39,14 +39,14 @@ function socket(results: number[] = []) {
   return { native, log, sent, open, warnings, errors }
 }
 
-/** `ServiceManager.ofThisProcess` with these variables only. */
+/** `ServiceManager.ofThisProcess` with only these variables set. */
 function ofThisProcess(t: Test, { native, log }: ReturnType<typeof socket>, variables: Record<string, string>) {
   t.teardown(() => ['NOTIFY_SOCKET', 'WATCHDOG_PID', 'WATCHDOG_USEC'].forEach((name) => delete process.env[name]))
   Object.assign(process.env, variables)
   return ServiceManager.ofThisProcess(native as Native, log)
 }
 
-t.test('outside of a service nobody is told anything', async (t) => {
+t.test('outside of a service no message is sent', async (t) => {
   t.equal(ofThisProcess(t, socket(), { WATCHDOG_USEC: '1000' }), undefined)
   t.equal(process.env['WATCHDOG_USEC'], undefined)
 })
@@ -61,7 +61,7 @@ t.test('ready and stopping, each with a status', async (t) => {
   t.equal(fake.open.size, 0, 'no descriptor is left open')
 })
 
-t.test('the watchdog hears of us twice as often as it must, and no more once we stop', async (t) => {
+t.test('the watchdog is told twice as often as it must be, and no more once the daemon stops', async (t) => {
   const fake = socket()
   const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: String(process.pid), WATCHDOG_USEC: '40000' })
   manager?.ready('x')
@@ -72,7 +72,7 @@ t.test('the watchdog hears of us twice as often as it must, and no more once we 
   t.equal(fake.sent.length, count)
 })
 
-t.test('a watchdog that waits for months does not hear of us all the time', async (t) => {
+t.test('a watchdog that waits for months is not told all the time', async (t) => {
   for (const WATCHDOG_USEC of ['5000000000000', 'Infinity']) {
     const fake = socket()
     const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: String(process.pid), WATCHDOG_USEC })
@@ -83,7 +83,7 @@ t.test('a watchdog that waits for months does not hear of us all the time', asyn
   }
 })
 
-t.test("another process's watchdog is none of ours", async (t) => {
+t.test('a watchdog of another process is ignored', async (t) => {
   const fake = socket()
   ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x', WATCHDOG_PID: '1', WATCHDOG_USEC: '2000' })?.ready('x')
   await sleep(50)
@@ -98,13 +98,13 @@ t.test('a manager that has no room for a message gets it later', async (t) => {
   t.strictSame(fake.warnings, [])
 })
 
-t.test('a manager that is not there costs a line in the log', async (t) => {
+t.test('a manager that is not there causes one line in the log', async (t) => {
   const fake = socket()
   ofThisProcess(t, fake, { NOTIFY_SOCKET: '/missing' })?.ready('x')
   t.strictSame(fake.warnings, [{ errno: 'ENOENT', socket: '/missing' }])
 })
 
-t.test('a manager that has no room hears in the order in which it was told', async (t) => {
+t.test('a manager that had no room gets the messages in order', async (t) => {
   const fake = socket([-E.EAGAIN])
   const manager = ofThisProcess(t, fake, { NOTIFY_SOCKET: '@x' })
   manager?.ready('x')
@@ -114,7 +114,7 @@ t.test('a manager that has no room hears in the order in which it was told', asy
   t.strictSame(fake.sent, ['READY=1\nSTATUS=x', 'STOPPING=1\nSTATUS=unmounting'])
 })
 
-/** A daemon that says what its guard has kept. */
+/** A daemon that prints what its guard has stored. */
 const TELLS = `
 import os, socket, time
 guard = socket.socket(fileno=int(os.environ['DISKSEQFS_GUARD']))
@@ -126,7 +126,7 @@ print(', '.join(said), flush=True)
 time.sleep(60)
 `
 
-/** What a guard takes for kept that was started with one descriptor and these variables. */
+/** What a guard takes as stored descriptors that was started with one descriptor and these variables. */
 async function taken(t: Test, fds: string, names: string, pid = '$$'): Promise<string> {
   const start = `exec env LISTEN_PID=${pid} LISTEN_FDS="$1" LISTEN_FDNAMES="$2" "$0" python3 -c "$3" 3</dev/null`
   const guard = spawn('sh', ['-c', start, join(ROOT, 'native/diskseqfs-guard'), fds, names, TELLS], {
@@ -142,10 +142,10 @@ async function taken(t: Test, fds: string, names: string, pid = '$$'): Promise<s
   return said.trim()
 }
 
-t.test('the guard takes what it was given, and no descriptor of its own', async (t) => {
+t.test('the guard takes the descriptors that it was given, and none of its own', async (t) => {
   t.equal(await taken(t, '1', 'pins'), 'pins 1, end')
   t.equal(await taken(t, '4', 'pins:pins:pins:pins'), 'pins 1, end', 'more than there are')
-  t.equal(await taken(t, '1', 'pins', '1'), 'end', 'of another process')
+  t.equal(await taken(t, '1', 'pins', '1'), 'end', 'for another process')
   for (const number of ['', 'x', '1x', '-1', ' 1', '99999999999999999999'])
     t.equal(await taken(t, number, 'pins'), number.startsWith('9') ? 'pins 1, end' : 'end', number)
 })

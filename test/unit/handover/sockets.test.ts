@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Sockets that pins wait in: nobody else's messages get into them. */
+/** Sockets that pins wait in: no other process's messages get into them. */
 import { execFileSync, spawn } from 'node:child_process'
 import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -19,7 +19,7 @@ t.test('a descriptor that is sent waits until it is taken', async (t) => {
   const socket = native.selfSocket()
   cleanup(t, () => native.close(socket))
   const buffer = new Uint8Array(16)
-  t.equal(native.receiveDescriptors(socket, buffer, false), -E.EAGAIN, 'nothing is there at first')
+  t.equal(native.receiveDescriptors(socket, buffer, false), -E.EAGAIN, 'the socket is empty at first')
   const file = openSync('/dev/null', 'r')
   t.equal(native.sendDescriptors(socket, 'pin', [file]), 3)
   closeSync(file)
@@ -32,7 +32,7 @@ t.test('a descriptor that is sent waits until it is taken', async (t) => {
   t.equal(native.receiveDescriptors(socket, buffer, false), -E.EAGAIN)
 })
 
-/** Sends to each socket with a name that the kernel has picked, as soon as it sees one. */
+/** Sends to each socket with a name that the kernel has chosen, as soon as it sees one. */
 const SENDER = `
 import array, re, socket
 sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -46,7 +46,7 @@ while True:
       except OSError: pass
 `
 
-/** Makes sockets, each of them with a message of its own, and counts those that had another. */
+/** Makes sockets, each with a message of its own, and counts those that had another. */
 const MAKER = `
 const native = require('${ROOT}/native/build/Release/diskseqfs_native.node')
 const buffer = new Uint8Array(16)
@@ -65,7 +65,7 @@ for (let i = 0; i < ${SOCKETS}; i++) {
 console.log(foreign)
 `
 
-/** How many sockets had a message of somebody else's. Between their name and their connection they take their time. */
+/** How many sockets had a message of another process. Each takes a while between its name and its connection. */
 async function foreign(t: Test, env: NodeJS.ProcessEnv): Promise<number> {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-sockets-'))
   cleanup(t, () => rmSync(directory, { recursive: true }))
@@ -85,11 +85,11 @@ async function foreign(t: Test, env: NodeJS.ProcessEnv): Promise<number> {
   return Number(stdout)
 }
 
-t.test('nobody else can send into them', async (t) => {
+t.test('no other process can send into them', async (t) => {
   t.equal(await foreign(t, {}), 0)
 })
 
-t.test('twin: if what comes before they are connected is not dropped, anybody can', async (t) => {
+t.test('twin: if messages from before the connection are not dropped, any process can', async (t) => {
   const count = await foreign(t, { NO_FILTER: '1' })
   t.ok(count > 0, `into ${count} of ${SOCKETS}`)
 })

@@ -7,7 +7,7 @@ import type { DiskSeq } from '../../../src/devices/names.js'
 import { Inode } from '../../../src/gate/inode.js'
 import { sleep, until } from '../../helpers/tree.js'
 
-/** A kernel that is told to forget; `forgets` says of which ids it does. */
+/** A kernel that is told to forget; `forgets` says for which ids it does. */
 function fixture(t: Test, { prunes = true, forgets = (_: bigint) => true }: { prunes?: boolean; forgets?: (id: bigint) => boolean } = {}) {
   const inodes = new Map<bigint, Inode>()
   const told: bigint[] = []
@@ -41,24 +41,24 @@ function fixture(t: Test, { prunes = true, forgets = (_: bigint) => true }: { pr
   }
 }
 
-t.test('a name that is gone is told to be forgotten, and then is no more', async (t) => {
+t.test('the kernel is told to forget a name that is gone, and then the name is gone', async (t) => {
   const { dead, told, add } = fixture(t)
   add(13)
   add(14)
   t.equal(dead.size, 2)
-  t.strictSame(told, [], 'not at once: who uses the device lets go of it a moment later')
+  t.strictSame(told, [], 'not at once: a user of the device releases it a moment later')
   await until(() => dead.size === 0)
   t.strictSame(told, [13n << 12n, 14n << 12n], 'each once')
 })
 
-t.test('one that the kernel has forgotten by itself is not mentioned', async (t) => {
+t.test('the kernel is not told of a name that it has forgotten by itself', async (t) => {
   const { dead, told, add } = fixture(t)
   add(13).nlookup = 0
   await until(() => dead.size === 0)
   t.strictSame(told, [])
 })
 
-t.test('one that somebody uses is tried again and again', async (t) => {
+t.test('a name in use is tried again and again', async (t) => {
   const { dead, told, state, add } = fixture(t, { forgets: () => false })
   add(13)
   await until(() => told.length >= 3)
@@ -67,10 +67,10 @@ t.test('one that somebody uses is tried again and again', async (t) => {
   await until(() => dead.size === 0)
   const before = told.length
   await sleep(700)
-  t.equal(told.length, before, 'and then no more')
+  t.equal(told.length, before, 'and not any more after that')
 })
 
-t.test('one that an earlier daemon was asked for is told, too', async (t) => {
+t.test('the kernel is told of a name from an earlier daemon, too', async (t) => {
   const { dead, told, add } = fixture(t)
   add(13, 0).takenOver = true
   await until(() => told.length === 1)
@@ -78,7 +78,7 @@ t.test('one that an earlier daemon was asked for is told, too', async (t) => {
   t.pass('until it is forgotten')
 })
 
-t.test('however many there are, few are told at a time, and those in use keep none from their turn', async (t) => {
+t.test('the kernel is told few names at a time, and those in use keep none from their turn', async (t) => {
   // The first thousand are in use.
   const { dead, told, add } = fixture(t, { forgets: (id) => id > 1000n << 12n })
   for (let diskseq = 1; diskseq <= 1100; diskseq++) add(diskseq)
@@ -88,7 +88,7 @@ t.test('however many there are, few are told at a time, and those in use keep no
   t.equal(new Set(told).size, 1100, 'each has had its turn')
 })
 
-t.test('a name that is added twice is one', async (t) => {
+t.test('a name that is added twice counts once', async (t) => {
   const { dead, told, add } = fixture(t)
   dead.add(add(13))
   t.equal(dead.size, 1)
@@ -96,7 +96,7 @@ t.test('a name that is added twice is one', async (t) => {
   t.equal(told.length, 1)
 })
 
-t.test('a kernel that cannot be told which drops all names, when that is worth it', async (t) => {
+t.test('a kernel that cannot be told which name drops all names, if that is worth it', async (t) => {
   const { state, add } = fixture(t, { prunes: false })
   for (let diskseq = 1; diskseq <= 255; diskseq++) add(diskseq)
   await sleep(1200)
@@ -106,7 +106,7 @@ t.test('a kernel that cannot be told which drops all names, when that is worth i
   t.equal(state.prunedAll, 1, 'once for all of them')
 })
 
-t.test('and not any more when they are forgotten', async (t) => {
+t.test('it does not drop all again once they are forgotten', async (t) => {
   const { dead, state, inodes, add } = fixture(t, { prunes: false })
   for (let diskseq = 1; diskseq <= 300; diskseq++) add(diskseq)
   await until(() => state.prunedAll === 1)
@@ -115,14 +115,14 @@ t.test('and not any more when they are forgotten', async (t) => {
   t.equal(state.prunedAll, 1)
 })
 
-t.test('a kernel that can be told which never drops all', async (t) => {
+t.test('a kernel that can be told which name never drops all', async (t) => {
   const { dead, state, add } = fixture(t)
   for (let diskseq = 1; diskseq <= 1000; diskseq++) add(diskseq)
   await until(() => dead.size === 0, 10_000)
   t.equal(state.prunedAll, 0)
 })
 
-t.test('nothing runs while there are none, and after close()', async (t) => {
+t.test('no timer runs while there are no such names, nor after close()', async (t) => {
   const { dead, told, add } = fixture(t, { forgets: () => false })
   const timers = () => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
   const before = timers()
@@ -130,9 +130,9 @@ t.test('nothing runs while there are none, and after close()', async (t) => {
   t.equal(timers(), before + 1)
   inode.nlookup = 0
   await until(() => dead.size === 0)
-  t.equal(timers(), before, 'the last one ends it')
+  t.equal(timers(), before, 'the last name ends it')
   add(14)
-  t.equal(timers(), before + 1, 'and the next begins it anew')
+  t.equal(timers(), before + 1, 'the next name begins it anew')
   dead.close()
   t.equal(timers(), before)
   await sleep(700)

@@ -4,7 +4,7 @@ import t from 'tap'
 
 import { afterTicks, monotonicMs } from '../../../src/util/clock.js'
 
-/** As a process that gets no processor. */
+/** Makes this process stand still, as if it got no processor. */
 function stop(ms: number): void {
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
 }
@@ -29,11 +29,11 @@ t.test('a limit is over after as many ticks as it has, and not before', async (t
   t.ok(monotonicMs() - began >= 250, `${monotonicMs() - began} ms`)
 })
 
-t.test('one that is cancelled is never over', async (t) => {
+t.test('a cancelled limit is never over', async (t) => {
   const cancel = afterTicks(100, () => t.fail('it is'))
   cancel()
   await new Promise((resolve) => setTimeout(resolve, 250))
-  t.pass('it is not')
+  t.pass('it is not over')
 })
 
 t.test('a process that was stopped has used up one tick', async (t) => {

@@ -21,7 +21,7 @@ const MS_RELATIME = 1 << 21
 const ALWAYS = MS_NOSUID | MS_NOEXEC
 const OWN = ['linger', 'hold']
 
-t.test('no options are all that is needed', async (t) => {
+t.test('no options are needed', async (t) => {
   for (const text of ['', ',', ',,,', 'defaults', 'rw', 'defaults,rw']) {
     t.strictSame(parseMountOptions(text, OWN), { flags: ALWAYS, labels: [], own: new Map() }, JSON.stringify(text))
   }
@@ -30,7 +30,7 @@ t.test('no options are all that is needed', async (t) => {
 t.test('flags of the mount are passed on', async (t) => {
   t.equal(parseMountOptions('ro', OWN).flags, ALWAYS | MS_RDONLY)
   t.equal(parseMountOptions('rw,noatime,relatime', OWN).flags, ALWAYS | MS_NOATIME | MS_RELATIME)
-  t.equal(parseMountOptions('nosuid,noexec,dev', OWN).flags, ALWAYS, 'what is the case anyway')
+  t.equal(parseMountOptions('nosuid,noexec,dev', OWN).flags, ALWAYS, 'flags that are set anyway')
   for (const text of ['', 'ro', 'dev', 'noatime']) {
     t.equal(parseMountOptions(text, OWN).flags & (MS_NODEV | ALWAYS), ALWAYS, 'never nodev, always nosuid and noexec')
   }
@@ -63,7 +63,7 @@ t.test('a label may hold commas, in quotes', async (t) => {
 const refused = (t: Test, text: string, pattern: RegExp) => {
   try {
     parseMountOptions(text, OWN)
-    t.fail(`${text} was taken`)
+    t.fail(`${text} was accepted`)
   } catch (error) {
     t.type(error, UserError, text)
     t.match((error as Error).message, pattern)
@@ -71,13 +71,13 @@ const refused = (t: Test, text: string, pattern: RegExp) => {
   }
 }
 
-t.test('what would make the tree useless is refused, and why is said', async (t) => {
+t.test('an option that would make the tree useless is refused, with the reason', async (t) => {
   for (const text of ['nodev', 'ro,nodev', 'nodev,dev', 'dev,nodev']) refused(t, text, /nodev.*no device could be opened.*remove/)
   refused(t, 'suid', /suid.*always mounted nosuid.*remove/)
   refused(t, 'rw,exec', /exec.*always mounted noexec.*remove/)
 })
 
-t.test('what is not known is refused by its name', async (t) => {
+t.test('an unknown option is refused by its name', async (t) => {
   for (const option of [
     'nosuch',
     'nosuch=1',
@@ -109,12 +109,12 @@ t.test('what is not known is refused by its name', async (t) => {
   refused(t, 'ro,"rw"', /not known/)
 })
 
-t.test('what is meant for others is left to them', async (t) => {
+t.test('options for other programs are ignored', async (t) => {
   const text = 'x-systemd.requires=foo.service,x-systemd.automount,x-mount.mkdir=0755,x-gvfs-hide,comment=x,_netdev,nofail,noauto,user=joe'
   t.strictSame(parseMountOptions(text, OWN), { flags: ALWAYS, labels: [], own: new Map() })
 })
 
-t.test('the kernel is told to check permissions, for everybody', async (t) => {
+t.test('the kernel is told to check permissions, for all users', async (t) => {
   const data = mountData(7, parseMountOptions('ro,linger=5,context="a:b,c"', OWN)).split(/,(?![^"]*"$)/)
   t.strictSame(data, ['fd=7', 'rootmode=40000', 'user_id=0', 'group_id=0', 'default_permissions', 'allow_other', 'context="a:b,c"'])
 })
@@ -133,13 +133,13 @@ t.test('a mount point is made, and its path is the real one', async (t) => {
   t.teardown(() => process.umask(before))
   t.equal(prepareMountpoint(directory), directory)
   for (const made of ['a', 'a/b c', 'a/b c/d']) t.equal(statSync(join(top, made)).mode & 0o7777, 0o755, made)
-  t.equal(prepareMountpoint(directory), directory, 'also if it is there')
+  t.equal(prepareMountpoint(directory), directory, 'also if it exists')
   t.equal(prepareMountpoint(`${top}/a/../a/b c/d/`), directory)
   symlinkSync(directory, join(top, 'link'))
   t.equal(prepareMountpoint(join(top, 'link')), directory)
 })
 
-t.test('what is no directory is no mount point', async (t) => {
+t.test('a path that is no directory is no mount point', async (t) => {
   const top = temporary(t)
   writeFileSync(join(top, 'file'), '')
   for (const path of [join(top, 'file'), join(top, 'file/below')]) {
@@ -148,7 +148,7 @@ t.test('what is no directory is no mount point', async (t) => {
   t.throws(() => prepareMountpoint('/proc/self/nothing'), { name: 'UserError', message: /cannot be made a mount point: ENOENT/ })
 })
 
-t.test('what lives is not dead', async (t) => {
+t.test('a mount that answers is not dead', async (t) => {
   const top = temporary(t)
   t.equal(await isDead(native, top), false)
   t.equal(await isDead(native, join(top, 'missing')), false)
