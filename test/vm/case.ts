@@ -7,16 +7,18 @@ import type { Release, Vm } from './vm.js'
 export interface Case {
   /** Its row in the table of results. */
   readonly name: string
-  /** The one release that has it in the short form: of what depends little on which one it is; or none, of what is shown in another way as well. */
+  /**
+   * The one release that has the case in the short form, if it depends little on the release; or 'none', if another test shows the same.
+   */
   readonly shortOn?: Release | 'none'
   /**
-   * Runs before the package is installed, on a stock system; what it returns
-   * is handed to {@link run}, to compare with.
+   * Runs before the package is installed, on a stock system. Its result is handed to {@link run},
+   * to compare with.
    */
   readonly before?: (vm: Vm) => Promise<unknown>
-  /** Runs with the package installed and its service running; cleans up what it makes, also when it fails. */
+  /** Runs with the package installed and its service running. It cleans up what it makes, also when it fails. */
   readonly run: (t: Test, vm: Vm, before: unknown) => Promise<void>
 }
 
-/** Fewer rounds where many are only there for what is rare: continuous integration has an hour. */
+/** Runs fewer rounds if many are needed only for what is rare: continuous integration has an hour. */
 export const SHORT = process.env['SHORT'] === '1'

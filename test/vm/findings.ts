@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** What a case has found, in a few words: printed, and put into the table of all cases. */
+/** The findings of a case, in a few words: they are printed, and put into the table of all cases. */
 import type { Test } from 'tap'
 
 let found: string[] = []
@@ -9,7 +9,7 @@ export function note(t: Test, text: string): void {
   found.push(text)
 }
 
-/** All since the last time. */
+/** All findings since the last call. */
 export function taken(): readonly string[] {
   const notes = found
   found = []

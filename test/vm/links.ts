@@ -2,7 +2,10 @@
 /** Where the names of device-mapper devices lead. */
 import type { Vm } from './vm.js'
 
-/** Each link of a device-mapper device in /dev/mapper, and LVM's, with the diskseq of the device it is named for. */
+/**
+ * Each link of a device-mapper device in /dev/mapper, and LVM's, with the diskseq of the device that it is named
+ * for.
+ */
 const LIST = `
   for dm in /sys/block/dm-*; do
     name=$(cat $dm/dm/name)
@@ -20,15 +23,15 @@ const LIST = `
     [ -e $link ] || echo "$link $(readlink $link) dangling -"
   done`
 
-/** Of the root file system's device, and of the swap device in fstab: these stay udev's. */
+/** Names of the root file system's device, and of the swap device in fstab: these stay udev's. */
 export const LEFT_ALONE: readonly string[] = ['/dev/mapper/vm-root', '/dev/vm/root', '/dev/mapper/vm-swap', '/dev/vm/swap']
 
 interface Links {
-  /** Those that lead into the tree, to the right disk. */
+  /** Links that lead into the tree, to the right disk. */
   readonly tree: string[]
-  /** Those that lead to the right device's own node. */
+  /** Links that lead to the right device node. */
   readonly stock: string[]
-  /** The same, of devices that are left alone. */
+  /** The same, for devices that are left alone. */
   readonly left: string[]
   /** All others, with where they lead. */
   readonly wrong: string[]

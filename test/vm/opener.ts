@@ -4,11 +4,11 @@ import type { Vm } from './vm.js'
 
 /** The service's --open-timeout. */
 export const OPEN_TIMEOUT_S = 10
-/** What emulation adds. */
+/** The extra time that emulation takes. */
 export const SLACK_S = 20
 
 /**
- * Starts to open the disk in the background.
+ * Starts opening the disk in the background.
  *
  * @returns a function that stops it and resolves to what `blk openlat` reports
  */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * Commands that an administrator types, asked of a system before the package is
- * installed and after: what they print is compared line by line.
+ * Commands that an administrator types, run on a system before the package is installed and after.
+ * Their output is compared line by line.
  */
 import type { Test } from 'tap'
 
@@ -10,20 +10,25 @@ import type { Release, Vm } from './vm.js'
 
 export interface Probe {
   readonly what: string
-  /** `try 'COMMAND'` prints what a command prints, see {@link TRY}; what it changes it changes back, also when something fails. */
+  /**
+   * `try 'COMMAND'` prints what a command prints, see {@link TRY}. The script undoes its changes, also when something fails.
+   */
   readonly script: string
-  /** Why the answers are known to differ. They have to, so that this is taken away once they do not. */
+  /** Why the answers are known to differ. They must differ, so that this is removed once they do not. */
   readonly limit?: string
-  /** It is one on that release only. */
+  /** The difference is on that release only. */
   readonly limitOn?: Release
-  /** It comes and goes, as it depends on what happens first. */
+  /** The difference comes and goes, as it depends on what happens first. */
   readonly limitMayBe?: true
 }
 
-/** Of the probe that takes longest, with what emulation adds. */
+/** For the slowest probe, including what emulation adds. */
 const PROBE_S = 120
 
-/** Each line that a command prints, after the command, so that it can be told from others; and its status if that is not 0. */
+/**
+ * Prints each line that a command prints, after the command, so that it can be told from others; and the command's status if
+ * that is not 0.
+ */
 export const TRY = `
   export LC_ALL=C
   try() {
@@ -33,7 +38,7 @@ export const TRY = `
   }
 `
 
-/** Numbers and identifiers that are other ones each time. */
+/** Numbers and identifiers that differ each time. */
 const MOVING: readonly [RegExp, string][] = [
   [/\bdm-\d+/g, 'dm-N'],
   [/\bdm\\x2d\d+/g, 'dm\\x2dN'],
@@ -47,7 +52,7 @@ const MOVING: readonly [RegExp, string][] = [
 ]
 
 async function ask(vm: Vm, directory: string, { script }: Probe): Promise<string> {
-  // A process of its own, with an end: what hangs is one probe, and the others are asked all the same.
+  // A process of its own, with a time limit: if one probe hangs, the others still run.
   const { output } = await vm.attempt(`
 cat >${directory}/probe <<'PROBE'
 . ${directory}/prelude
@@ -59,12 +64,12 @@ case $? in 124 | 137) echo 'not done after ${PROBE_S} s' ;; esac`)
 }
 
 export interface Answers {
-  /** By what was asked. */
+  /** The output by probe. */
   readonly printed: ReadonlyMap<string, string>
   readonly seconds: number
 }
 
-/** Asks all of them, each in a shell that begins with what `prelude` in the directory holds. */
+/** Runs all probes, each in a shell that begins with the file `prelude` in the directory. */
 export async function askAll(vm: Vm, directory: string, probes: readonly Probe[]): Promise<Answers> {
   const started = Date.now()
   const printed = new Map<string, string>()
@@ -84,12 +89,12 @@ function compare(t: Test, { what, limit: known, limitOn, limitMayBe }: Probe, re
   if (ours !== stock) {
     note(t, `${what}: ${limit === undefined ? 'DIFFERENT' : `limit: ${limit}`}: ${firstDifference(ours, stock)}`)
   } else {
-    // Two that fail in the same way are the same, and show little.
+    // If both fail in the same way, they are the same, but show little.
     const failed = stock.match(/^.*\(status \d+\)$/gm) ?? []
     note(t, `${what}: same${failed.length > 0 ? `; fails on both: ${failed.join('; ')}` : ''}`)
   }
   if (limit === undefined) t.equal(ours, stock, what)
-  else if (!limitMayBe) t.not(ours, stock, `${what}: a limit; if it is none any more, take it away`)
+  else if (!limitMayBe) t.not(ours, stock, `${what}: a limit; if it is none any more, remove it`)
 }
 
 export function compareAll(t: Test, vm: Vm, probes: readonly Probe[], ours: Answers, stock: Answers): void {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /**
- * The cases of one release, in one machine: first what needs a stock system,
- * then the package is installed and everything runs with it.
+ * The cases of one release, in one machine: first the parts that need a stock system, then the
+ * package is installed and all cases run with it.
  *
- * Environment: CASES=name,name runs only cases whose names contain one of these;
- * SHORT=1, see case.ts.
+ * Environment: CASES=name,name runs only cases whose names contain one of these; SHORT=1, see
+ * case.ts.
  */
 import { copyFileSync, mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -50,7 +50,7 @@ export async function runSuite(release: Release): Promise<void> {
   const before = new Map<Case, unknown>()
   for (const item of wanted) {
     const started = Date.now()
-    // Its own test fails by it, not those of the others.
+    // An error here fails the test of this case, not those of the others.
     const ask = () => item.before?.(vm).catch((error: unknown) => new Failed(error))
     before.set(item, await ask())
     if (vm.panicked) {
@@ -66,7 +66,8 @@ export async function runSuite(release: Release): Promise<void> {
       try {
         await attempt(t, vm, item, before.get(item))
       } catch (error) {
-        // Under emulation that happens: to none of the other cases, and to this one once.
+        // Under emulation a panic happens now and then. It is not blamed on any other case, and on
+        // this one only the second time.
         if (!vm.panicked) throw error
         t.comment(`the machine's kernel panicked (${vm.consoleOf('panic')}); once more, on another machine`)
         rows.pop()
@@ -106,5 +107,5 @@ async function install(t: Test, vm: Vm): Promise<void> {
   await vm.run('dpkg -i /share/diskseqfs.deb && udevadm settle')
   const { tree, stock, left, wrong } = await links(vm)
   t.ok(tree.length > 5, `${tree.length} links into the tree`)
-  t.strictSame({ stock, left, wrong }, { stock: [], left: LEFT_ALONE, wrong: [] }, 'and no others, but of those that are left alone')
+  t.strictSame({ stock, left, wrong }, { stock: [], left: LEFT_ALONE, wrong: [] }, 'and no others, except for devices that are left alone')
 }

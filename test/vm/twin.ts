@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** A daemon, or what udev runs, with one mechanism switched off, in a machine that has the package. */
+/** A daemon, or a program that udev runs, with one mechanism switched off, in a machine that has the package. */
 import { execFileSync } from 'node:child_process'
 import { copyFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -18,7 +18,7 @@ export const TWIN_PID = `${DIRECTORY}/pid`
 
 /** Runs `use` while such a daemon serves {@link TWIN_MOUNTPOINT}. */
 export async function withTwin<T>(vm: Vm, twin: Twin, use: () => Promise<T>): Promise<T> {
-  // With all that it imports, except the addon.
+  // Bundled with all its imports, except the addon.
   execFileSync(join(ROOT, 'node_modules/.bin/esbuild'), [
     join(ROOT, 'test/helpers/twin-daemon.mjs'),
     ...['--bundle', '--platform=node', '--target=node20', '--format=esm', '--external:fuse-native', '--log-level=warning'],

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * A virtual machine with a Debian release in it. Its disk is a copy-on-write
- * layer over the image that `test/vm/image` builds, and is thrown away with it.
- * Scripts run in it as root; files go in and out through a shared directory.
+ * A virtual machine with a Debian release in it. Its disk is a copy-on-write layer over the image
+ * that `test/vm/image` builds, and is discarded with the machine. Scripts run in it as root; files
+ * go in and out through a shared directory.
  */
 import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process'
 import {
@@ -30,7 +30,7 @@ import { ROOT } from '../helpers/root.js'
 export type Release = 'bookworm' | 'trixie'
 
 const HERE = join(ROOT, 'test/vm')
-/** What a failed case leaves behind. */
+/** Where the logs of a failed case go. */
 export const LOGS = join(ROOT, 'build/vm/logs')
 
 /** The Debian package that was built. */
@@ -41,7 +41,7 @@ export function packagePath(): string {
   return join(build, name)
 }
 
-/** Emulation is slow, and what else runs on the machine makes it slower. */
+/** Emulation is slow, and other work on the host makes it slower. */
 const BOOT_TIMEOUT_MS = 600_000
 const BOOT_TRIES = 4
 const RUN_TIMEOUT_MS = 180_000
@@ -49,7 +49,7 @@ const POWEROFF_TIMEOUT_MS = 120_000
 
 export interface Outcome {
   readonly status: number
-  /** stdout and stderr, as they came. */
+  /** stdout and stderr, in the order in which they came. */
   readonly output: string
 }
 
@@ -73,7 +73,7 @@ export class Vm {
   private kernel: string
   private initrd: string
   private readonly console: string
-  /** Where in its console's log the present boot begins, bytes. */
+  /** Where in the log of its console the present boot begins, in bytes. */
   private consoleFrom = 0
 
   private constructor(
@@ -93,7 +93,7 @@ export class Vm {
   }
 
   /**
-   * Builds the image, if it is not there, and a machine that is not on yet.
+   * Builds the image, if it is not there, and a machine that is still off.
    * @param devices more options for QEMU
    */
   static async create(release: Release, devices: readonly string[] = []): Promise<Vm> {
@@ -107,7 +107,7 @@ export class Vm {
 
   /**
    * Switches it on and waits until it runs scripts. Now and then the emulated processor runs the breakpoint by which
-   * the kernel changes its own code (int3), and the kernel panics: then again.
+   * the kernel changes its own code (int3), and the kernel panics. Then it is switched on again.
    * @param append more of the kernel's command line
    */
   async boot(append = ''): Promise<void> {
@@ -154,14 +154,14 @@ export class Vm {
     await this.until(started)
   }
 
-  /** Starts its user space anew, with the kernel that runs, and waits until it runs scripts again. */
+  /** Restarts the user space with the kernel that runs, and waits until it runs scripts again. */
   async softReboot(): Promise<void> {
     const started = this.started()
     this.start('systemctl soft-reboot')
     await this.until(started)
   }
 
-  /** The next time that its agent says so. */
+  /** Resolves the next time that the agent in the machine says that it is ready. */
   private started(): Promise<void> {
     return new Promise((resolve) => (this.ready = resolve))
   }
@@ -209,7 +209,7 @@ export class Vm {
     }
   }
 
-  /** Runs a bash script; whatever its status is. */
+  /** Runs a bash script, whatever its status. */
   attempt(script: string, timeoutMs?: number): Promise<Outcome> {
     return this.start(script).ended(timeoutMs)
   }
@@ -225,7 +225,7 @@ export class Vm {
     return output
   }
 
-  /** Has the next boot use an initial file system that was made in the machine. */
+  /** Lets the next boot use an initial file system that was made in the machine. */
   useInitrd(fileInShare: string): void {
     const copy = join(this.directory, 'initrd.img')
     copyFileSync(join(this.share, fileInShare), copy)
@@ -238,7 +238,7 @@ export class Vm {
     return this.monitor.execute(command, args)
   }
 
-  /** The right way: services stop, file systems are unmounted. */
+  /** Shuts it down properly: services stop, file systems are unmounted. */
   async powerOff(): Promise<void> {
     this.start('systemctl poweroff')
     const outcome = await Promise.race([this.exited, sleep(POWEROFF_TIMEOUT_MS, 'late', { ref: false })])
@@ -260,7 +260,7 @@ export class Vm {
     rmSync(this.directory, { recursive: true, force: true })
   }
 
-  /** Writes the journal of this boot beside the console's log; where both are. */
+  /** Writes the journal of this boot beside the log of the console; returns where both are. */
   async saveLogs(name: string): Promise<string> {
     const file = `${this.release}-${name.replace(/[^a-z0-9]+/gi, '-')}.journal`
     const { output } = await this.attempt('journalctl -b --no-pager -o short-monotonic', 60_000).catch((error: unknown) => ({
@@ -270,7 +270,7 @@ export class Vm {
     return `${join(LOGS, file)}, ${this.console}`
   }
 
-  /** Whether its kernel gave up, on its own: it goes off then, whatever was being tested. */
+  /** Whether the kernel has panicked. The machine goes off then, whatever was being tested. */
   get panicked(): boolean {
     return /Kernel panic/.test(this.printed())
   }
@@ -280,7 +280,7 @@ export class Vm {
     return readFileSync(this.console).subarray(this.consoleFrom).toString('latin1')
   }
 
-  /** A copy of its console's log, beside it. */
+  /** A copy of the log of its console, beside it. */
   consoleOf(what: string): string {
     const copy = `${this.console}.${what}`
     copyFileSync(this.console, copy)
@@ -292,7 +292,7 @@ export class Vm {
   }
 }
 
-/** Errors say that the machine is off; whoever waits for it learns that otherwise. */
+/** Ignores errors, which only say that the machine is off: code that waits for it notices that in another way. */
 function lines(socket: Socket, heard: (line: string) => void): void {
   socket.on('error', () => {})
   createInterface(socket)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-/** Names of devices, mounts, swap and units are watched while something is done to the service. */
+/** Watches names of devices, mounts, swap and units while the service is stopped, started or the like. */
 import type { Vm } from './vm.js'
 
-/** What is done to the service, and the shell's words for it. */
+/** What is done to the service, and the shell commands for it. */
 export interface Deed {
   readonly what: string
   readonly script: string
@@ -12,17 +12,17 @@ export interface Watched {
   readonly what: string
   /** How often each name was looked at. */
   readonly looks: number
-  /** How long it took, without what udev and the service manager do afterwards, s. */
+  /** How long it took, in s, without what udev and the service manager do afterwards. */
   readonly seconds: number
-  /** How long the names led nowhere, ms, those that did. */
+  /** How long names led nowhere, in ms, for the names that did. */
   readonly gaps: readonly { readonly name: string; readonly ms: number }[]
-  /** Whatever else was not as before: mounts, swap areas, units; and names that lead nowhere in the end. */
+  /** Anything else that changed: mounts, swap areas, units; and names that lead nowhere in the end. */
   readonly troubles: readonly string[]
 }
 
 /**
- * @param names - the shell's pattern for them
- * @param units - which have to be as active afterwards as they were before
+ * @param names - the shell's pattern for the names
+ * @param units - units that must be as active afterwards as before
  */
 export async function watched(vm: Vm, deeds: readonly Deed[], names: string, units: string): Promise<Watched[]> {
   const output = await vm.run(
@@ -92,7 +92,7 @@ export async function watched(vm: Vm, deeds: readonly Deed[], names: string, uni
     })
 }
 
-/** In a few words, with the longest of the gaps. */
+/** The result in a few words, with the longest gap. */
 export function inWords({ what, looks, seconds, gaps, troubles }: Watched): string {
   const longest = Math.max(0, ...gaps.map(({ ms }) => ms))
   const gap =

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * No daemon can be started for minutes, as after an upgrade that went wrong, while file
- * systems are mounted by names that lead into the tree, and the guard is restarted
- * meanwhile. The service manager looks at the tree whenever something is mounted: nobody
- * but the guard answers it.
+ * No daemon can be started for minutes, as after an upgrade that went wrong, while file systems are
+ * mounted by names that lead into the tree. The guard is restarted meanwhile. The service manager
+ * looks at the tree whenever something is mounted, and only the guard answers it.
  */
 import type { Test } from 'tap'
 
@@ -13,16 +12,16 @@ import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 import { DAEMON } from './restart.js'
 
-/** For how long; a minute is what a guard waits for a daemon before it takes the mount away. */
+/** How long that lasts; a guard waits a minute for a daemon before it removes the mount. */
 const AWAY_S = SHORT ? 70 : 120
-/** Of a service manager that is said not to answer. */
+/** A service manager that takes longer than this counts as not answering. */
 const BLOCKED_S = 20
-/** What it may need, beside what it needs of itself. */
+/** How much longer it may take than it needs by itself. */
 const ANSWER_MS = 1000
 
 /**
- * Once a second something is mounted, and the service manager is asked something.
- * Prints how long its slowest answer took, ms.
+ * Once a second something is mounted, and the service manager gets a question. Prints how long its
+ * slowest answer took, in ms.
  */
 const ASK = `
   ask() {
@@ -52,7 +51,7 @@ const ASK = `
     return 1
   }`
 
-/** Until the script ends there is no daemon, nor can there be one. */
+/** Until the script ends there is no daemon, and none can start. */
 const AWAY = `
     node=$(readlink -f "$(command -v node)")
     mv $node $node.away
@@ -86,18 +85,18 @@ async function away(t: Test, vm: Vm): Promise<void> {
     (AWAY_S + 300) * 1000,
   )
   const longest = Number((await slowest.ended()).output)
-  // The second is for a name that the kernel has: it asks once more.
+  // The second message is for a name that the kernel has: it asks once more.
   t.match(
     outcome,
     /^another guard\n(Software caused connection abort|Transport endpoint is not connected)\nstock names\nno mount\nactive\n$/,
-    'the guard is restarted without a daemon, whoever waits gets an error in the end, and all names lead to the bare devices',
+    'the guard is restarted without a daemon, a caller that waits gets an error in the end, and all names lead to the bare devices',
   )
-  t.ok(longest < usual + ANSWER_MS, `the service manager answered in ${longest} ms, where else it needs ${usual}`)
+  t.ok(longest < usual + ANSWER_MS, `the service manager answered in ${longest} ms, otherwise it needs ${usual}`)
   note(t, `no Node.js for ${AWAY_S} s: the service manager answered in ${longest} ms (${usual} with it)`)
   await vm.run(`${ASK}; leads there; udevadm settle --timeout=300`, 300_000)
 }
 
-/** The guard takes the service manager for somebody who can wait. */
+/** The guard makes the service manager wait like any other process. */
 async function twin(t: Test, vm: Vm): Promise<void> {
   await vm.run(`
     sed 's|diskseqfs-guard |&-m 4 |' /usr/lib/systemd/system/diskseqfs.service >/run/systemd/system/diskseqfs.service
@@ -117,7 +116,10 @@ async function twin(t: Test, vm: Vm): Promise<void> {
       leads elsewhere`,
       300_000,
     )
-    t.ok(Number(longest) > 10 * ANSWER_MS, `twin: a service manager that waits like anybody else has not answered for ${longest.trim()} ms`)
+    t.ok(
+      Number(longest) > 10 * ANSWER_MS,
+      `twin: a service manager that waits like any other process has not answered for ${longest.trim()} ms`,
+    )
   } finally {
     await vm.run(
       `${ASK}; rm /run/systemd/system/diskseqfs.service; systemctl daemon-reload; systemctl restart diskseqfs; leads there; udevadm settle --timeout=300`,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * All links of a device in the tree, where that is asked for (README, "All links"): each leads to the
- * device that it led to on the stock system, also where several devices have it, and to no other while
+ * All links of a device in the tree, if that is asked for (README, "All links"). Each leads to the
+ * device that it led to on the stock system, also if several devices claim it, and to no other while
  * disks come and go.
  */
 import type { Test } from 'tap'
@@ -11,7 +11,7 @@ import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
 const SECONDS = SHORT ? 8 : 15
-/** So many opens say something; and how often it is tried again for that many. */
+/** Enough opens to be meaningful; and how often it is tried again to get that many. */
 const RIGHT_MIN = 11
 const AGAIN_MAX = 3
 const RULES = '/etc/udev/rules.d/60-diskseqfs-all.rules'
@@ -23,8 +23,9 @@ const LINKS = `find /dev/disk -path /dev/disk/by-diskseq -prune -o -type l -prin
 const IN_TREE = 'find /dev/disk -path /dev/disk/by-diskseq -prune -o -type l -lname "/dev/disk/by-diskseq/.dm/*" -print'
 
 /**
- * Images that say who they are come and go as loop devices, a number being now one's and now another's, while
- * others open them by their labels and read; udev is slow before or after it has made links.
+ * Images that contain their own names come and go as loop devices. A number is one image's now and another's
+ * later. Other processes open the images by their labels and read; udev is slow before or after it makes
+ * links.
  */
 const RACE = `
   mkdir -p /run/udev/rules.d /run/all
@@ -95,7 +96,7 @@ interface Stock {
   readonly raced: Raced
 }
 
-/** Two disks have the same label: whom does it lead to? Then one of them goes. */
+/** Two disks have the same label; which one does it lead to? Then one of them goes. */
 async function shared(t: Test, vm: Vm): Promise<void> {
   const twins = `
     for n in a b; do truncate -s 1M /run/twin-$n; mkswap -q -L twins /run/twin-$n; done
@@ -128,7 +129,7 @@ async function shared(t: Test, vm: Vm): Promise<void> {
     'one: /run/twin-a 1\npreferred: /run/twin-b 1\nstill: /run/twin-b 1\nwhat is left: /run/twin-a 1\ngone\n',
     'the one of the higher priority has it',
   )
-  // Only one of the two has been asked for: the name is in the tree, whosever it is.
+  // Only one of the two disks has it asked for: the name is in the tree, whichever disk has it.
   t.equal(
     await vm.run(`
       ${twins}
@@ -144,7 +145,7 @@ async function shared(t: Test, vm: Vm): Promise<void> {
   )
 }
 
-/** As a volume plugin does it: follow the link, mount what is there, find it again in what is mounted. */
+/** As a volume plugin does: follow the link, mount the device, find it again in the mounts. */
 async function plugin(t: Test, vm: Vm): Promise<void> {
   t.equal(
     await vm.run(`
@@ -175,7 +176,7 @@ async function plugin(t: Test, vm: Vm): Promise<void> {
   )
 }
 
-/** What is on a disk is a guest's to write: it must not say that the disk is the host's swap. */
+/** A guest can write anything to its disk: the contents must not make the disk count as the host's swap. */
 async function notByContent(t: Test, vm: Vm): Promise<void> {
   const uuid = '5b1d4a3c-1111-4222-8333-123456789abc'
   t.match(
@@ -189,7 +190,7 @@ async function notByContent(t: Test, vm: Vm): Promise<void> {
       udevadm settle
       readlink /dev/mapper/guest /dev/disk/by-uuid/${uuid}`),
     /^\/dev\/disk\/by-diskseq\/.*\n\.\.\/\.\.\/\S+\n$/,
-    'a name in fstab is left to udev, and no other name of whoever claims it',
+    'a name in fstab is left to udev, but no other name of the disk that claims it',
   )
 }
 
@@ -203,14 +204,14 @@ export const all: Case = {
     const stock = before as Stock
     await vm.run(ASK)
     try {
-      t.equal(await vm.run(LINKS), stock.links, 'each link leads to the device that it led to')
-      t.ok((await vm.run(IN_TREE)).split('\n').length > 4, 'through the tree')
+      t.equal(await vm.run(LINKS), stock.links, 'each link leads to the device that it led to before')
+      t.ok((await vm.run(IN_TREE)).split('\n').length > 4, 'links lead through the tree')
       t.equal(await vm.run('for link in $(find /dev/disk -lname "*/by-diskseq/*"); do [ -e $link ] || echo $link; done'), '', 'all of them')
       await shared(t, vm)
       await plugin(t, vm)
       await notByContent(t, vm)
       let { right, wrong, left } = await race(vm)
-      // On a machine that is busy with others it takes longer until there is something to go by.
+      // A machine that is busy with other work needs more time for enough opens.
       for (let again = 0; again < AGAIN_MAX && right < RIGHT_MIN && wrong === 0; again++) {
         const more = await race(vm)
         right += more.right
@@ -218,17 +219,17 @@ export const all: Case = {
         left += more.left
       }
       note(t, `by label: ${wrong} wrong, ${right} right; stock: ${stock.raced.wrong} wrong, ${stock.raced.right} right`)
-      t.strictSame({ wrong, left }, { wrong: 0, left: '' }, 'no label led to another disk, nor leads to any that is gone')
-      t.ok(right >= RIGHT_MIN && stock.raced.wrong > 0, 'but to their own; on the stock system to others')
+      t.strictSame({ wrong, left }, { wrong: 0, left: '' }, 'no label led to another disk, and none leads to a disk that is gone')
+      t.ok(right >= RIGHT_MIN && stock.raced.wrong > 0, 'labels led to their own disks; on the stock system also to others')
     } finally {
       await vm.run(ASK_NO_MORE)
     }
     t.equal(await vm.run(LINKS), stock.links, 'given back')
-    t.equal(await vm.run(IN_TREE), '', 'all of them')
+    t.equal(await vm.run(IN_TREE), '', 'no link leads into the tree any more')
     t.equal(
       await vm.run('journalctl -b -q --no-pager -p warning -u systemd-udevd -o cat | grep diskseqfs || true'),
       '',
-      'nothing was warned of',
+      'there was no warning',
     )
   },
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Booting with the root file system, swap and others on logical volumes and one
- * of them encrypted: when the tree is there, that all of it comes up, what it
- * costs, and that it comes up without the daemon as well.
+ * Booting with the root file system, swap and others on logical volumes, one of them encrypted:
+ * when the tree is there, that everything comes up, what it costs, and that it also comes up
+ * without the daemon.
  */
 import type { Test } from 'tap'
 
@@ -14,7 +14,7 @@ import { UDEV_WARNINGS } from './service.js'
 
 const BOOTS = SHORT ? 1 : 5
 
-/** Times of a boot as systemd has them, s after the kernel's start. */
+/** Times of a boot as systemd has them, in s after the kernel's start. */
 interface Times {
   /** From the first process of the real root to the end of start-up. */
   readonly userspace: number
@@ -33,7 +33,7 @@ async function times(vm: Vm): Promise<Times> {
   return { userspace: finish - userspace, localFs: localFs - userspace }
 }
 
-/** Pulls the plug, as shutting down under emulation takes as long as booting. */
+/** Pulls the plug, as under emulation a shutdown takes as long as a boot. */
 async function reboot(vm: Vm): Promise<void> {
   await vm.run('sync')
   await vm.kill()
@@ -54,11 +54,11 @@ async function booted(t: Test, vm: Vm): Promise<void> {
   t.equal(await vm.run('systemctl --failed --no-legend'), '', 'no unit has failed')
   const { tree, stock, left, wrong } = await links(vm)
   t.ok(tree.length > 5, `${tree.length} links into the tree`)
-  t.strictSame({ stock, left, wrong }, { stock: [], left: LEFT_ALONE, wrong: [] }, 'and no others, but of those that are left alone')
+  t.strictSame({ stock, left, wrong }, { stock: [], left: LEFT_ALONE, wrong: [] }, 'and no others, except for devices that are left alone')
   t.equal(await vm.run('for m in / /home /srv /secret; do findmnt -n -o TARGET $m; done'), '/\n/home\n/srv\n/secret\n')
   t.match(await vm.run('swapon --noheadings --bytes --show=SIZE'), /^1342\d+\n$/, 'swap is on')
-  t.equal(await vm.run(UDEV_WARNINGS), '', 'udev has warned of nothing')
-  // Monotonic times of the order that the unit asks for.
+  t.equal(await vm.run(UDEV_WARNINGS), '', 'udev gave no warning')
+  // Monotonic times, to check the order that the unit asks for.
   const order = await vm.run(`
     systemctl show -P ActiveEnterTimestampMonotonic diskseqfs
     systemctl show -P InactiveExitTimestampMonotonic systemd-udev-trigger
@@ -66,7 +66,7 @@ async function booted(t: Test, vm: Vm): Promise<void> {
     systemctl show -P InactiveExitTimestampMonotonic 'systemd-cryptsetup@secret\\x2dopen.service'
     systemctl show -P InactiveExitTimestampMonotonic 'dev-mapper-vm\\x2dswap.swap'`)
   const [served, ...others] = order.trim().split('\n').map(Number) as [number, number, number, number, number]
-  t.ok(served > 0, 'the daemon said that the tree answers')
+  t.ok(served > 0, 'the daemon reported that the tree answers')
   for (const [i, what] of ['coldplug', 'local file systems', 'cryptsetup', 'swap'].entries()) {
     t.ok((others[i] as number) > served, `before ${what}`)
   }
@@ -85,7 +85,8 @@ export const boot: Case = {
   },
   async run(t, vm, before) {
     const { stock, probes } = before as { stock: Times[]; probes: string }
-    // One file system by a name in /dev/mapper is there already; one by its sequence number.
+    // One file system is already mounted by a name in /dev/mapper; this one is by its sequence
+    // number.
     const diskseq = (await vm.run('cat /sys/block/$(basename $(readlink -f /sys/dev/block/$(mountpoint -d /srv)))/diskseq')).trim()
     await vm.run(
       `
@@ -101,7 +102,7 @@ export const boot: Case = {
 
     const ours: Times[] = []
     for (let i = 0; i < BOOTS; i++) {
-      // Shut down the right way once, with everything on the tree in use.
+      // Shut down properly once, with everything on the tree in use.
       let cursor = ''
       if (i === 0) {
         cursor = (await vm.run('journalctl -q -n 1 --show-cursor -o cat --no-pager | sed -n "s/^-- cursor: //p"')).trim()
@@ -113,15 +114,15 @@ export const boot: Case = {
       ours.push(await times(vm))
       if (i === 0) {
         await t.test('the first one', (t) => booted(t, vm))
-        // Whoever opens a device that is being taken down is refused, which is no complaint of the daemon's.
+        // An open of a device that is being taken down is refused; that is no complaint of the daemon's.
         t.equal(
           await vm.run(
             `journalctl -b -1 -q -u diskseqfs -o cat --no-pager -p warning --after-cursor='${cursor}' | grep -v '^refused an open' || true`,
           ),
           '',
-          'before it, the daemon ended without complaint',
+          'before that, the daemon ended without complaint',
         )
-        t.equal(await vm.run(PROBES), probes, 'grub-probe says what it says on a stock system')
+        t.equal(await vm.run(PROBES), probes, 'grub-probe prints the same as on a stock system')
         t.match(
           await vm.run(`
             echo 'ENV{DM_NAME}=="vm-root", ENV{DISKSEQFS_LINK}="1"' >/etc/udev/rules.d/60-root.rules
@@ -131,7 +132,7 @@ export const boot: Case = {
             rm /etc/udev/rules.d/60-root.rules
             again`),
           /^\/dev\/disk\/by-diskseq\/\S*\d+\n$/,
-          'twin: with the links of the root in the tree it names a number that is another one at the next boot',
+          'twin: with the links of the root in the tree it prints a number that differs at the next boot',
         )
         note(
           t,
@@ -143,7 +144,7 @@ export const boot: Case = {
     note(t, `userspace with ${spread(ours.map((x) => x.userspace))}, without ${spread(stock.map((x) => x.userspace))}`)
     note(t, `local-fs with ${spread(ours.map((x) => x.localFs))}, without ${spread(stock.map((x) => x.localFs))}`)
 
-    // The daemon cannot start: no Node.js; and it starts, but the tree never answers.
+    // The daemon cannot start, as there is no Node.js; or it starts, but the tree never answers.
     const broken = [
       ['without Node.js', 'mv /usr/bin/node /usr/bin/node.away', 'mv /usr/bin/node.away /usr/bin/node'],
       [
@@ -169,7 +170,7 @@ export const boot: Case = {
       )
       await vm.run(mends)
     }
-    // Mended, it takes over on the running system.
+    // Repaired, the daemon takes over on the running system.
     await vm.run('systemctl restart diskseqfs; udevadm settle')
     const { stock: bare, wrong } = await links(vm)
     t.strictSame({ bare, wrong }, { bare: [], wrong: [] }, 'mended')

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /**
- * The tree's own churn test (test/live/churn.test.ts) on the release's kernel: disks
- * recycled as fast as can be, each opened by its sequence number, and every
- * descriptor must be the disk in its name. Beside it the same through the links
- * that udev makes on the stock system. On kernels before 6.11 a daemon that
- * does not look whether a loop device is bound must show wrong opens.
+ * The tree's own churn test (test/live/churn.test.ts) on the release's kernel. Disks are recycled
+ * as fast as possible, each is opened by its sequence number, and each descriptor must be the disk
+ * in its name. Beside it, the same through the links that udev makes on the stock system. On
+ * kernels before 6.11 a daemon that does not check that a loop device is bound must show wrong
+ * opens.
  */
 
 import type { Test } from 'tap'
@@ -16,7 +16,7 @@ import type { Vm } from '../vm.js'
 
 const TREE = '/dev/disk/by-diskseq'
 const SECONDS = 15
-/** udev needs time for each disk: how long they live then, at most. */
+/** udev needs time for each disk, so this is how long they live at most. */
 const LINKED_LIVE_US = 200_000
 
 export interface Result {
@@ -32,9 +32,8 @@ export interface Result {
 }
 
 /**
- * In seconds there are more events than udev can handle in minutes, and it
- * would leave the tests little of an emulated processor. So it handles none
- * for now, and starts anew without them.
+ * In seconds there are more events than udev can handle in minutes, and it would leave the tests
+ * little of an emulated processor. So it is paused meanwhile, and restarted without these events.
  */
 const UDEV_UNITS = 'systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udevd.service'
 export const UDEV_PAUSES = 'udevadm control --stop-exec-queue'
@@ -44,7 +43,7 @@ export function parse(output: string): Result {
   return JSON.parse(output.slice(output.indexOf('{"mode"')).split('\n')[0] as string) as Result
 }
 
-/** As fast as can be. */
+/** Recycles as fast as possible. */
 async function churn(vm: Vm, options = ''): Promise<Result> {
   const output = await vm.run(
     `
@@ -56,7 +55,7 @@ async function churn(vm: Vm, options = ''): Promise<Result> {
   return parse(output)
 }
 
-/** At udev's pace: in mode "udev" each disk is opened once udev has made its link. */
+/** Recycles at udev's pace: in mode "udev" each disk is opened once udev has made its link. */
 async function churnWithUdev(vm: Vm, mode: 'tree' | 'udev'): Promise<Result> {
   const output = await vm.run(
     `
@@ -67,7 +66,7 @@ async function churnWithUdev(vm: Vm, mode: 'tree' | 'udev'): Promise<Result> {
   return parse(output)
 }
 
-/** The daemon without the look at loop devices, on a mount point of its own. */
+/** A daemon without the check of loop devices, on a mount point of its own. */
 function churnWithoutLoopCheck(vm: Vm): Promise<Result> {
   return withTwin(vm, 'no-loop-check', async () => {
     const output = await vm.run(`
@@ -106,18 +105,18 @@ export const churnCase: Case = {
     const slow = await churnWithUdev(vm, 'tree')
     note(t, `disks that live ${LINKED_LIVE_US / 2000} ms on average: ${figures(slow)}; stock udev's links: ${figures(stock)}`)
     t.equal(wrong(slow), 0, 'disks that live longer: no open reached another disk')
-    // All runs together: an emulated daemon may hear of disks faster than it
-    // can say that they are gone, and then only the slow ones can be opened.
-    t.ok(right + slow.opens_ok > 100, 'enough were opened')
+    // Counts all runs together. An emulated daemon may hear of disks faster than it can answer that
+    // they are gone, and then only the slow ones can be opened.
+    t.ok(right + slow.opens_ok > 100, 'enough disks were opened')
     t.ok(wrong(stock) > 0, "udev's links reached other disks")
 
     const twin = await churnWithoutLoopCheck(vm)
     const kernel = (await vm.run('uname -r')).trim()
     note(t, `without the look at loop devices, Linux ${kernel}: ${figures(twin)}`)
     const [major = 0, minor = 0] = kernel.split('.').map(Number)
-    if (major < 6 || (major === 6 && minor < 11)) t.ok(wrong(twin) > 0, 'the look at loop devices is needed')
-    // Bound, that is: who opens a node while its device goes makes the driver add
-    // the device again, empty (loop_probe; so do udev's workers on a stock system).
+    if (major < 6 || (major === 6 && minor < 11)) t.ok(wrong(twin) > 0, 'the check of loop devices is needed')
+    // Left bound, that is: an open of a node while its device goes makes the driver add the device
+    // again, empty (loop_probe; udev's workers do this too on a stock system).
     t.equal(await vm.run('losetup --noheadings --output NAME'), '', 'no loop device is left bound')
   },
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** cryptsetup: a volume's whole life by path, and closing it straight after it was opened, many times. */
+/** cryptsetup: a volume's whole life by path, and closing it right after it was opened, many times. */
 import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
@@ -13,20 +13,20 @@ const STOCK_ROUNDS = SHORT ? 4 : 20
 // A key derivation that emulation can do.
 const FAST = '--pbkdf pbkdf2 --pbkdf-force-iterations 1000'
 
-/** What stock and the package must agree upon, and what it took. */
+/** The results in which stock and the package must agree, and how long it took. */
 interface Life {
-  /** One line a step, and the whole output of `cryptsetup status` and `dmsetup deps`. */
+  /** One line for each step, and the whole output of `cryptsetup status` and `dmsetup deps`. */
   readonly steps: string
   /** Failures of the rounds, by message, with their counts. */
   readonly failures: string
-  /** How often closing had to be tried again within cryptsetup, which hides EBUSY for some seconds. */
+  /** How often cryptsetup had to try again to close, which hides EBUSY for some seconds. */
   readonly busy: number
   readonly seconds: number
 }
 
 /**
- * Two volumes, on a logical volume and on a loop device. `$lv` and `$loop` are
- * how they are called; `leads_right NAME` fails if a name leads elsewhere.
+ * Two volumes, on a logical volume and on a loop device. `$lv` and `$loop` are their paths;
+ * `leads_right NAME` fails if a name leads elsewhere.
  */
 function machine(by: 'name' | 'diskseq', withTree: boolean, script: string): string {
   return `
@@ -50,7 +50,7 @@ function machine(by: 'name' | 'diskseq', withTree: boolean, script: string): str
   `
 }
 
-/** Everything that is done to one volume; a failed step says so and the others follow. */
+/** All steps for one volume. A failed step says so, and the others follow. */
 const LIFE = `
   step() {
     local message
@@ -131,7 +131,7 @@ export const cryptsetup: Case = {
     for (const by of ['name', 'diskseq'] as const) {
       const rounds = by === 'name' ? ROUNDS : Math.ceil(ROUNDS / 5)
       const ours = await live(vm, by, true, rounds)
-      t.equal(ours.steps, stock.steps, `by ${by}: every step works, and cryptsetup says what it says on a stock system`)
+      t.equal(ours.steps, stock.steps, `by ${by}: every step works, and cryptsetup prints the same as on a stock system`)
       t.equal(ours.failures, '', `by ${by}: closed straight after it was opened, ${rounds} times`)
       t.ok(ours.busy <= stock.busy, `by ${by}: EBUSY not more often than on a stock system`, { ours: ours.busy, stock: stock.busy })
       note(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** dmsetup: what it did and how often it failed, stock and with the package, back to back. */
+/** dmsetup: what it did and how often it failed, on a stock system and with the package, one right after the other. */
 import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
@@ -9,7 +9,7 @@ import type { Vm } from '../vm.js'
 const ROUNDS = SHORT ? 80 : 500
 /** Enough to see whether it ever fails. */
 const STOCK_ROUNDS = SHORT ? 40 : 100
-/** So many shells share the rounds: under emulation one would take a quarter of an hour. */
+/** The number of shells that share the rounds: under emulation one would take a quarter of an hour. */
 const SHELLS = 4
 
 /** Counts of failures by step and message. */

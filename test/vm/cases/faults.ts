@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Disks that do not answer, as only a whole machine has them; and a machine whose clock jumps, and that stands still. */
+/** Disks that do not answer, which only a whole machine has; and a machine whose clock jumps, and that stands still. */
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import type { Test } from 'tap'
@@ -12,7 +12,10 @@ import { DAEMON } from './restart.js'
 
 const PAUSE_S = 30
 
-/** A network block device whose other end says nothing: who opens it waits for the first sector, and cannot be killed. */
+/**
+ * A network block device whose other end says nothing. A caller that opens it waits for the first sector, and cannot be
+ * killed.
+ */
 async function nbd(t: Test, vm: Vm): Promise<void> {
   const others = opener(vm)
   const silent = vm.start(`
@@ -33,7 +36,7 @@ async function nbd(t: Test, vm: Vm): Promise<void> {
     `dd if=/dev/disk/by-diskseq/${name} of=/dev/null count=1 status=none 2>&1 | sed 's/.*: //'; stat -c %F /dev/disk/by-diskseq/${name}`,
   )
   const seconds = (Date.now() - began) / 1000
-  t.equal(output, 'Connection timed out\nblock special file\n', 'a caller of the disk that is silent gets an error, and may look at it')
+  t.equal(output, 'Connection timed out\nblock special file\n', 'a caller of the silent disk gets an error, and may look at the disk')
   t.ok(seconds < OPEN_TIMEOUT_S + SLACK_S, `after ${seconds.toFixed(0)} s`)
   const waits = await Promise.race([
     stock.ended().then(
@@ -42,7 +45,7 @@ async function nbd(t: Test, vm: Vm): Promise<void> {
     ),
     sleep(100, 'waits'),
   ])
-  t.equal(waits, 'waits', "twin: whoever opened the device's own node still waits")
+  t.equal(waits, 'waits', 'twin: a caller that opened the device node still waits')
   await vm.run('rm /run/silent')
   await Promise.all([silent.ended(), stock.ended()])
   const { errors, n, max_ns } = await others()
@@ -51,7 +54,7 @@ async function nbd(t: Test, vm: Vm): Promise<void> {
   await vm.run('udevadm settle')
 }
 
-/** A device that is suspended can be opened, as its own node can; what is read waits. */
+/** A suspended device can be opened, as its device node can; reads wait. */
 async function suspended(t: Test, vm: Vm): Promise<void> {
   const opened = await vm.run(`
     dmsetup create frozen --table '0 2048 zero'
@@ -60,7 +63,7 @@ async function suspended(t: Test, vm: Vm): Promise<void> {
     dmsetup suspend --noflush --nolockfs frozen
     /share/blk openlat --path /dev/mapper/frozen --count 3 --close-immediately`)
   t.strictSame(JSON.parse(opened)['errors'], {}, 'a suspended device is opened')
-  t.equal(await vm.run('dmsetup info frozen >/dev/null 2>&1 || echo gone'), 'gone\n', 'and can be removed')
+  t.equal(await vm.run('dmsetup info frozen >/dev/null 2>&1 || echo gone'), 'gone\n', 'it can be removed')
 }
 
 async function clocks(t: Test, vm: Vm): Promise<void> {
@@ -71,7 +74,7 @@ async function clocks(t: Test, vm: Vm): Promise<void> {
   await sleep(PAUSE_S * 1000)
   await vm.qmp('cont')
   await sleep(5000)
-  t.strictSame((await others())['errors'], {}, 'no open fails where the clock jumps, and the machine stands still')
+  t.strictSame((await others())['errors'], {}, 'no open fails when the clock jumps and the machine stands still')
   t.equal(await vm.run(DAEMON), daemon, 'and no daemon is taken for dead')
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Everything at once that somebody without any rights can do to the tree, with the real service:
- * the service manager answers, the daemon and the guard go on, and root opens disks. What each of
- * it does to root's opens, with its twins: test/live/hostile.test.ts.
+ * Everything at once that a user without any rights can do to the tree, with the real service. The
+ * service manager answers, the daemon and the guard go on, and root opens disks. What each part
+ * does to root's opens, with its twins: test/live/hostile.test.ts.
  */
 import type { Test } from 'tap'
 
@@ -16,7 +16,7 @@ const ROUNDS = 15
 const ANSWERS_MS = 1000
 const MORE_MIB = 60
 
-/** What is begun in the background by a script, and ends with it. */
+/** Programs that a script starts in the background, and that end with it. */
 const attack = (dir: string, names: string) => `
   become() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
   for kinds in '200 mkdir,creat,symlink,rename' '8 mkdir-part' '32 names,numbers,stat,list'; do
@@ -25,7 +25,7 @@ const attack = (dir: string, names: string) => `
   done
   trap 'kill $(jobs -p) || true; pkill -x blk || true' EXIT`
 
-/** How long the service manager takes to answer, ms: one line each. */
+/** How long the service manager takes to answer, in ms: one line each. */
 const ping = `
     before=$(date +%s%N)
     mount -t tmpfs none /run/hostile
@@ -85,8 +85,8 @@ export const hostile: Case = {
       t.ok(most <= Math.max(ANSWERS_MS, 3 * usual), 'the service manager answers')
       const { n, errors } = JSON.parse(/^\{.*"p50_ns".*$/m.exec(output)?.[0] ?? '{}') as { n: number; errors: object }
       t.ok(n > 0, `${n} opens`)
-      t.strictSame(errors, {}, 'none of them fails')
-      t.equal(await state(vm), before, 'daemon and guard are those of before, and the tree is there')
+      t.strictSame(errors, {}, 'no open fails')
+      t.equal(await state(vm), before, 'daemon and guard are the same as before, and the tree is there')
       t.ok((await rss()) < memory + MORE_MIB, `${memory.toFixed(0)} MiB before`)
     } finally {
       await vm.attempt(`

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /**
- * Disks are plugged in and pulled out through QEMU's monitor, and media are
- * changed, while they are opened by their sequence numbers. What is opened is
- * the disk in its name, and the name is gone soon after the kernel said that
- * the disk is; the times are taken in the machine (test/helpers/blk/hotplug.c).
+ * Disks are plugged in and pulled out through QEMU's monitor, and media are changed, while they are
+ * opened by their sequence numbers. An open must reach the disk in its name, and the name must be
+ * gone soon after the kernel said that the disk is. The times are taken in the machine
+ * (test/helpers/blk/hotplug.c).
  */
 import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -16,7 +16,7 @@ import { note } from '../findings.js'
 import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
 import type { Vm } from '../vm.js'
 
-/** The machine needs these for {@link hotplug}: a slot that a disk can be plugged into, and a SCSI controller. */
+/** The machine needs these for {@link hotplug}: a slot for a disk to be plugged into, and a SCSI controller. */
 export const hotplugDevices: readonly string[] = [
   ...['-device', 'pcie-root-port,id=plug0,chassis=1,slot=1'],
   ...['-device', 'virtio-scsi-pci,id=scsi'],
@@ -41,7 +41,7 @@ async function eventually(action: () => Promise<unknown>): Promise<void> {
   }
 }
 
-/** A new disk, with what no other one has in its first sector. */
+/** A new disk, whose first sector differs from that of all others. */
 function makeDisk(vm: Vm, name: string): string {
   const file = join(vm.share, name)
   const content = Buffer.alloc(1 << 20)
@@ -59,7 +59,7 @@ async function plugAndPull(vm: Vm, kind: string, device: Record<string, unknown>
     await sleep(STAY_MS)
     let asked = 0
     await eventually(async () => {
-      // The machine may have been too busy to see that it was asked.
+      // The machine may have been too busy to see the request.
       if (Date.now() - asked > WITHIN_MS / 4) {
         asked = Date.now()
         await vm.qmp('device_del', { id: name }).catch(() => {})
@@ -89,8 +89,8 @@ async function changeMedia(vm: Vm): Promise<void> {
 }
 
 /**
- * Somebody has a disc open through the tree in `directory`, the disc is swapped,
- * and somebody else opens it by the old number. Nobody else asks the drive.
+ * A process has a disc open through the tree in `directory`, the disc is swapped, and another
+ * process opens it by the old number. No other process asks the drive.
  */
 async function swapUnderHolder(vm: Vm, directory: string): Promise<'opened' | 'refused'> {
   const files = ['held-a', 'held-b'].map((name) => makeDisk(vm, name))
@@ -182,21 +182,21 @@ export const hotplug: Case = {
     t.comment(JSON.stringify(result))
     t.equal(disks.wrong_diskseq, 0, 'no open reached another disk')
     t.equal(disks.wrong_data, 0, "no open read another disk's data")
-    // Not what was read: the kernel does not always know yet that the medium is another one.
-    // An open that was under way when the medium was changed gets the new one.
+    // Not checked: what was read, as the kernel does not always know yet that the medium is another
+    // one. An open that was under way during the change gets the new medium.
     t.ok(media.wrong_diskseq <= media_changes, 'hardly an open reached another medium')
     t.ok(removed >= 2 * ROUNDS, `all ${2 * ROUNDS} disks were pulled out`)
     t.equal(result.late, 0, 'each was gone within 100 ms')
     t.equal(result.stayed, 0, 'none stayed')
-    t.ok(disturbed <= removed / 2, 'the machine was quick enough to tell')
+    t.ok(disturbed <= removed / 2, 'the machine was quick enough to measure')
     t.ok(media_changes >= ROUNDS, `the medium was changed ${ROUNDS} times`)
     t.ok(disks.used >= ROUNDS && disks.opens_ok > 100, 'disks were opened while they were there')
-    t.ok(media.used >= ROUNDS / 2, 'and so were media')
+    t.ok(media.used >= ROUNDS / 2, 'media were opened while they were there')
     t.equal(await swapUnderHolder(vm, '/dev/disk/by-diskseq'), 'refused', 'a disc swapped under another user of it is refused')
     t.equal(
       await withTwin(vm, 'no-media-check', () => swapUnderHolder(vm, TWIN_MOUNTPOINT)),
       'opened',
-      'twin: if the drive is not asked, the next disc is opened by the number of the one before',
+      'twin: if the drive is not asked, the next disc is opened by the number of the previous one',
     )
     t.match(await vm.run('systemctl is-active diskseqfs'), /^active/, 'the daemon still runs')
   },

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * The daemon, its guard, or both are killed again and again, and the package is upgraded
- * again and again, while disks come and go: whoever waits is answered, nobody gets an error
- * or another disk. What is read of the machine afterwards is that nothing has added up.
+ * The daemon, its guard, or both are killed again and again, and the package is upgraded again and
+ * again, while disks come and go. Callers that wait are answered, and none gets an error or another
+ * disk. Afterwards the state of the machine shows that nothing has added up.
  */
 import type { Test } from 'tap'
 
@@ -14,14 +14,14 @@ import { DAEMON } from './restart.js'
 const DAEMONS = SHORT ? 10 : 60
 const GUARDS = SHORT ? 3 : 20
 const UPGRADES = SHORT ? 1 : 20
-/** Disks held open through the tree, more than one message has room for (SCM_MAX_FD, 253). */
+/** Disks held open through the tree, more than fit into one message (SCM_MAX_FD, 253). */
 const DISKS = 400
 /** A load that leaves the machine time for new daemons, each of which takes seconds under emulation. */
 const CHURN = '--recyclers 1 --openers 2 --devices 4 --live-us 140000'
-/** So many, of which none waits, leave everything else about a third of what there is. */
+/** As many busy loops, none of which waits, leave everything else about a third of the processors. */
 const BUSY = 'for ((i = 0; i < 2 * $(nproc); i++)); do (while :; do :; done) & done'
 
-/** What a daemon needs at the least before it is ready, ms. */
+/** The least time that a daemon needs before it is ready, in ms. */
 const NODE_ALONE = 'began=$(date +%s%N); node -e 0; echo $((($(date +%s%N) - began) / 1000000))'
 
 const GUARD = 'systemctl show -P MainPID diskseqfs'
@@ -29,7 +29,7 @@ const GUARD = 'systemctl show -P MainPID diskseqfs'
 interface Way {
   readonly what: string
   readonly times: number
-  /** Shell: ends what is to end; {@link PAUSE} follows. */
+  /** Shell commands: they end the processes; {@link PAUSE} follows. */
   readonly script: string
   readonly busy?: boolean
 }
@@ -111,7 +111,7 @@ async function again(t: Test, vm: Vm, { what, times, script, busy }: Way): Promi
   t.ok(recycled['opens_ok'] > 10, `${what}: disks were opened`)
 }
 
-/** How many of the disks can be opened; and what the journal says of what could not be kept. */
+/** How many of the disks can be opened, and how often the journal says that something could not be stored. */
 const STATE = `
     n=0
     for d in $(cat /run/diskseqs); do (: </dev/disk/by-diskseq/$d) && n=$((n + 1)); done
@@ -160,7 +160,7 @@ async function upgrades(t: Test, vm: Vm): Promise<void> {
   )
 }
 
-// Each once: restart.ts; again and again: test/live/handover.test.ts.
+// Once each: restart.ts; again and again: test/live/handover.test.ts.
 const shortOn = 'none'
 
 export const kills: readonly Case[] = [

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Volumes in an encrypted volume of another group: the system starts with them, starts its user space
- * anew, and is taken to where an administrator repairs it and back. What it looks like there is compared
- * with a stock system.
+ * Volumes in an encrypted volume of another group. The system starts with them, restarts its user space,
+ * and goes to the state in which an administrator repairs it and back. The result is compared with a
+ * stock system.
  */
 import type { Test } from 'tap'
 
@@ -12,7 +12,7 @@ import type { Release, Vm } from '../vm.js'
 
 const DIRECTORY = '/var/tmp/levels'
 
-/** What runs the scripts goes on where only what is needed for repairs does. */
+/** The agent that runs the scripts goes on in the repair state. */
 const PREPARE = `
   mkdir -p ${DIRECTORY} /inner /etc/systemd/system/agent.service.d
   printf '[Unit]\\nIgnoreOnIsolate=yes\\n' >/etc/systemd/system/agent.service.d/levels.conf
@@ -62,14 +62,14 @@ const SHAPE = `
 
 interface Stage {
   readonly what: string
-  /** It is one on that release only. */
+  /** The stage is on that release only. */
   readonly on?: Release
-  /** What the inner group is like there is another thing each time, on either system; and why. */
+  /** Why the state of the inner group differs each time there, on both systems. */
   readonly varies?: string
   reach(vm: Vm): Promise<unknown>
 }
 
-/** One after another. */
+/** The stages, one after another. */
 const STAGES: readonly Stage[] = [
   {
     what: 'after a boot',
@@ -83,7 +83,7 @@ const STAGES: readonly Stage[] = [
   { what: 'and back', reach: (vm) => vm.run('systemctl isolate default.target; systemctl is-system-running --wait || true', 600_000) },
   {
     what: 'after another start of user space',
-    // systemd 252 knows none.
+    // systemd 252 has no soft reboot.
     on: 'trixie',
     varies:
       'blkdeactivate deactivates the inner group if it comes after swapoff, and LVM does not activate it again, as its files in /run say',
@@ -120,7 +120,7 @@ async function visitAll(vm: Vm): Promise<Answers> {
 
 export const levels: Case = {
   name: 'levels: LVM in LUKS in LVM at boot, at repairs and after a start of user space',
-  // Several boots of each system.
+  // Needs several boots of each system.
   shortOn: 'none',
   before: visitAll,
   async run(t: Test, vm: Vm, before: unknown) {
@@ -129,7 +129,7 @@ export const levels: Case = {
     for (const { what, varies } of stagesOn(vm)) {
       const text = ours.printed.get(what)
       t.match(text, /: \/dev\/mapper\/secret-open \/secret$/m, `${what}: what is encrypted is mounted`)
-      if (varies === undefined) t.match(text, /: \/dev\/mapper\/inner-data \/inner$/m, `${what}: and what is in it`)
+      if (varies === undefined) t.match(text, /: \/dev\/mapper\/inner-data \/inner$/m, `${what}: and the inner volume is mounted`)
     }
     t.equal(await vm.run('findmnt -n -o FSTYPE /dev/disk/by-diskseq'), 'fuse.diskseqfs\n', 'the tree is there')
   },

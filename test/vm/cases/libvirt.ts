@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * libvirt: a domain with disks by /dev/mapper name and by diskseq, with and
- * without a /dev of its own, unprivileged and confined by AppArmor: started,
- * plugged, unplugged, stopped. What QEMU has open is asked of its own
- * descriptors.
+ * libvirt: a domain with disks by /dev/mapper name and by diskseq, with and without a /dev of its
+ * own, unprivileged and confined by AppArmor. It is started, disks are plugged in and out, and it
+ * is stopped. QEMU's own descriptors show what it has open.
  */
 import type { Test } from 'tap'
 
@@ -14,21 +13,21 @@ import type { Vm } from '../vm.js'
 const TIMEOUT_MS = 10 * 60_000
 
 const DISKS = ['a', 'b', 'c', 'd']
-/** Of each of {@link DISKS}: not the domain's, and the domain's. */
+/** Owners of each of {@link DISKS}: when not the domain's, and when the domain's. */
 const FREE = 'root:disk:660'
 const USED = 'libvirt-qemu:libvirt-qemu:660'
 
 interface Setup {
   /** 'mount' is libvirt's default: QEMU has a private /dev. */
   readonly namespaces: 'mount' | 'none'
-  /** The disks b and d by their path in the tree; else all by name. */
+  /** The disks b and d are given by their path in the tree; otherwise all are by name. */
   readonly tree: boolean
 }
 
 /**
- * The domain needs no system: it is created paused, and SCSI disks come and go
- * without its help. Disks a and b are there from the start, c and d are plugged
- * in and out. Prints lines "KEY: VALUE" for {@link lifecycle}.
+ * The domain needs no system: it is created paused, and SCSI disks come and go without its help.
+ * Disks a and b are there from the start, c and d are plugged in and out. Prints lines "KEY: VALUE"
+ * for {@link lifecycle}.
  */
 const script = ({ namespaces, tree }: Setup): string => `
 tree=/dev/disk/by-diskseq
@@ -213,7 +212,7 @@ interface Facts {
   readonly [key: string]: string
 }
 
-/** What {@link script} printed; lines of other programs do no harm. */
+/** The output of {@link script}; lines of other programs do no harm. */
 async function lifecycle(vm: Vm, setup: Setup): Promise<Facts> {
   const output = await vm.run(script(setup), TIMEOUT_MS)
   return Object.fromEntries(
@@ -225,7 +224,7 @@ async function lifecycle(vm: Vm, setup: Setup): Promise<Facts> {
   )
 }
 
-/** Of each disk: the first when its letter is among `letters`, else the second. */
+/** A word for each disk: the first if its letter is among `letters`, otherwise the second. */
 const each = (letters: string, yes: string, no: string): string => DISKS.map((disk) => (letters.includes(disk) ? yes : no)).join(' ')
 
 async function check(t: Test, vm: Vm, namespaces: 'mount' | 'none'): Promise<Facts> {
@@ -233,7 +232,7 @@ async function check(t: Test, vm: Vm, namespaces: 'mount' | 'none'): Promise<Fac
   t.comment(JSON.stringify(found, null, 1))
   t.equal(found['user'], 'libvirt-qemu', 'QEMU is unprivileged')
   t.match(found['profile'], /^libvirt-[-0-9a-f]+ \(enforce\)$/, 'and confined')
-  t.equal(found['private'], namespaces === 'mount' ? 'yes' : 'no', 'whether its mounts are its own')
+  t.equal(found['private'], namespaces === 'mount' ? 'yes' : 'no', 'whether its mounts are private')
 
   for (const [moment, letters] of Object.entries({
     before: '',
@@ -254,24 +253,24 @@ async function check(t: Test, vm: Vm, namespaces: 'mount' | 'none'): Promise<Fac
     t.equal(
       found[`${moment}, attributes`]?.replaceAll(/[1-9]\d*/g, 'some'),
       each(letters, 'some', '0'),
-      `${moment}: libvirt remembers whose the disks in use were`,
+      `${moment}: libvirt remembers the owners of the disks in use`,
     )
   }
 
-  t.equal(found['number reused'], 'yes', "a disk's number is another's")
-  t.match(found['gone'], /^refused .*No such file or directory/, 'its path does not lead there')
+  t.equal(found['number reused'], 'yes', "the disk's number has become another's")
+  t.match(found['gone'], /^refused .*No such file or directory/, 'its path does not lead to that disk')
 
   t.equal(found['names in the domain'], found['names'], 'the domain sees the tree')
-  t.equal(found['mounts in the domain'], '1', 'once')
-  t.equal(found['mounts'], '1', 'as the host does')
-  t.equal(found['mounts after'], '1', 'to the end')
-  t.equal(found['readable'], '4096', 'and can read from it')
-  t.equal(found['missing'], '0', 'without an instant in which it was away')
+  t.equal(found['mounts in the domain'], '1', 'the domain has the mount once')
+  t.equal(found['mounts'], '1', 'the host has the mount once')
+  t.equal(found['mounts after'], '1', 'the host has the mount at the end')
+  t.equal(found['readable'], '4096', 'a disk can be read')
+  t.equal(found['missing'], '0', 'the tree was never away')
   t.equal(found['denied to QEMU'], '', 'AppArmor denied QEMU no device')
   return found
 }
 
-/** A stock system that fails is not our failure; what it does is told. */
+/** A stock system that fails is not our failure; the test reports what it does. */
 async function stock(vm: Vm): Promise<Facts | Error> {
   try {
     return await lifecycle(vm, { namespaces: 'mount', tree: false })
@@ -280,7 +279,7 @@ async function stock(vm: Vm): Promise<Facts | Error> {
   }
 }
 
-/** Whose the disks were in the end. */
+/** The owners of the disks in the end. */
 const ownersAfter = (found: Facts): string => [...new Set(found['stopped, owners']?.split(' '))].join(', ')
 
 export const libvirt: Case = {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Devices are made, renamed, written to, and removed while udev is still busy with what
- * happened to them before, and is slow at any place of what our rules have it run: each
- * name leads to the device that has it, and no link stays that nobody owns.
+ * Devices are made, renamed, written to, and removed while udev is still busy with earlier events,
+ * and is slow at any place of what our rules have it run. Each name must lead to the device that
+ * has it, and no link may stay without an owner.
  */
 import type { Test } from 'tap'
 
@@ -14,11 +14,11 @@ import { withLink } from '../twin.js'
 import type { Vm } from '../vm.js'
 
 const ROUNDS = SHORT ? 24 : 500
-/** At the same time, so that one's number becomes another's. */
+/** Run at the same time, so that the number of one becomes another's. */
 const LANES = 3
 const TWIN_TRIES = 5
 
-/** Now and then it takes a while before it does anything that others may see, or sees what they do. */
+/** A program that takes a while now and then before it does anything that others may see, or sees what they do. */
 const SLOW: Change = [
   '#define MAPPER "/dev/mapper"\n',
   `#define MAPPER "/dev/mapper"
@@ -44,14 +44,14 @@ const LOOKS_FIRST: readonly Change[] = [
   ],
 ]
 
-/** What was done wrong before: a node is pointed at, whether or not the device is still there, or has the name. */
+/** The earlier error: the link points at a node, whether or not the device is still there, or has the name. */
 const ASKS_NOT: readonly Change[] = [
   ['if (!event->is_udevs(link) || !current(&device)) result |= give_up(link, event->diskseq, kernel);', 'if (0) ;'],
 ]
 
 /**
- * Of one lane, in the shell. Whoever has made a device and waited for udev is to find it
- * by its name, now and for as long as it has that name.
+ * One lane, in the shell. A process that has made a device and waited for udev must find it by its
+ * name, now and for as long as it has that name.
  */
 const LANE = `
   # NAME: a complaint where it does not lead to the device that has it
@@ -119,7 +119,7 @@ const LANE = `
     done
   }`
 
-/** Everything that was wrong. */
+/** All errors. */
 async function rounds(vm: Vm, count: number): Promise<string[]> {
   const output = await vm.run(
     `
@@ -148,16 +148,16 @@ async function twin(t: Test, vm: Vm, what: string, changes: readonly Change[]): 
 
 export const linksCase: Case = {
   name: 'links of devices that change while udev is slow',
-  // Five minutes; race.ts shows some of it.
+  // Takes five minutes; race.ts shows some of it.
   shortOn: 'none',
   async run(t, vm) {
     const wrong = await withLink(t, vm, [SLOW], () => rounds(vm, ROUNDS))
     t.strictSame(wrong, [], `${ROUNDS} rounds`)
     note(t, `${ROUNDS} rounds of mkswap, swapon, swapoff, rename, create: ${wrong.length} wrong`)
-    await twin(t, vm, 'twin: who looks before he has the lock leaves a name wrong:', LOOKS_FIRST)
-    await twin(t, vm, 'twin: who points at a node without a look leaves a link:', ASKS_NOT)
+    await twin(t, vm, 'twin: a program that looks before it has the lock leaves a name wrong:', LOOKS_FIRST)
+    await twin(t, vm, 'twin: a program that makes a link without a check leaves a link:', ASKS_NOT)
     const { tree, stock, left, wrong: others } = await links(vm)
-    t.ok(tree.length > 5, 'all else is as it was')
+    t.ok(tree.length > 5, 'everything else is as before')
     t.strictSame({ stock, left, others }, { stock: [], left: LEFT_ALONE, others: [] })
   },
 }

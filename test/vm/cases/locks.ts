@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** Somebody who is nobody in particular holds flock(2) on what he may open: that is in nobody's way. */
+/** An unprivileged user holds flock(2) on what it may open. That blocks nothing. */
 import { copyFileSync } from 'node:fs'
 import { join } from 'node:path'
 
@@ -11,11 +11,14 @@ import { links } from '../links.js'
 import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
-/** What emulation may need for an event, at most; and what is waiting for a lock. */
+/** How long emulation may need for an event, at most; and the time that counts as waiting for a lock. */
 const TIME_LIMIT_S = 60
 const WAITS_S = 20
 
-/** Runs a script while he holds it. He waits for it: to see whether he has it, it is taken for a moment. */
+/**
+ * Runs a script while the user holds the lock. It first waits for the user to have it, which it checks by
+ * taking it for a moment.
+ */
 const whileHeld = (vm: Vm, directory: string, script: string): Promise<string> =>
   vm.run(`
     setpriv --reuid=65534 --regid=65534 --clear-groups flock --exclusive --no-fork ${directory} sleep 1000 &
@@ -25,7 +28,10 @@ const whileHeld = (vm: Vm, directory: string, script: string): Promise<string> =
     if flock --nonblock ${directory} true; then echo 'nobody holds it'; exit 1; fi
     ${script}`)
 
-/** Makes a device as the admin does, who waits for udev; how long that takes, and where its name leads. */
+/**
+ * Makes a device as an administrator does, and waits for udev. Prints how long that takes, and where the
+ * device's name leads.
+ */
 const create = (seconds: number) => `
     before=$(date +%s%N)
     timeout ${seconds} dmsetup create locked --table '0 2048 zero' || echo late
@@ -34,7 +40,7 @@ const create = (seconds: number) => `
     dm=dm-$(dmsetup info -c --noheadings -o minor locked)
     echo $(cat /sys/block/$dm/diskseq)/$dm`
 
-/** As soon as udev has let go of it. */
+/** Removes the device as soon as udev has released it. */
 const REMOVE = `
     udevadm settle
     for ((i = 0; i < 60; i++)); do dmsetup remove --retry locked && break; sleep 1; done
@@ -43,11 +49,11 @@ const REMOVE = `
 async function mapper(t: Test, vm: Vm): Promise<void> {
   const [ms, link, path] = (await whileHeld(vm, '/dev/mapper', create(TIME_LIMIT_S))).trim().split('\n')
   t.equal(link, `/dev/disk/by-diskseq/.dm/${path}`, `its name leads into the tree, after ${ms} ms`)
-  note(t, `dmsetup create while nobody has locked /dev/mapper: ${ms} ms`)
+  note(t, `dmsetup create while user nobody has locked /dev/mapper: ${ms} ms`)
   await vm.run(REMOVE)
 }
 
-/** With the lock on the directory, and no limit. */
+/** With the lock on the directory, and no time limit. */
 async function twin(t: Test, vm: Vm): Promise<void> {
   const program = twinLink(
     t,
@@ -59,14 +65,18 @@ async function twin(t: Test, vm: Vm): Promise<void> {
   const installed = '/usr/lib/udev/diskseqfs-link'
   await vm.run(`cp -p ${installed} ${installed}.aside; install -m 755 /share/diskseqfs-link ${installed}`)
   try {
-    t.match(await whileHeld(vm, '/dev/mapper', create(WAITS_S)), /^late\n/, 'twin: with its lock on the directory, udev waits, and dmsetup')
+    t.match(
+      await whileHeld(vm, '/dev/mapper', create(WAITS_S)),
+      /^late\n/,
+      'twin: with its lock on the directory, udev waits, and so does dmsetup',
+    )
   } finally {
-    // The event goes on when the lock is given up.
+    // The event goes on when the lock is released.
     await vm.run(`mv ${installed}.aside ${installed}; ${REMOVE}`)
   }
 }
 
-/** The service is stopped and started while he holds whatever it might want. */
+/** Stops and starts the service while the user holds all locks that it might want. */
 async function service(t: Test, vm: Vm): Promise<void> {
   const said = await whileHeld(
     vm,
@@ -76,10 +86,10 @@ async function service(t: Test, vm: Vm): Promise<void> {
   )
   t.equal(said, 'success\nno mount\n', 'the service stops')
   await vm.run('udevadm settle')
-  t.strictSame((await links(vm)).tree, [], "names lead to the devices' own nodes")
+  t.strictSame((await links(vm)).tree, [], 'names lead to the device nodes')
   const opens = await vm.attempt("setpriv --reuid=65534 --regid=65534 --clear-groups sh -c 'exec 9</dev/disk/by-diskseq'")
-  t.match(opens.output, /Permission denied/, 'he cannot have the directory open that the tree is mounted at')
-  t.equal(await vm.run('systemctl start diskseqfs; systemctl is-active diskseqfs'), 'active\n', 'and it starts')
+  t.match(opens.output, /Permission denied/, 'the user cannot open the mount point of the tree')
+  t.equal(await vm.run('systemctl start diskseqfs; systemctl is-active diskseqfs'), 'active\n', 'the service starts')
   await vm.run('udevadm settle')
   const { tree, stock, wrong } = await links(vm)
   t.ok(tree.length > 5, 'names lead into the tree')

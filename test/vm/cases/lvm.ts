@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** LVM: volumes of all kinds come and go, their names lead into the tree at once, and the reports stay as they are. */
+/** LVM: volumes of all kinds come and go, their names lead into the tree at once, and the reports stay the same. */
 import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
@@ -10,16 +10,15 @@ const CYCLES = SHORT ? 10 : 50
 const STOCK_CYCLES = SHORT ? 4 : 10
 
 interface Findings {
-  /** Steps, and what pvs, vgs and lvs print. */
+  /** The steps, and the output of pvs, vgs and lvs. */
   readonly reports: string
   readonly failures: string
   readonly seconds: number
 }
 
 /**
- * The volume group "t-1" is on two loop devices whose numbers are always the
- * same, so that the reports can be compared. A dash in a name is doubled in its
- * device-mapper name.
+ * The volume group "t-1" is on two loop devices whose numbers are always the same, so that the
+ * reports can be compared. A dash in a name is doubled in its device-mapper name.
  */
 function machine(withTree: boolean, script: string): string {
   return `
@@ -154,7 +153,7 @@ const CYCLE = `
   for message in "\${!failed[@]}"; do echo "\${failed[$message]} x $message"; done
 `
 
-/** How full a thin pool's metadata is depends on when it writes them. */
+/** How full a thin pool's metadata is depends on when LVM writes them. */
 const META = /^(.* twi-\S+ +\S+ +\d+\.\d\d +)\d+\.\d\d /gm
 
 async function findings(vm: Vm, withTree: boolean, cycles: number): Promise<Findings> {
@@ -173,7 +172,7 @@ export const lvm: Case = {
     t.notMatch(stock.reports, /FAILED/, 'stock: every step works')
     t.match(stock.reports, /^ +\/dev\/mapper\/luks +on-luks/m, 'stock: a volume on an encrypted one is there')
     const ours = await findings(vm, true, CYCLES)
-    t.equal(ours.reports, stock.reports, 'every step works, and pvs, vgs and lvs print what they print on a stock system')
+    t.equal(ours.reports, stock.reports, 'every step works, and pvs, vgs and lvs print the same as on a stock system')
     t.equal(ours.failures, '', `${CYCLES} times vgchange -an and -ay, and some more with a snapshot and a thin pool`)
     note(
       t,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** The service is stopped and started where there are many device-mapper devices: no name is dead meanwhile. */
+/** The service is stopped and started with many device-mapper devices: no name is dead meanwhile. */
 import type { Test } from 'tap'
 
 import { type Case, SHORT } from '../case.js'
@@ -11,12 +11,12 @@ import { DAEMON } from './restart.js'
 
 const FEW = 50
 const MANY = SHORT ? 200 : 800
-/** What it takes for each device may grow by so much: an index that is larger, not another look at all of them. */
+/** How much the time for each device may grow: for a larger index, but not for another look at all devices. */
 const GROWTH = 2
-/** How often each name has to be looked at, at least. */
+/** How often each name must be looked at, at least. */
 const LOOKS_MIN = 5
 
-/** Devices from $1 to $2, without a name until udev has seen them. */
+/** Makes the devices from $1 to $2, without a name until udev has seen them. */
 const MAKE = `
   make() {
     local i
@@ -28,12 +28,12 @@ const MAKE = `
   }`
 
 interface Stop {
-  /** Of the program that gives names back, and of the whole stop. */
+  /** Time of the program that gives names back, and of the whole stop. */
   readonly link: number
   readonly stop: number
 }
 
-/** Stops the service, and starts it; who opens names one after another meanwhile gets the right disks. */
+/** Stops the service, and starts it. A process that opens names one after another meanwhile gets the right disks. */
 async function stops(t: Test, vm: Vm, count: number): Promise<Stop> {
   const outcome = await vm.run(
     `
@@ -72,7 +72,7 @@ async function stops(t: Test, vm: Vm, count: number): Promise<Stop> {
   return { link: Number(link), stop: Number(stop) }
 }
 
-/** Each to leave what is mounted and swapped on as it is, and every name with its device. */
+/** Each must leave mounts and swap as they are, and each name with its device. */
 const DEEDS: readonly Deed[] = [
   { what: 'stop', script: 'systemctl stop diskseqfs' },
   { what: 'start', script: 'systemctl start diskseqfs' },
@@ -83,23 +83,23 @@ const DEEDS: readonly Deed[] = [
   { what: 'removal', script: 'dpkg -r diskseqfs >/dev/null' },
   { what: 'installation', script: 'dpkg -i /share/diskseqfs.deb >/dev/null' },
 ]
-/** When the tree comes to a system that runs, udev takes its own names away first. */
+/** When the tree comes to a running system, udev removes its own names first. */
 const COMES = ['start', 'installation']
 
 async function inUse(t: Test, vm: Vm): Promise<void> {
-  // Of many devices some, so that each is looked at often.
+  // Only some of the many devices, so that each is looked at often.
   const names = '/dev/mapper/vm-* /dev/mapper/many-*0'
   for (const result of await watched(vm, DEEDS, names, 'home.mount srv.mount')) {
     note(t, inWords(result))
     t.strictSame(result.troubles, [], `${result.what}: nothing is unmounted or switched off`)
     if (!COMES.includes(result.what)) t.strictSame(result.gaps, [], `${result.what}: all names lead to their devices all the time`)
-    t.ok(result.looks >= LOOKS_MIN, `${result.what}: they were looked at`)
+    t.ok(result.looks >= LOOKS_MIN, `${result.what}: the names were looked at`)
   }
 }
 
 export const many: Case = {
   name: 'many: the service is stopped with many device-mapper devices',
-  // Minutes of udev's.
+  // Takes udev minutes.
   shortOn: 'none',
   async run(t, vm) {
     try {

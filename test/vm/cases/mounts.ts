@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
  * mount(8) by a device-mapper name, while the name's device goes and another gets its number. libmount looks at the path,
- * and then in sysfs for what the device is called (slowly, one time in three), and mounts what has that name by then.
+ * and then looks up in sysfs what the device is called (slowly, one time in three), and mounts the device that has that
+ * name by then.
  */
 import { execFileSync } from 'node:child_process'
 import { join } from 'node:path'
@@ -15,12 +16,15 @@ import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
 import type { Vm } from '../vm.js'
 
 const MOUNTS = SHORT ? 200 : 2000
-/** Enough to see any wrong: of the stock system, and of the twin. */
+/** Enough to see wrong mounts, on the stock system and with the twin. */
 const SOME = 200
 const MOUNTERS = 6
 const SECONDS_MAX = 1500
 
-/** `mounts COUNT [DIRECTORY]`: that many in all, by /dev/mapper/NAME, or by the path that it leads to in another tree. */
+/**
+ * `mounts COUNT [DIRECTORY]`: that many mounts in all, by /dev/mapper/NAME, or by the path that it leads to in another
+ * tree.
+ */
 const MOUNTING = `
   mounter() {
     local n=0 end=$((SECONDS + ${SECONDS_MAX})) right=0 wrong=0 i path slow got
@@ -90,20 +94,20 @@ async function mounts(vm: Vm, count: number, directory = ''): Promise<Counts> {
 
 export const mountsCase: Case = {
   name: "mount(8) by names whose numbers become other names'",
-  // As long as it takes; what keeps the disk meanwhile is shown in test/live/second-path.test.ts.
+  // May take long. test/live/second-path.test.ts shows what keeps the disk meanwhile.
   shortOn: 'none',
   before: (vm) => mounts(vm, SOME),
   async run(t: Test, vm: Vm, before: unknown) {
     const stock = before as Counts
     const { right, wrong } = await mounts(vm, MOUNTS)
     note(t, `${wrong} of ${right + wrong} mounts wrong; stock: ${stock.wrong} of ${stock.right + stock.wrong}`)
-    t.equal(wrong, 0, 'each name is the file system that it is given for')
+    t.equal(wrong, 0, 'each name mounts its own file system')
     t.ok(right >= MOUNTS, `${right} mounts`)
-    t.ok(stock.wrong > 0, 'on the stock system it need not be')
+    t.ok(stock.wrong > 0, 'on the stock system some names mount another')
     let twin: Counts = { right: 0, wrong: 0 }
     await withTwin(vm, 'done-when-seen', async () => {
       for (let i = 0; i < 5 && twin.wrong === 0; i++) twin = await mounts(vm, SOME, TWIN_MOUNTPOINT)
     })
-    t.ok(twin.wrong > 0, `twin: where a look is all that mount(8) is taken to need, ${twin.wrong} of ${twin.right + twin.wrong} are wrong`)
+    t.ok(twin.wrong > 0, `twin: if a look is all that mount(8) is taken to need, ${twin.wrong} of ${twin.right + twin.wrong} are wrong`)
   },
 }

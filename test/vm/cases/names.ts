@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: MIT
-/** Names that udev does not take as they are: they get the links that they get on a stock system, and these lead into the tree. */
+/** Names that udev rewrites: they get the same links as on a stock system, and the links lead into the tree. */
 import type { Test } from 'tap'
 
 import type { Case } from '../case.js'
 import type { Vm } from '../vm.js'
 
-/** As the shell has them. */
+/** As written in the shell. */
 const NAMES = ["'a~b'", "'x;y'", "'w '", "'p..q'", "'c(d)'", '"e\'f"', "'g@h'", "'...'"]
 
-/** A device of each name; calls of dmsetup that complain of what udev made of it are fine. */
+/** A device for each name. dmsetup may complain about what udev made of the name. */
 const each = (script: string) => NAMES.map((name) => script.replaceAll('NAME', name)).join('\n')
 const CREATE = `${each("dmsetup create --manglename none NAME --table '0 2048 zero' 2>/dev/null")}\nudevadm settle`
 const REMOVE = `${each('dmsetup remove --retry --manglename none NAME 2>/dev/null')}\nudevadm settle`
 
 interface Entry {
   readonly name: string
-  /** `s` for a symlink, or `b` for what libdm makes where udev made nothing. */
+  /** `s` for a symlink, or `b` for the node that libdm makes if udev made nothing. */
   readonly type: string
   /** Where the link leads. */
   readonly target: string
-  /** The diskseq of the device that is reached, and what the kernel calls it. */
+  /** The diskseq of the device that is reached, and its kernel name. */
   readonly diskseq: string
   readonly kname: string
 }
 
-/** What is in /dev/mapper that was not there before. */
+/** New entries in /dev/mapper. */
 async function made(vm: Vm): Promise<Entry[]> {
   const list = `
     cd /dev/mapper
@@ -67,8 +67,8 @@ export const names: Case = {
     t.strictSame(
       links.map(({ target }) => target),
       links.map(({ diskseq, kname }) => `/dev/disk/by-diskseq/.dm/${diskseq}/${kname}`),
-      'which lead into the tree, each to its own device',
+      'the links lead into the tree, each to its own device',
     )
-    t.strictSame(kinds(await made(vm)), stock, 'and once more')
+    t.strictSame(kinds(await made(vm)), stock, 'the same once more')
   },
 }

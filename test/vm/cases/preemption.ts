@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * Where the kernel preempts itself, a thread may have to give its processor away between its
- * request and its sleep, and get none for long. Whoever reads what it is doing is made to wait
- * for that sleep (wait_task_inactive()): so the daemon's event loop does not.
+ * On a kernel that preempts itself, a thread may have to give its processor away between its
+ * request and its sleep, and get none for long. A process that reads what the thread is doing has
+ * to wait for that sleep (wait_task_inactive()). So the daemon's event loop does not read it then.
  */
 import type { Test } from 'tap'
 
@@ -17,8 +17,8 @@ const MODE = '/sys/kernel/debug/sched/preempt'
 const SECONDS = 10
 
 /**
- * How often the daemon's event loop has to wait like that while somebody without rights asks for
- * names with threads that have next to no processor.
+ * How often the daemon's event loop has to wait like that, while a user without rights asks for
+ * names with threads that have next to no processor time.
  */
 async function waits(vm: Vm, tree: string, pid: string): Promise<number> {
   const output = await vm.run(`
@@ -68,14 +68,14 @@ export const preemption: Case = {
   shortOn: 'trixie',
   async run(t: Test, vm: Vm) {
     const mode = (await vm.run(`cat ${MODE}`)).replace(/.*\((\w+)\).*/s, '$1')
-    // The daemon looks at its start.
+    // The daemon reads the mode at its start.
     const set = (to: string) => vm.run(`echo ${to} >${MODE} && systemctl restart diskseqfs`)
     await set('full')
     try {
       const pid = (await vm.run(DAEMON)).trim()
       t.equal(await waits(vm, TREE, pid), 0, 'the event loop waits for none of them')
       const twin = await withTwin(vm, 'unwary', async () => waits(vm, TWIN_MOUNTPOINT, (await vm.run(`cat ${TWIN_PID}`)).trim()))
-      t.ok(twin > 0, 'twin: if what each is doing is read at once, it does')
+      t.ok(twin > 0, 'twin: if what each thread is doing is read at once, it does')
       note(t, `the event loop had to wait: 0 times in ${SECONDS} s; twin: ${twin}`)
     } finally {
       await set(mode)

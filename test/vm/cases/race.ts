@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 /**
- * The race itself: device-mapper devices are removed and made anew under other
- * names, the number of one being that of another a moment later, while others
- * open them by /dev/mapper/NAME. udev is slow, in turn at each point where that
- * makes a difference. What is opened must be a device of that name; the same
- * run on the stock system must show that it need not be.
+ * The race itself. Device-mapper devices are removed and made again under other names, so that the
+ * number of one is another's a moment later, while processes open them by /dev/mapper/NAME. udev is
+ * slow, in turn at each point where that makes a difference. Each open must reach a device of that
+ * name; the same run on the stock system must show that it sometimes does not.
  */
 import type { Test } from 'tap'
 
@@ -13,27 +12,27 @@ import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
 const SECONDS = 10
-/** Of a device, at most; it begins when the name leads to it, or at once for those made by every second creator. */
+/** How long a device lives at most, from when the name leads to it, or at once for devices of every second creator. */
 const LIVE_MS = 600
 const SLOW = '/bin/sleep 0.3'
 
 interface Variant {
   readonly name: string
-  /** Whether the stock system is shown as well, to compare with. */
+  /** Whether it also runs on the stock system, to compare with. */
   readonly compared?: true
-  /** A rule that slows udev down, and the file whose place in the order makes it do so. */
+  /** A rule that slows udev down, and the file whose place in the order decides where. */
   readonly rule?: readonly [file: string, action: string]
 }
 
 const variants: readonly Variant[] = [
   { name: 'udev as it is', compared: true },
-  // dmsetup would not wait for this: 95-dm-notify.rules comes before.
+  // dmsetup does not wait for this, as 95-dm-notify.rules comes before.
   { name: 'udev slow at the end', compared: true, rule: ['96-slow', `RUN+="${SLOW}"`] },
-  // The name has been read (55-dm.rules), the links have not been made.
+  // The name has been read (55-dm.rules), and the links have not been made.
   { name: 'udev slow at the beginning', rule: ['57-slow', `PROGRAM="${SLOW}"`] },
-  // Between what our rules do and the links.
+  // Between our rules and the links.
   { name: 'udev slow before its links', rule: ['62-slow', `PROGRAM="${SLOW}"`] },
-  // Between the links and what our rules have it run then.
+  // Between the links and the program that our rules run then.
   { name: 'udev slow after its links', compared: true, rule: ['57-slow', `RUN+="${SLOW}"`] },
 ]
 
@@ -91,19 +90,19 @@ export const mapperRace: Case = {
       const other = stock.get(variant)
       note(t, `${variant.name}: ${figures(result)}${other === undefined ? '' : `; stock: ${figures(other)}`}`)
       t.comment(JSON.stringify(result))
-      t.equal(result.wrong_name, 0, `${variant.name}: nobody got another name's device ${result.first_wrong}`)
-      t.equal(result.wrong_data, 0, `${variant.name}: nobody read another device's data`)
+      t.equal(result.wrong_name, 0, `${variant.name}: no open got another name's device ${result.first_wrong}`)
+      t.equal(result.wrong_data, 0, `${variant.name}: no open read another device's data`)
       t.equal(result.by_bare_link, 0, `${variant.name}: no name led to a bare device number`)
       t.ok(result.number_moves > 5, `${variant.name}: numbers went to other names`)
       t.strictSame(result.creator_errors, {}, `${variant.name}: devices could be made and removed`)
-      t.strictSame(result.read_errors, {}, `${variant.name}: what was opened could be read`)
+      t.strictSame(result.read_errors, {}, `${variant.name}: each opened device could be read`)
       t.strictSame(
         Object.keys(result.errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'),
         [],
         `${variant.name}: no errno but those for a device that is gone`,
       )
     }
-    // Where no open succeeds, none can be wrong.
+    // If no open succeeds, none can be wrong.
     t.ok(sum(ours.map(({ opens_ok }) => opens_ok)) > 100, 'names led to their devices')
     t.ok(sum([...stock.values()].map(wrong)) > 0, 'the stock system gave wrong devices')
     t.equal(await vm.run('ls /dev/mapper | grep -c ^race- || true'), '0\n', 'no link is left behind')

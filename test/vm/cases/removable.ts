@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /**
- * A removable drive that takes its time for each command, as optical drives and card
- * readers do. Only an open can tell whether its medium is another one, so each walk to its
- * name waits for one, and then the answer stands. That works up to --open-timeout for an
- * open; beyond it the caller gets ETIMEDOUT, and nobody else notices.
+ * A removable drive that takes its time for each command, as optical drives and card readers do.
+ * Only an open can tell whether its medium has changed, so each walk to its name waits for one, and
+ * then the answer stands. That works up to --open-timeout for an open; beyond it the caller gets
+ * ETIMEDOUT, and no other process notices.
  */
 import type { Test } from 'tap'
 
@@ -13,14 +13,17 @@ import { note } from '../findings.js'
 import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
 import type { Outcome, Vm } from '../vm.js'
 
-/** For each command, ms. */
+/** The drive's delay for each command, in ms. */
 const DELAYS_MS = [20, 60]
-/** The same, where an open needs seconds: it takes two commands, and waits for a third if the kernel is polling the drive. */
+/**
+ * The same, with delays where an open needs seconds: it takes two commands, and waits for a third if the kernel is polling
+ * the drive.
+ */
 const SLOW_MS = SHORT ? [500] : [1000, 2500]
 const ROUNDS = SHORT ? 1 : 3
-/** An open takes longer than --open-timeout, by some seconds. */
+/** An open takes some seconds longer than --open-timeout. */
 const TOO_SLOW_MS = 8000
-/** A mount may succeed without the memory, too: seen once in six runs. */
+/** A mount may succeed even without the memory: seen once in six runs. */
 const TWIN_TRIES = 5
 const ROUND_TIMEOUT_MS = 10 * 60_000
 const TREE = '/dev/disk/by-diskseq'
@@ -37,12 +40,12 @@ const setDelay = (ms: number) => `
   [ $(cat ${DELAY}) = $((${ms} * hz / 1000)) ]`
 
 interface Drive {
-  /** Its node in /dev, and its name in the tree. */
+  /** Its device node, and its name in the tree. */
   readonly node: string
   readonly diskseq: string
 }
 
-/** Calls `use` with a drive; there is a file system on it. */
+/** Calls `use` with a drive that has a file system. */
 async function withDrive<T>(vm: Vm, delayMs: number, use: (drive: Drive) => Promise<T>): Promise<T> {
   const output = await vm.run(`
     modprobe scsi_debug removable=1 dev_size_mb=16
@@ -68,11 +71,11 @@ async function withDrive<T>(vm: Vm, delayMs: number, use: (drive: Drive) => Prom
 }
 
 const mount = (path: string) => `mount ${path} /mnt`
-/** Names the type: else mount(8) looks for it on the disk first, which takes ten more commands. */
+/** Gives the type: otherwise mount(8) looks for it on the disk first, which takes ten more commands. */
 const mountKnown = (path: string) => `mount -t ext4 -o ro ${path} /mnt`
 const read = (path: string) => `dd if=${path} of=/dev/null bs=4k count=1 status=none`
 
-/** Runs the commands one after another, and returns how long that took, ms. */
+/** Runs the commands one after another, and returns how long that took, in ms. */
 async function timed(t: Test, vm: Vm, what: string, commands: readonly string[]): Promise<number> {
   const { status, output } = await vm.attempt(
     `
@@ -89,10 +92,10 @@ async function timed(t: Test, vm: Vm, what: string, commands: readonly string[])
 
 const once = (path: string) => [mountKnown(path), 'umount /mnt', read(path)]
 
-/** A command takes seconds, and an open less than --open-timeout. */
+/** A command takes seconds, and an open takes less than --open-timeout. */
 async function slow(t: Test, vm: Vm, delay: number): Promise<void> {
   await withDrive(vm, delay, async ({ node, diskseq }) => {
-    const stock = await timed(t, vm, `${delay} ms for a command, the device's own node`, once(node))
+    const stock = await timed(t, vm, `${delay} ms for a command, the device node`, once(node))
     const ours = await timed(t, vm, `${delay} ms for a command, the tree`, once(`${TREE}/${diskseq}`))
     note(
       t,
@@ -116,13 +119,13 @@ async function tooSlow(t: Test, vm: Vm): Promise<void> {
     t.equal(
       opened.output,
       'Connection timed out\nblock special file\n',
-      'who opens a drive that is too slow gets ETIMEDOUT, and may look at it',
+      'a caller that opens a drive that is too slow gets ETIMEDOUT, and may look at the drive',
     )
-    t.equal(mounted, '{"error":110}\n', 'and so does who mounts it')
+    t.equal(mounted, '{"error":110}\n', 'a caller that mounts it gets ETIMEDOUT, too')
     t.ok(seconds < OPEN_TIMEOUT_S + SLACK_S, `after ${seconds.toFixed(0)} s`)
     const { errors, n, max_ns } = await others()
     t.strictSame(errors, {}, `meanwhile another disk was opened ${n} times`)
-    t.ok(max_ns / 1e9 < OPEN_TIMEOUT_S, 'and nobody who opened it waited for the drive')
+    t.ok(max_ns / 1e9 < OPEN_TIMEOUT_S, 'no open of the other disk waited for the drive')
     note(t, `${TOO_SLOW_MS} ms a command: ETIMEDOUT after ${seconds.toFixed(0)} s; others waited ${Math.round(max_ns / 1e6)} ms at most`)
     await vm.run(setDelay(0))
     await timed(t, vm, 'once the drive is quick, it can be used again', once(path))
@@ -149,7 +152,7 @@ export const removable: Case = {
         let tries = 0
         do outcome = await vm.attempt(`timeout 60 ${mount(`${TWIN_MOUNTPOINT}/${diskseq}`)}; status=$?; umount -q /mnt; exit $status`)
         while (outcome.status === 0 && ++tries < TWIN_TRIES)
-        t.not(outcome.status, 0, `where each answer has the drive asked anew, mount fails: ${outcome.output.trim()}`)
+        t.not(outcome.status, 0, `if each answer has the drive asked anew, mount fails: ${outcome.output.trim()}`)
       }),
     )
   },

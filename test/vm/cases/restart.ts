@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** The daemon is restarted, killed, upgraded and hung, while the tree is in use. */
+/** The daemon is restarted, killed, upgraded, and made to hang, while the tree is in use. */
 import type { Test } from 'tap'
 
 import type { Case } from '../case.js'
@@ -7,16 +7,16 @@ import { links, LEFT_ALONE } from '../links.js'
 import { note } from '../findings.js'
 import type { Outcome, Vm } from '../vm.js'
 
-/** Enough for all that happens meanwhile; and a load that leaves the machine time for it. */
+/** Long enough for all that happens meanwhile; and a load that leaves the machine time for it. */
 const CHURN_S = 60
 const CHURN = '--recyclers 1 --openers 2 --devices 4 --live-us 500000'
 const PAUSE_MS = 20
-/** How long the guard waits for an answer of the daemon (-h), with what emulation adds. */
+/** How long the guard waits for an answer of the daemon (-h), plus what emulation adds. */
 const HUNG_S = 60
-/** How long the service manager must not have answered to be taken for blocked. */
+/** How long the service manager must fail to answer to count as blocked. */
 const BLOCKED_S = 30
 
-/** Of the daemon that serves, which its guard tells the service manager. */
+/** The process id of the daemon that serves, which its guard reports to the service manager. */
 export const DAEMON = "systemctl show -P StatusText diskseqfs | sed -n 's/.*(daemon \\([0-9]*\\))$/\\1/p'"
 
 const MOUNT_ID = 'awk \'$5 == "/dev/disk/by-diskseq" { print $1 }\' /proc/self/mountinfo'
@@ -38,7 +38,7 @@ async function served(t: Test, vm: Vm, how: string, script: string): Promise<voi
   t.match(again, /again\n$/, how)
 }
 
-/** Each way in which a daemon ends and the next one goes on with its mount. */
+/** Each way in which a daemon ends and the next one takes over its mount. */
 async function endings(t: Test, vm: Vm): Promise<void> {
   await served(t, vm, 'restarted', 'systemctl restart diskseqfs')
   await served(t, vm, 'killed', `kill -KILL $(${DAEMON})`)
@@ -58,7 +58,7 @@ async function endings(t: Test, vm: Vm): Promise<void> {
   await served(t, vm, 'upgraded', 'dpkg -i /run/upgrade.deb')
 }
 
-/** The same package, newer. */
+/** The same package, as a newer version. */
 const UPGRADE = `
   dpkg-deb -R /share/diskseqfs.deb /run/upgrade
   sed -i 's/^Version: .*/&+upgrade/' /run/upgrade/DEBIAN/control
@@ -100,8 +100,8 @@ async function inUse(t: Test, vm: Vm): Promise<void> {
 }
 
 /**
- * The service manager stats the source of each mount when something is mounted.
- * While nobody answers it, it does nothing at all.
+ * The service manager stats the source of each mount when something is mounted. As long as it gets
+ * no answer, it does nothing at all.
  */
 async function hung(t: Test, vm: Vm): Promise<void> {
   const outcome = await vm.run(
@@ -122,7 +122,10 @@ async function hung(t: Test, vm: Vm): Promise<void> {
   t.equal(outcome, 'status 124\nnotify\nagain\n1\n', 'a daemon that hangs blocks the service manager until the guard has it killed')
 }
 
-/** All that could answer is killed, while the service manager has much to look at: the mount goes, and comes again. */
+/**
+ * All processes that could answer are killed, while the service manager has much to look at. The mount goes, and comes
+ * back.
+ */
 async function whole(t: Test, vm: Vm): Promise<void> {
   await served(
     t,
@@ -136,7 +139,7 @@ async function whole(t: Test, vm: Vm): Promise<void> {
   t.ok((await links(vm)).tree.length > 5, 'names lead into the tree again')
 }
 
-/** The daemon does not answer, and is to end: nobody waits for it. */
+/** The daemon does not answer, and the service is to end: nothing waits for the daemon. */
 async function stopped(t: Test, vm: Vm): Promise<void> {
   const outcome = await vm.run(
     `
@@ -147,7 +150,7 @@ async function stopped(t: Test, vm: Vm): Promise<void> {
     (HUNG_S + 60) * 1000,
   )
   t.equal(outcome, 'success\nno mount\nno daemon\n', 'a service whose daemon hangs can be stopped')
-  t.strictSame((await links(vm)).tree, [], 'and the names lead to the bare devices')
+  t.strictSame((await links(vm)).tree, [], 'the names lead to the bare devices')
   await vm.run('systemctl start diskseqfs; udevadm settle')
 }
 

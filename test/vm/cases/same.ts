@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * What an administrator sees of a system with the package is what a stock system shows: the same
- * commands are run before it is installed and after, and what they print is compared line by line.
+ * An administrator sees the same on a system with the package as on a stock system: the same
+ * commands are run before it is installed and after, and their output is compared line by line.
  */
 import type { Test } from 'tap'
 
@@ -12,11 +12,14 @@ import { withLink } from '../twin.js'
 import type { Vm } from '../vm.js'
 import { inWords, watched } from '../watch.js'
 
-/** Of the machine's. */
+/** A directory in the machine. */
 const DIRECTORY = '/run/same'
-/** When the service is started a name may lead nowhere for so long, ms, on an emulated machine that is busy; when it stops or is restarted it never does. */
+/**
+ * How long a name may lead nowhere while the service starts, in ms, on a busy emulated machine. While it stops or restarts, a name never
+ * does.
+ */
 const START_GAP_MS = 3000
-/** How often all names have to be looked at, at least, while the service stops or starts. */
+/** How often all names must be looked at, at least, while the service stops or starts. */
 const SAMPLES_MIN = 5
 
 const UUID = '5a3e0000-1111-2222-3333-444444444444'
@@ -33,8 +36,9 @@ const PRELUDE = `
 `
 
 /**
- * One volume of each kind: a logical one with a file system, one with swap, both in fstab; a plain
- * device-mapper device and an encrypted one, on loop devices whose numbers are always the same.
+ * One volume of each kind: a logical volume with a file system and one with swap, both in fstab; a
+ * plain device-mapper device and an encrypted one, on loop devices whose numbers are always the
+ * same.
  */
 const PREPARE = `
   mkdir -p /run/same /srv/same
@@ -96,7 +100,7 @@ const FILTERS = 'names in the filters of lvm.conf'
 
 const PROBES: readonly Probe[] = [
   {
-    // But for the tree's own mount there is no difference.
+    // Apart from the tree's own mount there is no difference.
     what: 'all that is mounted and swapped on',
     script: `
       try 'grep -v " fuse.diskseqfs " /proc/mounts | sort'
@@ -117,7 +121,7 @@ const PROBES: readonly Probe[] = [
       try 'df --output=target | grep -v ^/run | sort'`,
   },
   {
-    // Before much is mounted: then the service manager looks at mounts once a second only.
+    // Before much is mounted, as the service manager then looks at mounts only once a second.
     what: 'the units of a mount',
     script: `
       trap mounted EXIT
@@ -151,7 +155,7 @@ const PROBES: readonly Probe[] = [
       try 'grep -c " /srv/same " /proc/mounts'`,
   },
   {
-    what: 'a user unmounts what he may mount',
+    what: 'a user unmounts what it may mount',
     script: `
       trap 'umount -q /srv/same; mounted' EXIT
       umount /srv/same
@@ -163,7 +167,7 @@ const PROBES: readonly Probe[] = [
       try 'mountpoint -q /srv/same'`,
   },
   {
-    // The second time it has its cache to go by.
+    // The second time it uses its cache.
     what: 'blkid, twice, and findfs',
     script: `
       blkid >/dev/null
@@ -247,7 +251,7 @@ const PROBES: readonly Probe[] = [
       try 'udisksctl info -b /dev/$dm | grep Configuration:'`,
   },
   {
-    // As in a rescue system or an installer's: not what is mounted in /dev.
+    // As in a rescue or installer system: only /dev itself, not the mounts in it.
     what: 'a chroot with a bind mount of /dev',
     script: `
       trap 'umount -q root/dev; umount -q root; mounted' EXIT
@@ -332,7 +336,7 @@ const PROBES: readonly Probe[] = [
       try 'lvs --noheadings -o lv_size vm/same'`,
   },
   {
-    // pvscan has them from udev, which asks it while it looks at the device.
+    // pvscan has them from udev, which runs it while it looks at the device.
     what: FILTERS,
     script: `
       config=/etc/lvm/lvm.conf
@@ -385,18 +389,18 @@ async function withVolumes<T>(vm: Vm, use: () => Promise<T>): Promise<T> {
   }
 }
 
-/** With the file system mounted and idle and swap on, the service stops, starts and restarts. */
+/** With the file system mounted and idle, and swap on, the service stops, starts and restarts. */
 async function inUse(t: Test, vm: Vm): Promise<void> {
-  t.notMatch(await vm.run('df --output=pcent,ipcent /dev/disk/by-diskseq'), /100%/, 'the tree is not full, also not for who watches inodes')
+  t.notMatch(await vm.run('df --output=pcent,ipcent /dev/disk/by-diskseq'), /100%/, 'the tree is not full, not even by its count of inodes')
   const deeds = ['stop', 'start', 'restart'].map((what) => ({ what, script: `systemctl ${what} diskseqfs` }))
   try {
     for (const result of await watched(vm, deeds, '/dev/mapper/* /dev/vm/*', "srv-same.mount 'dev-mapper-vm\\x2dsame.device'")) {
       note(t, `while in use: ${inWords(result)}`)
       t.strictSame(result.troubles, [], `${result.what}: nothing is unmounted or switched off`)
-      // udev takes its own links away before ours are made, when the tree comes to a system that runs.
+      // When the tree comes to a running system, udev removes its own links before ours are made.
       const gaps = result.gaps.filter(({ ms }) => result.what !== 'start' || ms > START_GAP_MS)
       t.strictSame(gaps, [], `${result.what}: all names lead to their devices all the time`)
-      t.ok(result.looks >= SAMPLES_MIN, `${result.what}: they were looked at`)
+      t.ok(result.looks >= SAMPLES_MIN, `${result.what}: the names were looked at`)
     }
   } finally {
     await vm.run('systemctl start diskseqfs')
@@ -405,7 +409,7 @@ async function inUse(t: Test, vm: Vm): Promise<void> {
 
 const RULES = '/usr/lib/udev/rules.d'
 
-/** What keeps two of the answers as they are, switched off. */
+/** The mechanisms that two of the answers depend on, switched off. */
 async function twins(t: Test, vm: Vm, stock: Answers): Promise<void> {
   const again = 'udevadm control --reload; udevadm trigger --subsystem-match=block; udevadm settle --timeout=300'
   const differs = async (what: string, says: string) => {
@@ -418,12 +422,12 @@ async function twins(t: Test, vm: Vm, stock: Answers): Promise<void> {
   }
   await withLink(t, vm, [['return says_swap("/etc/fstab", fstab_says, links, content) ||', 'return false &&']], async () => {
     await vm.run(again)
-    await differs(SWAP_UNIT, 'where names for swap are ours as well, its unit does not know it')
+    await differs(SWAP_UNIT, 'if names for swap are ours as well, its unit does not know it')
   })
-  // LVM 2.03.16 answers the same without them.
+  // LVM 2.03.16 gives the same answers without them.
   if (vm.release === 'bookworm') return
   await vm.run(`mv ${RULES}/99-z-diskseqfs.rules ${RULES}/62-diskseqfs.rules; ${again}`)
-  await differs(FILTERS, "where names leave udev before other rules have seen them, lvm's filters do not know them")
+  await differs(FILTERS, 'if names leave udev before other rules have seen them, the filters of lvm do not know them')
   await vm.run(`mv ${RULES}/62-diskseqfs.rules ${RULES}/99-z-diskseqfs.rules; ${again}`)
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** The service: stopped, started, with the links switched off, and taken off the system. */
+/** The service: stopped, started, with the links switched off, and removed from the system. */
 import type { Test } from 'tap'
 
 import type { Change } from '../../helpers/guard.js'
@@ -17,20 +17,20 @@ async function inTree(t: Test, vm: Vm, when: string): Promise<void> {
   t.strictSame(
     { stock, left, wrong },
     { stock: [], left: LEFT_ALONE, wrong: [] },
-    `${when}: and no others, but of those that are left alone`,
+    `${when}: and no others, except for devices that are left alone`,
   )
 }
 
 async function stockLinks(t: Test, vm: Vm, when: string): Promise<void> {
   await vm.run('udevadm settle')
   const { tree, stock, wrong } = await links(vm)
-  t.ok(stock.length > 5, `${when}: ${stock.length} links to the devices' own nodes`)
+  t.ok(stock.length > 5, `${when}: ${stock.length} links to the device nodes`)
   t.strictSame({ tree, wrong }, { tree: [], wrong: [] }, `${when}: and no others`)
 }
 
 /**
- * What udev itself warned of in this boot, not the programs that it runs (lvm, multipath); modules that come and go
- * (libkmod), and its own links in /run/udev/watch, of a device that went meanwhile, aside.
+ * Warnings of udev itself in this boot, not of the programs that it runs (lvm, multipath). Left out: modules that
+ * come and go (libkmod), and udev's own links in /run/udev/watch of a device that went meanwhile.
  */
 export const UDEV_WARNINGS =
   "journalctl -b -q --no-pager -p warning -t systemd-udevd -t '(udev-worker)' -o cat | grep -v '^PV\\|^VG\\|/sys/module/\\|filter\\|inotify watch, ignoring: No such file' || true"
@@ -42,7 +42,7 @@ const MINE = `
   ln -s /dev/disk/by-diskseq/4000000000 /dev/mine/none
   readlink /dev/mine/*`
 
-/** Those that an administrator gives it, right and wrong. */
+/** Options that an administrator sets, right and wrong ones. */
 async function options(t: Test, vm: Vm): Promise<void> {
   const restart = (given: string) => `echo 'DISKSEQFS_OPTIONS="${given}"' >/etc/default/diskseqfs; systemctl restart diskseqfs`
   const served = `
@@ -65,11 +65,11 @@ async function options(t: Test, vm: Vm): Promise<void> {
       sleep 0.1
     done
     [ $(${DAEMON}) = $before ] && dd if=/dev/mapper/vm-srv of=/dev/null count=1 status=none && echo served`)
-  t.equal(wrong, 'served\n', 'with a mistake in them the one before goes on, and the journal says what is wrong')
+  t.equal(wrong, 'served\n', 'with a mistake in them the previous daemon goes on, and the journal says what is wrong')
   await vm.run(`before=$(${DAEMON}); mv /run/options /etc/default/diskseqfs; systemctl restart diskseqfs; ${served} >/dev/null`)
 }
 
-/** Whoever has a device open is to end, while others open it by its name. */
+/** Ends all processes that have a device open, while others open it by its name. */
 const KILL_USERS = `
   daemon=$(${DAEMON}) guard=$(systemctl show -P MainPID diskseqfs)
   dmsetup create killed --table '0 2048 zero'
@@ -79,7 +79,7 @@ const KILL_USERS = `
   [ "$(${DAEMON})" = $daemon ] && echo same daemon
   [ "$(systemctl show -P MainPID diskseqfs)" = $guard ] && echo same guard`
 
-/** Devices that go when there is no tree; and where names lead, as one who read them just before the stop. */
+/** Devices that go while there is no tree; and where names lead for a process that read them just before the stop. */
 const WALKERS = `
   dmsetup create goes --table '0 2048 zero'; truncate -s 4M /run/goes.img
   echo ',,' | sfdisk -q /run/goes.img; losetup --partscan --find --show /run/goes.img >/run/goes.disk; udevadm settle
@@ -102,28 +102,32 @@ export const service: Case = {
     await inTree(t, vm, 'installed')
     t.equal(await vm.run('systemctl show -P Type -P WatchdogUSec diskseqfs'), 'notify\n30s\n')
     const exposure = await vm.run('systemd-analyze security --no-pager diskseqfs.service | tail -n 1')
-    // A unit's restrictions may forbid to ask for them.
+    // A unit's restrictions may not allow it to ask for them.
     const slice = await vm.run('awk \'$1 == "se.slice" { print $3 }\' /proc/$(' + DAEMON + ')/sched')
-    if (vm.release !== 'bookworm') t.equal(slice, '100000\n', 'it has short slices of a processor')
+    if (vm.release !== 'bookworm') t.equal(slice, '100000\n', 'it has short time slices')
     note(t, exposure.replace(/^\S+\s|\S+\s*$/g, '').trim())
 
     await options(t, vm)
-    t.equal(await vm.run(KILL_USERS), 'same daemon\nsame guard\n', 'fuser -k of a device ends nobody who holds it for others')
+    t.equal(
+      await vm.run(KILL_USERS),
+      'same daemon\nsame guard\n',
+      'fuser -k of a device does not end the daemon or the guard, which hold it for others',
+    )
 
-    // What is open through the tree, mounted or swapped on, stays so.
+    // What is open through the tree, mounted or used for swap, stays so.
     const mine = await vm.run(MINE)
     await vm.run(WALKERS)
     await vm.run('systemctl stop diskseqfs')
     await stockLinks(t, vm, 'stopped')
-    t.equal(await vm.run('readlink /dev/mine/*'), mine, 'links that somebody else made are left alone')
+    t.equal(await vm.run('readlink /dev/mine/*'), mine, 'links that another program made are left alone')
     await vm.run('rm -r /dev/mine')
     t.equal(await vm.run('findmnt -n /dev/disk/by-diskseq || echo no mount'), 'no mount\n')
     await vm.run('udevadm settle')
     t.match(await vm.run('readlink /dev/disk/by-diskseq/1'), /^\.\.\/\.\.\/vda\n$/, "stopped: udev's own links are in disk/by-diskseq")
 
-    t.equal(await vm.run(WALK_ON), '', 'who has read a name before finds its device beneath')
-    t.equal(await vm.run(GONE), '', 'where nothing is of devices that are gone')
-    t.equal(await vm.run(REMOVE), '', 'and each link goes with its device, or its medium')
+    t.equal(await vm.run(WALK_ON), '', 'a process that has read a name before finds its device beneath')
+    t.equal(await vm.run(GONE), '', 'beneath there is nothing of devices that are gone')
+    t.equal(await vm.run(REMOVE), '', 'each link goes with its device, or its medium')
     await vm.run('systemctl start diskseqfs')
     if (!SHORT) {
       await vm.run(WALKERS)
@@ -136,11 +140,11 @@ export const service: Case = {
         await vm.run('systemctl stop diskseqfs; udevadm settle')
         return [await vm.run(WALK_ON), await vm.run(GONE)]
       })
-      t.not(left[0], '', 'twin: not where its link goes when its name has changed')
-      t.not(left[1], '', 'twin: it is the program that takes these away')
+      t.not(left[0], '', 'twin: it does not if the link is removed as soon as the name has changed')
+      t.not(left[1], '', 'twin: if the program does not remove them, links of devices that are gone stay')
       await vm.run(`systemctl start diskseqfs; ${REMOVE}; ${WALKERS}; systemctl stop diskseqfs; udevadm settle`)
       await vm.run(`sed -i.kept '/diskseqfs-link/d' ${RULES}; udevadm control --reload`)
-      t.match(await vm.run(REMOVE), /loop\d+p1[^]*dm-|dm-[^]*loop\d+p1/, 'twin: it is the rules by which they go')
+      t.match(await vm.run(REMOVE), /loop\d+p1[^]*dm-|dm-[^]*loop\d+p1/, 'twin: without the rules the links of removed devices stay')
       await vm.run(`mv ${RULES}.kept ${RULES}; udevadm control --reload; systemctl start diskseqfs`)
     }
     await inTree(t, vm, 'started')
@@ -154,21 +158,21 @@ export const service: Case = {
     await stockLinks(t, vm, 'switched off')
     await vm.run('udevadm trigger --settle /dev/vda')
     t.match(await vm.run('udevadm info -q property /dev/vda'), /^DISKSEQ=1$/m, "systemd's property is left alone")
-    t.equal(await vm.run("systemctl is-active 'dev-disk-by\\x2ddiskseq-1.device'"), 'active\n', 'and its unit')
+    t.equal(await vm.run("systemctl is-active 'dev-disk-by\\x2ddiskseq-1.device'"), 'active\n', 'its unit is left alone')
     await vm.run('rm /etc/udev/rules.d/61-diskseqfs.rules; udevadm control --reload; systemctl stop diskseqfs; systemctl start diskseqfs')
     await inTree(t, vm, 'switched on')
 
-    t.equal(await vm.run(UDEV_WARNINGS), '', 'udev has warned of nothing')
+    t.equal(await vm.run(UDEV_WARNINGS), '', 'udev gave no warning')
     const warned = await vm.run(`
       echo 'NO_SUCH_KEY=="1"' >/etc/udev/rules.d/98-wrong.rules; udevadm control --reload; udevadm trigger --settle /dev/vda
       rm /etc/udev/rules.d/98-wrong.rules; udevadm control --reload
       ${UDEV_WARNINGS}`)
-    t.match(warned, /98-wrong/, 'twin: of a rule that is wrong it warns')
+    t.match(warned, /98-wrong/, 'twin: it warns of a wrong rule')
     t.equal(await vm.run('systemctl --failed --no-legend'), '', 'no unit has failed')
   },
 }
 
-/** By one of a device's links, all of which lead into the tree. */
+/** Mounted by one of a device's links, all of which lead into the tree. */
 const MOUNTED = `
   echo 'KERNEL=="loop*", ENV{DISKSEQFS_LINK}="all"' >/etc/udev/rules.d/60-diskseqfs-all.rules; udevadm control --reload
   truncate -s 8M /run/kept.img; mke2fs -q -t ext4 -L kept /run/kept.img
@@ -187,22 +191,26 @@ export const removal: Case = {
   async run(t, vm) {
     await vm.run(MOUNTED)
     await vm.run('ln -s /dev/disk/by-diskseq/.dm/4000000000/dm-9 /dev/mapper/gone; dpkg -r diskseqfs')
-    t.equal(await vm.run(`${IS_MOUNTED} && echo mounted`), 'mounted\n', 'what fstab has mounted by a path in the tree stays so')
+    t.equal(
+      await vm.run(`${IS_MOUNTED} && echo mounted`),
+      'mounted\n',
+      'a file system that fstab mounts by a path in the tree stays mounted',
+    )
     if (vm.release === 'bookworm') {
       const twin = `rm ${KEPT_NAMES}; udevadm control --reload; udevadm trigger --subsystem-match=block; ${IS_MOUNTED} || echo unmounted`
-      t.equal(await vm.run(twin), 'unmounted\n', 'twin: where it loses that name, systemd unmounts it')
+      t.equal(await vm.run(twin), 'unmounted\n', 'twin: if it loses that name, systemd unmounts it')
     }
     await vm.run(`${UNMOUNT}; rm -f ${KEPT_NAMES}; udevadm control --reload`)
     t.equal(
       await vm.run('for path in /dev/mapper/gone /dev/disk/by-diskseq/.dm; do [ ! -L $path ] && [ ! -e $path ] || echo $path; done'),
       '',
-      'names of devices that are gone, and all beneath',
+      'names of devices that are gone are removed, and everything beneath',
     )
     await stockLinks(t, vm, 'removed')
     await vm.run('udevadm settle')
     t.match(await vm.run('readlink /dev/disk/by-diskseq/1'), /vda/, "udev's own links are back")
     t.equal(await vm.run('findmnt -n /dev/disk/by-diskseq || echo no mount'), 'no mount\n')
-    // What udev wrote of its devices while the rules were there says nothing of them now.
+    // What udev stored about its devices while the rules were there must not have an effect now.
     t.equal(await vm.run('grep -l DISKSEQFS_LINKS=. /run/udev/data/b* || true'), '', "udev's database")
     await vm.run('dpkg -P diskseqfs')
     t.equal(
@@ -216,7 +224,11 @@ export const removal: Case = {
     const nodeIs = (version: string) => `sed -i '/^Package: nodejs$/,/^$/ s/^Version: .*/Version: ${version}/' /var/lib/dpkg/status`
     const { status, output } = await vm.attempt(`${nodeIs('18.20.4')}; dpkg -i /share/diskseqfs.deb`)
     t.equal(status, 1, 'an old Node.js: the package is not configured')
-    t.match(output, /diskseqfs depends on nodejs \(>= 20\); however:\s+Version of nodejs on system is 18\.20\.4/, 'and says which it needs')
+    t.match(
+      output,
+      /diskseqfs depends on nodejs \(>= 20\); however:\s+Version of nodejs on system is 18\.20\.4/,
+      'dpkg says which it needs',
+    )
     await stockLinks(t, vm, 'not configured')
 
     await vm.run(`${nodeIs(node)}; dpkg --configure -a; udevadm settle`)

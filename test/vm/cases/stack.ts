@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 /**
- * What is built on top of device-mapper devices, by their names: file systems with several devices,
- * partitions, arrays, encryption, network block devices, containers. What the tools print is compared
- * with a stock system, as in same.ts.
+ * Things built on device-mapper devices, by their names: file systems with several devices,
+ * partitions, arrays, encryption, network block devices, containers. The output of the tools is
+ * compared with a stock system, as in same.ts.
  */
 import type { Case } from '../case.js'
 import { type Answers, askAll, compareAll, type Probe, TRY } from '../probes.js'
 import type { Vm } from '../vm.js'
 
-/** Of the machine's; on its disk, as the images are large. */
+/** A directory in the machine; on its disk, as the images are large. */
 const DIRECTORY = '/var/tmp/stack'
 
 const PRELUDE = `
@@ -384,7 +384,7 @@ const PROBES: readonly Probe[] = [
       try 'cat $core/iblock_0/stack/info | sed "s/ *Major.*//"'`,
   },
   {
-    what: 'who prepares the next boot',
+    what: 'programs that prepare the next boot',
     limit: 'the hook says what swap was switched on by, where fstab does not name it; what it writes is the same',
     script: `
       undo() { swapoff /dev/mapper/stack-a; umount $srv; blank a b; }
@@ -419,16 +419,16 @@ async function withVolumes<T>(vm: Vm, use: () => Promise<T>): Promise<T> {
 
 export const stack: Case = {
   name: 'what is built on device-mapper devices looks as it did',
-  // Many minutes, of tools most of which know a device by its number.
+  // Takes many minutes, for tools most of which know a device by its number.
   shortOn: 'none',
   before: (vm) => withVolumes(vm, () => askAll(vm, DIRECTORY, PROBES)),
   async run(t, vm, before) {
     await withVolumes(vm, async () => {
       compareAll(t, vm, PROBES, await askAll(vm, DIRECTORY, PROBES), before as Answers)
       t.equal(await vm.run("systemctl list-units --failed --no-legend '*diskseq*'"), '', 'no unit of ours failed')
-      // But for a processor that emulation had no time for.
+      // Except for a lockup, when emulation had no time for a processor.
       const faults = "dmesg | grep -E 'cut here|BUG: |Oops' | grep -v 'soft lockup' || true"
-      t.equal(await vm.run(faults), '', 'the kernel has met nothing that it does not expect')
+      t.equal(await vm.run(faults), '', 'the kernel has reported no error')
     })
   },
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * The system goes to sleep while others open and look at disks through the tree: it does, each time.
- * Of the sleep only the freezing of all processes takes place (pm_test).
+ * The system goes to sleep while processes open and look at disks through the tree: it does so each
+ * time. Of the sleep only the freezing of all processes takes place (pm_test).
  */
 import type { Test } from 'tap'
 
@@ -13,7 +13,7 @@ import { ANOTHER, DAEMON } from './restart.js'
 const TIMES = SHORT ? 3 : 20
 const TWIN_TIMES = 3
 
-/** Two that open and two that look, and four that open as fast as they can; until a file is there. */
+/** Two processes that open and two that look, and four that open as fast as they can, until a file appears. */
 const USERS = `
   echo freezer >/sys/power/pm_test
   user() { until [ -e /run/rested ]; do "$@" || echo "$*" >>/run/failed; sleep 0.1; done; }
@@ -28,7 +28,7 @@ const USERS = `
 
 interface Sleeps {
   readonly failed: number
-  /** How long they took, ms. */
+  /** How long they took, in ms. */
   readonly median: number
 }
 
@@ -52,7 +52,7 @@ async function sleeps(vm: Vm, by: string, times: number): Promise<Sleeps> {
 }
 
 const SUSPEND = 'systemctl start systemd-suspend.service'
-/** systemd does not where no `resume=` says where from; so what it does, by hand. */
+/** systemd does not hibernate if no `resume=` says where from; so its steps are done by hand. */
 const HIBERNATE = `
   hooks() { for hook in /usr/lib/systemd/system-sleep/*; do [ ! -x "$hook" ] || "$hook" $1 hibernate; done; }
   hooks pre; slept=0; echo disk >/sys/power/state || slept=1; hooks post; [ $slept = 0 ]`
@@ -79,7 +79,7 @@ const FREEZES = `
   done
   echo $failed $(journalctl -b -q -u frozen -o cat --no-pager | grep -cx failed)`
 
-/** While the tree is covered the service is restarted, and its daemon killed. */
+/** While the tree is covered, the service is restarted and its daemon killed. */
 const MEANWHILE = `
   ${ANOTHER}
   mounts() { findmnt -rno FSTYPE --mountpoint /dev/disk/by-diskseq | tr '\n' ' '; echo; }
@@ -102,7 +102,8 @@ export const suspend: Case = {
       const [{ failed, median }, stock] = [ours[i] as Sleeps, (before as Sleeps[])[i] as Sleeps]
       note(t, `${times} times ${what}: ${failed} failed, median ${median} ms; stock: ${stock.failed} and ${stock.median} ms`)
       t.equal(failed, 0, `${what}: it goes to sleep each time`)
-      // Of a machine that is emulated and busy; who cannot be frozen is waited for for 20 s.
+      // For an emulated and busy machine. The kernel waits 20 s for a process that cannot be
+      // frozen.
       t.ok(median < stock.median + 10_000, `${what}: ${median} ms, ${stock.median} on a stock system`)
     }
     t.equal(await vm.run('findmnt -n -o FSTYPE /dev/disk/by-diskseq'), 'fuse.diskseqfs\n', 'the tree is there, once')
@@ -113,8 +114,8 @@ export const suspend: Case = {
       'fuse.diskseqfs devtmpfs \nfuse.diskseqfs devtmpfs \nfuse.diskseqfs devtmpfs \nfuse.diskseqfs \n',
       'with a restart and a crash meanwhile the same mount is there again',
     )
-    t.equal(await vm.run(FREEZES, 600_000), '0 0\n', `who opens and looks is frozen, ${TIMES} times, and fails in nothing`)
+    t.equal(await vm.run(FREEZES, 600_000), '0 0\n', `processes that open and look are frozen, ${TIMES} times, and no call fails`)
     const twin = await sleeps(vm, 'echo freeze >/sys/power/state', TWIN_TIMES)
-    t.ok(twin.failed > 0, `twin: of ${TWIN_TIMES} times that nobody announces, ${twin.failed} fail`)
+    t.ok(twin.failed > 0, `twin: of ${TWIN_TIMES} times that are not announced, ${twin.failed} fail`)
   },
 }

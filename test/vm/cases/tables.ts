@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /**
- * Device-mapper tables that name their device by its path in the tree. libdm hands the path
- * on as it is, and the kernel looks it up in the ioctl (DM_TABLE_LOAD, lookup_bdev): a caller
- * that takes the device by number, as mount(2) does. While the numbers of the disks are used
- * again, each table must have the disk in the name, or fail.
+ * Device-mapper tables that name their device by its path in the tree. libdm passes the path on as
+ * it is, and the kernel looks it up in the ioctl (DM_TABLE_LOAD, lookup_bdev): a caller that takes
+ * the device by number, as mount(2) does. While the numbers of the disks are used again, each table
+ * must have the disk in the name, or fail.
  */
 import type { Test } from 'tap'
 
@@ -15,17 +15,17 @@ import { figures, parse, type Result, UDEV_PAUSES, UDEV_RESUMES, wrong } from '.
 
 const TREE = '/dev/disk/by-diskseq'
 const SECONDS = SHORT ? 15 : 60
-/** A busy machine gets there later. */
+/** A busy machine needs more rounds. */
 const ROUNDS_MAX = 5
-/** What says that a disk is gone; on Linux 6.1 the kernel makes ENODEV of each errno that the path is refused with. */
+/** The errnos for a disk that is gone. Linux 6.1 turns each errno that the path is refused with into ENODEV. */
 const GONE = ['ENOENT', 'ENXIO', 'ENODEV']
 const TABLES_MIN = 100
-/** A disk lives half as long on average: an emulated machine takes its time for a table. */
+/** How long a disk lives at most; half of that on average. An emulated machine takes its time for a table. */
 const LIVE_US = 1_000_000
 
 /**
- * Loads tables and takes them away, while disks are recycled. Two programs keep the processors
- * busy, so every second caller waits for one after it was answered. Only a pin keeps the disk's
+ * Loads tables and removes them, while disks are recycled. Two programs keep the processors busy,
+ * so every second caller waits for a processor after it was answered. Only a pin keeps the disk's
  * number from another disk meanwhile.
  */
 async function load(vm: Vm, directory: string, enough: (result: Result) => boolean): Promise<Result[]> {
@@ -41,7 +41,7 @@ async function load(vm: Vm, directory: string, enough: (result: Result) => boole
   return results
 }
 
-/** The program that everybody uses for it. */
+/** The usual program for it. */
 async function dmsetup(t: Test, vm: Vm): Promise<void> {
   const output = await vm.run(`
     truncate -s 1M /run/table.img
@@ -59,7 +59,7 @@ async function dmsetup(t: Test, vm: Vm): Promise<void> {
   t.match(
     output,
     /^its disk\nNo such (file or directory|device)\n$/,
-    'dmsetup makes a table of the disk in the name, and none when that is gone',
+    'dmsetup makes a table of the disk in the name, and none once that disk is gone',
   )
 }
 
@@ -78,7 +78,7 @@ export const tables: Case = {
         [],
         'no errno but those for a disk that is gone',
       )
-      t.strictSame(result.read_errors, {}, 'and each told which disk it has')
+      t.strictSame(result.read_errors, {}, 'each table shows which disk it has')
     }
     const last = results.at(-1)!
     t.ok(last.opens_ok >= TABLES_MIN, 'tables were made')

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /**
- * What people type: file systems, swap, partitions, loop devices, udisks, by
- * /dev/mapper name and by path in the tree. What they print is compared with a
- * stock system; where it differs is written down here, and in the README.
+ * Commands that people type: file systems, swap, partitions, loop devices, udisks, by /dev/mapper
+ * name and by path in the tree. Their output is compared with a stock system; the differences are
+ * written down here, and in the README.
  */
 import type { Test } from 'tap'
 
@@ -10,7 +10,7 @@ import type { Case } from '../case.js'
 import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
-/** What a command printed, and its status if that is not 0, by what was asked. */
+/** What a command printed, and its status if that is not 0, by a name for the command. */
 type Answers = Map<string, string>
 
 interface Stock {
@@ -18,12 +18,15 @@ interface Stock {
   readonly warnings: string[]
 }
 
-/** The kernel has the path by which it was opened. */
+/** The kernel shows the path by which the device was opened. */
 const OPENED: [string, string] = ['/dev/dm-N', '/dev/disk/by-diskseq/.dm/N/dm-N']
-/** udisksctl asks its daemon for the device of a name, or of what it leads to; the daemon knows udev's names only. */
+/**
+ * udisksctl asks its daemon for the device of a name, or of what the name leads to. The daemon knows udev's names
+ * only.
+ */
 const UNKNOWN_TO_UDISKS = 'Error looking up object for device /dev/mapper/tools (status 1)'
 
-/** What differs from a stock system where a device is called by its /dev/mapper name: [stock, with the package]. */
+/** The differences from a stock system, if a device is called by its /dev/mapper name: [stock, with the package]. */
 const EXPECTED: Record<string, [string, string]> = {
   '/proc/swaps': OPENED,
   'swapon --show': OPENED,
@@ -37,12 +40,12 @@ const EXPECTED: Record<string, [string, string]> = {
   'udisksctl unmount': ['Unmounted /dev/dm-N.', UNKNOWN_TO_UDISKS],
 }
 
-/** By its first path, whose last component is no name of the kernel's. */
+/** Commands that fail by the first path, whose last component is not a kernel name. */
 const FAILS_BY_NUMBER = ['findmnt UUID:  (status 1)', 'umount /dev/dm-N: umount: /dev/dm-N: not mounted. (status 32)']
 
 /**
- * It opens the partition exclusively, closes it, and removes it at once; if the
- * daemon, or udev, has not let go of it yet, it says so and tries again.
+ * parted opens the partition exclusively, closes it, and removes it at once. If the daemon, or
+ * udev, has not released it yet, parted says so and tries again.
  */
 const MAY_DIFFER: Record<string, RegExp> = {
   'parted rm': /^((^| )device-mapper: remove ioctl on tools1 failed: Device or resource busy)*$/,
@@ -95,7 +98,7 @@ const PRELUDE = `
   gone() { [ ! -e "$1" ] && [ ! -L "$1" ] && echo gone; }
 `
 
-/** All that is done to the device-mapper device "tools" as `path`. */
+/** All that is done to the device-mapper device "tools" by `path`. */
 function useOf(path: string): string {
   return `
     p=${path}
@@ -186,7 +189,7 @@ function useOf(path: string): string {
   `
 }
 
-/** Partitions of a loop device, by the path of the whole one; only the tree has it on all releases. */
+/** Partitions of a loop device, by the path of the whole device; only the tree has these on all releases. */
 const PARTITIONS = `
   loop=/dev/disk/by-diskseq/$(cat /sys/class/block/loop51/diskseq)
   uuid=33333333-3333-3333-3333-333333333333
@@ -286,7 +289,7 @@ async function ask(vm: Vm, script: string): Promise<Answers> {
   )
 }
 
-/** What udev complained about since then; numbers differ from one time to the next. */
+/** Complaints of udev since then; numbers differ from one time to the next. */
 async function warnings(vm: Vm, since: string): Promise<string[]> {
   const output = await vm.run(
     `journalctl -b -p warning -u systemd-udevd --since "@${since}" --no-pager -q -o json --output-fields=MESSAGE,_COMM |
@@ -299,7 +302,7 @@ const failed = ([, answer]: [string, string]) => / ?\(status \d+\)$/.test(answer
 
 export const tools: Case = {
   name: 'tools',
-  // What it compares is for the most part in same.ts as well.
+  // same.ts compares most of this as well.
   shortOn: 'none',
   async before(vm: Vm): Promise<Stock> {
     const answers = await ask(vm, `${useOf('/dev/mapper/tools')}\n${NAMES}`)
@@ -319,7 +322,7 @@ export const tools: Case = {
     for (const [key, pattern] of Object.entries(MAY_DIFFER)) {
       if (differences[key]?.every((answer) => pattern.test(answer))) delete differences[key]
     }
-    t.strictSame(differences, EXPECTED, 'by name: differs from stock where it is known to')
+    t.strictSame(differences, EXPECTED, 'by name: only the known differences from stock')
     t.equal(named.get('removed'), '', 'no odd name is left behind')
 
     const numbered = await ask(vm, useOf('$tree'))
