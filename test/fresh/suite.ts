@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
- * The first minute with the project: `make run` in a minimal Debian of one
- * release, which has what the README asks for and nothing else, and npm with the
- * configuration it comes with. See test/fresh/run.
+ * The first minute with the project: `make run` in a minimal Debian of one release. It has only
+ * what the README asks for, and npm with its default configuration. See test/fresh/run.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
@@ -24,9 +23,9 @@ const CONTENT = 'the disk itself.'
 
 interface Fresh {
   readonly child: ChildProcess
-  /** All that it has said. */
+  /** All that it has printed. */
   output(): string
-  /** After which line it was silent for the longest time. */
+  /** The line after which it was silent for the longest time. */
   silence(): { seconds: number; line: string }
   readonly ended: Promise<number | null>
 }
@@ -53,7 +52,7 @@ function start(t: Test, release: Release, diskseq: string): Fresh {
   return { child, output: () => output, silence: () => silence, ended }
 }
 
-/** What is left of roots: directories, mounts, processes. */
+/** What is left of the roots: directories, mounts, processes. */
 function remains(): string[] {
   const roots = existsSync(ROOTS) ? readdirSync(ROOTS) : []
   const mounts = readFileSync('/proc/self/mounts', 'utf8')
@@ -94,7 +93,7 @@ export async function makeRun(release: Release): Promise<void> {
     const fresh = start(t, release, disk.diskseq())
     t.equal(await fresh.ended, 0, 'the root was made')
     const output = fresh.output()
-    /** The words after one of them: undefined if it has not been said. */
+    /** The words after that one in the output; undefined if it was not printed. */
     const said = (word: string) => new RegExp(`^fresh: ${word}((?: .*)?)$`, 'm').exec(output)?.[1]?.trim()
 
     t.comment(`mounted after ${said('mounted')} s`)
@@ -108,13 +107,13 @@ export async function makeRun(release: Release): Promise<void> {
       [],
       'all disks are in the tree',
     )
-    t.match(output, new RegExp(`^b.* ${disk.diskseq()}$`, 'm'), 'and shown')
+    t.match(output, new RegExp(`^b.* ${disk.diskseq()}$`, 'm'), 'the disk is shown')
     t.equal(said('content'), CONTENT, 'a name opens its disk')
     t.equal(said('unmounted'), '', 'Ctrl-C unmounts')
 
     t.match(output, /^setup: installing the npm packages$/m, 'it says when it installs packages')
-    t.match(output, /^setup: compiling the addon$/m, 'and when it compiles')
-    t.ok(seconds < SILENCE_S, 'and is not silent for long')
+    t.match(output, /^setup: compiling the addon$/m, 'it says when it compiles')
+    t.ok(seconds < SILENCE_S, 'it is not silent for long')
 
     t.equal(said('scripts'), '', "no package's install script was run")
     t.equal(said('rebuilt'), undefined, 'twin: they want more than the registries')

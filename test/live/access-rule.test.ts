@@ -124,7 +124,7 @@ t.test('a caller that may not open may still look', async (t) => {
 /** How the device node is set up, the caller's ids, and whether it may read and write. */
 const CASES: [string, (zram: ZramDisk) => void, string[], boolean, boolean][] = [
   ['the owner', ({ path }) => chownSync(path, NOBODY, 0), ['--clear-groups'], true, true],
-  ['an owner who may only read', ({ path }) => (chownSync(path, NOBODY, 0), chmodSync(path, 0o466)), ['--clear-groups'], true, false],
+  ['an owner that may only read', ({ path }) => (chownSync(path, NOBODY, 0), chmodSync(path, 0o466)), ['--clear-groups'], true, false],
   [
     'an owner without rights, where all others have them',
     ({ path }) => (chownSync(path, NOBODY, 0), chmodSync(path, 0o066)),
@@ -156,7 +156,7 @@ const CASES: [string, (zram: ZramDisk) => void, string[], boolean, boolean][] = 
     false,
   ],
   ['other groups', ({ path }) => (chownSync(path, 0, GROUP), chmodSync(path, 0o660)), ['--groups', '1,2,3'], false, false],
-  ['everybody', ({ path }) => chmodSync(path, 0o666), ['--clear-groups'], true, true],
+  ['all users', ({ path }) => chmodSync(path, 0o666), ['--clear-groups'], true, true],
   ['another user, by mode', ({ path }) => chmodSync(path, 0o660), ['--clear-groups'], false, false],
 ]
 

@@ -594,7 +594,7 @@ t.test('what is in use keeps its name, whichever process looks at it meanwhile',
   t.equal(called(), path)
 })
 
-for (const who of ['the manager', 'somebody else']) {
+for (const who of ['the manager', 'another process']) {
   t.test(`twin: if the guard does not ask what is in use, it is shown as deleted when ${who} has looked`, async (t) => {
     const one = looker(t)
     const heedless = twinGuard(t, 'bool in_use = id != 0 && has_inode(id);', 'bool in_use = false;')

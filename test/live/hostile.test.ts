@@ -408,7 +408,7 @@ async function keeps(t: Test, program: BlkKind, what: string, twin: Twin): Promi
 
 for (const program of ['blk', 'blk-fixed'] as const) {
   for (const what of Object.keys(KEEPERS)) {
-    t.test(`a disk is free when root has closed it, though somebody ${what} (${program})`, async (t) => {
+    t.test(`a disk is free when root has closed it, though a user ${what} (${program})`, async (t) => {
       const later = await keeps(t, program, what, 'none')
       t.ok(later <= LATER_MS, `${later.toFixed(1)} ms later`)
     })
@@ -416,7 +416,7 @@ for (const program of ['blk', 'blk-fixed'] as const) {
 }
 
 for (const what of Object.keys(KEEPERS)) {
-  t.test(`somebody ${what}, twin: if pins end when the kernel forgets, it is busy for long`, async (t) => {
+  t.test(`a user ${what}, twin: if pins end when the kernel forgets, it is busy for long`, async (t) => {
     t.ok((await keeps(t, 'blk', what, 'callers-by-forget')) > LATER_MS)
   })
 }

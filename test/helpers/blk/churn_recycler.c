@@ -14,7 +14,7 @@ struct device {
 	unsigned generation;
 	enum { DETACHED, UNLINKED, LIVE, RETIRED } state;
 	bool part;
-	struct slot *slot; /* NULL: nobody was told of the disk */
+	struct slot *slot; /* NULL: no opener knows of the disk */
 	uint64_t diskseq, tag, until, retired;
 };
 

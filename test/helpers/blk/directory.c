@@ -25,7 +25,7 @@
 #define LIST_BYTES 4096
 
 static const char *dir;
-static int directory; /* opened while there is somebody to answer */
+static int directory; /* opened while a daemon answers */
 static void *absent;
 static _Atomic uint64_t calls;
 

@@ -29,7 +29,7 @@
 
 struct victim_shared {
 	uint64_t opens, ok, wrong_name, wrong_data;
-	uint64_t bare; /* of those that were right: by a link to the device's own node */
+	uint64_t bare; /* of the right ones: by a link to the device node */
 	struct errs errors, read_errors;
 	char first[200]; /* the first wrong one */
 };
