@@ -124,12 +124,12 @@ t.test('devices are the same only if name, number and kernel name are', async (t
   t.notOk(sameDevice(device, { ...device, name: '14p1' }))
 })
 
-/** A /sys/class/block of files. */
 /** A file that is gone cannot be read, even through an open descriptor. */
 function readAsInSysfs(fd: number, into: Uint8Array): number {
   return fstatSync(fd).nlink === 0 ? -E.ENODEV : native.readAgain(fd, into)
 }
 
+/** A /sys/class/block of files. */
 function fakeSysfs(t: Test) {
   const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-sysfs-'))
   t.teardown(() => rmSync(directory, { recursive: true }))

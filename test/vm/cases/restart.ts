@@ -21,7 +21,6 @@ export const DAEMON = "systemctl show -P StatusText diskseqfs | sed -n 's/.*(dae
 
 const MOUNT_ID = 'awk \'$5 == "/dev/disk/by-diskseq" { print $1 }\' /proc/self/mountinfo'
 
-/** Waits until another process than $before serves the tree. */
 /** Shell: `another` waits until there is a daemon that serves and is not the one in `$before`. */
 export const ANOTHER = `
   another() {
