@@ -121,7 +121,8 @@ int cmd_loop_new(int argc, char **argv)
 
 	if (argc != 1)
 		die("usage: %s", argv[0]);
-	while ((err = loop_ctl_add(nr)) == -EEXIST)
+	/* One that is detached is given away, as losetup --find does. */
+	while ((err = loop_ctl_renew(nr)) == -EEXIST)
 		nr++;
 	if (err)
 		die("loop%d: %s", nr, strerror(-err));
