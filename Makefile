@@ -16,6 +16,7 @@
 # make bench-forgetting  the same, of making the kernel forget one of many names
 # make install       honours PREFIX, SBINDIR, UDEVDIR, UNITDIR and DESTDIR, as does uninstall
 # make deb           a Debian package in build/
+# make npm-package   the same for npm, as a library
 # make clean         remove what was built
 
 MOUNTPOINT = /dev/disk/by-diskseq
@@ -98,19 +99,33 @@ build/js/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -type d) | $(DEP
 	@tsc -p tsconfig.json
 	@ln -sfn ../native build/native
 
-# What runs: one file, as each costs Node.js a millisecond to find and read; and
-# no ES module, as starting its loader for them costs ten.
+# What runs: one file each for the program and the library, as finding and reading a module costs Node.js a
+# millisecond, and no ES module, as starting its loader for them costs ten. Their types are beside them.
+BUNDLE = esbuild --bundle --minify-syntax --platform=node --target=node20 --format=cjs \
+	--external:fuse-native --log-level=warning --define:import.meta.url=ownUrl \
+	--banner:js='"use strict"; const ownUrl = require("node:url").pathToFileURL(__filename).href'
+
 dist/cli.js: build/js/cli.js
 	@rm -rf dist
-	@esbuild $< --bundle --minify-syntax --platform=node --target=node20 --format=cjs \
-		--external:fuse-native --outfile=$@ --log-level=warning \
-		--define:import.meta.url=ownUrl \
-		--banner:js='"use strict"; const ownUrl = require("node:url").pathToFileURL(__filename).href'
+	@$(BUNDLE) $< --outfile=$@
+	@$(BUNDLE) build/js/index.js --outfile=dist/index.js
+	@cd build/js && find index.d.ts native.d.ts devices disks fuse/transport.d.ts util -name '*.d.ts' -exec install -D -m 644 '{}' '../../dist/types/{}' ';'
 	@echo '{ "type": "commonjs" }' >dist/package.json
 	@for package in $$(cat $(DEPS)); do \
 		printf '%s\n\n' "$${package#node_modules/}"; cat "$$package"/[Ll][Ii][Cc][Ee][Nn][CcSs][Ee]*; echo; \
 	done >dist/LICENSES
 	@chmod +x $@
+
+# For npm: all that it needs is in it, so that it is installed without a compiler and without a download.
+NPM_PACKAGE = build/npm
+npm-package: build
+	@rm -rf $(NPM_PACKAGE)
+	@mkdir -p $(NPM_PACKAGE)/prebuilds/$$(node -p 'process.platform + "-" + process.arch')
+	@cp $(ADDON) $(NPM_PACKAGE)/prebuilds/*
+	@cp -R dist README.md LICENSE $(NPM_PACKAGE)
+	@node -p 'const { scripts, dependencies, devDependencies, tap, ...rest } = require("./package.json"); JSON.stringify(rest, null, 2)' \
+		>$(NPM_PACKAGE)/package.json
+	@cd build && npm pack --silent ./npm
 
 run:
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make run: must be root to mount' >&2; exit 1; }
@@ -249,7 +264,7 @@ deb: build
 	DEB_RULES_REQUIRES_ROOT=no debian/rules binary
 
 clean:
-	rm -rf dist native/build .tap $(LINK) $(DISKSEQ) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb
+	rm -rf dist native/build .tap $(LINK) $(DISKSEQ) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb build/npm build/diskseqfs-*.tgz
 
 .DELETE_ON_ERROR:
-.PHONY: build setup run test check check-long check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean
+.PHONY: build npm-package setup run test check check-long check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean

@@ -8,6 +8,7 @@
  * because what they call may block for as long as a disk likes. All others
  * cannot block on a disk and run at once.
  */
+import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 
 /** Kernel's answer to {@link Native.openDevice}. */
@@ -231,4 +232,13 @@ export const STAT = {
   FIELDS: 12,
 } as const
 
-export const native = createRequire(import.meta.url)('../native/build/Release/diskseqfs_native.node') as Native
+/** Where it was built; and where the npm package has it, in node-gyp-build's layout. */
+const PLACES = ['../native/build/Release/diskseqfs_native.node', `../prebuilds/${process.platform}-${process.arch}/diskseqfs_native.node`]
+
+function load(): Native {
+  const there = PLACES.find((place) => existsSync(new URL(place, import.meta.url)))
+  if (there === undefined) throw new Error(`diskseqfs has no addon for ${process.platform} on ${process.arch}`)
+  return createRequire(import.meta.url)(there) as Native
+}
+
+export const native = load()

@@ -3,8 +3,8 @@
 import { readFileSync, realpathSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-import type { Device } from '../devices/sysfs.js'
 import { parseName, nodeName } from '../devices/names.js'
+import type { DiskInfo } from '../disks/info.js'
 import { open } from '../disks/open.js'
 import { type DiskEvent, watch as events } from '../disks/watch.js'
 import { UserError } from '../util/errno.js'
@@ -23,30 +23,20 @@ export async function watch({ json = false, existing = false }: WatchArguments):
   }
 }
 
-const knameOf = ({ kname }: Device) => kname.replaceAll('!', '/')
-
 function line(event: DiskEvent): string {
-  if (!('device' in event)) return `${event.event}\n`
-  const { device } = event
-  return `${event.event} ${device.name} ${printable(knameOf(device))} ${device.major}:${device.minor}\n`
+  if (!('disk' in event)) return `${event.event}\n`
+  const { name, kname, majmin } = event.disk
+  return `${event.event} ${name} ${printable(kname)} ${majmin}\n`
 }
 
 function lineOfJson(event: DiskEvent): string {
-  if (!('device' in event)) return `${JSON.stringify(event)}\n`
-  const { name, diskseq, partition, major, minor } = event.device
-  const fields = {
-    event: event.event,
-    name,
-    diskseq: String(diskseq),
-    partition,
-    kname: knameOf(event.device),
-    majmin: `${major}:${minor}`,
-  }
-  return `${JSON.stringify(fields)}\n`
+  if (!('disk' in event)) return `${JSON.stringify(event)}\n`
+  const { name, diskseq, partition, kname, majmin } = event.disk
+  return `${JSON.stringify({ event: event.event, name, diskseq: String(diskseq), partition, kname, majmin })}\n`
 }
 
 /** What is waited for: which devices count. */
-type Wanted = (device: Device) => boolean
+type Wanted = (device: DiskInfo) => boolean
 
 /** What has no event of its own (a device-mapper device got its table, or another name) is looked at this often, ms. */
 const LOOK_MS = 250
@@ -86,9 +76,9 @@ function named(text: string): Wanted {
   return (device) => device.name === name
 }
 
-function attribute({ kname }: Device, name: string): string | undefined {
+function attribute({ kname }: DiskInfo, name: string): string | undefined {
   try {
-    return readFileSync(`/sys/class/block/${kname}/${name}`, 'utf8').replace(/\n$/, '')
+    return readFileSync(`/sys/class/block/${kname.replaceAll('/', '!')}/${name}`, 'utf8').replace(/\n$/, '')
   } catch {
     return undefined // it has none, or is gone
   }
@@ -112,11 +102,11 @@ function withDmName(name: string): Wanted {
 
 /** The devices that are there now. */
 class Live {
-  private readonly devices = new Map<string, Device>()
+  private readonly devices = new Map<string, DiskInfo>()
 
   constructor(private readonly wanted: Wanted) {}
 
-  private find(): Device | undefined {
+  private find(): DiskInfo | undefined {
     for (const device of this.devices.values()) if (this.wanted(device)) return device
     return undefined
   }
@@ -150,8 +140,8 @@ class Live {
     }
     const follow = async () => {
       for await (const event of events({ existing: true, signal: ends })) {
-        if (event.event === 'add') this.devices.set(event.device.name, event.device)
-        if (event.event === 'remove') this.devices.delete(event.device.name)
+        if (event.event === 'add') this.devices.set(event.disk.name, event.disk)
+        if (event.event === 'remove') this.devices.delete(event.disk.name)
         if (event.event === 'ready') ready = true
         await look()
       }

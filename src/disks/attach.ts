@@ -17,6 +17,8 @@ export interface AttachOptions {
   readonly offset?: bigint
   /** Of the disk, bytes; by default all of the file from the offset on. */
   readonly size?: bigint
+  /** Ends the work before it is begun. */
+  readonly signal?: AbortSignal
   /** Of the disk's sectors, bytes: 512 to the page size, a power of two; 512 by default. */
   readonly sectorSize?: number
 }
@@ -32,6 +34,7 @@ const stat = promisify(fstat)
  * @throws DiskError
  */
 export async function attachFile(file: string, options: AttachOptions = {}): Promise<Disk> {
+  options.signal?.throwIfAborted()
   const backing = await openBacking(file, options)
   try {
     const fd = await bind(backing, options)

@@ -11,8 +11,8 @@ import { type ParsedName, nodeName, parseName } from '../devices/names.js'
 import { type Device, parseDevice, sameDevice, Sysfs } from '../devices/sysfs.js'
 import { native } from '../native.js'
 import { E, ENOMEDIUM, errnoName, errnoOf, UserError } from '../util/errno.js'
-import { DEFAULT_MOUNTPOINT } from '../util/mountpoint.js'
 import { printable } from '../util/text.js'
+import { type DiskInfo, infoOf } from './info.js'
 
 export interface OpenOptions {
   /** For writing as well. */
@@ -39,43 +39,28 @@ export class DiskError extends UserError {
 }
 
 /** An open disk or partition. */
-export class Disk implements AsyncDisposable {
+export class Disk implements DiskInfo, AsyncDisposable {
+  readonly name: string
+  readonly path: string
+  readonly diskseq: bigint
+  readonly partition: number
+  readonly majmin: string
+  readonly kname: string
   private closed = false
 
+  /** @internal */
   constructor(
     /** Close-on-exec; closed by {@link close}. */
     readonly fd: number,
     /** What it was verified to be. */
-    readonly device: Device,
-  ) {}
-
-  /** Its name in the tree, `13` or `13p1`. */
-  get name(): string {
-    return this.device.name
-  }
-
-  /** Its path in the tree, which leads to this very disk, or nowhere. */
-  get path(): string {
-    return join(DEFAULT_MOUNTPOINT, this.device.name)
-  }
-
-  get diskseq(): bigint {
-    return this.device.diskseq
-  }
-
-  /** The kernel's number of the partition; 0 for a whole disk. */
-  get partition(): number {
-    return this.device.partition
-  }
-
-  /** `MAJOR:MINOR`; another disk's as soon as nobody has this one open. */
-  get majmin(): string {
-    return `${this.device.major}:${this.device.minor}`
-  }
-
-  /** The kernel's name, `sda1`; another disk's as soon as nobody has this one open. */
-  get kname(): string {
-    return this.device.kname.replaceAll('!', '/')
+    info: DiskInfo,
+  ) {
+    this.name = info.name
+    this.path = info.path
+    this.diskseq = info.diskseq
+    this.partition = info.partition
+    this.majmin = info.majmin
+    this.kname = info.kname
   }
 
   /** Returns when the kernel has closed it, which for the last user of a device may take a while. */
@@ -142,7 +127,11 @@ async function openNamed({ diskseq, partition }: ParsedName): Promise<Disk> {
   return fail(partition === 0 ? 'no disk has this number now' : 'no partition has this name now', 'ENOENT')
 }
 
-/** What sysfs shows now. */
+/**
+ * What sysfs shows now.
+ *
+ * @internal
+ */
 export function devices(): Promise<Device[]> {
   return new Promise((resolve, reject) => {
     sysfs.scan((error, found) => {
@@ -162,7 +151,7 @@ async function openDevice(device: Device): Promise<{ error: number; disk?: Disk 
         if (error !== 0) return resolve({ error })
         const found = parseDevice(device.kname, uevent)
         const same = found !== undefined && sameDevice(found, device) && diskseq === device.diskseq
-        if (same && major === device.major && minor === device.minor) return resolve({ error: 0, disk: new Disk(fd, device) })
+        if (same && major === device.major && minor === device.minor) return resolve({ error: 0, disk: new Disk(fd, infoOf(device)) })
         native.closeDevice(fd, () => resolve({ error: 0 }))
       })
     })
@@ -218,7 +207,7 @@ async function openBy(target: Target): Promise<Disk> {
       throw new DiskError(`its node in /dev is ${device.kname}'s; the device changed, try again`, 'ESTALE')
     }
     if (target.dmName !== undefined) requireDmName(target, device.kname)
-    return new Disk(fd, device)
+    return new Disk(fd, infoOf(device))
   } catch (error) {
     native.closeDevice(fd, () => {})
     throw error
@@ -265,7 +254,7 @@ function requireDmName({ dmName = '', path }: Target, kname: string): void {
  */
 export async function openDescriptor(fd: number, options: OpenOptions = {}): Promise<Disk> {
   const device = await identify(fd)
-  return new Disk(await openHeld(fd, options), device)
+  return new Disk(await openHeld(fd, options), infoOf(device))
 }
 
 // What they share
@@ -301,7 +290,7 @@ function notIdentified(errno: number): DiskError {
 async function reopen(disk: Disk, { write = false, exclusive = false, direct = false }: OpenOptions): Promise<Disk> {
   if (!write && !exclusive && !direct) return disk
   try {
-    return new Disk(await openHeld(disk.fd, { write, exclusive, direct }), disk.device)
+    return new Disk(await openHeld(disk.fd, { write, exclusive, direct }), disk)
   } finally {
     await disk.close()
   }

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT
 /** Disks and partitions as they come and go, as events. */
 import { Registry } from '../devices/registry.js'
-import { type Device, Sysfs } from '../devices/sysfs.js'
+import { Sysfs } from '../devices/sysfs.js'
 import { type UeventListener, UeventSocket } from '../devices/uevents.js'
 import { native } from '../native.js'
 import type { Logger } from '../util/log.js'
+import { type DiskInfo, infoOf } from './info.js'
 
 /**
  * `add` and `remove`: a name of the tree came, or went for ever. Another medium, or another file behind a loop
  * device, is another disk: one `remove`, one `add`. `ready`: what was there at the beginning has been told.
  * `resync`: events were lost; the differences to what was told come next.
  */
-export type DiskEvent = { readonly event: 'add' | 'remove'; readonly device: Device } | { readonly event: 'ready' | 'resync' }
+export type DiskEvent = { readonly event: 'add' | 'remove'; readonly disk: DiskInfo } | { readonly event: 'ready' | 'resync' }
 
 export interface WatchOptions {
   /** Tells first what is there, as `add`, and then `ready`. */
@@ -23,11 +24,15 @@ export interface WatchOptions {
 /** Events that wait for a consumer; if there are more, they are dropped and `resync` takes their place. */
 const WAITING_MAX = 65_536
 
-/** Collects events for one consumer. */
+/**
+ * Collects events for one consumer.
+ *
+ * @internal
+ */
 export class Events {
   private readonly waiting: DiskEvent[] = []
   /** What the consumer knows. */
-  private readonly told = new Map<string, Device>()
+  private readonly told = new Map<string, DiskInfo>()
   private overflown = false
   private wake: () => void = () => {}
 
@@ -68,16 +73,16 @@ export class Events {
   }
 
   private note(event: DiskEvent): void {
-    if (event.event === 'add') this.told.set(event.device.name, event.device)
-    if (event.event === 'remove') this.told.delete(event.device.name)
+    if (event.event === 'add') this.told.set(event.disk.name, event.disk)
+    if (event.event === 'remove') this.told.delete(event.disk.name)
   }
 
   /** Between what the consumer was told and what is there. */
   private differences(): DiskEvent[] {
     const now = new Map(this.registry.devices().map((device) => [device.name, device]))
-    const gone = [...this.told.values()].filter((device) => !now.has(device.name))
-    const events: DiskEvent[] = gone.map((device) => ({ event: 'remove', device }))
-    for (const device of now.values()) if (!this.told.has(device.name)) events.push({ event: 'add', device })
+    const gone = [...this.told.values()].filter((disk) => !now.has(disk.name))
+    const events: DiskEvent[] = gone.map((disk) => ({ event: 'remove', disk }))
+    for (const device of now.values()) if (!this.told.has(device.name)) events.push({ event: 'add', disk: infoOf(device) })
     return events
   }
 }
@@ -108,11 +113,11 @@ export async function* watch({ existing = false, signal }: WatchOptions = {}): A
     registry.drain = () => socket.drain()
     await registry.start()
     // What is there is known from here on, and told only if it is asked for.
-    for (const device of registry.devices()) events.begin({ event: 'add', device }, existing)
+    for (const device of registry.devices()) events.begin({ event: 'add', disk: infoOf(device) }, existing)
     if (existing) events.push({ event: 'ready' })
     registry.listener = {
-      appeared: (device) => events.push({ event: 'add', device }),
-      vanished: (device) => events.push({ event: 'remove', device }),
+      appeared: (device) => events.push({ event: 'add', disk: infoOf(device) }),
+      vanished: (device) => events.push({ event: 'remove', disk: infoOf(device) }),
     }
     while (signal?.aborted !== true) for (const event of await events.next(signal)) yield event
   } finally {

@@ -152,7 +152,8 @@ t.test('an argument that is no such device fails with one line', async (t) => {
     ['', /empty/],
     ['x'.repeat(5000), /too long|ENAMETOOLONG/],
     ['constructor', /no such path/],
-    ['1', /no such path/],
+    ['18446744073709551615', /no disk has this number now/],
+    ['1p999', /no partition has this name now/],
     [':', /no such path/],
   ] as const) {
     const { code, stdout, stderr } = await resolve(argument)

@@ -4,12 +4,13 @@ import t from 'tap'
 
 import { parseDevice } from '../../../src/devices/sysfs.js'
 import type { Device } from '../../../src/devices/sysfs.js'
+import { infoOf } from '../../../src/disks/info.js'
 import { type DiskEvent, Events } from '../../../src/disks/watch.js'
 
 const device = (n: number) => parseDevice(`sd${n}`, `MAJOR=8\nMINOR=${n}\nDEVNAME=sd${n}\nDEVTYPE=disk\nDISKSEQ=${n}\n`) as Device
-const add = (n: number): DiskEvent => ({ event: 'add', device: device(n) })
-const remove = (n: number): DiskEvent => ({ event: 'remove', device: device(n) })
-const short = (event: DiskEvent) => ('device' in event ? `${event.event} ${event.device.name}` : event.event)
+const add = (n: number): DiskEvent => ({ event: 'add', disk: infoOf(device(n)) })
+const remove = (n: number): DiskEvent => ({ event: 'remove', disk: infoOf(device(n)) })
+const short = (event: DiskEvent) => ('disk' in event ? `${event.event} ${event.disk.name}` : event.event)
 
 t.test('in order, as they come', async (t) => {
   const events = new Events({ devices: () => [] }, 10)
@@ -24,7 +25,7 @@ t.test('in order, as they come', async (t) => {
 t.test('too many: resync, and the differences to what the consumer knows', async (t) => {
   let now = [1, 2, 3].map(device)
   const events = new Events({ devices: () => now }, 4)
-  for (const there of now) events.begin({ event: 'add', device: there }, false)
+  for (const there of now) events.begin({ event: 'add', disk: infoOf(there) }, false)
   for (const n of [4, 5, 6, 7]) events.push(add(n))
   events.push(remove(2))
   now = [1, 3, 4, 7].map(device)

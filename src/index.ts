@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+/**
+ * The library: disks by what they are, for programs. What is opened is verified on the open descriptor: it is the disk
+ * that was asked for, and the kernel gives its number to no other one while it is open. Needs no daemon.
+ *
+ * ```ts
+ * import { open } from 'diskseqfs'
+ *
+ * await using disk = await open('/dev/mapper/vm-root', { write: true })
+ * console.log(disk.path) // /dev/disk/by-diskseq/13: this very disk for ever, or nothing
+ * ```
+ */
+import { devices, open, type OpenOptions } from './disks/open.js'
+import { type DiskInfo, infoOf } from './disks/info.js'
+
+export { attachFile as attach, type AttachOptions } from './disks/attach.js'
+export type { DiskInfo } from './disks/info.js'
+export { Disk, DiskError, open, type OpenOptions } from './disks/open.js'
+export { type DiskEvent, watch, type WatchOptions } from './disks/watch.js'
+
+/**
+ * Which disk something leads to now: opens it, verifies it, and closes it again. From then on only `name`, `path`
+ * and `diskseq` are certain.
+ *
+ * @param what as of {@link open}
+ * @throws DiskError
+ */
+export async function resolve(what: string, { signal }: Pick<OpenOptions, 'signal'> = {}): Promise<DiskInfo> {
+  const disk = await open(what, signal === undefined ? {} : { signal })
+  const { name, path, diskseq, partition, majmin, kname } = disk
+  await disk.close()
+  return { name, path, diskseq, partition, majmin, kname }
+}
+
+/**
+ * All disks and partitions that the kernel has now, in order of their numbers. Nothing is opened.
+ *
+ * @throws DiskError if sysfs cannot be read
+ */
+export async function list(): Promise<DiskInfo[]> {
+  const found = (await devices()).map(infoOf)
+  return found.toSorted((a, b) => (a.diskseq === b.diskseq ? a.partition - b.partition : a.diskseq < b.diskseq ? -1 : 1))
+}
