@@ -19,6 +19,7 @@ import { DESCRIPTOR, findTakeover, giveUpMount, highestOf, type Takeover } from 
 import { type Native, native as realNative } from '../native.js'
 import { DeadNames } from '../tree/dead-names.js'
 import { errnoName, UserError } from '../util/errno.js'
+import { afterTicks } from '../util/clock.js'
 import type { Logger } from '../util/log.js'
 import { type MountOptions, mountsAt, prepareMountpoint, withoutSymlinks } from '../util/mountpoint.js'
 import { ownPidNamespace } from '../util/pid-namespace.js'
@@ -258,8 +259,15 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     const { guard, options } = this.parts
     guard?.over()
     // Under a guard, udev is asked to look after these names again.
-    await Promise.race([this.directories.leaveLinks(guard !== undefined), sleep(LEAVE_MS, undefined, { ref: false })])
+    await new Promise<void>((resolve) => {
+      const cancel = afterTicks(LEAVE_MS, resolve)
+      void this.directories
+        .leaveLinks(guard !== undefined)
+        .then(resolve)
+        .finally(cancel)
+    })
     this.mount.unlock()
+    if (this.transport instanceof FuseSession) await this.transport.whenQuiet()
     const lifetime = this.answers?.lifetime
     if (lifetime === undefined) return
     const late = sleep(options.holdSeconds * 1000, undefined, { ref: false })

@@ -8,13 +8,14 @@ import type { Device } from '../devices/sysfs.js'
 import { CloseWatch, type CloseListener } from '../gate/closes.js'
 import type { Native } from '../native.js'
 import type { Logger } from '../util/log.js'
+import { afterTicks } from '../util/clock.js'
 import { Beneath } from './beneath.js'
 
 /**
- * So long, ms, a LOOKUP waits for its directory to be watched and for links beneath; they are there in a fraction of one.
- * Then the disk is answered for without.
+ * So long, ms, a LOOKUP waits for its directory to be watched and for links beneath, which are there in a fraction of a
+ * millisecond; then the disk is answered for without. Only root can have that directory locked for longer.
  */
-const READY_MS = 50
+const READY_MS = 200
 
 export class Directories {
   private closes: CloseWatch | undefined
@@ -68,16 +69,16 @@ export class Directories {
 
   /** Calls back when a disk may be answered for in `.dm/N`: at once, but for the first time. */
   whenReady(diskseq: DiskSeq, ready: () => void): void {
-    let timer: NodeJS.Timeout | undefined
+    let cancel = () => {}
     let waits = true
     const go = () => {
       if (!waits) return
       waits = false
-      clearTimeout(timer)
+      cancel()
       ready()
     }
     this.whenPrepared(diskseq, go)
-    if (waits) timer = setTimeout(go, READY_MS)
+    if (waits) cancel = afterTicks(READY_MS, go)
   }
 
   /** The same, however long it takes. */

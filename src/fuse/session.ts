@@ -46,6 +46,11 @@ const TRIES_MAX = 5
  */
 const TRIAL_MS = 50
 
+/** After so many ticks, ms each, without a request there is no caller left in a mount that is gone; and the most that are waited for. */
+const QUIET_TICK_MS = 50
+const QUIET_TICKS = 3
+const QUIET_TICKS_MAX = 20
+
 /** Requests handled in one turn of the event loop. */
 const BATCH = 64
 
@@ -193,6 +198,8 @@ export class FuseSession implements Transport, KernelCache {
   /** Whether the kernel can be told to forget one inode, as far as is known. */
   private prunes = true
   private turn: NodeJS.Immediate | undefined
+  /** Requests read so far. */
+  private taken = 0
   private trial: NodeJS.Timeout | undefined
   private operations: TreeOperations | undefined
   private poll: Poll | undefined
@@ -265,6 +272,26 @@ export class FuseSession implements Transport, KernelCache {
     this.turn = setImmediate(() => this.again())
   }
 
+  /**
+   * For a mount that is gone: resolves when no request is under way and none comes any more. A caller that had walked
+   * into the mount before still asks, and would fail with ECONNABORTED. A process that asks on and on, by a
+   * directory that it has open there, is not waited for for ever.
+   */
+  whenQuiet(): Promise<void> {
+    let before = -1
+    let quiet = 0
+    let ticks = 0
+    return new Promise((resolve) => {
+      const timer = setInterval(() => {
+        quiet = this.taken === before && this.pending.size === 0 ? quiet + 1 : 0
+        before = this.taken
+        if (quiet < QUIET_TICKS && ++ticks < QUIET_TICKS_MAX && this.fd >= 0) return
+        clearInterval(timer)
+        resolve()
+      }, QUIET_TICK_MS)
+    })
+  }
+
   close(): void {
     if (this.fd < 0) return
     this.pause()
@@ -318,6 +345,7 @@ export class FuseSession implements Transport, KernelCache {
         alone = true
       }
       if (n >= 0) {
+        this.taken++
         const message = new Message(this.requests.landing, n)
         if (alone || !this.mayWait(message)) this.handle(message)
         this.requests.clear()

@@ -2,7 +2,7 @@
 /** Opens of devices: one at a time for each inode, shared by all callers that wait for it. */
 import type { Registry } from '../devices/registry.js'
 import { type Device, sameDevice, type Sysfs } from '../devices/sysfs.js'
-import { monotonicMs } from '../util/clock.js'
+import { afterTicks, monotonicMs } from '../util/clock.js'
 import type { Inode, Opening } from './inode.js'
 import type { Pin, PinOpener, PinResult } from './pin.js'
 import type { PinLifetime } from './pin-lifetime.js'
@@ -68,17 +68,19 @@ export class Openings {
   /** Waits for an open; calls back once, in one of three ways. */
   await(opening: Opening, onInterrupt: (listener: () => void) => void, done: (end: PinResult | 'late' | 'interrupted') => void): void {
     const began = monotonicMs()
-    const timers: NodeJS.Timeout[] = []
+    let interrupted: NodeJS.Timeout | undefined
     const end = (how: PinResult | 'late' | 'interrupted') => {
       if (!opening.waiters.delete(end)) return
-      timers.forEach(clearTimeout)
+      cancel()
+      clearTimeout(interrupted)
       done(how)
     }
     opening.waiters.add(end)
-    timers.push(setTimeout(end, this.parts.openTimeoutMs, 'late'))
+    // In ticks: a daemon that was stopped has not waited for the disk.
+    const cancel = afterTicks(this.parts.openTimeoutMs, () => end('late'))
     onInterrupt(() => {
       const rest = began + INTERRUPT_AFTER_MS - monotonicMs()
-      timers.push(setTimeout(end, Math.max(0, rest), 'interrupted'))
+      interrupted = setTimeout(end, Math.max(0, rest), 'interrupted')
     })
   }
 

@@ -9,8 +9,10 @@ import t, { type Test } from 'tap'
 
 import { Intents } from '../../src/gate/intent.js'
 import { native } from '../../src/native.js'
+import { addCounts, blk } from '../helpers/blk.js'
+import { LONG } from '../helpers/long.js'
 import { stoppedCaller } from '../helpers/stopped.js'
-import { cleanup, CLI, loopDisk, run, type RunningTree, startTree, until } from '../helpers/tree.js'
+import { cleanup, CLI, loopDisk, run, type RunningTree, sleep, startTree, type Twin, until } from '../helpers/tree.js'
 
 const NOBODY = 65534
 
@@ -203,4 +205,33 @@ t.test('the tree can be mounted again at once', async (t) => {
     t.strictSame(await unmount(tree), DONE)
   }
   t.equal(mounts(tree), 0)
+})
+
+const STOPS = LONG ? 100 : 15
+
+/** Errors of opens while the tree is stopped under them, again and again. */
+async function stopUnderOpeners(t: Test, twin?: Twin): Promise<Record<string, number>> {
+  const errors: Record<string, number> = {}
+  const disk = loopDisk(t)
+  for (let i = 0; i < STOPS; i++) {
+    const tree = await startTree(t, twin ? { twin } : {})
+    const path = join(tree.mountpoint, disk.diskseq())
+    // Looking waits for the daemon as well, and takes no pin that the end would wait for.
+    const kinds = [['--stat'], ['--stat'], ['--stat'], []]
+    const openers = kinds.map((kind) => blk('openlat', '--path', path, '--count', '1000000000', '--seconds', '0.6', ...kind))
+    await sleep(150 + Math.random() * 100)
+    await tree.stop()
+    for (const { errors: seen } of await Promise.all(openers)) addCounts(errors, seen as Record<string, number>)
+  }
+  t.comment(JSON.stringify(errors))
+  return errors
+}
+
+t.test('a caller that is on its way when the tree is taken away does not find it, and no other error', async (t) => {
+  t.strictSame(Object.keys(await stopUnderOpeners(t)), ['ENOENT'])
+})
+
+t.test('twin: a daemon that ends at once fails such callers', async (t) => {
+  const { ECONNABORTED = 0, ENOTCONN = 0 } = await stopUnderOpeners(t, 'ends-at-once')
+  t.ok(ECONNABORTED + ENOTCONN > 0, 'the connection is gone before they are answered')
 })

@@ -76,6 +76,7 @@ type Mechanism =
   | 'openers-keep-nothing'
   | 'unwary'
   | 'answers-are-opens'
+  | 'ends-at-once'
   | 'no-prune'
   | 'hold-for-all'
   | 'may-not-open'

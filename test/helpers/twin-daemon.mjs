@@ -309,6 +309,8 @@ const twins = {
     access: () => Object.assign(new Access(native), { mayOpen: (_, __, ___, done) => done(true), certain: () => true }),
   },
   /** The kernel cannot be told to forget one name (before Linux 6.18). */
+  /** A daemon whose mount is gone ends without looking whether callers are on their way. */
+  'ends-at-once': { patch: () => void (FuseSession.prototype.whenQuiet = async () => {}) },
   'no-prune': { patch: () => void (FuseSession.prototype.prune = () => false) },
   /** udev is not told of writers. */
   'no-touch': {
