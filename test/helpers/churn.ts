@@ -11,7 +11,7 @@ import { cleanup, run, type RunningTree, startTree, type Twin } from './tree.js'
 
 const SECONDS = 1
 /** A machine that is busy with other things needs more rounds. */
-const ROUNDS_MAX = 16
+const ROUNDS_MAX = 60
 
 /** A kind of openers. */
 export interface Kind {

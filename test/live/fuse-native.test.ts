@@ -21,6 +21,7 @@ const HOLD_MS = 1000
 
 /** The twin shows a wrong open or two in 60,000. It goes on until there is one, for at most so many rounds. */
 const TWIN_ROUNDS = 6
+const ROUNDS_MAX = 6
 
 async function churn(t: Test, { mountpoint }: RunningTree) {
   // Openers of the lowest priority may get no processor for longer than the hold lasts, and then it does not
@@ -31,9 +32,17 @@ async function churn(t: Test, { mountpoint }: RunningTree) {
 }
 
 t.test('opens reach the disk in their name', async (t) => {
-  const result = await churn(t, await startTree(t, { args: TRANSPORT }))
-  t.equal(result['wrong_diskseq'] + result['wrong_data'], 0, 'no open reached another disk')
-  t.ok(result['opens_ok'] > 100 && result['recycles'] > 10, 'while disks came and went')
+  const tree = await startTree(t, { args: TRANSPORT })
+  let opens = 0
+  let recycles = 0
+  // A busy machine gets there later.
+  for (let round = 0; round < ROUNDS_MAX && (opens <= 100 || recycles <= 10); round++) {
+    const result = await churn(t, tree)
+    t.equal(result['wrong_diskseq'] + result['wrong_data'], 0, 'no open reached another disk')
+    opens += result['opens_ok']
+    recycles += result['recycles']
+  }
+  t.ok(opens > 100 && recycles > 10, 'while disks came and went')
 })
 
 t.test('twin: without a hold, wrong opens get through', async (t) => {
