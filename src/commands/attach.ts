@@ -20,10 +20,11 @@ async function diskOf(what: string, options: AttachArguments): Promise<Disk> {
   if (directIo || partscan || offset !== undefined || size !== undefined || sectorSize !== undefined) {
     throw new UserError('--direct-io, --partscan, --offset, --size and --sector-size are for files, and this is a device', EXIT.FAILED)
   }
-  return open(what)
+  // A path, also if it looks like a name.
+  return open(what.includes('/') ? what : `./${what}`)
 }
 
-/** By a path; a name that is no path is a file, too. */
+/** Whether a path leads to a block device. */
 async function isDevice(what: string): Promise<boolean> {
   try {
     return (await stat(what)).isBlockDevice()

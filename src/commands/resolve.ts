@@ -16,7 +16,8 @@ interface Resolved {
 
 /** @returns the exit code: 1 where one of the arguments could not be resolved */
 export async function resolve(devices: readonly string[], json: boolean): Promise<number> {
-  const results = await Promise.all(devices.map(resolveOne))
+  const results: Resolved[] = []
+  for (const device of devices) results.push(await resolveOne(device))
   if (json) {
     process.stdout.write(toJson({ devices: results }))
   } else {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** A regular file as a disk: a loop device that the kernel detaches when its last user has closed it. */
-import { constants, open as openCallback, fstat } from 'node:fs'
+import { constants, fstat, open as openCallback, readFileSync } from 'node:fs'
 import { promisify } from 'node:util'
 
 import { native } from '../native.js'
@@ -39,9 +39,24 @@ export async function attachFile(file: string, options: AttachOptions = {}): Pro
   try {
     const fd = await bind(backing, options)
     // For writing it had to be open to be bound so; from now on it is held by a descriptor that is in nobody's way.
-    return await openDescriptor(fd).finally(() => native.closeDevice(fd, () => {}))
+    const disk = await openDescriptor(fd).finally(() => native.closeDevice(fd, () => {}))
+    if (options.directIo !== true || hasDirectIo(disk)) return disk
+    await disk.close()
+    throw new DiskError(NO_DIRECT_IO, 'EINVAL')
   } finally {
     native.close(backing)
+  }
+}
+
+const NO_DIRECT_IO = 'the filesystem of the file cannot do direct I/O, or not for such sectors; leave out --direct-io'
+
+/** The kernel does without where the file cannot be read so. */
+function hasDirectIo({ kname }: Disk): boolean {
+  try {
+    return readFileSync(`/sys/block/${kname}/loop/dio`, 'latin1').trim() === '1'
+  } catch (error) {
+    errnoOf(error)
+    return false
   }
 }
 
@@ -123,7 +138,7 @@ function describeStep(errno: number, step: 'control' | 'open' | 'configure', { d
   }
   if (step === 'configure' && errno === E.EINVAL) {
     if (sectorSize !== undefined) return `no loop device can have sectors of ${sectorSize} bytes there`
-    if (directIo) return 'the filesystem of the file cannot do direct I/O; leave out --direct-io'
+    if (directIo) return NO_DIRECT_IO
   }
   if (errno === E.ENOSPC) return 'there is no free loop device, and no more can be made'
   return `no loop device could be bound to it (${step}): ${errnoName(errno)}`

@@ -280,9 +280,31 @@ t.test('how the disk is made can be told', async (t) => {
   await until(() => boundTo(file).length === 0)
 })
 
+t.test('direct I/O is done, or refused', async (t) => {
+  const dir = directory(t)
+  const where = join(dir, 'ramfs')
+  mkdirSync(where)
+  execFileSync('mount', ['-t', 'ramfs', 'none', where])
+  cleanup(t, () => run('umount', [where]))
+  const file = image(where, 'file')
+  writeFileSync(file, Buffer.alloc(1 << 16))
+  t.match(await cli('attach', '--fd', '--direct-io', file, '--', 'true'), {
+    code: 125,
+    stderr: /cannot do direct I\/O.*leave out --direct-io\n$/,
+  })
+  await until(() => boundTo(file).length === 0)
+  t.equal((await cli('attach', '--fd', file, '--', 'true')).code, 0)
+})
+
 t.test('a block device is held as it is', async (t) => {
   const disk = loopDisk(t, { file: image(directory(t), 'dev') })
   t.equal((await cli('attach', '--fd', disk.path, '--', ...head('{}', 3))).stdout, 'dev')
+  // A node that is called like another device.
+  const dir = directory(t)
+  const other = loopDisk(t)
+  execFileSync('cp', ['-a', disk.path, join(dir, other.kname)])
+  const here = await run('env', ['--chdir', dir, ...PROGRAM, 'attach', '--fd', other.kname, '--', ...head('{}', 3)])
+  t.equal(here.stdout, 'dev')
   t.match(await cli('attach', '--fd', '--offset', '512', disk.path, '--', 'true'), { code: 125, stderr: /are for files/ })
 })
 
