@@ -1,38 +1,18 @@
 // SPDX-License-Identifier: MIT
 /** `diskseq`, the small program for scripts: it says what `diskseqfs resolve` says. */
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
-import t, { type Test } from 'tap'
+import t from 'tap'
 
 import { parseName } from '../../src/devices/names.js'
 import { ROOT } from '../helpers/root.js'
-import { cleanup, CLI, loopDisk, run, startTree, until, zramDisk } from '../helpers/tree.js'
+import { CLI, loopDisk, mapperLink, run, scratch, startTree, until, zramDisk } from '../helpers/tree.js'
 
 const NOBODY = 65534
 const DISKSEQ = join(ROOT, 'native/diskseq/diskseq')
 const diskseq = (...args: string[]) => run(DISKSEQ, args)
 const resolve = (...args: string[]) => run('env', ['--unset=NODE_OPTIONS', process.execPath, CLI, 'resolve', ...args])
-
-function directory(t: Test): string {
-  const path = mkdtempSync(join(tmpdir(), 'diskseqfs-diskseq-'))
-  cleanup(t, () => rmSync(path, { recursive: true }))
-  return path
-}
-
-/** A symlink in /dev/mapper, as udev would make it. */
-function mapperLink(t: Test, name: string, target: string): string {
-  const existed = existsSync('/dev/mapper')
-  mkdirSync('/dev/mapper', { recursive: true })
-  const path = `/dev/mapper/${name}`
-  symlinkSync(target, path)
-  cleanup(t, () => {
-    rmSync(path)
-    if (!existed) rmdirSync('/dev/mapper')
-  })
-  return path
-}
 
 t.test('it finds, and refuses, what diskseqfs resolve does', async (t) => {
   const disk = loopDisk(t)
@@ -42,7 +22,7 @@ t.test('it finds, and refuses, what diskseqfs resolve does', async (t) => {
   unbound.detach()
   disk.addPartition(3, 64, 128)
   await until(() => existsSync(`${disk.path}p3`))
-  const dir = directory(t)
+  const dir = scratch(t)
   symlinkSync(disk.path, join(dir, 'link'))
   symlinkSync('link', join(dir, '13'))
   writeFileSync(join(dir, 'file'), '')

@@ -6,34 +6,25 @@ import {
   copyFileSync,
   existsSync,
   mkdirSync,
-  mkdtempSync,
   openSync,
   readdirSync,
   readFileSync,
-  rmSync,
   symlinkSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
 import { LONG } from '../helpers/long.js'
 import { ROOT } from '../helpers/root.js'
-import { cleanup, CLI, loopDisk, run, sleep, startTree, until } from '../helpers/tree.js'
+import { cleanup, CLI, loopDisk, run, scratch, sleep, startTree, until } from '../helpers/tree.js'
 
 const NOBODY = 65534
 /** Without the NODE_OPTIONS by which tap loads itself into each node. */
 const PROGRAM = ['--unset=NODE_OPTIONS', process.execPath, CLI]
 const cli = (...args: string[]) => run('env', [...PROGRAM, ...args])
-
-function directory(t: Test): string {
-  const path = mkdtempSync(join(tmpdir(), 'diskseqfs-exec-'))
-  cleanup(t, () => rmSync(path, { recursive: true }))
-  return path
-}
 
 /** A file with that text at its beginning. */
 function image(directory: string, text: string, size = 1 << 20): string {
@@ -79,7 +70,7 @@ async function startWaiting(t: Test, command: readonly string[]): Promise<{ chil
 }
 
 t.test('a program gets the disk by its path in the tree, or as an open descriptor', async (t) => {
-  const disk = loopDisk(t, { file: image(directory(t), 'one') })
+  const disk = loopDisk(t, { file: image(scratch(t), 'one') })
   const { mountpoint } = await startTree(t)
   const name = disk.diskseq()
   for (const what of [name, disk.path, disk.kname]) {
@@ -95,7 +86,7 @@ t.test('a program gets the disk by its path in the tree, or as an open descripto
 })
 
 t.test('partitions, and several disks', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   const [one, two] = ['one', 'two'].map((text) => loopDisk(t, { file: image(dir, text) })) as [
     ReturnType<typeof loopDisk>,
     ReturnType<typeof loopDisk>,
@@ -115,7 +106,7 @@ t.test('partitions, and several disks', async (t) => {
 
 /** Mounts a disk, held or not, after it was detached, and another one was given its number if that was possible. */
 async function mountLate(t: Test, held: boolean): Promise<{ recycled: boolean; mounted: string }> {
-  const dir = directory(t)
+  const dir = scratch(t)
   const [mine, other] = ['mine', 'other'].map((label) => {
     const file = image(dir, label)
     execFileSync('mkfs.ext4', ['-q', '-F', '-O', '^has_journal', '-L', label, file])
@@ -154,7 +145,7 @@ t.test('twin: by its path in /dev it mounts another one', async (t) => {
 
 t.test('exit codes are those of env(1)', async (t) => {
   const name = loopDisk(t).diskseq()
-  const dir = directory(t)
+  const dir = scratch(t)
   const exec = (...command: string[]) => cli('exec', '--fd', name, '--', ...command)
   t.equal((await exec('sh', '-c', 'exit 7')).code, 7)
   t.equal((await exec('sh', '-c', 'kill -KILL $$')).code, 128 + 9)
@@ -173,7 +164,7 @@ t.test('what cannot be done is said in one line, and nothing is run', async (t) 
   const gone = loopDisk(t)
   const goneName = gone.diskseq()
   gone.detach()
-  const dir = directory(t)
+  const dir = scratch(t)
   const name = disk.diskseq()
   for (const [args, says] of [
     [['exec', '--fd', name], /say what to run/],
@@ -202,7 +193,7 @@ t.test('what cannot be done is said in one line, and nothing is run', async (t) 
 })
 
 t.test('--write and --exclusive', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   const disk = loopDisk(t, { file: image(dir, 'rw') })
   const modes = ['sh', '-c', 'grep ^flags: /proc/self/fdinfo/3', 'sh', '{}']
   t.match((await cli('exec', '--fd', disk.path, '--', ...modes)).stdout, /0\n$/)
@@ -239,7 +230,7 @@ t.test('signals reach the program', async (t) => {
 })
 
 t.test('a file is a disk for as long as a program runs', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   const file = image(dir, 'hello')
   t.strictSame(await cli('attach', '--fd', file, '--', ...head('{}', 5)), { code: 0, stdout: 'hello', stderr: '' })
   await until(() => boundTo(file).length === 0)
@@ -265,7 +256,7 @@ t.test('a file is a disk for as long as a program runs', async (t) => {
 })
 
 t.test('how the disk is made can be told', async (t) => {
-  const file = image(directory(t), 'abcdefgh', 1 << 20)
+  const file = image(scratch(t), 'abcdefgh', 1 << 20)
   writeFileSync(file, Buffer.concat([Buffer.alloc(4096, 'a'), Buffer.alloc(8192, 'b'), Buffer.alloc(4096, 'c')]))
   const attach = (...args: string[]) =>
     cli('attach', '--fd', ...args.slice(0, -1), file, '--', 'sh', '-c', args.at(-1) as string, 'sh', '{}')
@@ -281,7 +272,7 @@ t.test('how the disk is made can be told', async (t) => {
 })
 
 t.test('direct I/O is done, or refused', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   const where = join(dir, 'ramfs')
   mkdirSync(where)
   execFileSync('mount', ['-t', 'ramfs', 'none', where])
@@ -297,10 +288,10 @@ t.test('direct I/O is done, or refused', async (t) => {
 })
 
 t.test('a block device is held as it is', async (t) => {
-  const disk = loopDisk(t, { file: image(directory(t), 'dev') })
+  const disk = loopDisk(t, { file: image(scratch(t), 'dev') })
   t.equal((await cli('attach', '--fd', disk.path, '--', ...head('{}', 3))).stdout, 'dev')
   // A node that is called like another device.
-  const dir = directory(t)
+  const dir = scratch(t)
   const other = loopDisk(t)
   execFileSync('cp', ['-a', disk.path, join(dir, other.kname)])
   const here = await run('env', ['--chdir', dir, ...PROGRAM, 'attach', '--fd', other.kname, '--', ...head('{}', 3)])
@@ -309,7 +300,7 @@ t.test('a block device is held as it is', async (t) => {
 })
 
 t.test('what cannot be a disk says why, and leaves nothing', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   const file = image(dir, 'file')
   const fifo = join(dir, 'fifo')
   execFileSync('mkfifo', [fifo])
@@ -363,7 +354,7 @@ const CYCLES = LONG ? 300 : 20
 
 /** Kills the command at some moment, again and again; the loop devices that are left two seconds later. */
 async function kill(t: Test, node: readonly string[]): Promise<number> {
-  const dir = directory(t)
+  const dir = scratch(t)
   const files = Array.from({ length: 4 }, (_, i) => image(dir, `file${i}`))
   cleanup(t, async () => {
     for (const file of files) for (const kname of boundTo(file)) await run('losetup', ['--detach', `/dev/${kname}`])
@@ -404,7 +395,7 @@ t.test('twin: bound without autoclear, they are left', async (t) => {
 })
 
 t.test('many at once', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   const files = Array.from({ length: 16 }, (_, i) => image(dir, `many${i}`))
   const seen = await Promise.all(files.map((file, i) => cli('attach', '--fd', file, '--', ...head('{}', `many${i}`.length))))
   t.strictSame(

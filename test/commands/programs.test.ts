@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT
 /** The library, as it is installed from the package for npm; and the examples of docs/programs.md. */
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
 import { attach, DiskError, list, open, resolve, watch } from '../../src/index.js'
 import { ROOT } from '../helpers/root.js'
-import { cleanup, loopDisk, run, until } from '../helpers/tree.js'
+import { loopDisk, run, scratch, until } from '../helpers/tree.js'
 
 const examples = new Map(
   [...readFileSync(join(ROOT, 'docs/programs.md'), 'utf8').matchAll(/^```(\w+)\n(.*?)^```$/gms)].map(([, language, text]) => [
@@ -17,12 +16,6 @@ const examples = new Map(
     text as string,
   ]),
 )
-
-function directory(t: Test): string {
-  const path = mkdtempSync(join(tmpdir(), 'diskseqfs-programs-'))
-  cleanup(t, () => rmSync(path, { recursive: true }))
-  return path
-}
 
 const example = (language: string) => {
   const text = examples.get(language)
@@ -46,20 +39,20 @@ async function verifies(t: Test, file: string, ...args: string[]): Promise<void>
 }
 
 t.test('the example in C', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   writeFileSync(join(dir, 'disk.c'), example('c'))
   execFileSync('cc', ['-Wall', '-Wextra', '-Werror', '-o', join(dir, 'disk'), join(dir, 'disk.c')])
   await verifies(t, join(dir, 'disk'))
 })
 
 t.test('the example in Python', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   writeFileSync(join(dir, 'disk.py'), example('python'))
   await verifies(t, 'python3', join(dir, 'disk.py'))
 })
 
 t.test('the package is installed without a compiler and a download, and has types', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   execFileSync('make', ['--silent', '-C', ROOT, 'npm-package'], { stdio: 'pipe' })
   const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string }
   writeFileSync(join(dir, 'package.json'), '{ "type": "module" }')
@@ -174,7 +167,7 @@ t.test('an end that is asked for', async (t) => {
 })
 
 t.test('attach and list', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   const file = join(dir, 'file')
   writeFileSync(file, Buffer.alloc(1 << 20))
   const image = await attach(file)

@@ -1,25 +1,12 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs resolve`: from anything that names a device to its path in the tree. */
 import { execFileSync, spawn } from 'node:child_process'
-import {
-  closeSync,
-  existsSync,
-  fstatSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  rmdirSync,
-  rmSync,
-  statSync,
-  symlinkSync,
-  writeFileSync,
-} from 'node:fs'
-import { tmpdir } from 'node:os'
+import { closeSync, existsSync, fstatSync, openSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 
-import t, { type Test } from 'tap'
+import t from 'tap'
 
-import { cleanup, CLI, loopDisk, run, sleep, startTree, until, zramDisk } from '../helpers/tree.js'
+import { cleanup, CLI, loopDisk, mapperLink, run, scratch, sleep, startTree, until, zramDisk } from '../helpers/tree.js'
 
 const PREFIX = '/dev/disk/by-diskseq'
 const NOBODY = 65534
@@ -28,25 +15,6 @@ const NOBODY = 65534
 const PROGRAM = ['--unset=NODE_OPTIONS', process.execPath, CLI, 'resolve']
 const resolve = (...args: string[]) => run('env', [...PROGRAM, ...args])
 const resolveAsNobody = (...args: string[]) => run('env', [...PROGRAM, ...args], { uid: NOBODY, gid: NOBODY })
-
-function directory(t: Test): string {
-  const path = mkdtempSync(join(tmpdir(), 'diskseqfs-resolve-'))
-  cleanup(t, () => rmSync(path, { recursive: true }))
-  return path
-}
-
-/** A symlink in /dev/mapper, as udev would make it. */
-function mapperLink(t: Test, name: string, target: string): string {
-  const existed = existsSync('/dev/mapper')
-  mkdirSync('/dev/mapper', { recursive: true })
-  const path = `/dev/mapper/${name}`
-  symlinkSync(target, path)
-  cleanup(t, () => {
-    rmSync(path)
-    if (!existed) rmdirSync('/dev/mapper')
-  })
-  return path
-}
 
 const majmin = (path: string) => {
   const { rdev } = statSync(path)
@@ -58,7 +26,7 @@ const CONTROL = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/
 
 t.test('a disk is found by path, link, number and kernel name', async (t) => {
   const disk = loopDisk(t)
-  const dir = directory(t)
+  const dir = scratch(t)
   symlinkSync(disk.path, join(dir, 'link'))
   symlinkSync('link', join(dir, 'second'))
   const path = `${PREFIX}/${disk.diskseq()}`
@@ -125,7 +93,7 @@ t.test('the printed path opens the same device', async (t) => {
 })
 
 t.test('an argument that is no such device fails with one line', async (t) => {
-  const dir = directory(t)
+  const dir = scratch(t)
   writeFileSync(join(dir, 'file'), '')
   symlinkSync('nowhere', join(dir, 'dangling'))
   symlinkSync('loop', join(dir, 'loop'))
@@ -166,7 +134,7 @@ t.test('an argument that is no such device fails with one line', async (t) => {
 t.test('control characters never reach the terminal raw', async (t) => {
   const disk = loopDisk(t)
   const name = `evil\u001b]0;x\u0007\n\u009b31m`
-  const dir = directory(t)
+  const dir = scratch(t)
   const plain = join(dir, name)
   writeFileSync(plain, '')
   for (const argument of [name, plain, `/nonexistent/${name}`, mapperLink(t, name, disk.path)]) {
@@ -211,7 +179,7 @@ t.test('an unprivileged user is told to be root, if that is what is missing', as
 t.test('nothing but a block device is opened', async (t) => {
   // Opening has effects: it starts a watchdog, rewinds a tape, and lets a process that waits at a
   // FIFO go on.
-  const fifo = join(directory(t), 'fifo')
+  const fifo = join(scratch(t), 'fifo')
   execFileSync('mkfifo', [fifo])
   const writer = spawn('sh', ['-c', `echo waiting; exec >'${fifo}'; echo >&2 opened`], { stdio: ['ignore', 'pipe', 'pipe'] })
   cleanup(t, () => writer.kill('SIGKILL'))

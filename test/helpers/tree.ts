@@ -5,6 +5,7 @@ import {
   chmodSync,
   closeSync,
   existsSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -13,6 +14,7 @@ import {
   rmSync,
   statfsSync,
   statSync,
+  symlinkSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs'
@@ -364,6 +366,26 @@ export async function startManaged(
         .filter((line) => line.startsWith('diskseqfs-guard:'))
         .join('\n'),
   }
+}
+
+/** A directory of the test's own. */
+export function scratch(t: Test): string {
+  const path = mkdtempSync(join(tmpdir(), 'diskseqfs-scratch-'))
+  cleanup(t, () => rmSync(path, { recursive: true }))
+  return path
+}
+
+/** A symlink in /dev/mapper, as udev would make it. */
+export function mapperLink(t: Test, name: string, target: string): string {
+  const existed = existsSync('/dev/mapper')
+  mkdirSync('/dev/mapper', { recursive: true })
+  const path = `/dev/mapper/${name}`
+  symlinkSync(target, path)
+  cleanup(t, () => {
+    rmSync(path)
+    if (!existed) rmdirSync('/dev/mapper')
+  })
+  return path
 }
 
 export interface TestDisk {
