@@ -219,6 +219,20 @@ function program(): Command {
       process.exitCode = await wait(name, options)
     })
 
+  root
+    .command('doctor')
+    .summary('say what is wrong')
+    .description(
+      'Looks at the kernel, the mount, the service, the udev rules and the links that lead into the tree, and says what is wrong and\n' +
+        'what to do about it. Exit code 0: nothing; 1: warnings; 2: something is broken, or the command line is wrong.',
+    )
+    .option('--json', 'print JSON')
+    .action(async (options: { json?: boolean }) => {
+      const { doctor } = await import('./commands/doctor.js')
+      // A thread may wait for a daemon that hangs.
+      process.exit(await doctor(options.json === true))
+    })
+
   for (const command of root.commands) {
     command.exitOverride().configureOutput(root.configureOutput())
   }

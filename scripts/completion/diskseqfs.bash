@@ -19,7 +19,7 @@ _diskseqfs() {
 	local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
 	COMPREPLY=()
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W 'mount unmount list resolve exec attach watch wait help --help --version' -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W 'mount unmount list resolve exec attach watch wait doctor help --help --version' -- "$word")
 		return
 	fi
 	# What comes after "--" is another program's.
@@ -50,7 +50,7 @@ _diskseqfs() {
 	list:-o | list:--output | list:-x | list:--sort)
 		words='NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS'
 		;;
-	help:*) words='mount unmount list resolve exec attach watch wait' ;;
+	help:*) words='mount unmount list resolve exec attach watch wait doctor' ;;
 	*)
 		case $word in
 		-*)
@@ -58,7 +58,7 @@ _diskseqfs() {
 			mount) words='--foreground --replace -o --linger --hold --open-timeout --transport --log-level --log-format --help' ;;
 			unmount) words='--help' ;;
 			list) words='--output --bytes --noheadings --raw --pairs --json --paths --sort --help' ;;
-			resolve) words='--json --help' ;;
+			resolve | doctor) words='--json --help' ;;
 			watch) words='--json --existing --help' ;;
 			wait) words='--loop-file --dm-name --gone --timeout --help' ;;
 			exec) words='--tree --fd --write --exclusive --help' ;;

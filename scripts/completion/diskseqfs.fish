@@ -23,6 +23,7 @@ complete -c diskseqfs -n __fish_use_subcommand -a exec -d 'run a program with di
 complete -c diskseqfs -n __fish_use_subcommand -a attach -d 'make a file a disk while a program runs'
 complete -c diskseqfs -n __fish_use_subcommand -a watch -d 'tell of disks that come and go'
 complete -c diskseqfs -n __fish_use_subcommand -a wait -d 'wait for a disk'
+complete -c diskseqfs -n __fish_use_subcommand -a doctor -d 'say what is wrong'
 complete -c diskseqfs -n __fish_use_subcommand -a help -d 'display help for command'
 complete -c diskseqfs -n __fish_use_subcommand -s V -l version -d 'output the version number'
 complete -c diskseqfs -s h -l help -d 'display help for command'
@@ -39,7 +40,7 @@ complete -c diskseqfs -n '__fish_seen_subcommand_from mount' -l log-level -x -a 
 complete -c diskseqfs -n '__fish_seen_subcommand_from mount' -l log-format -x -a 'json pretty journal' -d 'format of log lines'
 
 complete -c diskseqfs -n '__fish_seen_subcommand_from unmount' -a '(__diskseqfs_trees)'
-complete -c diskseqfs -n '__fish_seen_subcommand_from resolve' -l json -d 'print JSON'
+complete -c diskseqfs -n '__fish_seen_subcommand_from resolve doctor' -l json -d 'print JSON'
 set -l columns NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s o -l output -x -a "$columns" -d columns
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s b -l bytes -d 'sizes in bytes'

@@ -6,6 +6,7 @@ import { type DiskSeq, nodeName, parseName } from '../devices/names.js'
 import { errnoName, UserError } from '../util/errno.js'
 import { native } from '../native.js'
 import { type Device, Sysfs } from '../devices/sysfs.js'
+import { unescapeOctal } from '../util/mountpoint.js'
 import { printable } from '../util/text.js'
 import { DEFAULT_COLUMNS, type Format, type Listed, parseColumn, parseColumns, show, type Showing, sorted } from './columns.js'
 import type { ListArguments } from './options.js'
@@ -80,22 +81,16 @@ const flatten = (device: Listed): Listed[] => {
 function readMounts(): Map<string, string[]> {
   const found = new Map<string, string[]>()
   const add = (majmin: string, where: string) => void found.set(majmin, [...(found.get(majmin) ?? []), where])
-  for (const line of readFileSync('/proc/self/mountinfo', 'latin1').split('\n')) {
+  for (const line of readFileSync('/proc/self/mountinfo', 'utf8').split('\n')) {
     const [, , majmin, , where] = line.split(' ')
-    if (majmin !== undefined && where !== undefined && !majmin.startsWith('0:')) add(majmin, decoded(where))
+    if (majmin !== undefined && where !== undefined && !majmin.startsWith('0:')) add(majmin, unescapeOctal(where))
   }
-  for (const line of readFileSync('/proc/swaps', 'latin1').split('\n').slice(1)) {
+  for (const line of readFileSync('/proc/swaps', 'utf8').split('\n').slice(1)) {
     const [path = '', type] = line.split(/\s+/)
-    const majmin = type === 'partition' ? numberOf(decoded(path)) : undefined
+    const majmin = type === 'partition' ? numberOf(unescapeOctal(path)) : undefined
     if (majmin !== undefined) add(majmin, '[SWAP]')
   }
   return found
-}
-
-/** The kernel writes blanks and the like in octal. */
-function decoded(latin1: string): string {
-  const bytes = latin1.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
-  return Buffer.from(bytes, 'latin1').toString()
 }
 
 function scan(sysfs: Sysfs): Promise<Device[]> {

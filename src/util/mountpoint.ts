@@ -116,6 +116,8 @@ export interface MountEntry {
   readonly target: string
   readonly type: string
   readonly source: string
+  /** Of the mount and of the filesystem, separated by commas. */
+  readonly options: string
 }
 
 const MOUNTINFO = '/proc/self/mountinfo'
@@ -171,13 +173,14 @@ export function mountsAt(path: string): MountEntry[] {
       target,
       type: fields[separator + 1] ?? '',
       source: unescapeOctal(fields[separator + 2] ?? ''),
+      options: `${fields[5]},${fields[separator + 3]}`,
     })
   }
   return entries
 }
 
-/** mountinfo writes blanks and the like as \040 */
-function unescapeOctal(text: string): string {
+/** The kernel's lists of mounts and swap write blanks and the like as \040. */
+export function unescapeOctal(text: string): string {
   return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)))
 }
 

@@ -54,6 +54,7 @@ const COMMANDS = {
     '-h, --help',
   ],
   watch: ['--json', '--existing', '-h, --help'],
+  doctor: ['--json', '-h, --help'],
   wait: ['[name]', '--loop-file <file>', '--dm-name <name>', '--gone', '--timeout <seconds>', '-h, --help'],
 }
 
