@@ -6,9 +6,8 @@ import { dirname, basename } from 'node:path'
 import { promisify } from 'node:util'
 
 import { native } from '../native.js'
-import { afterTicks } from '../util/clock.js'
-import { E } from '../util/errno.js'
-import { DEFAULT_MOUNTPOINT, mountsAt } from '../util/mountpoint.js'
+import { UserError } from '../util/errno.js'
+import { DEFAULT_MOUNTPOINT, isDead, mountsAt } from '../util/mountpoint.js'
 import { toJson } from '../util/text.js'
 import { beneath, type Finding, kernel, links, mounts, requestTimeout, rules, service, unit, version } from './findings.js'
 
@@ -50,19 +49,19 @@ async function statusOf(): Promise<string | undefined> {
   return /^ActiveState=active$/m.test(stdout) ? /^StatusText=(.*)$/m.exec(stdout)?.[1] : undefined
 }
 
-const TIME_LIMIT_MS = 5000
-
 /** Whether somebody serves the tree. */
-function answers(): Promise<Finding[]> {
-  const broken = (what: string, advice: string): Finding[] => [{ severity: 'broken', what, advice }]
-  const restart = 'systemctl restart diskseqfs, or diskseqfs unmount and mount'
-  return new Promise((resolve) => {
-    const cancel = afterTicks(TIME_LIMIT_MS, () => resolve(broken('the daemon of the tree does not answer', restart)))
-    native.look(DEFAULT_MOUNTPOINT, (error) => {
-      cancel()
-      resolve(error === E.ENOTCONN ? broken('the daemon of the tree is gone', restart) : [])
-    })
+async function answers(): Promise<Finding[]> {
+  const broken = (what: string): Finding => ({
+    severity: 'broken',
+    what,
+    advice: 'systemctl restart diskseqfs, or diskseqfs unmount and mount',
   })
+  try {
+    return (await isDead(native, DEFAULT_MOUNTPOINT)) ? [broken('the daemon of the tree is gone')] : []
+  } catch (error) {
+    if (!(error instanceof UserError)) throw error
+    return [broken('the daemon of the tree does not answer')]
+  }
 }
 
 function linksBeneath(): Promise<string[]> {

@@ -201,7 +201,7 @@ export function detach(native: Pick<Native, 'unmount'>, path: string, abort = fa
 const TIME_LIMIT_MS = 5000
 
 /**
- * Whether the daemon behind a FUSE mount is gone: each call fails with ENOTCONN.
+ * Whether the daemon behind the mount of a tree is gone: each call fails with ENOTCONN.
  *
  * @throws UserError if it is there and does not answer
  */
@@ -209,7 +209,8 @@ export function isDead(native: Pick<Native, 'look'>, path: string): Promise<bool
   return new Promise((resolve, reject) => {
     const late = () => reject(new UserError(`${path}: the daemon that serves it does not answer`))
     const inTime = afterTicks(TIME_LIMIT_MS, late)
-    native.look(path, (error) => {
+    // A name that no disk has: the kernel asks for it each time, and remembers the directory's attributes for an hour.
+    native.look(join(path, '0'), (error) => {
       inTime()
       resolve(error === E.ENOTCONN)
     })
