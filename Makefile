@@ -102,13 +102,15 @@ build/js/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -type d) | $(DEP
 # What runs: one file each for the program and the library, as finding and reading a module costs Node.js a
 # millisecond, and no ES module, as starting its loader for them costs ten. Their types are beside them.
 BUNDLE = esbuild --bundle --minify-syntax --platform=node --target=node20 --format=cjs \
-	--external:fuse-native --log-level=warning --define:import.meta.url=ownUrl \
-	--banner:js='"use strict"; const ownUrl = require("node:url").pathToFileURL(__filename).href'
+	--external:fuse-native --log-level=warning --define:import.meta.url=ownUrl
+OWN_URL = "use strict"; const ownUrl = require("node:url").pathToFileURL(__filename).href
+# Of Node.js, SIGUSR1 opens a debugger, to which any local user may connect: nothing of the kind from here on.
+NO_DEBUGGER = process.on("SIGUSR1", () => {})
 
 dist/cli.js: build/js/cli.js
 	@rm -rf dist
-	@$(BUNDLE) $< --outfile=$@
-	@$(BUNDLE) build/js/index.js --outfile=dist/index.js
+	@$(BUNDLE) $< --outfile=$@ --banner:js='$(OWN_URL); $(NO_DEBUGGER)'
+	@$(BUNDLE) build/js/index.js --outfile=dist/index.js --banner:js='$(OWN_URL)'
 	@cd build/js && find index.d.ts native.d.ts devices disks fuse/transport.d.ts util -name '*.d.ts' -exec install -D -m 644 '{}' '../../dist/types/{}' ';'
 	@echo '{ "type": "commonjs" }' >dist/package.json
 	@for package in $$(cat $(DEPS)); do \

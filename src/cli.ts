@@ -9,11 +9,14 @@ import { UserError } from './util/errno.js'
 import type { AttachArguments, ExecArguments, ListArguments, MountArguments, WaitArguments, WatchArguments } from './commands/options.js'
 import { LOG_FORMATS, LOG_LEVELS } from './util/log.js'
 import { DEFAULT_MOUNTPOINT } from './util/mountpoint.js'
+import { printable } from './util/text.js'
 import { TRANSPORTS } from './fuse/transport.js'
 
 /** Upper limits that only keep a typing error from looking like an intention. */
 const LINGER_MAX_MS = 60_000
 const HOLD_MAX_S = 86_400
+/** Three weeks: a timer takes no more. */
+const WAIT_MAX_S = 2_000_000
 
 /** A whole number from 0 to `max`, for an option's argument. */
 function wholeNumber(max: number): (text: string) => number {
@@ -37,7 +40,9 @@ function byteCount(text: string): bigint {
 }
 
 function seconds(text: string): number {
-  if (!/^\d{1,7}(\.\d{1,3})?$/.test(text)) throw new InvalidArgumentError('It must be a number of seconds, such as 30 or 0.5.')
+  if (!/^\d{1,7}(\.\d{1,3})?$/.test(text) || Number(text) > WAIT_MAX_S) {
+    throw new InvalidArgumentError(`It must be a number of seconds, such as 30 or 0.5, up to ${WAIT_MAX_S}.`)
+  }
   return Number(text)
 }
 
@@ -54,7 +59,17 @@ function program(): Command {
     .description('Block device paths that can never reach the wrong disk.')
     .version(version(), '-V, --version')
     .exitOverride()
-    .configureOutput({ outputError: (text, write) => write(`diskseqfs: ${text.replace(/^error: /, '').replace(/\n(?=\()/, ' ')}`) })
+    .configureOutput({
+      outputError: (text, write) =>
+        write(
+          `diskseqfs: ${printable(
+            text
+              .replace(/^error: /, '')
+              .replace(/\n(?=\()/, ' ')
+              .trimEnd(),
+          )}\n`,
+        ),
+    })
 
   root
     .command('mount')
@@ -182,7 +197,7 @@ function program(): Command {
     .option('--partscan', 'look for a partition table')
     .option('--offset <bytes>', 'where the disk begins in the file', byteCount)
     .option('--size <bytes>', 'how long it is (default: all that follows)', byteCount)
-    .option('--sector-size <bytes>', 'of the disk: a power of two from 512 to the page size', sectorSize)
+    .option('--sector-size <bytes>', 'of the disk: a power of two from 512 on', sectorSize)
     .action(async (file: string, options: AttachArguments) => {
       const { attach } = await import('./commands/attach.js')
       process.exitCode = await attach(file, programToRun('attach FILE'), options)
@@ -271,7 +286,9 @@ function version(): string {
 // daemon none to end.
 for (const stream of [process.stdout, process.stderr]) {
   stream.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error
+    if (error.code === 'EPIPE') return
+    if (stream === process.stdout) process.stderr.write(`diskseqfs: standard output: ${error.code}\n`)
+    process.exit(1)
   })
 }
 

@@ -12,6 +12,7 @@
  * env(1): 125 for what this program cannot do, 126, 127, or the program's own.
  */
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -48,20 +49,19 @@ struct device {
 
 static const char *argument;
 
-/* One line on stderr about the current argument; -1. Control characters must not reach a terminal. */
+/* One line on stderr about the current argument; -1. Control characters, of which UTF-8 has some of two
+ * bytes, must not reach a terminal. */
 __attribute__((format(printf, 1, 2))) static int fail(const char *format, ...)
 {
 	char line[2 * PATH_MAX];
-	int n = snprintf(line, sizeof line, "diskseq: %s: ", argument);
+	int n = snprintf(line, sizeof line, "diskseq: %.*s: ", PATH_MAX, argument);
 	va_list list;
 
-	if (n < 0 || n >= (int)sizeof line)
-		n = 0;
 	va_start(list, format);
 	vsnprintf(line + n, sizeof line - (size_t)n, format, list);
 	va_end(list);
-	for (char *c = line; *c; c++)
-		if ((unsigned char)*c < ' ' || *c == 127)
+	for (unsigned char *c = (unsigned char *)line; *c; c++)
+		if (*c < ' ' || *c == 127 || (*c == 0xc2 && c[1] >= 0x80 && c[1] <= 0x9f))
 			*c = '?';
 	fprintf(stderr, "%s\n", line);
 	return -1;
@@ -69,6 +69,8 @@ __attribute__((format(printf, 1, 2))) static int fail(const char *format, ...)
 
 static int fail_open(int error)
 {
+	if (error == EMFILE || error == ENFILE || error == ENOMEM)
+		return fail("out of resources: %s", strerror(error));
 	if (error == EACCES || error == EPERM)
 		return fail(geteuid() ? "permission denied; run this as root"
 				      : "permission denied, to root: a device cgroup or a security module forbids it");
@@ -226,6 +228,8 @@ static int open_named(const struct device *wanted, struct device *d)
 		fd = open_node(path, &error);
 		if (fd < 0 && error != ENOENT && error != ENXIO && error != ENODEV)
 			return fail_open(error);
+		if (fd < 0 && error == ENOENT && access("/proc/self/fd", F_OK) < 0)
+			return fail("/proc is not mounted");
 		if (fd < 0)
 			continue;
 		if (!identify(fd, d, kname, sizeof kname) && d->diskseq == wanted->diskseq && d->partition == wanted->partition)
@@ -241,16 +245,36 @@ static void unescape(char *name)
 	char *to = name;
 
 	for (const char *from = name; *from; to++) {
-		unsigned c;
-
-		if (from[0] == '\\' && from[1] == 'x' && sscanf(from + 2, "%2x", &c) == 1) {
-			*to = (char)c;
+		if (from[0] == '\\' && from[1] == 'x' && isxdigit((unsigned char)from[2]) && isxdigit((unsigned char)from[3])) {
+			*to = (char)strtoul((const char[]){ from[2], from[3], '\0' }, NULL, 16);
 			from += 4;
 		} else {
 			*to = *from++;
 		}
 	}
 	*to = '\0';
+}
+
+/* MAJOR:MINOR, and nothing else. */
+static bool parse_majmin(const char *text, unsigned *major, unsigned *minor)
+{
+	size_t a = strspn(text, "0123456789"), b = text[a] == ':' ? strspn(text + a + 1, "0123456789") : 0;
+
+	if (!a || !b || a > 9 || b > 9 || text[a + 1 + b])
+		return false;
+	*major = (unsigned)strtoul(text, NULL, 10);
+	*minor = (unsigned)strtoul(text + a + 1, NULL, 10);
+	return true;
+}
+
+/* Whether the last component of a path is a name in /dev/mapper, however it is written. */
+static bool is_in_mapper(const char *path)
+{
+	char directory[PATH_MAX], real[PATH_MAX];
+	const char *slash = strrchr(path, '/');
+
+	snprintf(directory, sizeof directory, "%.*s", (int)(slash - path), path);
+	return slash[1] && realpath(slash == path ? "/" : directory, real) && !strcmp(real, "/dev/mapper") && strcmp(slash, "/control");
 }
 
 /* A link in /dev/mapper promises a device-mapper name. */
@@ -280,11 +304,13 @@ static int open_device(struct device *d)
 		return open_named(&wanted, d);
 	if (!*argument)
 		return fail("an empty argument names no device");
+	if (strlen(argument) > PATH_MAX - sizeof CLASS - sizeof "/uevent")
+		return fail_open(ENAMETOOLONG);
 	snprintf(path, sizeof path, "%s", argument);
 	snprintf(directory, sizeof directory, CLASS "%s", argument);
 	if (strchr(argument, '/')) {
 		/* a path */
-	} else if (sscanf(argument, "%u:%u", &major, &minor) == 2) {
+	} else if (parse_majmin(argument, &major, &minor)) {
 		by_number = argument;
 		snprintf(directory, sizeof directory, "/sys/dev/block/%u:%u", major, minor);
 		if (!read_device(directory, d))
@@ -306,7 +332,7 @@ static int open_device(struct device *d)
 		wrong = "its node in /dev is another device's; the device changed, try again";
 	if (wrong)
 		fail("%s", wrong);
-	if (!wrong && (strncmp(path, "/dev/mapper/", 12) || !check_dm_name(path, kname)))
+	if (!wrong && (!strchr(path, '/') || !is_in_mapper(path) || !check_dm_name(path, kname)))
 		return fd;
 	close(fd);
 	return -1;
@@ -332,8 +358,11 @@ static int resolve(int count, char **arguments)
 			printf("p%u", d.partition);
 		putchar('\n');
 	}
-	if (fflush(stdout) == EOF)
+	if (fflush(stdout) == EOF) {
+		argument = "standard output";
+		fail("%s", strerror(errno));
 		return 1;
+	}
 	return status;
 }
 
@@ -372,14 +401,24 @@ static int run(bool write, char **command)
 		if (!(*a = insert(*a, path)))
 			return fprintf(stderr, "diskseq: out of memory\n"), EXIT_FAILED;
 	execvp(command[0], command);
-	fprintf(stderr, "diskseq: %s: %s\n", command[0], strerror(errno));
-	return errno == ENOENT ? 127 : 126;
+	int error = errno;
+
+	argument = command[0];
+	fail("%s", strerror(error));
+	return error == ENOENT ? 127 : 126;
 }
 
 int main(int argc, char **argv)
 {
 	static const char usage[] = "usage: diskseq DEVICE...\n"
 				    "       diskseq --open DEVICE [--write] -- COMMAND [ARGUMENT...]\n";
+	/* A disk must not become what a program reads, or writes its messages to. */
+	for (int fd = open("/dev/null", O_RDWR); fd >= 0; fd = open("/dev/null", O_RDWR)) {
+		if (fd <= 2)
+			continue;
+		close(fd);
+		break;
+	}
 	bool write = argc > 3 && !strcmp(argv[3], "--write");
 	int dashes = write ? 4 : 3;
 

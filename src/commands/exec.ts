@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs exec`: runs a program that takes paths of disks, which are held open, verified, until it ends. */
-import { spawn } from 'node:child_process'
-import { constants } from 'node:os'
+import { type ChildProcess, spawn, type StdioOptions } from 'node:child_process'
 import { stat } from 'node:fs/promises'
-import { join } from 'node:path'
+import { constants } from 'node:os'
+import { resolve } from 'node:path'
 
 import { type Disk, open } from '../disks/open.js'
 import { errnoName, errnoOf, UserError } from '../util/errno.js'
@@ -41,27 +41,40 @@ export async function naming<T>(argument: string, work: Promise<T>): Promise<T> 
  * @returns the exit code
  */
 export async function runWith(disks: readonly Disk[], command: readonly string[], { fd = false, tree }: RunArguments): Promise<number> {
+  requireText(command)
   const paths = await Promise.all(disks.map((disk, i) => (fd ? `/proc/self/fd/${FIRST_FD + i}` : pathOf(disk, tree))))
   const [file, ...args] = command.map((argument) => insert(argument, paths)) as [string, ...string[]]
-  const code = await run(file, args, fd ? disks.map((disk) => disk.fd) : [])
+  const standard: StdioOptions = ['inherit', 'inherit', 'inherit']
+  const stdio = fd ? [...standard, ...Array<'ignore'>(FIRST_FD - 3).fill('ignore'), ...disks.map((disk) => disk.fd)] : standard
+  const code = await run(file, args, stdio)
   await Promise.all(disks.map((disk) => disk.close()))
   return code
 }
 
-/** Of the descriptors that a program gets: those after its standard input, output and error. */
-const FIRST_FD = 3
+/** Node replaces bytes that are no UTF-8: the program would get other arguments than were given. */
+function requireText(command: readonly string[]): void {
+  if (!command.some((argument) => argument.includes('\ufffd'))) return
+  throw new UserError('an argument is not UTF-8, and cannot be passed on as it is; diskseq --open can', EXIT.FAILED)
+}
+
+/**
+ * Numbers of the descriptors of disks. Those below may be what the program expects to get from its caller (a log, the
+ * sockets of a service): they are closed, never a disk.
+ */
+const FIRST_FD = 10
 
 /** The path in the tree; it must lead to the disk, which cannot get another number meanwhile. */
 async function pathOf(disk: Disk, tree: string): Promise<string> {
-  const path = join(tree, disk.name)
-  const hint = `is the tree mounted at ${tree}? --fd passes the open disk itself`
+  // The program may change its directory.
+  const path = resolve(tree, disk.name)
+  const hint = `is the tree mounted at ${printable(tree)}? --fd passes the open disk itself`
   try {
-    const { rdev } = await stat(path)
-    if (rdev === (await stat(`/proc/self/fd/${disk.fd}`)).rdev) return path
+    const found = await stat(path)
+    if (found.isBlockDevice() && found.rdev === (await stat(`/proc/self/fd/${disk.fd}`)).rdev) return path
   } catch (error) {
-    throw new UserError(`${path}: ${errnoName(errnoOf(error))}; ${hint}`, EXIT.FAILED)
+    throw new UserError(`${printable(path)}: ${errnoName(errnoOf(error))}; ${hint}`, EXIT.FAILED)
   }
-  throw new UserError(`${path} is another device; ${hint}`, EXIT.FAILED)
+  throw new UserError(`${printable(path)} is another device; ${hint}`, EXIT.FAILED)
 }
 
 function insert(argument: string, paths: readonly string[]): string {
@@ -75,19 +88,27 @@ function insert(argument: string, paths: readonly string[]): string {
   })
 }
 
-function run(file: string, args: readonly string[], fds: readonly number[]): Promise<number> {
-  return new Promise((resolve, reject) => {
+function run(file: string, args: readonly string[], stdio: StdioOptions): Promise<number> {
+  return new Promise((done, reject) => {
     // Before the program is started: a signal in between would end this one alone.
-    const passOn = (signal: NodeJS.Signals) => void child.kill(signal)
+    const passOn = (signal: NodeJS.Signals) => void child?.kill(signal)
     const ignore = () => {}
     for (const signal of PASSED_ON) process.on(signal, passOn)
     for (const signal of FROM_TERMINAL) process.on(signal, process.stdin.isTTY ? ignore : passOn)
-    const child = spawn(file, args, { stdio: ['inherit', 'inherit', 'inherit', ...fds] })
-    child.on('error', (error: NodeJS.ErrnoException) => {
-      const code = error.code === 'ENOENT' ? EXIT.NOT_FOUND : error.code === 'EACCES' ? EXIT.NOT_EXECUTABLE : EXIT.FAILED
+    const failed = (error: NodeJS.ErrnoException) => {
+      const code = error.code === 'ENOENT' ? EXIT.NOT_FOUND : EXIT.NOT_EXECUTABLE
       reject(new UserError(`${printable(file)}: ${describe(error)}`, code))
-    })
-    child.on('close', (code, signal) => resolve(signal === null ? (code as number) : EXIT.SIGNAL + constants.signals[signal]))
+    }
+    let child: ChildProcess
+    try {
+      if (file === '') throw Object.assign(new Error(), { code: 'ENOENT' })
+      child = spawn(file, args, { stdio })
+    } catch (error) {
+      return failed(error as NodeJS.ErrnoException)
+    }
+    child.on('error', failed)
+    // Node has no names for real-time signals.
+    child.on('close', (code, signal) => done(code ?? EXIT.SIGNAL + (constants.signals[signal as NodeJS.Signals] ?? 0)))
   })
 }
 

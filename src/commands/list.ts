@@ -3,7 +3,8 @@
 import { readFileSync, statSync } from 'node:fs'
 
 import { type DiskSeq, nodeName, parseName } from '../devices/names.js'
-import { errnoName, UserError } from '../util/errno.js'
+import { devices } from '../disks/open.js'
+import { errnoOf, UserError } from '../util/errno.js'
 import { native } from '../native.js'
 import { type Device, Sysfs } from '../devices/sysfs.js'
 import { unescapeOctal } from '../util/mountpoint.js'
@@ -21,7 +22,7 @@ const SECTOR = 512
 export async function list(which: readonly string[], options: ListArguments): Promise<number> {
   const showing = showingOf(options)
   const sysfs = new Sysfs(native)
-  const all = tree(sysfs, await scan(sysfs))
+  const all = tree(sysfs, await devices())
   const { found, missing } = select(all, which)
   const flat = options.sort === undefined ? found : sorted(found.flatMap(flatten), parseColumn(options.sort), showing)
   process.stdout.write(show(flat, showing))
@@ -65,8 +66,13 @@ function isCalled(device: Listed, argument: string): boolean {
 }
 
 function numberOf(path: string): string | undefined {
-  const found = statSync(path, { throwIfNoEntry: false })
-  return found?.isBlockDevice() ? majminOf(found.rdev) : undefined
+  try {
+    const found = statSync(path)
+    return found.isBlockDevice() ? majminOf(found.rdev) : undefined
+  } catch (error) {
+    errnoOf(error)
+    return undefined
+  }
 }
 
 /** gnu_dev_makedev */
@@ -91,17 +97,6 @@ function readMounts(): Map<string, string[]> {
     if (majmin !== undefined) add(majmin, '[SWAP]')
   }
   return found
-}
-
-function scan(sysfs: Sysfs): Promise<Device[]> {
-  return new Promise((resolve, reject) => {
-    sysfs.scan((error, devices) => {
-      if (error === 0) resolve(devices)
-      else {
-        reject(new UserError(`cannot read ${sysfs.classDirectory}: ${errnoName(error)}; is sysfs mounted at /sys?`))
-      }
-    })
-  })
 }
 
 /** Disks in order of diskseq, with their partitions. */

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs watch` and `diskseqfs wait`: disks as they come and go. */
 import { readFileSync, realpathSync } from 'node:fs'
+import { resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { parseName, nodeName } from '../devices/names.js'
 import type { DiskInfo } from '../disks/info.js'
-import { open } from '../disks/open.js'
+import { DiskError, open } from '../disks/open.js'
 import { type DiskEvent, watch as events } from '../disks/watch.js'
 import { UserError } from '../util/errno.js'
 import { printable } from '../util/text.js'
@@ -84,21 +85,28 @@ function attribute({ kname }: DiskInfo, name: string): string | undefined {
   }
 }
 
-/** Loop devices on that file. */
+/** Loop devices on that file, which may be made while we wait. */
 function ofFile(file: string): Wanted {
-  let path = file
+  if (file.includes('\ufffd')) throw new UserError('--loop-file: a name that is not UTF-8 cannot be told from others', 2)
+  const path = resolve(file)
+  return (device) => device.partition === 0 && attribute(device, 'loop/backing_file') === realOf(path)
+}
+
+function realOf(path: string): string {
   try {
-    path = realpathSync(file)
+    return realpathSync(path)
   } catch {
-    // It may be made while we wait.
+    return path
   }
-  return (device) => device.partition === 0 && attribute(device, 'loop/backing_file') === path
 }
 
 /** Device-mapper devices of that name that can be used. */
 function withDmName(name: string): Wanted {
   return (device) => attribute(device, 'dm/name') === name && attribute(device, 'dm/suspended') === '0' && attribute(device, 'size') !== '0'
 }
+
+/** Of an open: waiting changes nothing. */
+const FOR_GOOD: readonly string[] = ['EACCES', 'EPERM', 'EMFILE', 'ENFILE']
 
 /** The devices that are there now. */
 class Live {
@@ -123,7 +131,8 @@ class Live {
       await using disk = await open(device.name)
       return disk.path
     } catch (error) {
-      if (error instanceof UserError) return undefined // gone again, or cannot be opened yet
+      // It is gone again, or cannot be opened yet.
+      if (error instanceof DiskError && !FOR_GOOD.includes(error.code)) return undefined
       throw error
     }
   }
@@ -131,15 +140,16 @@ class Live {
   /** Calls `holds` when something has changed, until it has an answer; undefined where the time is over first. */
   async until(holds: () => Promise<string | undefined>, signal: AbortSignal): Promise<string | undefined> {
     const stop = new AbortController()
-    const ends = AbortSignal.any([signal, stop.signal])
     let ready = false
     let answer: string | undefined
     const look = async () => {
-      answer ??= ready ? await holds() : undefined
-      if (answer !== undefined) stop.abort()
+      if (ready) answer ??= await holds()
+      // Time is over only when what is there has been looked at.
+      if (answer !== undefined || (ready && signal.aborted)) stop.abort()
     }
+    signal.addEventListener('abort', () => ready && stop.abort(), { once: true })
     const follow = async () => {
-      for await (const event of events({ existing: true, signal: ends })) {
+      for await (const event of events({ existing: true, signal: stop.signal })) {
         if (event.event === 'add') this.devices.set(event.disk.name, event.disk)
         if (event.event === 'remove') this.devices.delete(event.disk.name)
         if (event.event === 'ready') ready = true
@@ -147,9 +157,9 @@ class Live {
       }
     }
     const lookAgain = async () => {
-      while (!ends.aborted) {
-        await sleep(LOOK_MS, undefined, { signal: ends }).catch(() => {})
-        if (!ends.aborted) await look()
+      while (!stop.signal.aborted) {
+        await sleep(LOOK_MS, undefined, { signal: stop.signal }).catch(() => {})
+        if (!stop.signal.aborted) await look()
       }
     }
     await Promise.all([follow(), lookAgain()])

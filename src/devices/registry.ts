@@ -88,7 +88,7 @@ export class Registry implements UeventListener {
   private nextScan = -Infinity
   private retryTimer: NodeJS.Timeout | undefined
   /** Errno of the last scan, or 0. */
-  private scanError = 0
+  scanError = 0
   private closed = false
 
   /** Reads the uevents that are waiting; set by the owner of the socket. */

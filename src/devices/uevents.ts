@@ -7,7 +7,7 @@
  * one device the lower is history.
  */
 import { type DiskSeq, parseDiskSeq } from './names.js'
-import { E, errnoName } from '../util/errno.js'
+import { E, errnoName, UserError } from '../util/errno.js'
 import type { Logger } from '../util/log.js'
 import type { Native, Poll } from '../native.js'
 
@@ -77,7 +77,7 @@ export class UeventSocket {
 
   open(): void {
     const fd = this.parts.native.ueventOpen(this.parts.receiveBytes ?? RECEIVE_BYTES)
-    if (fd < 0) throw new Error(`cannot listen to the kernel's uevents: ${errnoName(fd)}`)
+    if (fd < 0) throw new UserError(`cannot listen to the kernel's uevents: ${errnoName(fd)}`)
     this.fd = fd
     this.poll = new this.parts.native.Poll(fd, () => this.drain())
   }

@@ -3,8 +3,8 @@
  * Opening a disk, by whatever names it, without a daemon: what was opened is verified on the
  * descriptor. While that is open, the kernel gives the device's number to no other disk.
  */
-import { constants, fstat, open as openCallback } from 'node:fs'
-import { basename, join, normalize } from 'node:path'
+import { constants, fstat, open as openCallback, realpathSync } from 'node:fs'
+import { basename, dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 
 import { type ParsedName, nodeName, parseName } from '../devices/names.js'
@@ -127,6 +127,12 @@ async function openNamed({ diskseq, partition }: ParsedName): Promise<Disk> {
   return fail(partition === 0 ? 'no disk has this number now' : 'no partition has this name now', 'ENOENT')
 }
 
+/** @internal */
+export function cannotRead(errno: number): DiskError {
+  const hint = errno === E.ENOENT ? '; is sysfs mounted at /sys?' : ''
+  return new DiskError(`cannot read ${sysfs.classDirectory}: ${errnoName(errno)}${hint}`, errnoName(errno))
+}
+
 /**
  * What sysfs shows now.
  *
@@ -136,7 +142,7 @@ export function devices(): Promise<Device[]> {
   return new Promise((resolve, reject) => {
     sysfs.scan((error, found) => {
       if (error === 0) resolve(found)
-      else reject(new DiskError(`cannot read ${sysfs.classDirectory}: ${errnoName(error)}; is sysfs mounted at /sys?`, errnoName(error)))
+      else reject(cannotRead(error))
     })
   })
 }
@@ -173,11 +179,8 @@ interface Target {
 function locate(argument: string): Target {
   if (argument === '') throw new DiskError('an empty argument names no device', 'EINVAL')
   if (argument.includes('/')) {
-    argument = normalize(argument)
     // A link below /dev/mapper promises a device-mapper name.
-    return argument.startsWith('/dev/mapper/') && argument !== '/dev/mapper/control'
-      ? { path: argument, dmName: basename(argument) }
-      : { path: argument }
+    return isInMapper(argument) ? { path: argument, dmName: basename(argument) } : { path: argument }
   }
   if (/^\d+:\d+$/.test(argument)) {
     const devname = devnameOf(`/sys/dev/block/${argument}`)
@@ -187,6 +190,17 @@ function locate(argument: string): Target {
   const devname = argument === '.' || argument === '..' ? undefined : devnameOf(join(sysfs.classDirectory, argument))
   if (devname !== undefined) return { path: devname, kname: argument }
   return { path: `/dev/mapper/${argument}`, dmName: argument }
+}
+
+/** Whether the last component of a path is a name in /dev/mapper, however it is written. */
+function isInMapper(path: string): boolean {
+  if (path.endsWith('/') || basename(path) === 'control') return false
+  try {
+    return realpathSync(dirname(path)) === '/dev/mapper'
+  } catch (error) {
+    errnoOf(error)
+    return false // what is wrong with it is said where it is opened
+  }
 }
 
 function devnameOf(directory: string): string | undefined {

@@ -6,6 +6,7 @@ import { type UeventListener, UeventSocket } from '../devices/uevents.js'
 import { native } from '../native.js'
 import type { Logger } from '../util/log.js'
 import { type DiskInfo, infoOf } from './info.js'
+import { cannotRead } from './open.js'
 
 /**
  * `add` and `remove`: a name of the tree came, or went for ever. Another medium, or another file behind a loop
@@ -61,10 +62,12 @@ export class Events {
   /** The next ones, once there are some. */
   async next(signal: AbortSignal | undefined): Promise<DiskEvent[]> {
     while (this.waiting.length === 0 && !this.overflown && signal?.aborted !== true) {
+      const ending = new AbortController()
       await new Promise<void>((resolve) => {
         this.wake = resolve
-        signal?.addEventListener('abort', () => resolve(), { once: true })
+        signal?.addEventListener('abort', () => resolve(), { signal: ending.signal })
       })
+      ending.abort()
     }
     const events: DiskEvent[] = this.overflown ? [{ event: 'resync' }, ...this.differences()] : this.waiting.splice(0)
     this.overflown = false
@@ -94,7 +97,7 @@ const SILENT: Logger = { error() {}, warn() {}, info() {}, debug() {} }
  * Tells of disks and partitions in the order in which they come and go, each once. A disk that is gone again before it
  * could be looked at, a matter of microseconds on a machine with processors to spare, is not told of.
  *
- * @throws Error if the kernel's events cannot be heard
+ * @throws UserError if the kernel's events cannot be heard, or sysfs cannot be read
  */
 export async function* watch({ existing = false, signal }: WatchOptions = {}): AsyncGenerator<DiskEvent, void, undefined> {
   const registry = new Registry(new Sysfs(native), SILENT)
@@ -112,6 +115,7 @@ export async function* watch({ existing = false, signal }: WatchOptions = {}): A
   try {
     registry.drain = () => socket.drain()
     await registry.start()
+    if (registry.scanError !== 0) throw cannotRead(registry.scanError)
     // What is there is known from here on, and told only if it is asked for.
     for (const device of registry.devices()) events.begin({ event: 'add', disk: infoOf(device) }, existing)
     if (existing) events.push({ event: 'ready' })

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** `diskseq`, the small program for scripts: it says what `diskseqfs resolve` says. */
-import { existsSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t from 'tap'
@@ -134,6 +134,35 @@ t.test('a program gets the open disk', async (t) => {
   t.equal((await diskseq('--open', n, '--', 'sh', '-c', 'exit 9')).code, 9)
   t.match(await diskseq('--open', n, '--', '/nonexistent'), { code: 127, stderr: /^diskseq: \/nonexistent: No such file or directory\n$/ })
   t.match(await diskseq('--open', n, '--', '/'), { code: 126, stderr: /^diskseq: \/: Permission denied\n$/ })
+})
+
+t.test('without standard descriptors the disk is none of them', async (t) => {
+  const disk = loopDisk(t)
+  writeFileSync(disk.file, Buffer.alloc(1 << 20, 'q'))
+  for (const closed of ['<&-', '>&-', '2>&-', '<&- >&- 2>&-']) {
+    await run('sh', ['-c', `${DISKSEQ} --open ${disk.path} --write -- sh -c 'echo text; echo text >&2' ${closed}`])
+    await run('sh', ['-c', `${DISKSEQ} --open ${disk.path} --write -- /nonexistent ${closed}`])
+  }
+  t.equal((await run('head', ['--bytes=4', disk.path])).stdout, 'qqqq')
+})
+
+t.test('a path is what the kernel takes it for', async (t) => {
+  const [one, two] = [loopDisk(t), loopDisk(t)]
+  const dir = scratch(t)
+  mkdirSync(join(dir, 'a/sub'), { recursive: true })
+  mkdirSync(join(dir, 'b'))
+  symlinkSync(one.path, join(dir, 'a/disk'))
+  symlinkSync(two.path, join(dir, 'b/disk'))
+  symlinkSync('../a/sub', join(dir, 'b/link'))
+  const path = `/dev/disk/by-diskseq/${one.diskseq()}\n`
+  for (const program of [diskseq, resolve]) t.equal((await program(`${dir}/b/link/../disk`)).stdout, path)
+  const link = mapperLink(t, 'diskseqfs-test', one.path)
+  for (const way of [link, '/dev//mapper/diskseqfs-test', '/dev/./mapper/diskseqfs-test', `${dir}/../../dev/mapper/diskseqfs-test`]) {
+    for (const program of [diskseq, resolve]) t.match(await program(way), { code: 1, stdout: '', stderr: /leads to/ }, way)
+  }
+  for (const program of [diskseq, resolve]) t.equal((await program(`/dev/mapper/../../${dir}/a/disk`)).stdout, path)
+  const long = `/dev/${'./'.repeat(2045)}${one.kname}`
+  t.match(await diskseq(long), { code: 1, stdout: '', stderr: /File name too long\n$/ })
 })
 
 t.test('what it is asked wrongly', async (t) => {

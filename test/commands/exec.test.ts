@@ -22,6 +22,8 @@ import { ROOT } from '../helpers/root.js'
 import { cleanup, CLI, loopDisk, run, scratch, sleep, startTree, until } from '../helpers/tree.js'
 
 const NOBODY = 65534
+/** Its bit in /proc/PID/status. */
+const SIGUSR1 = 1n << 9n
 /** Without the NODE_OPTIONS by which tap loads itself into each node. */
 const PROGRAM = ['--unset=NODE_OPTIONS', process.execPath, CLI]
 const cli = (...args: string[]) => run('env', [...PROGRAM, ...args])
@@ -82,7 +84,7 @@ t.test('a program gets the disk by its path in the tree, or as an open descripto
     `${mountpoint}/${name} x${mountpoint}/${name}y${mountpoint}/${name} { }\n`,
   )
   t.strictSame(await cli('exec', '--fd', name, '--', ...head('{}', 3)), { code: 0, stdout: 'one', stderr: '' }, '--fd')
-  t.strictSame(await cli('exec', '--fd', name, '--', 'echo', '{}'), { code: 0, stdout: '/proc/self/fd/3\n', stderr: '' })
+  t.strictSame(await cli('exec', '--fd', name, '--', 'echo', '{}'), { code: 0, stdout: '/proc/self/fd/10\n', stderr: '' })
 })
 
 t.test('partitions, and several disks', async (t) => {
@@ -143,6 +145,28 @@ t.test('twin: by its path in /dev it mounts another one', async (t) => {
   t.strictSame(await mountLate(t, false), { recycled: true, mounted: 'other' })
 })
 
+t.test('what a caller passes by a number is not taken for a disk', async (t) => {
+  const file = image(scratch(t), 'untouched')
+  const script = `env ${PROGRAM.join(' ')} attach --fd ${file} -- sh -c 'echo text >&3' 3>/dev/null`
+  t.not((await run('bash', ['-c', script])).code, 0, 'it is closed')
+  t.match(readFileSync(file, 'latin1'), /^untouched/)
+})
+
+t.test('a signal that opens a debugger in Node does not', async (t) => {
+  const child = spawn('env', [...PROGRAM, 'watch'], { stdio: ['ignore', 'ignore', 'pipe'] })
+  cleanup(t, () => child.kill('SIGKILL'))
+  let said = ''
+  child.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()))
+  // It handles signals from its first lines on.
+  await until(
+    () => (BigInt(`0x${/^SigCgt:\t(\w+)$/m.exec(readFileSync(`/proc/${child.pid}/status`, 'latin1'))?.[1] ?? 0}`) & SIGUSR1) !== 0n,
+  )
+  await sleep(1000)
+  child.kill('SIGUSR1')
+  await sleep(500)
+  t.equal(said, '')
+})
+
 t.test('exit codes are those of env(1)', async (t) => {
   const name = loopDisk(t).diskseq()
   const dir = scratch(t)
@@ -152,6 +176,9 @@ t.test('exit codes are those of env(1)', async (t) => {
   for (const [command, code, says] of [
     [['/nonexistent/program'], 127, /^diskseqfs: \/nonexistent\/program: no such program\n$/],
     [[dir], 126, /^diskseqfs: .*: it may not be executed\n$/],
+    [[join(ROOT, 'package.json', 'x')], 126, /ENOTDIR\n$/],
+    [[''], 127, /^diskseqfs: : no such program\n$/],
+    [['x'.repeat(300)], 126, /ENAMETOOLONG\n$/],
   ] as const) {
     const result = await exec(...command)
     t.equal(result.code, code)
@@ -180,6 +207,8 @@ t.test('what cannot be done is said in one line, and nothing is run', async (t) 
     [['exec', '--fd', name, '--', 'touch', 'RAN', '{2}'], /there is no device for \{2\}: 1 given/],
     [['exec', '--fd', name, '--', 'touch', 'RAN', '{0}'], /there is no device for \{0\}/],
     [['exec', '--fd', name, name, '--', 'touch', 'RAN', '{}'], /write \{1\} for the first/],
+    [['exec', '--fd', name, '--', 'touch', 'RAN', '\ufffd'], /not UTF-8.*diskseq --open can/],
+    [['exec', '--tree', '/x\ny\u001b[31m', name, '--', 'touch', 'RAN', '{}'], /\/x\?y\?\[31m\//],
   ] as const) {
     const ran = join(dir, 'ran')
     const { code, stdout, stderr } = await cli(...args.map((argument) => (argument === 'RAN' ? ran : argument)))
@@ -195,7 +224,7 @@ t.test('what cannot be done is said in one line, and nothing is run', async (t) 
 t.test('--write and --exclusive', async (t) => {
   const dir = scratch(t)
   const disk = loopDisk(t, { file: image(dir, 'rw') })
-  const modes = ['sh', '-c', 'grep ^flags: /proc/self/fdinfo/3', 'sh', '{}']
+  const modes = ['sh', '-c', 'grep ^flags: /proc/self/fdinfo/10', 'sh', '{}']
   t.match((await cli('exec', '--fd', disk.path, '--', ...modes)).stdout, /0\n$/)
   t.match((await cli('exec', '--fd', '--write', disk.path, '--', ...modes)).stdout, /2\n$/)
   const holder = openSync(disk.path, 0o200) // O_EXCL
@@ -266,7 +295,7 @@ t.test('how the disk is made can be told', async (t) => {
     (await attach('--read-only', 'blockdev --getro "$1"; cat /sys/dev/block/$(stat -Lc %Hr:%Lr "$1")/loop/autoclear')).stdout,
     '1\n1\n',
   )
-  t.equal((await attach('echo x >/proc/self/fd/3; head -c1 "$1"')).code, 0)
+  t.equal((await attach('echo x >/proc/self/fd/10; head -c1 "$1"')).code, 0)
   t.equal(readFileSync(file, 'latin1')[0], 'x', 'what is written is in the file')
   await until(() => boundTo(file).length === 0)
 })

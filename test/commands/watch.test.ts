@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs watch` and `diskseqfs wait`: disks that come and go, each told once and in order. */
 import { spawn } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
@@ -158,6 +158,34 @@ t.test('wait: what does not come, and what is asked wrongly', async (t) => {
     t.strictSame({ code, stdout }, { code: 2, stdout: '' }, args.join(' '))
     t.match(stderr, /^diskseqfs: [^\n]+\n$/)
   }
+})
+
+t.test('wait: what is there is there, whatever the time limit; and a file by any of its names', async (t) => {
+  const disk = loopDisk(t)
+  const n = disk.diskseq()
+  t.equal((await wait('--timeout', '0', n)).stdout, `/dev/disk/by-diskseq/${n}\n`)
+  t.equal((await wait('--timeout', '0', '--gone', '18446744073709551615')).code, 0)
+  const directory = dirname(disk.file)
+  const coming = run('env', ['--chdir', directory, ...PROGRAM, 'wait', '--loop-file', './later'])
+  await sleep(500)
+  writeFileSync(join(directory, 'later'), Buffer.alloc(1 << 20))
+  const later = loopDisk(t, { file: join(directory, 'later') })
+  t.equal((await coming).stdout, `/dev/disk/by-diskseq/${later.diskseq()}\n`)
+  t.match(await wait('--timeout', '3000000', n), { code: 2, stderr: /up to 2000000/ })
+})
+
+t.test('wait: what cannot be seen is not taken for gone', async (t) => {
+  const n = loopDisk(t).diskseq()
+  const { code, stderr } = await run('unshare', [
+    '--mount',
+    'sh',
+    '-c',
+    `umount --lazy /sys; exec env ${PROGRAM.join(' ')} wait --gone ${n}`,
+  ])
+  t.equal(code, 1)
+  t.equal(stderr, 'diskseqfs: cannot read /sys/class/block: ENOENT; is sysfs mounted at /sys?\n')
+  const denied = await run('env', [...PROGRAM, 'wait', n], { uid: NOBODY, gid: NOBODY })
+  t.match(denied, { code: 1, stderr: /permission denied; run this as root\n$/ })
 })
 
 t.test('an unprivileged user may watch, and wait until something is gone', async (t) => {
