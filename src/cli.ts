@@ -49,7 +49,7 @@ function seconds(text: string): number {
 function sectorSize(text: string): number {
   const value = Number(byteCount(text))
   if (value < 512 || value > 65536 || (value & (value - 1)) !== 0) {
-    throw new InvalidArgumentError('It must be a power of two from 512 to the page size.')
+    throw new InvalidArgumentError('It must be a power of two from 512 on.')
   }
   return value
 }

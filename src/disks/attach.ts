@@ -19,7 +19,7 @@ export interface AttachOptions {
   readonly size?: bigint
   /** Ends the work before it is begun. */
   readonly signal?: AbortSignal
-  /** Of the disk's sectors, bytes: 512 to the page size, a power of two; 512 by default. */
+  /** Of the disk's sectors, bytes: a power of two from 512 to what the kernel takes; 512 by default. */
   readonly sectorSize?: number
 }
 
