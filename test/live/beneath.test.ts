@@ -4,6 +4,7 @@
  * processes as soon as the mount is gone. The links stay right through arrivals, removals, and the
  * end of each part.
  */
+import { spawn } from 'node:child_process'
 import {
   chmodSync,
   closeSync,
@@ -120,6 +121,23 @@ t.test('the second path has its link beneath before the tree answers for it', as
     disk.detach()
   }
   t.pass('fifty times')
+})
+
+t.test('a disk that comes while the daemon ends leaves no link', async (t) => {
+  const parent = parentOf(t)
+  const { mountpoint, stop } = await startTree(t, { parent })
+  // With a directory of the tree open and asked, it takes a moment to end.
+  const asks =
+    "import os, sys, time; d = os.open(sys.argv[1], os.O_PATH); print(flush=True); end = time.monotonic() + 1\nwhile time.monotonic() < end:\n try: os.stat('0', dir_fd=d)\n except OSError: pass"
+  const asking = spawn('python3', ['-c', asks, mountpoint], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const ended = new Promise((resolve) => asking.on('close', resolve))
+  await new Promise((resolve) => asking.stdout.once('data', resolve))
+  const stopped = stop()
+  await until(() => statSync(mountpoint).dev === statSync(parent).dev)
+  for (let i = 0; i < 5; i++) loopDisk(t)
+  await stopped
+  await ended
+  t.strictSame(linksIn(mountpoint), [])
 })
 
 t.test('a process that keeps the directory locked holds up no other', async (t) => {
