@@ -14,6 +14,7 @@
 #include "../../native/addon/descriptor.cc"
 #include "../../native/addon/inotify.cc"
 #include "../../native/addon/links.cc"
+#include "../../native/addon/loop.cc"
 #include "../../native/addon/memory.cc"
 #include "../../native/addon/mount.cc"
 #include "../../native/addon/poll.cc"
