@@ -30,9 +30,8 @@ function wholeNumber(max: number): (text: string) => number {
 
 /** Bytes, in decimal or with a unit of 1024, as losetup(8) takes them: 512, 64K, 1M, 10GiB. */
 function byteCount(text: string): bigint {
-  const match = /^(\d{1,19})(?:([KMGTPE])(?:iB)?)?$/.exec(text)
-  const value =
-    match === null ? -1n : BigInt(match[1] as string) << BigInt(10 * ('KMGTPE'.indexOf(match[2] ?? '') + 1) * (match[2] ? 1 : 0))
+  const [, digits, unit = ' '] = /^(\d{1,19})(?:([KMGTPE])(?:iB)?)?$/.exec(text) ?? []
+  const value = digits === undefined ? -1n : BigInt(digits) << BigInt(10 * ' KMGTPE'.indexOf(unit))
   if (value < 0n || value >= 1n << 63n) {
     throw new InvalidArgumentError('It must be a number of bytes, or one with K, M, G, T, P or E for powers of 1024.')
   }
@@ -60,15 +59,10 @@ function program(): Command {
     .version(version(), '-V, --version')
     .exitOverride()
     .configureOutput({
-      outputError: (text, write) =>
-        write(
-          `diskseqfs: ${printable(
-            text
-              .replace(/^error: /, '')
-              .replace(/\n(?=\()/, ' ')
-              .trimEnd(),
-          )}\n`,
-        ),
+      outputError: (text, write) => {
+        const said = text.replace(/^error: /, '').replace(/\n(?=\()/, ' ')
+        write(`diskseqfs: ${printable(said.trimEnd())}\n`)
+      },
     })
 
   root

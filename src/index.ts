@@ -10,27 +10,13 @@
  * console.log(disk.path) // /dev/disk/by-diskseq/13: this very disk for ever, or nothing
  * ```
  */
-import { devices, open, type OpenOptions } from './disks/open.js'
+import { devices } from './disks/open.js'
 import { type DiskInfo, infoOf } from './disks/info.js'
 
 export { attachFile as attach, type AttachOptions } from './disks/attach.js'
 export type { DiskInfo } from './disks/info.js'
-export { Disk, DiskError, open, type OpenOptions } from './disks/open.js'
+export { Disk, DiskError, open, type OpenOptions, resolve } from './disks/open.js'
 export { type DiskEvent, watch, type WatchOptions } from './disks/watch.js'
-
-/**
- * Which disk something leads to now: opens it, verifies it, and closes it again. From then on only `name`, `path`
- * and `diskseq` are certain.
- *
- * @param what as of {@link open}
- * @throws DiskError
- */
-export async function resolve(what: string, { signal }: Pick<OpenOptions, 'signal'> = {}): Promise<DiskInfo> {
-  const disk = await open(what, signal === undefined ? {} : { signal })
-  const { name, path, diskseq, partition, majmin, kname } = disk
-  await disk.close()
-  return { name, path, diskseq, partition, majmin, kname }
-}
 
 /**
  * All disks and partitions that the kernel has now, in order of their numbers. Nothing is opened.

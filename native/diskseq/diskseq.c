@@ -332,7 +332,7 @@ static int open_device(struct device *d)
 		wrong = "its node in /dev is another device's; the device changed, try again";
 	if (wrong)
 		fail("%s", wrong);
-	if (!wrong && (!strchr(path, '/') || !is_in_mapper(path) || !check_dm_name(path, kname)))
+	if (!wrong && (!is_in_mapper(path) || !check_dm_name(path, kname)))
 		return fd;
 	close(fd);
 	return -1;

@@ -32,7 +32,6 @@ export interface Details {
 type Value = string | number | boolean | null | readonly string[]
 
 interface Column {
-  readonly is: string
   readonly right?: true
   readonly value: (device: Listed, details: Details) => Value
 }
@@ -41,20 +40,20 @@ const partitionOf = ({ name }: Listed) => Number(/p(\d+)$/.exec(name)?.[1] ?? 0)
 
 /** By the name that people give; in JSON the letters are small. */
 export const COLUMNS: Readonly<Record<string, Column>> = {
-  NAME: { is: 'name in the tree', value: ({ name }) => name },
-  PATH: { is: 'path in the tree', value: ({ name }) => join(DEFAULT_MOUNTPOINT, name) },
-  KNAME: { is: "the kernel's name", value: ({ kname }) => kname },
-  'MAJ:MIN': { is: 'device number', value: ({ majmin }) => majmin },
-  DISKSEQ: { is: 'sequence number of the disk', right: true, value: ({ diskseq }) => diskseq },
-  PARTN: { is: 'number of the partition', right: true, value: (device) => partitionOf(device) || null },
-  SIZE: { is: 'size', right: true, value: ({ size }) => size },
-  RO: { is: 'read-only', right: true, value: ({ ro }) => ro },
-  TYPE: { is: 'type, as of lsblk', value: ({ type }) => type },
-  HOLDER: { is: 'device-mapper name, or file behind a loop device', value: ({ holder }) => holder },
-  'DM-NAME': { is: 'device-mapper name', value: (device, { attribute }) => attribute(device, 'dm/name') ?? null },
-  'DM-UUID': { is: 'device-mapper UUID', value: (device, { attribute }) => attribute(device, 'dm/uuid') || null },
-  'BACK-FILE': { is: 'file behind a loop device', value: (device, { attribute }) => attribute(device, 'loop/backing_file') ?? null },
-  MOUNTPOINTS: { is: 'where its filesystem is mounted, or [SWAP]', value: ({ majmin }, { mountpoints }) => mountpoints(majmin) },
+  NAME: { value: ({ name }) => name },
+  PATH: { value: ({ name }) => join(DEFAULT_MOUNTPOINT, name) },
+  KNAME: { value: ({ kname }) => kname },
+  'MAJ:MIN': { value: ({ majmin }) => majmin },
+  DISKSEQ: { right: true, value: ({ diskseq }) => diskseq },
+  PARTN: { right: true, value: (device) => partitionOf(device) || null },
+  SIZE: { right: true, value: ({ size }) => size },
+  RO: { right: true, value: ({ ro }) => ro },
+  TYPE: { value: ({ type }) => type },
+  HOLDER: { value: ({ holder }) => holder },
+  'DM-NAME': { value: (device, { attribute }) => attribute(device, 'dm/name') ?? null },
+  'DM-UUID': { value: (device, { attribute }) => attribute(device, 'dm/uuid') || null },
+  'BACK-FILE': { value: (device, { attribute }) => attribute(device, 'loop/backing_file') ?? null },
+  MOUNTPOINTS: { value: ({ majmin }, { mountpoints }) => mountpoints(majmin) },
 }
 
 export const DEFAULT_COLUMNS = ['NAME', 'KNAME', 'MAJ:MIN', 'SIZE', 'RO', 'TYPE', 'HOLDER']

@@ -28,8 +28,9 @@ async function examine(): Promise<Finding[]> {
   const found = [...kernel(''), ...requestTimeout(''), ...rules(''), ...unit('')]
   // The guard is asked before the tree: if the daemon hangs, it knows.
   const status = await statusOf()
-  found.push(...service(status), ...mounts(mountsAt(DEFAULT_MOUNTPOINT)))
-  const served = mountsAt(DEFAULT_MOUNTPOINT).length > 0
+  const mounted = mountsAt(DEFAULT_MOUNTPOINT)
+  const served = mounted.length > 0
+  found.push(...service(status), ...mounts(mounted))
   if (served && found.every(({ severity }) => severity !== 'broken')) found.push(...(await answers()))
   found.push(...links(''))
   if (process.geteuid?.() !== 0) {

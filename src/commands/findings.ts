@@ -3,7 +3,7 @@
 import { existsSync, lstatSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs'
 import { basename } from 'node:path'
 
-import { DM_NAME, parseDiskSeq, parseName } from '../devices/names.js'
+import { DM_NAME, dmNameOf, parseDiskSeq, parseName } from '../devices/names.js'
 import { DEFAULT_MOUNTPOINT, FSTYPE, type MountEntry } from '../util/mountpoint.js'
 import { printable } from '../util/text.js'
 
@@ -156,28 +156,30 @@ export function mounts(mounts: readonly MountEntry[]): Finding[] {
 
 /** Links in /dev/mapper, and in the directories of volume groups, that lead into the tree. */
 export function links(root: Root): Finding[] {
+  const holders = new Map(namesIn(`${root}/sys/block`).map((disk) => [read(`${root}/sys/block/${disk}/diskseq`), disk]))
   const groups = namesIn(`${root}/dev`).filter((name) => lstatSync(`${root}/dev/${name}`, { throwIfNoEntry: false })?.isDirectory())
   return groups.flatMap((group) =>
     namesIn(`${root}/dev/${group}`).flatMap((name) => {
       const target = linkAt(`${root}/dev/${group}/${name}`)
-      return target?.startsWith(`${DEFAULT_MOUNTPOINT}/`) ? link(root, `/dev/${group}/${name}`, target) : []
+      return target?.startsWith(`${DEFAULT_MOUNTPOINT}/`) ? link(root, holders, `/dev/${group}/${name}`, target) : []
     }),
   )
 }
 
-function link(root: Root, path: string, target: string): Finding[] {
+/** @param holders kernel names of disks, by diskseq */
+function link(root: Root, holders: ReadonlyMap<string | undefined, string>, path: string, target: string): Finding[] {
   const again = `udevadm trigger --settle ${path}, or remove the link`
   const [first = '', second, third] = target.slice(DEFAULT_MOUNTPOINT.length + 1).split('/')
   const kname = first === DM_NAME ? third : undefined
   const diskseq = first === DM_NAME ? parseDiskSeq(second ?? '') : parseName(first)?.diskseq
   if (diskseq === undefined)
     return [finding('broken', `${printable(path)} leads to ${printable(target)}, which is no name in the tree`, again)]
-  const holder = namesIn(`${root}/sys/block`).find((disk) => read(`${root}/sys/block/${disk}/diskseq`) === String(diskseq))
-  if (holder === undefined || (kname !== undefined && basename(kname) !== holder && !kname.startsWith(holder))) {
+  const holder = holders.get(String(diskseq))
+  if (holder === undefined || (kname !== undefined && !kname.startsWith(holder))) {
     return [finding('broken', `${printable(path)} leads to disk ${diskseq}, which is gone`, again)]
   }
   const name = read(`${root}/sys/block/${holder}/dm/name`)
-  const wanted = basename(path).replace(/\\x([0-9a-f]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
+  const wanted = dmNameOf(basename(path))
   if (!path.startsWith('/dev/mapper/') || name === wanted) return []
   return [finding('broken', `${printable(path)} leads to ${holder}, which is called ${printable(name ?? holder)}`, again)]
 }

@@ -20,8 +20,8 @@ const SECTOR = 512
  * @returns the exit code: 1 where one of them is none of the list
  */
 export async function list(which: readonly string[], options: ListArguments): Promise<number> {
-  const showing = showingOf(options)
   const sysfs = new Sysfs(native)
+  const showing = showingOf(sysfs, options)
   const all = tree(sysfs, await devices())
   const { found, missing } = select(all, which)
   const flat = options.sort === undefined ? found : sorted(found.flatMap(flatten), parseColumn(options.sort), showing)
@@ -30,10 +30,9 @@ export async function list(which: readonly string[], options: ListArguments): Pr
   return missing.length === 0 ? 0 : 1
 }
 
-function showingOf({ output, bytes = false, noheadings = false, raw, json, pairs, paths = false }: ListArguments): Showing {
+function showingOf(sysfs: Sysfs, { output, bytes = false, noheadings = false, raw, json, pairs, paths = false }: ListArguments): Showing {
   const formats = [raw && 'raw', json && 'json', pairs && 'pairs'].filter((format) => typeof format === 'string') as Format[]
   if (formats.length > 1) throw new UserError('--raw, --json and --pairs are different formats; choose one', 2)
-  const sysfs = new Sysfs(native)
   let mounts: Map<string, string[]> | undefined
   return {
     columns: output === undefined ? DEFAULT_COLUMNS : parseColumns(output),
@@ -53,16 +52,20 @@ function showingOf({ output, bytes = false, noheadings = false, raw, json, pairs
 function select(all: readonly Listed[], which: readonly string[]): { found: readonly Listed[]; missing: string[] } {
   if (which.length === 0) return { found: all, missing: [] }
   const devices = all.flatMap((disk) => [disk, ...(disk.children ?? [])])
-  const wanted = which.map((argument) => devices.find((device) => isCalled(device, argument)))
+  const wanted = which.map((argument) => devices.find(calledBy(argument)))
   return { found: wanted.filter((device) => device !== undefined), missing: which.filter((_, i) => wanted[i] === undefined) }
 }
 
 /** Nothing is opened for it: of a path, the number counts that it has now. */
-function isCalled(device: Listed, argument: string): boolean {
-  if (argument.includes('/')) return numberOf(argument) === device.majmin
+function calledBy(argument: string): (device: Listed) => boolean {
+  if (argument.includes('/')) {
+    const number = numberOf(argument)
+    return ({ majmin }) => majmin === number
+  }
   const parsed = parseName(argument)
-  if (parsed !== undefined) return device.name === nodeName(parsed.diskseq, parsed.partition)
-  return device.kname === argument || device.majmin === argument || (device.kname.startsWith('dm-') && device.holder === argument)
+  const name = parsed === undefined ? undefined : nodeName(parsed.diskseq, parsed.partition)
+  if (name !== undefined) return (device) => device.name === name
+  return ({ kname, majmin, holder }) => kname === argument || majmin === argument || (kname.startsWith('dm-') && holder === argument)
 }
 
 function numberOf(path: string): string | undefined {

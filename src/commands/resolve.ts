@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs resolve`: which path in the tree something has now. */
-import { open } from '../disks/open.js'
+import { resolve as find } from '../disks/open.js'
 import { UserError } from '../util/errno.js'
 import { printable, toJson } from '../util/text.js'
 
@@ -31,10 +31,8 @@ export async function resolve(devices: readonly string[], json: boolean): Promis
 
 async function resolveOne(argument: string): Promise<Resolved> {
   try {
-    const disk = await open(argument)
-    const { path, partition, majmin, kname } = disk
-    await disk.close()
-    return { argument, path, diskseq: String(disk.diskseq), partition, majmin, kname }
+    const { path, diskseq, partition, majmin, kname } = await find(argument)
+    return { argument, path, diskseq: String(diskseq), partition, majmin, kname }
   } catch (error) {
     if (error instanceof UserError) return { argument, error: error.message }
     throw error

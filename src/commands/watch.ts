@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 
 import { parseName, nodeName } from '../devices/names.js'
 import type { DiskInfo } from '../disks/info.js'
-import { DiskError, open } from '../disks/open.js'
+import { DiskError, resolve as find } from '../disks/open.js'
 import { type DiskEvent, watch as events } from '../disks/watch.js'
 import { UserError } from '../util/errno.js'
 import { printable } from '../util/text.js'
@@ -89,7 +89,10 @@ function attribute({ kname }: DiskInfo, name: string): string | undefined {
 function ofFile(file: string): Wanted {
   if (file.includes('\ufffd')) throw new UserError('--loop-file: a name that is not UTF-8 cannot be told from others', 2)
   const path = resolve(file)
-  return (device) => device.partition === 0 && attribute(device, 'loop/backing_file') === realOf(path)
+  return (device) => {
+    const backing = device.partition === 0 ? attribute(device, 'loop/backing_file') : undefined
+    return backing !== undefined && backing === realOf(path)
+  }
 }
 
 function realOf(path: string): string {
@@ -128,8 +131,7 @@ class Live {
     const device = this.find()
     if (device === undefined) return undefined
     try {
-      await using disk = await open(device.name)
-      return disk.path
+      return (await find(device.name)).path
     } catch (error) {
       // It is gone again, or cannot be opened yet.
       if (error instanceof DiskError && !FOR_GOOD.includes(error.code)) return undefined

@@ -69,8 +69,6 @@ export class Beneath {
   /** Those that are being made. */
   private making = new Map<DiskSeq, (() => void)[]>()
   private changing = false
-  /** No link is made any more. */
-  private left = false
   private fd: number
   private mode = MODE_SERVED
   private readonly made = new Set<string>()
@@ -96,7 +94,7 @@ export class Beneath {
   }
 
   add(device: Device): void {
-    if (this.left) return
+    if (this.mode === MODE_STOCK) return // the tree is gone
     if (!this.unmade.has(device.diskseq)) this.unmade.set(device.diskseq, [])
     for (const [path, target] of this.linksOf(device)) {
       this.changes.set(path, target)
@@ -158,7 +156,6 @@ export class Beneath {
    */
   async leave(isHanded: boolean): Promise<void> {
     if (this.fd < 0 || isHanded) return
-    this.left = true
     this.mode = MODE_STOCK
     const paths = await new Promise<string[]>((done) => this.parts.native.listLinks(this.fd, DEPTH, done))
     for (const path of paths) if (isOurs(path) && !this.isUdevs(path)) this.changes.set(path, '')

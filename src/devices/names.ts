@@ -58,6 +58,11 @@ export function parseDiskSeq(text: string): DiskSeq | undefined {
   return value <= DISKSEQ_MAX ? (value as DiskSeq) : undefined
 }
 
+/** A device-mapper name as the kernel has it: a path cannot hold all of it, so libdevmapper writes \xNN in the name of the link. */
+export function dmNameOf(link: string): string {
+  return link.replace(/\\x([0-9a-f]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
+}
+
 export function nodeName(diskseq: DiskSeq, partition: number): string {
   return partition === 0 ? `${diskseq}` : `${diskseq}p${partition}`
 }

@@ -23,7 +23,7 @@ export interface AttachOptions {
   readonly sectorSize?: number
 }
 
-/** The kernel counts in sectors of 512 bytes, whatever the disk does. */
+/** Of a loop device's sectors, bytes, unless another size is asked for. */
 const SECTOR = 512
 
 const openFile = promisify(openCallback)

@@ -7,7 +7,7 @@ import { constants, fstat, open as openCallback, realpathSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 
-import { type ParsedName, nodeName, parseName } from '../devices/names.js'
+import { dmNameOf, type ParsedName, nodeName, parseName } from '../devices/names.js'
 import { type Device, parseDevice, sameDevice, Sysfs } from '../devices/sysfs.js'
 import { native } from '../native.js'
 import { E, ENOMEDIUM, errnoName, errnoOf, UserError } from '../util/errno.js'
@@ -101,6 +101,20 @@ export async function open(what: string, options: OpenOptions = {}): Promise<Dis
     signal.addEventListener('abort', aborted, { once: true })
     opening.then(resolve, reject).finally(() => signal.removeEventListener('abort', aborted))
   })
+}
+
+/**
+ * Which disk something leads to now: opens it, verifies it, and closes it again. From then on only `name`, `path`
+ * and `diskseq` are certain.
+ *
+ * @param what as of {@link open}
+ * @throws DiskError
+ */
+export async function resolve(what: string, options: Pick<OpenOptions, 'signal'> = {}): Promise<DiskInfo> {
+  const disk = await open(what, options)
+  const { name, path, diskseq, partition, majmin, kname } = disk
+  await disk.close()
+  return { name, path, diskseq, partition, majmin, kname }
 }
 
 async function openReadable(what: string): Promise<Disk> {
@@ -253,8 +267,7 @@ async function openPath(target: Target, path: string, flags: number): Promise<nu
 
 function requireDmName({ dmName = '', path }: Target, kname: string): void {
   const name = sysfs.attribute(kname, 'dm/name')?.trimEnd()
-  // The kernel's names may hold what a path cannot; libdevmapper writes it as \xNN.
-  const wanted = dmName.replace(/\\x([0-9a-f]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
+  const wanted = dmNameOf(dmName)
   if (name === wanted) return
   const found = name === undefined ? kname : `the device-mapper device ${printable(name)}`
   throw new DiskError(`${printable(path)} leads to ${found}, not to ${printable(wanted)}`, 'ESTALE')
