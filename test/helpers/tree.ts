@@ -405,6 +405,8 @@ export interface LoopDisk extends TestDisk {
   addPartition(number: number, start: number, length: number): void
   /** @param look a path that is looked at right before */
   deletePartition(number: number, look?: string): void
+  /** All of those that {@link addPartition} has added. */
+  deletePartitions(): void
 }
 
 const sysfsDiskseq = (kname: string) => readFileSync(`/sys/class/block/${kname}/diskseq`, 'utf8').trim()
@@ -432,10 +434,13 @@ export function loopDisk(t: Test, { size = 1 << 20, args = [], file }: { size?: 
     partition('del', path, number, ...(look === undefined ? [] : [look]))
     partitions.delete(number)
   }
+  const deletePartitions = () => {
+    for (const number of partitions) deletePartition(number)
+  }
   let attached = true
   const detach = (look?: string) => {
     // The kernel leaves partitions on the device, which then counts as in use.
-    for (const number of partitions) deletePartition(number)
+    deletePartitions()
     if (attached) execFileSync(blkPath(), ['loop-detach', path, ...(look === undefined ? [] : [look])])
     attached = false
   }
@@ -451,8 +456,33 @@ export function loopDisk(t: Test, { size = 1 << 20, args = [], file }: { size?: 
       partitions.add(number)
     },
     deletePartition,
+    deletePartitions,
   }
 }
+
+/**
+ * Gives partition 1 of a disk another device number, as the one that it had goes to somebody else: to a partition of `other`,
+ * or to a test that runs beside this one.
+ */
+export async function renumber(disk: LoopDisk, other: LoopDisk): Promise<void> {
+  const node = `${disk.path}p1`
+  const before = numberOf(statSync(node).rdev)
+  const isTaken = () => existsSync(`/sys/dev/block/${before}`)
+  do {
+    // A pin ends some ms after the partition has been reached.
+    await until(() => errorOf(() => disk.deletePartition(1)) === '')
+    // The kernel frees the number a moment later, and gives the lowest one that is free.
+    for (let number = 1; !isTaken(); number = (number % PARTITIONS) + 1) {
+      if (number === 1) other.deletePartitions()
+      other.addPartition(number, number * 8, 8)
+      await sleep(2)
+    }
+    disk.addPartition(1, 64, 64)
+  } while (numberOf(statSync(node).rdev) === before)
+}
+
+/** Partitions of {@link renumber} at a time. */
+const PARTITIONS = 12
 
 export interface ZramDisk extends TestDisk {
   readonly number: number

@@ -6,7 +6,7 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, chownSync, closeSync, mkdtempSync, openSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chmodSync, chownSync, closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -19,12 +19,12 @@ import {
   cleanup,
   loopDisk,
   type LoopDisk,
+  renumber,
   run,
   type RunningTree,
   startBlk,
   startTree,
   type Twin,
-  until,
   watchNode,
 } from '../helpers/tree.js'
 
@@ -279,40 +279,12 @@ t.test('twin: if no caller is taken to only look, it does', async (t) => {
  * Partition 1 of a disk gets another device number, while a partition of another disk gets the
  * number that it had.
  */
-async function renumbered(
-  t: Test,
-  tree: RunningTree,
-  keep: (path: string) => Promise<unknown>,
-): Promise<{ disk: LoopDisk; other: LoopDisk }> {
+async function renumbered(t: Test, tree: RunningTree, keep: (path: string) => Promise<unknown>): Promise<LoopDisk> {
   const disk = loopDisk(t)
-  const other = loopDisk(t)
-  const node = `${disk.path}p1`
   disk.addPartition(1, 64, 64)
-  const path = join(tree.mountpoint, `${disk.diskseq()}p1`)
-  const before = statSync(node).rdev
-  await keep(path)
-  // The pin ends some ms after the partition has been reached.
-  await until(() => {
-    try {
-      disk.deletePartition(1)
-      return true
-    } catch {
-      return false
-    }
-  })
-  // The kernel frees the number a moment later.
-  const taken: number[] = []
-  await until(() => {
-    const next = taken.length + 1
-    other.addPartition(next, next * 8, 8)
-    taken.push(next)
-    if (statSync(`${other.path}p${next}`).rdev === before) return true
-    if (taken.length === 12) for (const number of taken.splice(0)) other.deletePartition(number)
-    return false
-  }, 10_000)
-  disk.addPartition(1, 64, 64)
-  if (statSync(node).rdev === before) throw new Error('it has the same number again')
-  return { disk, other }
+  await keep(join(tree.mountpoint, `${disk.diskseq()}p1`))
+  await renumber(disk, loopDisk(t))
+  return disk
 }
 
 /** Ways to keep an inode. `reached` is the diskseq of what it leads to, undefined if nothing. */
@@ -321,7 +293,7 @@ const KEEPERS: Readonly<
 > = {
   'an O_PATH descriptor': async (t, tree) => {
     let held: Awaited<ReturnType<typeof startBlk>> | undefined
-    const { disk } = await renumbered(t, tree, async (path) => {
+    const disk = await renumbered(t, tree, async (path) => {
       held = await startBlk(t, 'hold', '--flags', 'path', '--path', path)
     })
     const reached = async () => {
@@ -335,7 +307,7 @@ const KEEPERS: Readonly<
     cleanup(t, () => rmSync(directory, { recursive: true }))
     const bound = join(directory, 'bound')
     writeFileSync(bound, '')
-    const { disk } = await renumbered(t, tree, async (path) => {
+    const disk = await renumbered(t, tree, async (path) => {
       const { code, stderr } = await run('mount', ['--bind', path, bound])
       if (code !== 0) throw new Error(stderr)
       cleanup(t, () => run('umount', [bound]))
