@@ -102,7 +102,7 @@ export class TreeMount {
     return new Promise((resolve, reject) => {
       call((error, fd) => {
         if (error === 0) resolve(fd)
-        else reject(new UserError(`${what} failed on ${this.path}: ${errnoName(error)}`))
+        else reject(new UserError(`${what} failed on ${this.path}: ${errnoName(error)}${what === 'inotify' ? usedUp(error) : ''}`))
       })
     })
   }
@@ -114,6 +114,12 @@ function whyNotMounted(mountpoint: string, rc: number): string {
   }
   if (rc === -E.EINVAL) return '/dev/fuse is not the FUSE device (character device 10:229), or the kernel does not know a mount option'
   return `cannot mount at ${mountpoint}: mount(2) says ${errnoName(rc)}`
+}
+
+/** What inotify(7) has a limit for, of all programs of a user together. */
+function usedUp(error: number): string {
+  const limit = error === E.EMFILE ? 'max_user_instances' : error === E.ENOSPC ? 'max_user_watches' : undefined
+  return limit === undefined ? '' : `; root's programs have as many as they may: raise fs.inotify.${limit} (sysctl(8))`
 }
 
 /** @throws UserError where there is none */

@@ -20,9 +20,13 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
+import { native } from '../../src/native.js'
+import { E } from '../../src/util/errno.js'
+import { mountsAt } from '../../src/util/mountpoint.js'
 import { blk } from '../helpers/blk.js'
 import {
   cleanup,
+  cli,
   descriptors,
   diskseqOf,
   errorOf,
@@ -40,6 +44,8 @@ import {
 } from '../helpers/tree.js'
 
 const NOBODY = '65534'
+/** uapi/linux/inotify.h */
+const IN_OPEN = 0x20
 
 /** Descriptors that the daemon may have; it needs some thirty itself. */
 const NOFILE = 96
@@ -319,4 +325,19 @@ t.test('twin: if the daemon goes by that clock, disks are not released', async (
   const tree = await startTree(t, { twin: 'wall-clock', args: ['--hold', '2'] })
   closeSync(openSync(join(tree.mountpoint, disk.diskseq()), 'r'))
   t.notOk(await released(tree, disk.path))
+})
+
+t.test('without an inotify instance for it, it says whose limit that is', async (t) => {
+  const mountpoint = mkdtempSync(join(tmpdir(), 'diskseqfs-test-'))
+  cleanup(t, () => rmdirSync(mountpoint))
+  const watches: number[] = []
+  cleanup(t, () => watches.forEach((fd) => native.close(fd)))
+  const watch = () => new Promise<[number, number]>((resolve) => native.inotifyWatch('/', IN_OPEN, (...result) => resolve(result)))
+  let error
+  for (let fd; ([error, fd] = await watch())[0] === 0;) watches.push(fd)
+  t.equal(error, E.EMFILE, `${watches.length} instances`)
+  const { code, stderr } = await cli('mount', '-f', mountpoint)
+  t.equal(code, 1)
+  t.match(stderr, /inotify failed on .*: EMFILE; root's programs .*raise fs\.inotify\.max_user_instances/)
+  t.strictSame(mountsAt(mountpoint), [])
 })
