@@ -93,7 +93,7 @@ $(FUSE_NATIVE): $(DEPS)
 
 # The modules one by one, so that the tests can replace some. The directories are listed so that
 # make notices files that are gone; the rm removes what was made of them.
-build/js/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -type d) | $(DEPS)
+build/js/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -name '*.varlink' -o -type d) | $(DEPS)
 	@echo 'setup: compiling the program'
 	@rm -rf build/js
 	@tsc -p tsconfig.json
@@ -113,6 +113,7 @@ dist/cli.js: build/js/cli.js
 	@$(BUNDLE) build/js/index.js --outfile=dist/index.js --banner:js='$(OWN_URL)'
 	@cd build/js && find index.d.ts native.d.ts devices disks fuse/transport.d.ts util -name '*.d.ts' -exec install -D -m 644 '{}' '../../dist/types/{}' ';'
 	@echo '{ "type": "commonjs" }' >dist/package.json
+	@cp src/broker/io.diskseqfs.varlink dist
 	@for package in $$(cat $(DEPS)); do \
 		printf '%s\n\n' "$${package#node_modules/}"; cat "$$package"/[Ll][Ii][Cc][Ee][Nn][CcSs][Ee]*; echo; \
 	done >dist/LICENSES

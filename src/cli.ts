@@ -1,15 +1,24 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: MIT
 /** The command line. Exit codes: 0 done, 1 cannot be done, 2 asked wrongly. */
-import { readFileSync } from 'node:fs'
 
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
 
 import { UserError } from './util/errno.js'
-import type { AttachArguments, ExecArguments, ListArguments, MountArguments, WaitArguments, WatchArguments } from './commands/options.js'
+import type {
+  AttachArguments,
+  ExecArguments,
+  LeaseArguments,
+  ListArguments,
+  MountArguments,
+  TreeArguments,
+  WaitArguments,
+  WatchArguments,
+} from './commands/options.js'
 import { LOG_FORMATS, LOG_LEVELS } from './util/log.js'
 import { DEFAULT_MOUNTPOINT } from './util/mountpoint.js'
 import { printable } from './util/text.js'
+import { packageVersion } from './util/version.js'
 import { TRANSPORTS } from './fuse/transport.js'
 
 /** Upper limits that only keep a typing error from looking like an intention. */
@@ -56,7 +65,7 @@ function sectorSize(text: string): number {
 function program(): Command {
   const root = new Command('diskseqfs')
     .description('Block device paths that can never reach the wrong disk.')
-    .version(version(), '-V, --version')
+    .version(packageVersion(), '-V, --version')
     .exitOverride()
     .configureOutput({
       outputError: (text, write) => {
@@ -165,7 +174,7 @@ function program(): Command {
       process.exitCode = await resolve(devices, options.json === true)
     })
 
-  running(root.command('exec <device...>'))
+  running(root.command('exec <device...>'), ['[options] DEVICE... -- COMMAND [ARGUMENT...]'])
     .summary('run a program with disks that stay what they are')
     .description(
       'Opens and verifies disks, and runs a program: {} in its arguments, or {1}, {2}, become their paths in the tree.\n' +
@@ -179,12 +188,13 @@ function program(): Command {
       process.exitCode = await exec(devices, programToRun('exec DEVICE...'), options)
     })
 
-  running(root.command('attach <file>'))
-    .summary('make a file a disk while a program runs')
+  running(root.command('attach <file>'), ['[options] FILE', '[options] FILE -- COMMAND [ARGUMENT...]'])
+    .summary('make a file a disk, for a time or while a program runs')
     .description(
-      'Binds a loop device to a regular file, and runs a program: {} in its arguments becomes its path in the tree.\n' +
-        'When the program has ended, and everything else that opened the disk, the kernel takes the loop device away,\n' +
-        'also if this command is killed. A block device is held open as it is. Needs no daemon. Exit code as of exec.',
+      'Binds a loop device to a regular file, and prints its path in the tree; or runs a program: {} in its arguments becomes\n' +
+        'the path. The kernel takes the loop device away with its last user. Until somebody uses it, the daemon holds it\n' +
+        '(a lease), or this command does while the program runs, for which no daemon is needed; then the exit code is as of\n' +
+        'exec. A block device is held as it is.',
     )
     .option('--read-only', 'nothing is written to the file')
     .option('--direct-io', 'past the page cache of the filesystem that the file is on')
@@ -192,9 +202,44 @@ function program(): Command {
     .option('--offset <bytes>', 'where the disk begins in the file', byteCount)
     .option('--size <bytes>', 'how long it is (default: all that follows)', byteCount)
     .option('--sector-size <bytes>', 'of the disk: a power of two from 512 on', sectorSize)
-    .action(async (file: string, options: AttachArguments) => {
+    .option('--share', 'without a command: the same disk for all who share the same part of the file')
+    .option('--grace <seconds>', 'without a command: for how long the daemon holds it (default: 30)', seconds)
+    .option('--keep', 'without a command: the daemon holds it until detach')
+    .option('--reason <text>', 'without a command: what leases is to say of it')
+    .option('--json', 'without a command: print JSON')
+    .action(async (file: string, options: AttachArguments & LeaseArguments) => {
+      refuseWith(afterDashes < 0 ? ['fd'] : ['share', 'grace', 'keep', 'reason', 'json'], options)
+      if (afterDashes < 0) {
+        const { lend } = await import('./commands/leases.js')
+        return lend(file, options)
+      }
       const { attach } = await import('./commands/attach.js')
       process.exitCode = await attach(file, programToRun('attach FILE'), options)
+    })
+
+  asking(root.command('detach'))
+    .summary('let the daemon hold a disk no longer')
+    .description('Ends leases. Whoever has opened the disk keeps it until he closes it.')
+    .argument('<what...>', 'a lease, or the name of a disk in the tree (13, 13p1), of which all leases end')
+    .action(async (what: string[], options: TreeArguments) => {
+      const { detach } = await import('./commands/leases.js')
+      await detach(what, options)
+    })
+
+  asking(root.command('leases'))
+    .summary('show the disks that the daemon holds')
+    .option('--json', 'print JSON')
+    .action(async (options: TreeArguments) => {
+      const { leases } = await import('./commands/leases.js')
+      await leases(options)
+    })
+
+  asking(root.command('status'))
+    .summary('show what the daemon has to do')
+    .option('--json', 'print JSON')
+    .action(async (options: TreeArguments) => {
+      const { status } = await import('./commands/leases.js')
+      await status(options)
     })
 
   root
@@ -248,32 +293,35 @@ function program(): Command {
   return root
 }
 
-/** The options of commands that run a program. */
-function running(command: Command): Command {
-  return command
-    .usage(
-      `[options] ${command.registeredArguments.map((argument) => (argument.variadic ? 'DEVICE...' : 'FILE')).join(' ')} -- COMMAND [ARGUMENT...]`,
-    )
-    .addOption(new Option('--tree <mountpoint>', 'where the tree is mounted').default(DEFAULT_MOUNTPOINT))
-    .option('--fd', 'pass the open disk itself, as /proc/self/fd/N: for where no tree is mounted')
+/** Of commands that ask the daemon of a tree. */
+const asking = (command: Command) =>
+  command.addOption(new Option('--tree <mountpoint>', 'where the tree is mounted').default(DEFAULT_MOUNTPOINT))
+
+/** Of commands that run a program. */
+function running(command: Command, usages: readonly string[]): Command {
+  return asking(command.usage(usages.join(`\n       diskseqfs ${command.name()} `))).option(
+    '--fd',
+    'pass the open disk itself, as /proc/self/fd/N: for where no tree is mounted',
+  )
 }
 
 /** Runs a program: what comes after the first "--" is not for this one; and exit codes are those of env(1), as 1 and 2 may be the program's. */
-const runs = process.argv[2] === 'exec' || process.argv[2] === 'attach'
-const afterDashes = runs ? process.argv.indexOf('--') : -1
+const mayRun = process.argv[2] === 'exec' || process.argv[2] === 'attach'
+const afterDashes = mayRun ? process.argv.indexOf('--') : -1
+const runs = process.argv[2] === 'exec' || afterDashes >= 0
 const OWN_ARGUMENTS = afterDashes < 0 ? process.argv : process.argv.slice(0, afterDashes)
+
+/** @throws UserError where an option is not for this use of a command */
+function refuseWith(names: readonly string[], options: object): void {
+  const given = names.find((name) => name in options)
+  if (given === undefined) return
+  throw new UserError(`--${given} is for attach ${afterDashes < 0 ? 'with' : 'without'} a command`, runs ? 125 : 2)
+}
 
 function programToRun(usage: string): string[] {
   const command = afterDashes < 0 ? [] : process.argv.slice(afterDashes + 1)
   if (command.length === 0) throw new UserError(`say what to run: diskseqfs ${usage} -- COMMAND [ARGUMENT...]`, 125)
   return command
-}
-
-function version(): string {
-  const manifest = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as {
-    version: string
-  }
-  return manifest.version
 }
 
 // Whoever reads our output may go away; that is no reason to fail, and for the

@@ -185,11 +185,19 @@ export interface Native {
   datagramOpen(path: string): number
   /** Does not wait: -EAGAIN if the other end does not read. */
   datagramSend(fd: number, text: string): number
-  /** A connection that keeps messages apart (SOCK_SEQPACKET), as are the two below. */
+  /** A connection that keeps messages apart (SOCK_SEQPACKET). */
   packetConnect(path: string): number
   /** For this user only. */
   packetListen(path: string): number
-  packetAccept(fd: number): number
+  /** A connection that does not (SOCK_STREAM). -EAGAIN while too many others wait for it. */
+  streamConnect(path: string): number
+  /** For this user only. */
+  streamListen(path: string): number
+  acceptConnection(fd: number): number
+  /** How much is kept until the other end reads it, bytes; also more than users may have kept. */
+  sendBuffer(fd: number, bytes: number): number
+  /** The uid of who has connected, as of then. */
+  peerUser(fd: number): number
 
   /** Offsets and sizes of `native/shared/state.h`, bytes. */
   readonly layout: Readonly<Record<LayoutField, number>>
@@ -198,7 +206,7 @@ export interface Native {
   mapMemory(fd: number, bytes: number): ArrayBuffer | number
   /** A datagram socket that receives what it sends: descriptors sent through it stay open while they wait there. */
   selfSocket(): number
-  /** Does not wait. */
+  /** Does not wait. -> bytes sent, of a stream perhaps fewer than there are */
   sendDescriptors(socket: number, text: string, fds: readonly number[]): number
   /** [bytes, descriptor, ...]; with `peek` the message stays, and the descriptors are copies. */
   receiveDescriptors(socket: number, into: Uint8Array, peek: boolean): number[] | number

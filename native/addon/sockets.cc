@@ -21,7 +21,9 @@ namespace {
 
 // SCM_MAX_FD, net/scm.h
 constexpr size_t kMaxDescriptors = 253;
-constexpr int kBacklog = 4;
+// Connections that wait to be accepted.
+constexpr int kFew = 4;
+constexpr int kMany = 128;
 
 struct Address {
   struct sockaddr_un un = {};
@@ -68,22 +70,48 @@ Napi::Value DatagramSend(const Napi::CallbackInfo& info) {
 // packetConnect(path)
 Napi::Value PacketConnect(const Napi::CallbackInfo& info) { return Connected(info, SOCK_SEQPACKET); }
 
-// packetListen(path): a socket that only this user can connect to.
-Napi::Value PacketListen(const Napi::CallbackInfo& info) {
+// streamConnect(path)
+Napi::Value StreamConnect(const Napi::CallbackInfo& info) { return Connected(info, SOCK_STREAM); }
+
+// A socket that only this user can connect to.
+Napi::Value Listening(const Napi::CallbackInfo& info, int type, int backlog) {
   Address address;
   if (!ToAddress(StringArg(info, 0), &address)) return Result(info.Env(), -1);
-  UniqueFd fd = Socket(SOCK_SEQPACKET);
+  UniqueFd fd = Socket(type);
   // bind(2) creates the socket file with the mode of the descriptor.
   if (fd.Get() < 0 || fchmod(fd.Get(), S_IRUSR | S_IWUSR) < 0) return Result(info.Env(), -1);
-  if (bind(fd.Get(), Generic(address), address.length) < 0 || listen(fd.Get(), kBacklog) < 0) {
+  if (bind(fd.Get(), Generic(address), address.length) < 0 || listen(fd.Get(), backlog) < 0) {
     return Result(info.Env(), -1);
   }
   return Result(info.Env(), fd.Release());
 }
 
-// packetAccept(fd)
-Napi::Value PacketAccept(const Napi::CallbackInfo& info) {
+// packetListen(path)
+Napi::Value PacketListen(const Napi::CallbackInfo& info) { return Listening(info, SOCK_SEQPACKET, kFew); }
+
+// streamListen(path)
+Napi::Value StreamListen(const Napi::CallbackInfo& info) { return Listening(info, SOCK_STREAM, kMany); }
+
+// acceptConnection(fd)
+Napi::Value AcceptConnection(const Napi::CallbackInfo& info) {
   return Result(info.Env(), accept4(IntArg(info, 0), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+}
+
+// sendBuffer(fd, bytes): for how much is kept for the other end to read; beyond net.core.wmem_max where this process
+// may do that.
+Napi::Value SendBuffer(const Napi::CallbackInfo& info) {
+  int fd = IntArg(info, 0), bytes = IntArg(info, 1);
+  int rc = setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof bytes);
+  if (rc < 0 && errno == EPERM) rc = setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+  return Result(info.Env(), rc);
+}
+
+// peerUser(fd): the uid of who has connected.
+Napi::Value PeerUser(const Napi::CallbackInfo& info) {
+  struct ucred peer = {};
+  socklen_t size = sizeof peer;
+  if (getsockopt(IntArg(info, 0), SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0) return Result(info.Env(), -1);
+  return Napi::Number::New(info.Env(), double(peer.uid));
 }
 
 // selfSocket(): a datagram socket that receives what it sends. A descriptor sent through
@@ -184,7 +212,11 @@ void InitSockets(Napi::Env env, Napi::Object exports) {
   exports.Set("datagramSend", Napi::Function::New<DatagramSend>(env));
   exports.Set("packetConnect", Napi::Function::New<PacketConnect>(env));
   exports.Set("packetListen", Napi::Function::New<PacketListen>(env));
-  exports.Set("packetAccept", Napi::Function::New<PacketAccept>(env));
+  exports.Set("streamConnect", Napi::Function::New<StreamConnect>(env));
+  exports.Set("streamListen", Napi::Function::New<StreamListen>(env));
+  exports.Set("acceptConnection", Napi::Function::New<AcceptConnection>(env));
+  exports.Set("sendBuffer", Napi::Function::New<SendBuffer>(env));
+  exports.Set("peerUser", Napi::Function::New<PeerUser>(env));
   exports.Set("selfSocket", Napi::Function::New<SelfSocket>(env));
   exports.Set("sendDescriptors", Napi::Function::New<SendDescriptors>(env));
   exports.Set("receiveDescriptors", Napi::Function::New<ReceiveDescriptors>(env));

@@ -5,7 +5,7 @@ import { stat } from 'node:fs/promises'
 import { attachFile } from '../disks/attach.js'
 import { type Disk, open } from '../disks/open.js'
 import { EXIT, naming, runWith } from './exec.js'
-import type { AttachArguments } from './options.js'
+import type { AttachArguments, FileArguments } from './options.js'
 import { UserError } from '../util/errno.js'
 
 /** @returns the exit code */
@@ -16,16 +16,20 @@ export async function attach(what: string, command: readonly string[], options: 
 /** A device is a disk already. */
 async function diskOf(what: string, options: AttachArguments): Promise<Disk> {
   if (!(await isDevice(what))) return attachFile(what, options)
-  const { directIo, partscan, offset, size, sectorSize } = options
-  if (directIo || partscan || offset !== undefined || size !== undefined || sectorSize !== undefined) {
-    throw new UserError('--direct-io, --partscan, --offset, --size and --sector-size are for files, and this is a device', EXIT.FAILED)
-  }
+  refuseFileOptions(options, EXIT.FAILED)
   // A path, also if it looks like a name.
   return open(what.includes('/') ? what : `./${what}`)
 }
 
+/** @throws UserError where an option is for files alone */
+export function refuseFileOptions({ directIo, partscan, offset, size, sectorSize }: FileArguments, exitCode: number): void {
+  if (directIo || partscan || offset !== undefined || size !== undefined || sectorSize !== undefined) {
+    throw new UserError('--direct-io, --partscan, --offset, --size and --sector-size are for files, and this is a device', exitCode)
+  }
+}
+
 /** Whether a path leads to a block device. */
-async function isDevice(what: string): Promise<boolean> {
+export async function isDevice(what: string): Promise<boolean> {
   try {
     return (await stat(what)).isBlockDevice()
   } catch {

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 
 import { UserError } from '../util/errno.js'
 import { DEFAULT_MOUNTPOINT } from '../util/mountpoint.js'
-import { printable, toJson } from '../util/text.js'
+import { aligned, printable, toJson } from '../util/text.js'
 
 /** A device of the list. Sizes are in bytes. */
 export interface Listed {
@@ -142,14 +142,7 @@ function escaped(text: string, others: RegExp): string {
 
 function table(rows: readonly Row[], { columns, coloured, headings }: Showing): string {
   const cellsOf = ({ cells, depth }: Row) => cells.map((cell, i) => '  '.repeat(columns[i] === 'NAME' ? depth : 0) + printable(cell))
-  const texts = rows.map(cellsOf)
-  const widths = columns.map((_, i) => Math.max(0, ...texts.map((cells) => (cells[i] as string).length)))
-  const pad = (cell: string, i: number) => {
-    const width = widths[i] as number
-    return COLUMNS[columns[i] as string]?.right ? cell.padStart(width) : cell.padEnd(width)
-  }
-  return texts
-    .map((cells) => cells.map(pad).join(' ').trimEnd())
+  return aligned(rows.map(cellsOf), (i) => COLUMNS[columns[i] as string]?.right === true)
     .map((line, i) => (coloured && headings && i === 0 ? `\u001b[1m${line}\u001b[0m\n` : `${line}\n`))
     .join('')
 }

@@ -17,14 +17,33 @@ export interface ExecArguments extends RunArguments {
   exclusive?: boolean
 }
 
-/** What `diskseqfs attach` was told. */
-export interface AttachArguments extends RunArguments {
+/** How a disk is made from a file. */
+export interface FileArguments {
   readOnly?: boolean
   directIo?: boolean
   partscan?: boolean
   offset?: bigint
   size?: bigint
   sectorSize?: number
+}
+
+/** What `diskseqfs attach` was told, with a command. */
+export interface AttachArguments extends RunArguments, FileArguments {}
+
+/** What commands were told that ask the daemon of a tree. */
+export interface TreeArguments {
+  /** Where it is mounted. */
+  tree: string
+  json?: boolean
+}
+
+/** What `diskseqfs attach` was told, without a command. */
+export interface LeaseArguments extends TreeArguments, FileArguments {
+  share?: boolean
+  keep?: boolean
+  /** s */
+  grace?: number
+  reason?: string
 }
 
 /** What `diskseqfs watch` was told. */

@@ -3,6 +3,9 @@
 import { basename, dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
+import { Broker } from '../broker/broker.js'
+import { isLease } from '../broker/leases.js'
+import { ControlSocket, controlSocketOf } from '../broker/socket.js'
 import { directoryId, nodeName, parseId } from '../devices/names.js'
 import { Registry, type RegistryListener } from '../devices/registry.js'
 import { type Device, Sysfs } from '../devices/sysfs.js'
@@ -77,6 +80,8 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
   private readonly dead: DeadNames
   private answers: Answers | undefined
   private transport: Transport | undefined
+  private broker: Broker | undefined
+  private control: ControlSocket | undefined
 
   constructor(private readonly parts: DaemonParts) {
     const { guard, log, replaced } = parts
@@ -118,17 +123,19 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     await this.registry.start(highestOf(native, stored))
     if (stored.size > 0) {
       const found = findTakeover(native, stored, withoutSymlinks(options.mountpoint))
-      if (found !== undefined) return this.takeOver(found, outgoing)
+      if (found !== undefined) return this.takeOver(found, stored, outgoing)
       if (outgoing !== undefined) {
         throw new UserError(`${options.mountpoint}: what the daemon that serves it has does not fit; it goes on`)
       }
       guard?.remove(Object.values(DESCRIPTOR))
-      await giveUpMount(native, stored, log)
+      await giveUpMount(native, new Map([...stored].filter(([name]) => !isLease(name))), log)
     }
     const mountpoint = (this.mount.path = prepareMountpoint(options.mountpoint))
     try {
       this.mount.lock = await preflight.claim(mountpoint)
-      await (options.transport === 'fuse-native' ? this.serveByLibrary() : this.serve())
+      await (options.transport === 'fuse-native'
+        ? this.serveByLibrary()
+        : this.serve(new Map([...stored].filter(([name]) => isLease(name)))))
     } catch (error) {
       this.mount.unlock()
       throw error
@@ -145,7 +152,8 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     this.mount.watchFor(mountsAt(mountpoint).at(-1), () => void this.end())
   }
 
-  private async serve(): Promise<void> {
+  /** @param leases of an earlier daemon, whose mount was of no use */
+  private async serve(leases: Descriptors): Promise<void> {
     const { mount, handOver, directories } = this
     const { path: mountpoint } = mount
     const { options } = this.parts
@@ -165,6 +173,7 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     if (entry === undefined) return
     handOver.state.mount = { mountpoint, device: entry.device, pidNamespace: ownPidNamespace() }
     handOver.allow(entry.device, { lock: mount.lock, ...descriptors, beneath, fuse }, false)
+    await this.lend(leases, entry.device)
   }
 
   private connect(fd: number): FuseSession {
@@ -178,11 +187,12 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
    * Goes on with the mount of an outgoing daemon, and answers the requests that
    * that one has left.
    */
-  private async takeOver(found: Takeover, outgoing: OutgoingDaemon | undefined): Promise<void> {
+  private async takeOver(found: Takeover, stored: Descriptors, outgoing: OutgoingDaemon | undefined): Promise<void> {
     const { native, inodes, registry, mount, directories, handOver } = this
     const { options, log } = this.parts
     const { fuse, mountFd, closes, root = -1, beneath = -1, mountpoint } = found
-    const sockets = [...found.pins, ...(await handOver.take(outgoing))]
+    const since = await handOver.take(outgoing)
+    const sockets = [...found.pins, ...(since.get(DESCRIPTOR.pins) ?? [])]
     this.tookOver = true
     mount.path = mountpoint
     mount.lock = found.lock
@@ -205,7 +215,27 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
       this.find(DESCRIPTOR.beneath, dirname(mountpoint), basename(mountpoint), use)
     }
     directories.forgetOthers((diskseq) => registry.find(nodeName(diskseq, 0)) !== undefined)
-    log.info({ mountpoint, devices: registry.size, pins: pins.length }, 'took over the tree from an earlier daemon')
+    await this.lend(new Map([...stored, ...since]), found.mount.device)
+    log.info(
+      { mountpoint, devices: registry.size, pins: pins.length, leases: this.broker?.leases.count },
+      'took over the tree from an earlier daemon',
+    )
+  }
+
+  /** Goes on with the leases of an earlier daemon, and takes calls. */
+  private async lend(stored: Descriptors, device: string): Promise<void> {
+    const { native, handOver, registry, inodes } = this
+    const { path: mountpoint } = this.mount
+    const { log } = this.parts
+    const leases = [...stored].filter(([name]) => isLease(name))
+    for (const [name, [socket = -1]] of leases) handOver.keep(name, socket)
+    const control = (this.control = new ControlSocket(native, controlSocketOf(mountpoint, device), log))
+    if (control.open(stored.get(DESCRIPTOR.control)?.at(-1))) handOver.add(DESCRIPTOR.control, control.fd)
+    else if (control.fd >= 0) handOver.keep(DESCRIPTOR.control, control.fd)
+    const counts = () => ({ devices: registry.size, pins: inodes.pinned })
+    const broker = (this.broker = new Broker({ native, store: handOver, mountpoint, counts, log }))
+    await broker.leases.takeOver(new Map(leases))
+    if (control.fd >= 0) broker.start(control.fd)
   }
 
   /** A daemon of an earlier version has not left that directory. */
@@ -222,16 +252,19 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
 
   /** See {@link TreeOwner}: what was begun stays as it is, for the daemon that comes next; this process is to end at once. */
   pause(): void {
+    this.broker?.pause()
     if (this.transport instanceof FuseSession) this.transport.pauseForHandOver()
   }
 
   /** As {@link pause}, because of an error: what was begun may be the reason, and is counted as such. */
   halt(): void {
+    this.broker?.pause()
     if (this.transport instanceof FuseSession) this.transport.pause()
   }
 
   /** See {@link TreeOwner}. */
   goOn(): void {
+    this.broker?.goOn()
     if (this.transport instanceof FuseSession) this.transport.goOn()
   }
 
@@ -257,6 +290,8 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
 
   private async drain(): Promise<void> {
     const { guard, options } = this.parts
+    this.broker?.close()
+    this.control?.close()
     guard?.over()
     // Under a guard, udev is asked to look after these names again.
     await new Promise<void>((resolve) => {
@@ -325,6 +360,7 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
         },
       })
     }
+    this.broker?.leases.vanished(device.name)
     const inode = this.inodes.known(device)
     if (inode === undefined) return
     if (inode.trusted) this.answers?.lifetime.distrust(inode)

@@ -55,13 +55,13 @@ export class HandOverSet {
    * It is this daemon's turn: the one before reads no more requests.
    *
    * @param outgoing the one that was asked for the tree; undefined for the guard's
-   * @returns sockets of pins that it has had stored since it was asked what it has
+   * @returns what it has had stored since it was asked what it has
    */
-  async take(outgoing: OutgoingDaemon | undefined): Promise<readonly number[]> {
+  async take(outgoing: OutgoingDaemon | undefined): Promise<Descriptors> {
     const { guard } = this.parts
     // What fails from here on is no reason to take the tree away: the one before goes on, or the next one.
     this.canBeTakenOver = outgoing !== undefined || guard !== undefined
-    return (await (outgoing ?? guard)?.take())?.get(DESCRIPTOR.pins) ?? []
+    return (await (outgoing ?? guard)?.take()) ?? new Map<string, readonly number[]>()
   }
 
   /**
@@ -86,6 +86,24 @@ export class HandOverSet {
   add(name: string, fd: number): void {
     this.fds.set(name, [fd])
     this.parts.guard?.put(name, [fd])
+    this.handOver?.send(name, [fd])
+  }
+
+  /** One that the guard has already. */
+  keep(name: string, fd: number): void {
+    this.fds.set(name, [fd])
+  }
+
+  /** See {@link LeaseStore}. */
+  async putLease(name: string, socket: number): Promise<void> {
+    this.add(name, socket)
+    await this.parts.guard?.told()
+  }
+
+  /** See {@link LeaseStore}. */
+  removeLease(name: string): void {
+    this.fds.delete(name)
+    this.parts.guard?.remove([name])
   }
 
   private descriptors(): Descriptors {

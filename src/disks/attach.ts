@@ -37,15 +37,27 @@ export async function attachFile(file: string, options: AttachOptions = {}): Pro
   options.signal?.throwIfAborted()
   const backing = await openBacking(file, options)
   try {
-    const fd = await bind(backing, options)
-    // For writing it had to be open to be bound so; from now on it is held by a descriptor that is in nobody's way.
-    const disk = await openDescriptor(fd).finally(() => native.closeDevice(fd, () => {}))
-    if (options.directIo !== true || hasDirectIo(disk)) return disk
-    await disk.close()
-    throw new DiskError(NO_DIRECT_IO, 'EINVAL')
+    return await attachDescriptor(backing, options)
   } finally {
     native.close(backing)
   }
+}
+
+/**
+ * The same of a file that is open.
+ *
+ * @param backing may be closed after this
+ * @throws DiskError
+ * @internal
+ */
+export async function attachDescriptor(backing: number, options: AttachOptions): Promise<Disk> {
+  checkSize(await stat(backing), options)
+  const fd = await bind(backing, options)
+  // For writing it had to be open to be bound so; from now on it is held by a descriptor that is in nobody's way.
+  const disk = await openDescriptor(fd).finally(() => native.closeDevice(fd, () => {}))
+  if (options.directIo !== true || hasDirectIo(disk)) return disk
+  await disk.close()
+  throw new DiskError(NO_DIRECT_IO, 'EINVAL')
 }
 
 const NO_DIRECT_IO = 'the filesystem of the file cannot do direct I/O, or not for such sectors; leave out --direct-io'
@@ -60,10 +72,13 @@ function hasDirectIo({ kname }: Disk): boolean {
   }
 }
 
-async function openBacking(
-  file: string,
-  { readOnly = false, offset = 0n, size = 0n, sectorSize = SECTOR }: AttachOptions,
-): Promise<number> {
+/**
+ * Opens a file as {@link attachDescriptor} needs it.
+ *
+ * @throws DiskError
+ * @internal
+ */
+export async function openBacking(file: string, { readOnly = false }: AttachOptions): Promise<number> {
   if (file === '') throw new DiskError('an empty argument names no file', 'EINVAL')
   // Not O_RDWR at once: a FIFO or a device might do something when it is opened.
   const node = await openPath(file, native.O_PATH)
@@ -71,18 +86,21 @@ async function openBacking(
     const found = await stat(node)
     if (found.isDirectory()) throw new DiskError('a directory cannot be a disk', 'EISDIR')
     if (!found.isFile()) throw new DiskError('neither a regular file nor a block device', 'EINVAL')
-    const bytes = BigInt(found.size)
-    if (bytes === 0n) throw new DiskError('the file is empty, and so would be the disk; make it larger (truncate --size=1G FILE)', 'EINVAL')
-    if (offset >= bytes) throw new DiskError(`the offset is not within the file, which has ${bytes} bytes`, 'EINVAL')
-    if (offset + size > bytes) throw new DiskError(`offset and size reach beyond the end of the file, which has ${bytes} bytes`, 'EINVAL')
-    const length = size === 0n ? bytes - offset : size
-    // The kernel would leave off what is over.
-    if (length % BigInt(sectorSize) !== 0n) {
-      throw new DiskError(`${length} bytes are no whole number of sectors of ${sectorSize} bytes; give a --size that is`, 'EINVAL')
-    }
     return await openPath(`/proc/self/fd/${node}`, readOnly ? constants.O_RDONLY : constants.O_RDWR)
   } finally {
     native.close(node)
+  }
+}
+
+function checkSize(file: { readonly size: number }, { offset = 0n, size = 0n, sectorSize = SECTOR }: AttachOptions): void {
+  const bytes = BigInt(file.size)
+  if (bytes === 0n) throw new DiskError('the file is empty, and so would be the disk; make it larger (truncate --size=1G FILE)', 'EINVAL')
+  if (offset >= bytes) throw new DiskError(`the offset is not within the file, which has ${bytes} bytes`, 'EINVAL')
+  if (offset + size > bytes) throw new DiskError(`offset and size reach beyond the end of the file, which has ${bytes} bytes`, 'EINVAL')
+  const length = size === 0n ? bytes - offset : size
+  // The kernel would leave off what is over.
+  if (length % BigInt(sectorSize) !== 0n) {
+    throw new DiskError(`${length} bytes are no whole number of sectors of ${sectorSize} bytes; give a --size that is`, 'EINVAL')
   }
 }
 

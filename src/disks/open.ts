@@ -284,6 +284,35 @@ export async function openDescriptor(fd: number, options: OpenOptions = {}): Pro
   return new Disk(await openHeld(fd, options), infoOf(device))
 }
 
+/**
+ * A descriptor as a disk.
+ *
+ * @param fd owned by the disk from then on; closed where there is none
+ * @throws DiskError
+ * @internal
+ */
+export async function adoptDescriptor(fd: number): Promise<Disk> {
+  try {
+    return new Disk(fd, infoOf(await identify(fd)))
+  } catch (error) {
+    native.closeDevice(fd, () => {})
+    throw error
+  }
+}
+
+/**
+ * Opens the disk of a descriptor once more, for reading, without the path by which that was opened, which may be in a tree.
+ *
+ * @param fd open until this is done
+ * @throws DiskError
+ * @internal
+ */
+export async function openBeside(fd: number): Promise<Disk> {
+  const { error, disk } = await openDevice(await identify(fd))
+  if (disk !== undefined) return disk
+  throw error === 0 ? new DiskError('its node in /dev is of another device', 'ESTALE') : new DiskError(describe(error), errnoName(error))
+}
+
 // What they share
 
 /** What an open descriptor is of. It keeps the device's number, so what sysfs says of that is said of this device. */

@@ -98,6 +98,13 @@ export class InodeTable {
     return this.byId.size
   }
 
+  /** Those that are pinned. */
+  get pinned(): number {
+    let count = 0
+    for (const { pin } of this.byId.values()) if (pin !== undefined) count++
+    return count
+  }
+
   get(id: NodeId): Inode | undefined {
     return this.byId.get(id)
   }

@@ -35,7 +35,8 @@ export class Guard {
   private gone = false
   /** Descriptors to be {@link GIVEN} on request. */
   private readonly given = new Map<string, readonly number[]>()
-  /** Messages that the guard had no room for, in order. */
+  /** Messages that the guard had no room for, in order; and who waits until it has them. */
+  private readonly toldNext: (() => void)[] = []
   private readonly unsent: { readonly text: string; readonly fds: readonly number[] }[] = []
 
   /** @param fd of the socket; owned from now on */
@@ -101,6 +102,14 @@ export class Guard {
     for (const name of names) this.send(`remove ${name}`)
   }
 
+  /** Resolves when the guard has all that it was sent so far, or is gone; it reads that also when this process has ended. */
+  told(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.unsent.length === 0) resolve()
+      else this.toldNext.push(resolve)
+    })
+  }
+
   close(): void {
     this.poll.close()
     this.native.close(this.fd)
@@ -164,5 +173,6 @@ export class Guard {
       if (rc === -E.EAGAIN) return void setTimeout(() => this.flush(), RETRY_MS)
       if (rc < 0 && rc !== -E.EPIPE) this.log.warn({ errno: errnoName(rc) }, 'cannot tell the guard')
     }
+    for (const resolve of this.toldNext.splice(0)) resolve()
   }
 }

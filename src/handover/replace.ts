@@ -15,13 +15,15 @@ import { join } from 'node:path'
 import { afterTicks } from '../util/clock.js'
 import { E, errnoName, errnoOf, UserError } from '../util/errno.js'
 import type { Logger } from '../util/log.js'
-import { FSTYPE, isDead, mountsAt } from '../util/mountpoint.js'
+import { FSTYPE, isDead, mountsAt, RUNTIME_DIRECTORY } from '../util/mountpoint.js'
 import type { Native, Poll } from '../native.js'
 import { batches, type Descriptors } from './service-manager.js'
 
-const DIRECTORY = '/run/diskseqfs'
 /** How long to wait for the outgoing daemon's answer, ms. It answers at once, unless it is stopped. */
 const TIME_LIMIT_MS = 5000
+
+/** Room for all that an incoming daemon is sent at once: thousands of descriptors, and a message for each lease. */
+const SEND_BYTES = 4 << 20
 
 const TAKE = 'take'
 const TAKEN = 'taken'
@@ -29,11 +31,20 @@ const SERVES = 'serves'
 const END = 'end'
 
 /** @param device of the mount, as in mountinfo */
-export const socketOf = (device: string): string => join(DIRECTORY, `${device}.replace`)
+export const socketOf = (device: string): string => join(RUNTIME_DIRECTORY, `${device}.replace`)
 
 type Calls = Pick<
   Native,
-  'Poll' | 'look' | 'packetListen' | 'packetAccept' | 'packetConnect' | 'sendDescriptors' | 'receiveDescriptors' | 'awaitMessage' | 'close'
+  | 'Poll'
+  | 'look'
+  | 'packetListen'
+  | 'acceptConnection'
+  | 'sendBuffer'
+  | 'packetConnect'
+  | 'sendDescriptors'
+  | 'receiveDescriptors'
+  | 'awaitMessage'
+  | 'close'
 >
 
 /** What a hand-over asks of the outgoing daemon. */
@@ -67,10 +78,10 @@ export class HandOver {
 
   start(): void {
     try {
-      mkdirSync(DIRECTORY, { mode: 0o700, recursive: true })
+      mkdirSync(RUNTIME_DIRECTORY, { mode: 0o700, recursive: true })
       this.unlink() // of the daemon before this one, or of one that died
     } catch (error) {
-      return this.parts.log.debug({ errno: errnoName(errnoOf(error)), directory: DIRECTORY }, 'cannot be replaced while it runs')
+      return this.parts.log.debug({ errno: errnoName(errnoOf(error)), directory: RUNTIME_DIRECTORY }, 'cannot be replaced while it runs')
     }
     this.listener = this.parts.native.packetListen(this.parts.path)
     if (this.listener < 0) {
@@ -85,8 +96,9 @@ export class HandOver {
   }
 
   private accept(): void {
-    const fd = this.parts.native.packetAccept(this.listener)
+    const fd = this.parts.native.acceptConnection(this.listener)
     if (fd < 0) return
+    this.parts.native.sendBuffer(fd, SEND_BYTES)
     // One at a time; the first one has waited for longer.
     if (this.incoming !== undefined) return void this.parts.native.close(fd)
     this.incoming = { fd, poll: new this.parts.native.Poll(fd, () => this.heard()) }

@@ -28,6 +28,8 @@ export const DESCRIPTOR = {
   lock: 'lock',
   /** The memory of {@link SharedState}. */
   state: 'state',
+  /** The control socket, see broker/socket.ts. Versions before leases had none. */
+  control: 'control',
   /** The sockets of {@link PinStore}, many. */
   pins: 'pins',
 } as const

@@ -22,6 +22,8 @@ import { errnoName, errnoOf, E, UserError } from './errno.js'
 import type { Native, Poll } from '../native.js'
 
 export const DEFAULT_MOUNTPOINT = '/dev/disk/by-diskseq'
+/** Of sockets that only root can use. */
+export const RUNTIME_DIRECTORY = '/run/diskseqfs'
 export const SOURCE = 'diskseqfs'
 export const FSTYPE = 'fuse.diskseqfs'
 

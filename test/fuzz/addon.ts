@@ -245,7 +245,7 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   packetConnect: () => keep(native.packetConnect(nobody())),
   packetListen: () =>
     keep(native.packetListen(c.pick([`${directory}/listens`, ...['', '\0', '@', `${directory}/none/x`, 'x'.repeat(108)]]))),
-  packetAccept: () => keep(native.packetAccept(fd())),
+  acceptConnection: () => keep(native.acceptConnection(fd())),
   sharedMemory: () => keep(native.sharedMemory(c.pick([0, 1, 4096, 65536, -1, NaN, 2 ** 53, 1e300]))),
   mapMemory: () => {
     const length = c.pick([0, 1, 4096, 8192, 65536, -1, NaN, 2 ** 53, 1e300])

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+/** The daemon's control socket: io.diskseqfs.varlink, which says what each method does. */
+import { constants, fstat, readFileSync } from 'node:fs'
+import { promisify } from 'node:util'
+
+import { attachDescriptor, type AttachOptions } from '../disks/attach.js'
+import { type Disk, DiskError, openBeside } from '../disks/open.js'
+import { type Native, native } from '../native.js'
+import { errnoName, errnoOf } from '../util/errno.js'
+import type { Logger } from '../util/log.js'
+import { monotonicMs } from '../util/clock.js'
+import { packageVersion } from '../util/version.js'
+import { Interface } from './idl.js'
+import { GRACE_SECONDS, Leases, LEASES_MAX, type LeaseStore, type Rule } from './leases.js'
+import { type Call, type MethodBody, type Parameters, type Reply, VarlinkError, VarlinkServer } from './varlink.js'
+
+/** The interface, as its file has it. */
+export const readInterface = () => new Interface(readFileSync(new URL('io.diskseqfs.varlink', import.meta.url), 'utf8'))
+
+const error = (name: string, parameters: Parameters) => new VarlinkError(`io.diskseqfs.${name}`, parameters)
+
+export interface BrokerParts {
+  readonly native: Native
+  readonly store: LeaseStore
+  /** Of the tree. */
+  readonly mountpoint: string
+  readonly counts: () => { readonly devices: number; readonly pins: number }
+  readonly log: Logger
+}
+
+export class Broker {
+  readonly leases: Leases
+  private server: VarlinkServer | undefined
+  private readonly began = monotonicMs()
+
+  constructor(private readonly parts: BrokerParts) {
+    this.leases = new Leases(parts)
+  }
+
+  /** @param listener of a socket that listens; owned by the caller */
+  start(listener: number): void {
+    const { native, log } = this.parts
+    const methods: Readonly<Record<string, MethodBody>> = {
+      Attach: (call) => this.attach(call),
+      Release: ({ parameters }) => this.release(parameters['what'] as string),
+      ListLeases: () => ({ parameters: { leases: this.leases.list() } }),
+      Status: () => ({ parameters: this.status() }),
+    }
+    const info = { vendor: 'diskseqfs', product: 'diskseqfs', version: packageVersion(), url: 'man:diskseqfs(8)' }
+    this.server = new VarlinkServer({ native, listener, interface: readInterface(), methods, info, log })
+  }
+
+  /** Takes no more calls: another daemon goes on. */
+  pause(): void {
+    this.server?.pause()
+    this.leases.pause()
+  }
+
+  /** After {@link pause}: it does not. */
+  goOn(): void {
+    this.leases.goOn()
+    this.server?.goOn()
+  }
+
+  close(): void {
+    this.server?.close()
+    this.leases.close()
+  }
+
+  private async attach({ parameters, fds, connection }: Call): Promise<Reply> {
+    const file = fds[parameters['fileDescriptor'] as number]
+    if (file === undefined) throw VarlinkError.invalid('fileDescriptor')
+    const rule = (parameters['rule'] ?? 'grace') as Rule
+    const graceSeconds = (parameters['graceSeconds'] ?? GRACE_SECONDS) as number
+    if (graceSeconds < 0 || graceSeconds > GRACE_MAX_S) throw VarlinkError.invalid('graceSeconds')
+    const [reason, name] = [textOf(parameters, 'reason'), textOf(parameters, 'file')]
+    if (this.leases.full) throw error('TooManyLeases', { limit: LEASES_MAX })
+    try {
+      const { take, share } = await this.source(file, parameters)
+      const { lease, disk } = await this.leases.add(take, { rule, graceSeconds, file: name, reason, share })
+      if (rule === 'connection') connection.onEnd(() => this.leases.leave(lease))
+      const wanted = parameters['diskDescriptor'] === true
+      return {
+        parameters: { lease: this.leases.find(lease), ...(wanted && { diskDescriptor: 0 }) },
+        ...(wanted && { fds: [disk.fd] }),
+      }
+    } catch (failed) {
+      if (!(failed instanceof DiskError)) throw failed
+      throw error('CannotAttach', { code: failed.code, message: failed.message })
+    }
+  }
+
+  /** What the descriptor is of, and so how its disk is had. */
+  private async source(file: number, parameters: Parameters): Promise<{ take: () => Promise<Disk>; share: string | undefined }> {
+    const found = await statOf(file)
+    if (found.isBlockDevice()) {
+      const given = FILE_OPTIONS.find((option) => parameters[option] !== undefined && parameters[option] !== null)
+      if (given !== undefined) throw VarlinkError.invalid(given)
+      return { take: () => openBeside(file), share: undefined }
+    }
+    if (!found.isFile()) throw new DiskError('neither a regular file nor a block device', 'EINVAL')
+    const access = accessOf(file)
+    if (access !== constants.O_RDONLY && access !== constants.O_RDWR) throw new DiskError('the descriptor is not open for reading', 'EBADF')
+    const options = attachOptions(parameters, access === constants.O_RDWR)
+    const { readOnly, directIo, partscan, offset, size, sectorSize } = options
+    const how = [found.dev, found.ino, offset ?? 0n, size ?? 0n, sectorSize ?? 0, readOnly, directIo, partscan].map(String)
+    return { take: () => attachDescriptor(file, options), share: parameters['share'] === true ? how.join() : undefined }
+  }
+
+  private async release(what: string): Promise<Reply> {
+    const leases = await this.leases.release(what)
+    if (leases.length === 0) throw error('NoSuchLease', { what })
+    return { parameters: { leases } }
+  }
+
+  private status(): Parameters {
+    const now = { ...this.parts.counts(), leases: this.leases.count, connections: this.server?.connected ?? 0 }
+    const uptimeUSec = Math.round((monotonicMs() - this.began) * 1000)
+    return { version: packageVersion(), pid: process.pid, mountpoint: this.parts.mountpoint, uptimeUSec, now }
+  }
+}
+
+/** A year: longer is "keep". */
+const GRACE_MAX_S = 31_536_000
+/** Of the names in a call, which are stored with the lease: characters. */
+const TEXT_MAX = 4096
+
+const FILE_OPTIONS = ['readOnly', 'directIo', 'partscan', 'offset', 'size', 'sectorSize', 'share'] as const
+
+const stat = promisify(fstat)
+
+async function statOf(fd: number) {
+  try {
+    return await stat(fd, { bigint: true })
+  } catch (failed) {
+    throw new DiskError(`cannot be looked at: ${errnoName(errnoOf(failed))}`, errnoName(errnoOf(failed)))
+  }
+}
+
+/** How a descriptor of this process is open, see proc_pid_fdinfo(5). */
+function accessOf(fd: number): number {
+  const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1] ?? '0'
+  return Number.parseInt(flags, 8) & (native.O_PATH | constants.O_WRONLY | constants.O_RDWR)
+}
+
+function attachOptions(parameters: Parameters, writable: boolean): AttachOptions {
+  const bytes = (name: string) => {
+    const value = (parameters[name] ?? undefined) as number | undefined
+    if (value !== undefined && value < 0) throw VarlinkError.invalid(name)
+    return value === undefined ? {} : { [name]: BigInt(value) }
+  }
+  const sectorSize = (parameters['sectorSize'] ?? undefined) as number | undefined
+  if (sectorSize !== undefined && (sectorSize < 512 || sectorSize > 65536 || (sectorSize & (sectorSize - 1)) !== 0)) {
+    throw VarlinkError.invalid('sectorSize')
+  }
+  return {
+    ...bytes('offset'),
+    ...bytes('size'),
+    ...(sectorSize !== undefined && { sectorSize }),
+    readOnly: parameters['readOnly'] === true || !writable,
+    directIo: parameters['directIo'] === true,
+    partscan: parameters['partscan'] === true,
+  }
+}
+
+function textOf(parameters: Parameters, name: string): string | undefined {
+  const text = (parameters[name] ?? undefined) as string | undefined
+  if (text !== undefined && text.length > TEXT_MAX) throw VarlinkError.invalid(name)
+  return text
+}

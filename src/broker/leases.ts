@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: MIT
+/**
+ * Leases: disks that the daemon holds open for somebody, until a time is over, a connection is closed, or it is told to let
+ * go. They survive the daemon: each is a message in a socket that another process stores (see PinStore, which does so with pins),
+ * and the message has the record and the descriptor. It is there before the client is answered.
+ */
+import { randomBytes } from 'node:crypto'
+import { join } from 'node:path'
+
+import { adoptDescriptor, type Disk, DiskError, open, openBeside } from '../disks/open.js'
+import { errnoName } from '../util/errno.js'
+import type { Logger } from '../util/log.js'
+import type { Native } from '../native.js'
+
+/** How many there may be: each is a descriptor, and a stored one. */
+export const LEASES_MAX = 1024
+export const GRACE_SECONDS = 30
+
+export type Rule = 'grace' | 'keep' | 'connection'
+
+/** What is stored of a lease, beside the disk's descriptor. */
+interface Record {
+  /** `lease-1f09a3c2`: also what its socket is stored as. */
+  readonly lease: string
+  readonly name: string
+  readonly diskseq: string
+  readonly rule: Rule
+  readonly graceSeconds: number
+  readonly createdUSec: number
+  readonly file?: string
+  readonly reason?: string
+  /** Of a disk that is shared: equal for those who get the same one. */
+  readonly share?: string
+}
+
+/** Of a lease that is asked for. */
+export type Terms = Pick<Record, 'rule' | 'graceSeconds'> & { readonly [K in 'file' | 'reason' | 'share']: string | undefined }
+
+interface Lease {
+  readonly record: Record
+  readonly disk: Disk
+  /** Holds the message; -1 for one that ends with this daemon. */
+  readonly socket: number
+  /** s, until it ends; undefined for one that does not by itself. */
+  left: number | undefined
+}
+
+/** What is told of a lease: `Lease` in the interface file. */
+export type LeaseInfo = Readonly<{ [key: string]: string | number }>
+
+/** Another process that stores descriptors. */
+export interface LeaseStore {
+  /** Resolves when they are out of this process. */
+  putLease(name: string, socket: number): Promise<void>
+  removeLease(name: string): void
+}
+
+type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'close' | 'closeDevice'>
+
+export interface LeasesParts {
+  readonly native: Calls
+  readonly store: LeaseStore
+  /** Of the tree. */
+  readonly mountpoint: string
+  readonly log: Logger
+}
+
+/** Whether something is stored for this. */
+export const isLease = (name: string): boolean => /^lease-[\da-f]{8}$/.test(name)
+
+/** Of a stored message, bytes: the names in it are bounded by what a call may have. */
+const RECORD_MAX = 131_072
+
+export class Leases {
+  private readonly leases = new Map<string, Lease>()
+  /** Being made. */
+  private pending = 0
+  /** By {@link Record.share}: the disk that was made last, and who waits for one. */
+  private readonly shared = new Map<string, string>()
+  private readonly turns = new Map<string, Promise<unknown>>()
+  private ticker: NodeJS.Timeout | undefined
+  /** Another daemon goes on with them. */
+  private paused = false
+
+  constructor(private readonly parts: LeasesParts) {}
+
+  get count(): number {
+    return this.leases.size
+  }
+
+  /** Whether there is room for another one. */
+  get full(): boolean {
+    return this.leases.size + this.pending >= LEASES_MAX
+  }
+
+  /**
+   * Holds a disk.
+   *
+   * @param take gives the disk, which is owned from then on
+   * @throws DiskError
+   */
+  async add(take: () => Promise<Disk>, terms: Terms): Promise<{ lease: string; disk: Disk }> {
+    this.pending++
+    try {
+      const { share } = terms
+      const disk = await (share === undefined ? take() : this.share(share, take))
+      return { lease: await this.hold(disk, terms), disk }
+    } finally {
+      this.pending--
+    }
+  }
+
+  /** @param what a lease, or the name of a disk in the tree, with all its leases */
+  async release(what: string): Promise<LeaseInfo[]> {
+    const found = [...this.leases.values()].filter(({ record }) => record.lease === what || record.name === what)
+    const infos = found.map((lease) => this.info(lease))
+    await Promise.all(found.map((lease) => this.end(lease, 'released')))
+    return infos
+  }
+
+  /** Ends one whose client has gone. */
+  leave(id: string): void {
+    const lease = this.leases.get(id)
+    if (lease !== undefined) void this.end(lease, 'its client is gone')
+  }
+
+  list(): LeaseInfo[] {
+    return [...this.leases.values()].map((lease) => this.info(lease))
+  }
+
+  find(id: string): LeaseInfo | undefined {
+    const lease = this.leases.get(id)
+    return lease && this.info(lease)
+  }
+
+  /** The disk or partition is gone: nobody can get it by its name any more. */
+  vanished(name: string): void {
+    for (const [share, shared] of this.shared) if (shared === name) this.shared.delete(share)
+    for (const lease of this.leases.values()) {
+      if (lease.record.name !== name) continue
+      this.parts.log.warn({ lease: lease.record.lease, name }, 'the disk of a lease is gone')
+      void this.end(lease, 'its disk is gone')
+    }
+  }
+
+  /**
+   * Goes on with those that an earlier daemon has had stored.
+   *
+   * @param stored sockets by their names, others among them; owned from now on
+   */
+  async takeOver(stored: ReadonlyMap<string, readonly number[]>): Promise<void> {
+    const found = [...stored].filter(([name]) => isLease(name))
+    await Promise.all(found.map(([name, sockets]) => this.takeOne(name, sockets)))
+    this.tick()
+  }
+
+  /** Keeps them as they are: another daemon goes on. */
+  pause(): void {
+    this.paused = true
+    this.stopTicking()
+  }
+
+  /** After {@link pause}: it does not. */
+  goOn(): void {
+    this.paused = false
+    this.tick()
+  }
+
+  /** Ends them all. */
+  close(): void {
+    this.stopTicking()
+    for (const lease of this.leases.values()) void this.end(lease, 'the tree is taken away')
+  }
+
+  private async hold(disk: Disk, { rule, graceSeconds, file, reason, share }: Terms): Promise<string> {
+    const { native, store, log } = this.parts
+    if (this.paused) {
+      await disk.close()
+      throw new DiskError('the daemon is being replaced; try again', 'EAGAIN')
+    }
+    const lease = this.freeName()
+    const record: Record = {
+      ...{ lease, name: disk.name, diskseq: String(disk.diskseq), rule, graceSeconds, createdUSec: Date.now() * 1000 },
+      ...(file !== undefined && { file }),
+      ...(reason !== undefined && { reason }),
+      ...(share !== undefined && { share }),
+    }
+    const socket = native.selfSocket()
+    const sent = socket < 0 ? socket : native.sendDescriptors(socket, JSON.stringify(record), [disk.fd])
+    if (sent < 0) {
+      if (socket >= 0) native.close(socket)
+      await disk.close()
+      throw new DiskError(`the lease cannot be stored: ${errnoName(sent)}`, errnoName(sent))
+    }
+    // From here on the next daemon goes on with it; it may be before this one answers.
+    this.leases.set(lease, { record, disk, socket, left: rule === 'grace' ? graceSeconds : undefined })
+    if (share !== undefined) this.shared.set(share, disk.name)
+    await store.putLease(lease, socket)
+    this.tick()
+    log.info({ lease, name: disk.name, rule, ...(rule !== 'keep' && { graceSeconds }), file, reason }, 'a disk is held')
+    return lease
+  }
+
+  private freeName(): string {
+    let name
+    do name = `lease-${randomBytes(4).toString('hex')}`
+    while (this.leases.has(name))
+    return name
+  }
+
+  /** One after another, for those who ask for the same: the second one finds what the first one has made. */
+  private share(share: string, make: () => Promise<Disk>): Promise<Disk> {
+    const before = this.turns.get(share) ?? Promise.resolve()
+    const turn = before.then(async () => (await this.openShared(share)) ?? this.made(share, await make()))
+    const done = turn.then(
+      () => {},
+      () => {},
+    )
+    this.turns.set(share, done)
+    void done.then(() => {
+      if (this.turns.get(share) === done) this.turns.delete(share)
+    })
+    return turn
+  }
+
+  private made(share: string, disk: Disk): Disk {
+    this.shared.set(share, disk.name)
+    return disk
+  }
+
+  /** The disk that somebody else who asked for the same has got, if it is still there. */
+  private async openShared(share: string): Promise<Disk | undefined> {
+    const name = this.shared.get(share)
+    if (name === undefined) return undefined
+    const held = [...this.leases.values()].find(({ record }) => record.name === name)
+    try {
+      return await (held === undefined ? open(name) : openBeside(held.disk.fd))
+    } catch (error) {
+      if (!(error instanceof DiskError)) throw error
+      // Its last user has closed it meanwhile.
+      if (error.code !== 'ENOENT') throw error
+      if (this.shared.get(share) === name) this.shared.delete(share)
+      return undefined
+    }
+  }
+
+  private async takeOne(name: string, [socket = -1]: readonly number[]): Promise<void> {
+    const { native, store, log } = this.parts
+    const buffer = new Uint8Array(RECORD_MAX)
+    const found = native.receiveDescriptors(socket, buffer, true)
+    const [length, fd = -1, ...others] = typeof found === 'number' ? [0] : found
+    for (const each of others) native.close(each)
+    const record = parseRecord(Buffer.from(buffer.subarray(0, length)).toString())
+    const disk = fd < 0 ? undefined : await adoptDescriptor(fd).catch((error: unknown) => error as DiskError)
+    if (record?.lease === name && disk !== undefined && !(disk instanceof Error) && disk.name === record.name) {
+      // A client that waits for its answer, or whose connection was the lease's, comes again.
+      const left = record.rule === 'keep' ? undefined : record.graceSeconds
+      this.leases.set(name, { record, disk, socket, left })
+      if (record.share !== undefined) this.shared.set(record.share, record.name)
+      return
+    }
+    log.warn(
+      { lease: name, ...(record && { name: record.name }) },
+      'a lease is not gone on with: its disk is gone, or it was being released',
+    )
+    if (disk !== undefined && !(disk instanceof Error)) void disk.close()
+    this.empty(socket)
+    store.removeLease(name)
+    native.close(socket)
+  }
+
+  private async end(lease: Lease, why: string): Promise<void> {
+    const { native, store, log } = this.parts
+    const { record, disk, socket } = lease
+    if (this.paused) {
+      lease.left ??= record.graceSeconds
+      return
+    }
+    if (!this.leases.delete(record.lease)) return
+    log.info({ lease: record.lease, name: record.name, why }, 'a disk is no longer held')
+    // Whoever has the socket as well closes it without closing a device, which may take as long as that likes.
+    this.empty(socket)
+    store.removeLease(record.lease)
+    native.close(socket)
+    await disk.close()
+  }
+
+  private empty(socket: number): void {
+    const { native } = this.parts
+    const found = native.receiveDescriptors(socket, new Uint8Array(1), false)
+    if (typeof found !== 'number') for (const fd of found.slice(1)) native.closeDevice(fd, () => {})
+  }
+
+  /**
+   * Seconds for each of which this process has to be woken, as in {@link afterTicks}: where everybody else is late, because the
+   * machine is busy or was asleep, leases are late as well.
+   */
+  private tick(): void {
+    const some = [...this.leases.values()].some(({ left }) => left !== undefined)
+    if (!some || this.paused) return this.stopTicking()
+    this.ticker ??= setInterval(() => {
+      for (const lease of this.leases.values()) {
+        if (lease.left !== undefined && lease.left-- <= 0) void this.end(lease, 'its time is over')
+      }
+      this.tick()
+    }, 1000)
+  }
+
+  private stopTicking(): void {
+    clearInterval(this.ticker)
+    this.ticker = undefined
+  }
+
+  private info({ record, disk }: Lease): LeaseInfo {
+    const { lease, name, diskseq, rule, graceSeconds, createdUSec, file, reason } = record
+    return {
+      ...{ lease, name, path: join(this.parts.mountpoint, name), diskseq, partition: disk.partition },
+      ...{ kernelName: disk.kname, deviceNumber: disk.majmin, rule, createdUSec },
+      ...(rule !== 'keep' && { graceSeconds }),
+      ...(file !== undefined && { file }),
+      ...(reason !== undefined && { reason }),
+    }
+  }
+}
+
+function parseRecord(text: string): Record | undefined {
+  try {
+    return JSON.parse(text) as Record
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+/** What is asked of the daemon by its control socket: `diskseqfs attach` without a command, `detach`, `leases`, `status`. */
+import { resolve } from 'node:path'
+
+import { Client, findControlSocket } from '../broker/client.js'
+import { VarlinkError } from '../broker/varlink.js'
+import { openBacking } from '../disks/attach.js'
+import { open } from '../disks/open.js'
+import { native } from '../native.js'
+import { UserError } from '../util/errno.js'
+import { aligned, printable, toJson } from '../util/text.js'
+import { isDevice, refuseFileOptions } from './attach.js'
+import type { LeaseArguments, TreeArguments } from './options.js'
+
+/** As in the interface file. */
+interface Lease {
+  readonly lease: string
+  readonly name: string
+  readonly path: string
+  readonly kernelName: string
+  readonly rule: 'grace' | 'keep' | 'connection'
+  readonly graceSeconds?: number
+  readonly createdUSec: number
+  readonly file?: string
+  readonly reason?: string
+}
+
+const print = (text: string) => void process.stdout.write(text)
+
+/** Makes a file a disk, or holds a disk, and prints its path in the tree. */
+export async function lend(what: string, options: LeaseArguments): Promise<void> {
+  const { keep, grace, json, reason, share } = options
+  if (keep === true && grace !== undefined) throw new UserError('--keep and --grace exclude each other', 2)
+  const device = await isDevice(what)
+  if (device) refuseFileOptions(options, 2)
+  const fd = device ? (await open(what.includes('/') ? what : `./${what}`)).fd : await opened(what, options)
+  const { readOnly, directIo, partscan, offset, size, sectorSize } = options
+  const parameters = {
+    fileDescriptor: 0,
+    ...(readOnly && !device && { readOnly }),
+    ...(directIo && { directIo }),
+    ...(partscan && { partscan }),
+    ...(offset !== undefined && { offset: Number(offset) }),
+    ...(size !== undefined && { size: Number(size) }),
+    ...(sectorSize !== undefined && { sectorSize }),
+    ...(share && { share }),
+    ...{ rule: keep === true ? 'keep' : 'grace', file: resolve(what) },
+    ...(grace !== undefined && { graceSeconds: Math.ceil(grace) }),
+    ...(reason !== undefined && { reason }),
+  }
+  const { lease } = (await ask(options.tree, 'Attach', parameters, [fd], what)) as { lease: Lease }
+  native.closeDevice(fd, () => {})
+  print(json === true ? toJson(lease) : `${lease.path}\n`)
+}
+
+async function opened(file: string, options: LeaseArguments): Promise<number> {
+  try {
+    return await openBacking(file, options)
+  } catch (error) {
+    if (!(error instanceof UserError)) throw error
+    throw new UserError(`${printable(file)}: ${error.message}`)
+  }
+}
+
+/** Ends leases, by themselves or by the names of their disks. */
+export async function detach(what: readonly string[], { tree }: TreeArguments): Promise<void> {
+  for (const each of what) await ask(tree, 'Release', { what: each }, [], each)
+}
+
+const HEADINGS = ['LEASE', 'NAME', 'KNAME', 'RULE', 'SINCE', 'FILE', 'REASON']
+
+export async function leases({ tree, json }: TreeArguments): Promise<void> {
+  const found = (await ask(tree, 'ListLeases')) as { leases: Lease[] }
+  if (json === true) return print(toJson(found))
+  if (found.leases.length === 0) return
+  const rows = found.leases.map(({ lease, name, kernelName, rule, graceSeconds, createdUSec, file = '', reason = '' }) => [
+    ...[lease, name, kernelName, rule === 'keep' ? rule : `${rule} ${graceSeconds} s`],
+    ...[new Date(createdUSec / 1000).toISOString().slice(0, 19), printable(file), printable(reason)],
+  ])
+  for (const line of aligned([HEADINGS, ...rows])) print(`${line}\n`)
+}
+
+export async function status({ tree, json }: TreeArguments): Promise<void> {
+  const found = (await ask(tree, 'Status')) as {
+    version: string
+    pid: number
+    mountpoint: string
+    uptimeUSec: number
+    now: Readonly<Record<string, number>>
+  }
+  if (json === true) return print(toJson(found))
+  const { version, pid, mountpoint, uptimeUSec, now } = found
+  print(`${printable(mountpoint)}: version ${version}, process ${pid}, for ${Math.round(uptimeUSec / 1e6)} s\n`)
+  for (const [what, count] of Object.entries(now)) print(`${what}: ${count}\n`)
+}
+
+async function ask(
+  tree: string,
+  method: string,
+  parameters: Readonly<Record<string, unknown>> = {},
+  fds: readonly number[] = [],
+  about = tree,
+): Promise<Readonly<Record<string, unknown>>> {
+  const client = await Client.connect(findControlSocket(tree))
+  try {
+    return await client.call(`io.diskseqfs.${method}`, parameters, fds)
+  } catch (error) {
+    if (!(error instanceof VarlinkError)) throw error
+    throw new UserError(`${printable(about)}: ${describe(error)}`)
+  } finally {
+    client.close()
+  }
+}
+
+function describe({ error, parameters }: VarlinkError): string {
+  switch (error.slice(error.lastIndexOf('.') + 1)) {
+    case 'CannotAttach':
+      return String(parameters['message'])
+    case 'NoSuchLease':
+      return 'there is no such lease, and no lease of a disk of that name (diskseqfs leases shows all)'
+    case 'TooManyLeases':
+      return `the daemon holds ${String(parameters['limit'])} disks already; release some (diskseqfs leases, detach)`
+    case 'TooManyConnections':
+      return `${String(parameters['limit'])} clients are connected already`
+    case 'InvalidParameter':
+      return `${String(parameters['parameter'])} is not possible there`
+    default:
+      return error
+  }
+}
