@@ -97,6 +97,7 @@ build/js/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -name '*.varlink
 	@echo 'setup: compiling the program'
 	@rm -rf build/js
 	@tsc -p tsconfig.json
+	@cp src/broker/*.varlink build/js/broker
 	@ln -sfn ../native build/native
 
 # What runs: one file each for the program and the library, as finding and reading a module costs Node.js a

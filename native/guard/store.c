@@ -17,8 +17,6 @@
 #define BATCH 250  // in one message; the kernel's limit is SCM_MAX_FD, 253
 #define NAME_SIZE 16
 
-#define NAMES_MAX 16
-
 static struct stored {
   char name[NAME_SIZE];
   int fd;
@@ -29,8 +27,8 @@ static size_t count, room;
 static struct sockaddr_un notify_address;
 static socklen_t notify_length;
 // What the manager is to be told when it has room: names that were removed, and a text.
-static char removed[NAMES_MAX][NAME_SIZE];
-static size_t removals;
+static char (*removed)[NAME_SIZE];
+static size_t removals, removals_room;
 static char waiting[700];
 
 static bool send_fds(int socket, int flags, const struct sockaddr_un *to, socklen_t to_length, const char *text, const int *fds, size_t n) {
@@ -116,6 +114,18 @@ void tell_manager(const char *text) {
   store_tell();
 }
 
+// Without memory for that, the manager keeps it.
+static void add_removal(const char *name) {
+  if (removals == removals_room) {
+    size_t more = removals_room ? 2 * removals_room : 16;
+    char(*moved)[NAME_SIZE] = realloc(removed, more * NAME_SIZE);
+    if (!moved) return;
+    removed = moved;
+    removals_room = more;
+  }
+  snprintf(removed[removals++], NAME_SIZE, "%s", name);
+}
+
 static void add(const char *name, int fd, bool told) {
   if (strlen(name) >= NAME_SIZE) {
     close(fd);
@@ -158,7 +168,7 @@ void store_open(void) {
       const char *name = strsep(&rest, ":");
       if (fcntl(FIRST_FD + (int)i, F_SETFD, FD_CLOEXEC) < 0) continue; // there is none
       // An earlier version had it kept.
-      if (!is_told(name)) snprintf(removed[removals++], NAME_SIZE, "%s", name);
+      if (!is_told(name)) add_removal(name);
       add(name, FIRST_FD + (int)i, is_told(name));
     }
     free(words);
@@ -203,7 +213,7 @@ void store_remove(const char *name) {
   if (count == left) return;
   count = left;
   tell_follower("remove", name, NULL, 0);
-  if (told && removals < NAMES_MAX) snprintf(removed[removals++], NAME_SIZE, "%s", name);
+  if (told) add_removal(name);
   store_tell();
 }
 

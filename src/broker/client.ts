@@ -33,6 +33,7 @@ export class Client {
   private readonly chunk = Buffer.alloc(65_536)
   private text: Buffer[] = []
   private poll: Poll | undefined
+  private closed = false
 
   private constructor(
     private readonly native: Calls,
@@ -59,13 +60,16 @@ export class Client {
   async call(method: string, parameters: Parameters = {}, fds: readonly number[] = []): Promise<Parameters> {
     const text = Buffer.from(`${JSON.stringify({ method, parameters })}\0`)
     const sent = this.native.sendDescriptors(this.fd, text.toString(), fds)
-    if (sent !== text.length) throw new UserError(`${this.path}: ${sent < 0 ? errnoName(sent) : 'a call that is too long'}`)
+    // One that was refused has its reply already, and the other end is closed.
+    if (sent !== text.length && sent !== -E.EPIPE) throw new UserError(`${this.path}: ${sent < 0 ? errnoName(sent) : 'a call that is too long'}`)
     const reply = JSON.parse(await this.receive()) as { error?: string; parameters?: Parameters }
     if (reply.error !== undefined) throw new VarlinkError(reply.error, reply.parameters ?? {})
     return reply.parameters ?? {}
   }
 
   close(): void {
+    if (this.closed) return
+    this.closed = true
     this.poll?.close()
     this.native.close(this.fd)
   }

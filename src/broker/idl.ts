@@ -112,7 +112,7 @@ class Parser {
   }
 
   wrong(what: string): Error {
-    return new Error(`line ${this.tokens[Math.max(0, this.at - 1)]?.line ?? 1}: ${what}`)
+    return new Error(`line ${this.tokens[Math.min(Math.max(0, this.at - 1), this.tokens.length - 1)]?.line ?? 1}: ${what}`)
   }
 
   word(): string {

@@ -8,9 +8,9 @@ export function packageVersion(): string {
 
 let version: string | undefined
 
-/** From the built program in dist/, or from a source file in a folder of src/. */
+/** From the built program in dist/, from src/util/, or from what is built of that. */
 function read(): string {
-  for (const place of ['../package.json', '../../package.json']) {
+  for (const place of ['../package.json', '../../package.json', '../../../package.json']) {
     try {
       return (JSON.parse(readFileSync(new URL(place, import.meta.url), 'utf8')) as { version: string }).version
     } catch {

@@ -179,6 +179,8 @@ const STATUS_CASES = [
   '4e616d653a09780a53746174653a09532028736c656570696e67290a47726f7570733a09363130303120200a4361704566663a093030',
 ]
 
+const listens = () => c.pick([`${directory}/listens`, ...['', '\0', '@', `${directory}/none/x`, 'x'.repeat(108)]])
+
 const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   // Neither blocks, as nothing here waits for anything else.
   read: () => native.read(fd(), bytes()),
@@ -243,8 +245,11 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   datagramOpen: () => keep(native.datagramOpen(text())),
   datagramSend: () => native.datagramSend(fd(), text()),
   packetConnect: () => keep(native.packetConnect(nobody())),
-  packetListen: () =>
-    keep(native.packetListen(c.pick([`${directory}/listens`, ...['', '\0', '@', `${directory}/none/x`, 'x'.repeat(108)]]))),
+  packetListen: () => keep(native.packetListen(listens())),
+  streamConnect: () => keep(native.streamConnect(nobody())),
+  streamListen: () => keep(native.streamListen(listens())),
+  sendBuffer: () => native.sendBuffer(fd(), number()),
+  peerUser: () => native.peerUser(fd()),
   acceptConnection: () => keep(native.acceptConnection(fd())),
   sharedMemory: () => keep(native.sharedMemory(c.pick([0, 1, 4096, 65536, -1, NaN, 2 ** 53, 1e300]))),
   mapMemory: () => {

@@ -60,6 +60,10 @@ type Mechanism =
   | 'one-thread'
   | 'no-interrupts'
   | 'no-pin-store'
+  | 'leases-forgotten'
+  | 'dies-bound'
+  | 'dies-held'
+  | 'dies-stored'
   | 'no-journal'
   | 'mute'
   | 'deaf'
@@ -304,6 +308,8 @@ interface Managed {
   readonly program?: string
   /** Where the mount point is made. */
   readonly parent?: string
+  /** Node's own arguments for the daemon. */
+  readonly node?: readonly string[]
 }
 
 /** Waits as long as the file exists. */
@@ -322,12 +328,12 @@ export function killAtOnce(guard: number, others: readonly number[]): void {
  */
 export async function startManaged(
   t: Test,
-  { twin, args = [], expectErrors = false, guardArgs = [], program = GUARD, parent = tmpdir() }: Managed = {},
+  { twin, args = [], expectErrors = false, guardArgs = [], program = GUARD, parent = tmpdir(), node = [] }: Managed = {},
 ): Promise<ManagedTree> {
   const mountpoint = mkdtempSync(join(parent, 'diskseqfs-test-'))
   const hold = `${mountpoint}.hold`
   const daemon = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
-  const command = [program, ...guardArgs, '/bin/sh', '-c', HELD, hold, process.execPath, ...daemon]
+  const command = [program, ...guardArgs, '/bin/sh', '-c', HELD, hold, process.execPath, ...node, ...daemon]
   const child = spawn('python3', [MANAGER, ...command], { stdio: 'pipe', env: ENVIRONMENT })
   let said = ''
   child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))

@@ -22,6 +22,7 @@ import { CloseWatch } from '../../build/js/gate/closes.js'
 import { Crowd } from '../../build/js/gate/crowd.js'
 import { Daemon } from '../../build/js/daemon/daemon.js'
 import { Directories } from '../../build/js/daemon/directories.js'
+import { HandOverSet } from '../../build/js/daemon/hand-over-set.js'
 import { Preflight } from '../../build/js/daemon/preflight.js'
 import { DeviceNodes } from '../../build/js/devices/device-node.js'
 import { nodeName, parseId } from '../../build/js/devices/names.js'
@@ -239,6 +240,8 @@ const removable = {
     path.endsWith('/removable') ? Buffer.from(into.buffer, into.byteOffset).write('1\n') : native.readFile(path, into),
 }
 
+const die = () => process.kill(process.pid, 'SIGKILL')
+
 const twins = {
   /** Nothing is switched off. */
   none: {},
@@ -294,6 +297,24 @@ const twins = {
     native: {
       ...native,
       readFile: (path, into) => (path.endsWith('/removable') ? -2 : native.readFile(path, into)),
+    },
+  },
+  /** No other process stores leases. */
+  'leases-forgotten': { patch: () => void (HandOverSet.prototype.putLease = async () => {}) },
+  /** The daemon dies when it has bound a loop device; when it holds that; when it is stored. */
+  'dies-bound': {
+    patch() {
+      const { attachLoop } = native
+      native.attachLoop = (...given) => attachLoop(...given.slice(0, -1), die)
+    },
+  },
+  'dies-held': { patch: () => void (HandOverSet.prototype.putLease = die) },
+  'dies-stored': {
+    patch() {
+      const { putLease } = HandOverSet.prototype
+      HandOverSet.prototype.putLease = function (...given) {
+        return putLease.apply(this, given).then(die)
+      }
     },
   },
   /** Each caller is taken to open. */

@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: MIT
+/**
+ * Leases: disks that the daemon holds until a time is over, a connection is closed, or it is told to let go; whatever dies meanwhile,
+ * nothing is left over, and nothing that was promised is lost.
+ */
+import { execFileSync, spawn } from 'node:child_process'
+import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+import t, { type Test } from 'tap'
+
+import { Client, findControlSocket } from '../../src/broker/client.js'
+import { LONG } from '../helpers/long.js'
+import { ROOT } from '../helpers/root.js'
+import {
+  cleanup,
+  CLI,
+  cli,
+  loopDisk,
+  type ManagedTree,
+  run,
+  scratch,
+  sleep,
+  startManaged,
+  startTree,
+  type Twin,
+  until,
+} from '../helpers/tree.js'
+
+interface Lease {
+  readonly lease: string
+  readonly name: string
+  readonly path: string
+  readonly kernelName: string
+  readonly rule: string
+  readonly graceSeconds?: number
+}
+
+const SECONDS = 1000
+
+/** A file with that text at its beginning. */
+function image(directory: string, text: string, size = 1 << 20): string {
+  const file = join(directory, text)
+  writeFileSync(file, text)
+  truncateSync(file, size)
+  return file
+}
+
+/** The loop devices that are bound to a file. */
+function boundTo(file: string): string[] {
+  return readdirSync('/sys/block').filter((kname) => {
+    try {
+      return kname.startsWith('loop') && readFileSync(`/sys/block/${kname}/loop/backing_file`, 'utf8').trim() === file
+    } catch {
+      return false // not bound, or gone
+    }
+  })
+}
+
+function head(path: string, bytes: number): string {
+  const fd = openSync(path, 'r')
+  const buffer = Buffer.alloc(bytes)
+  readSync(fd, buffer)
+  closeSync(fd)
+  return buffer.toString()
+}
+
+async function connect(t: Test, mountpoint: string): Promise<Client> {
+  const client = await Client.connect(findControlSocket(mountpoint))
+  cleanup(t, () => client.close())
+  return client
+}
+
+async function attach(client: Client, file: string, parameters: object = {}, flags = 'r+'): Promise<Lease> {
+  const fd = openSync(file, flags)
+  try {
+    const reply = await client.call('io.diskseqfs.Attach', { fileDescriptor: 0, ...parameters }, [fd])
+    return reply['lease'] as Lease
+  } finally {
+    closeSync(fd)
+  }
+}
+
+async function leasesOf(mountpoint: string): Promise<Lease[]> {
+  const { code, stdout, stderr } = await cli('leases', '--tree', mountpoint, '--json')
+  if (code !== 0) throw new Error(stderr)
+  return (JSON.parse(stdout) as { leases: Lease[] }).leases
+}
+
+t.test('a file is a disk for a time; who has opened it by then holds it himself', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const file = image(scratch(t), 'hello')
+  const { code, stdout, stderr } = await cli('attach', '--tree', mountpoint, '--grace', '2', file)
+  t.match({ code, stderr }, { code: 0, stderr: '' })
+  const path = stdout.trimEnd()
+  t.match(path, new RegExp(`^${mountpoint}/\\d+$`))
+  t.equal(head(path, 5), 'hello')
+  const fd = openSync(path, 'r')
+  await until(async () => (await leasesOf(mountpoint)).length === 0, 10 * SECONDS)
+  await sleep(500)
+  t.equal(boundTo(file).length, 1, 'it is there for who has it open')
+  closeSync(fd)
+  await until(() => boundTo(file).length === 0)
+  t.throws(() => statSync(path), { code: 'ENOENT' })
+})
+
+t.test('or until it is detached, by the lease or by the name of the disk', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const file = image(scratch(t), 'kept')
+  const lend = async (...args: string[]) => JSON.parse((await cli('attach', '--tree', mountpoint, '--json', ...args)).stdout) as Lease
+  const kept = await lend('--keep', '--reason', 'a \u001b[1mguest', file)
+  t.match(kept, { rule: 'keep', file, reason: 'a \u001b[1mguest', partition: 0, deviceNumber: /^7:\d+$/ })
+  t.match(
+    (await cli('leases', '--tree', mountpoint)).stdout,
+    new RegExp(`^LEASE .*\\n${kept.lease} +${kept.name} .* keep .*${file} a \\?\\[1mguest\\n$`),
+  )
+  const again = await lend(kept.path)
+  t.match(again, { name: kept.name, rule: 'grace', graceSeconds: 30, kernelName: kept.kernelName })
+  t.equal((await cli('detach', '--tree', mountpoint, kept.lease)).code, 0)
+  await sleep(200)
+  t.equal(boundTo(file).length, 1, 'there is another lease')
+  t.strictSame(
+    (await leasesOf(mountpoint)).map(({ lease }) => lease),
+    [again.lease],
+  )
+  t.equal((await cli('detach', '--tree', mountpoint, kept.name)).code, 0)
+  await until(() => boundTo(file).length === 0)
+  t.match(await cli('detach', '--tree', mountpoint, kept.name), { code: 1, stderr: /there is no such lease/ })
+  t.match((await cli('status', '--tree', mountpoint)).stdout, /^leases: 0$/m)
+})
+
+t.test('or until the connection is closed', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const file = image(scratch(t), 'mine')
+  const client = await connect(t, mountpoint)
+  const lease = await attach(client, file, { rule: 'connection' })
+  t.equal(head(lease.path, 4), 'mine')
+  client.close()
+  await until(() => boundTo(file).length === 0)
+  t.strictSame(await leasesOf(mountpoint), [])
+})
+
+t.test('a disk that is there is held as it is', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const disk = loopDisk(t)
+  const client = await connect(t, mountpoint)
+  for (const path of [disk.path, join(mountpoint, disk.diskseq())]) {
+    const lease = await attach(client, path)
+    t.match(lease, { name: disk.diskseq(), kernelName: disk.kname })
+    const { lease: id } = lease
+    // It is detached when nobody has it any more.
+    if (path !== disk.path) {
+      disk.detach()
+      await sleep(200)
+      t.equal(head(lease.path, 1), '\0', 'and stays what it is')
+    }
+    await client.call('io.diskseqfs.Release', { what: id })
+  }
+  await until(() => boundTo(disk.file).length === 0)
+})
+
+t.test('a file that is not open for writing makes a disk that is read-only', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const file = image(scratch(t), 'ro')
+  const client = await connect(t, mountpoint)
+  const { kernelName } = await attach(client, file, {}, 'r')
+  t.equal(readFileSync(`/sys/block/${kernelName}/ro`, 'utf8'), '1\n')
+})
+
+t.test('those who share the same part of a file in the same way get one disk', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const file = image(scratch(t), 'shared')
+  const all = await Promise.all(
+    Array.from({ length: 60 }, async () => {
+      const client = await connect(t, mountpoint)
+      return attach(client, file, { share: true, rule: 'connection' }, 'r')
+    }),
+  )
+  t.equal(new Set(all.map(({ name }) => name)).size, 1, 'sixty at once')
+  t.equal(boundTo(file).length, 1)
+  const client = await connect(t, mountpoint)
+  const [name] = all.map((lease) => lease.name)
+  t.not((await attach(client, file, { share: true })).name, name, 'not if it is for writing')
+  t.not((await attach(client, file, { share: true, size: 8192 }, 'r')).name, name, 'or of another size')
+  t.not((await attach(client, file, {}, 'r')).name, name, 'or not to be shared')
+  t.equal(boundTo(file).length, 4)
+})
+
+t.test('one that is shared goes on while anybody has it open, without any lease', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const file = image(scratch(t), 'used')
+  const client = await connect(t, mountpoint)
+  const first = await attach(client, file, { share: true })
+  const fd = openSync(first.path, 'r')
+  await client.call('io.diskseqfs.Release', { what: first.name })
+  const second = await attach(client, file, { share: true })
+  t.equal(second.name, first.name)
+  closeSync(fd)
+  await client.call('io.diskseqfs.Release', { what: first.name })
+  await until(() => boundTo(file).length === 0)
+  t.not((await attach(client, file, { share: true })).name, first.name, 'and no longer')
+})
+
+t.test('of a loop device that gets another file, which is another disk, no lease is left', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const disk = loopDisk(t, { args: ['--read-only'] })
+  const client = await connect(t, mountpoint)
+  const { lease } = await attach(client, disk.path, { rule: 'keep' }, 'r')
+  const other = image(scratch(t), 'other')
+  execFileSync('python3', [
+    '-c',
+    'import fcntl,os,sys; fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x4C06, os.open(sys.argv[2], os.O_RDONLY))',
+    disk.path,
+    other,
+  ])
+  await until(async () => !(await leasesOf(mountpoint)).some((each) => each.lease === lease))
+})
+
+// What survives
+
+/** One lease of each rule, and who asked for them. */
+async function threeLeases(t: Test, tree: ManagedTree) {
+  const dir = scratch(t)
+  const client = await connect(t, tree.mountpoint)
+  const files = ['keep', 'grace', 'connection'].map((rule) => image(dir, rule))
+  const leases: Lease[] = []
+  for (const file of files) {
+    leases.push(await attach(client, file, { rule: file.slice(file.lastIndexOf('/') + 1), graceSeconds: LONG ? 600 : 60 }))
+  }
+  return { files, leases, client }
+}
+
+const DEATHS = LONG ? 50 : 4
+
+async function survives(t: Test, twin?: Twin): Promise<boolean> {
+  const tree = await startManaged(t, { ...(twin && { twin }), expectErrors: true })
+  const { files, leases } = await threeLeases(t, tree)
+  const byName = (found: readonly Lease[]) => found.map(({ lease, name }) => `${lease} ${name}`).sort()
+  for (let i = 0; i < DEATHS; i++) {
+    const ready = tree.ready()
+    if (i % 4 === 3) tree.endGuard('SIGKILL')
+    tree.end('SIGKILL')
+    await until(() => tree.ready() > ready, 30 * SECONDS)
+  }
+  const found = await leasesOf(tree.mountpoint)
+  if (byName(found).join() !== byName(leases).join()) return false
+  for (const [i, { path }] of leases.entries()) {
+    const name = (files[i] as string).split('/').at(-1) as string
+    t.equal(head(path, name.length), name)
+  }
+  for (const { lease } of leases) t.equal((await cli('detach', '--tree', tree.mountpoint, lease)).code, 0)
+  await until(() => files.flatMap(boundTo).length === 0)
+  t.pass('no copy is left anywhere')
+  return true
+}
+
+t.test('leases survive the daemon, and its guard', async (t) => {
+  t.ok(await survives(t))
+})
+
+t.test('twin: where no other process stores them, they do not', async (t) => {
+  t.notOk(await survives(t, 'leases-forgotten'))
+})
+
+t.test('leases survive mount --replace; who asks meanwhile is answered by one of the two', async (t) => {
+  const dir = scratch(t)
+  const tree = await startTree(t)
+  const { mountpoint } = tree
+  const client = await connect(t, mountpoint)
+  const file = image(dir, 'replaced')
+  const { lease, path } = await attach(client, file, { rule: 'keep' })
+  for (let i = 0; i < 3; i++) {
+    const errors: string[] = []
+    let asked = 0
+    let stop = false
+    const asking = (async () => {
+      while (!stop) {
+        const { code, stderr } = await cli('attach', '--tree', mountpoint, '--grace', '0', file)
+        if (code !== 0) errors.push(stderr)
+        asked++
+      }
+    })()
+    const next = spawn('env', ['--unset=NODE_OPTIONS', process.execPath, CLI, 'mount', '-f', '--replace', mountpoint], { stdio: 'ignore' })
+    const ended = new Promise((resolve) => next.on('close', resolve))
+    cleanup(t, async () => {
+      next.kill('SIGTERM')
+      await ended
+    })
+    await until(async () => (await statusOf(mountpoint))?.pid === next.pid, 30 * SECONDS)
+    stop = true
+    await asking
+    t.ok(asked > 0)
+    // One whose daemon ended under it is told so, and asks again.
+    t.strictSame(
+      errors.filter((error) => !/closed the connection before it answered; try again/.test(error)),
+      [],
+    )
+    t.ok((await leasesOf(mountpoint)).some((each) => each.lease === lease))
+    t.equal(head(path, 8), 'replaced')
+  }
+  t.equal((await cli('detach', '--tree', mountpoint, lease)).code, 0)
+  await until(() => boundTo(file).length === 0, 20 * SECONDS)
+})
+
+async function statusOf(mountpoint: string): Promise<{ pid: number } | undefined> {
+  const { code, stdout } = await cli('status', '--tree', mountpoint, '--json')
+  return code === 0 ? (JSON.parse(stdout) as { pid: number }) : undefined
+}
+
+for (const [twin, stays] of [
+  ['dies-bound', false],
+  ['dies-held', false],
+  ['dies-stored', true],
+] as const) {
+  t.test(`a daemon that dies at that step of attach (${twin}) leaves ${stays ? 'a lease, which ends' : 'nothing'}`, async (t) => {
+    const tree = await startManaged(t, { twin, expectErrors: true })
+    const file = image(scratch(t), 'file')
+    const ready = tree.ready()
+    const { code, stderr } = await cli('attach', '--tree', tree.mountpoint, '--grace', '3', file)
+    t.equal(code, 1)
+    t.match(stderr, /closed the connection before it answered; try again\n$/)
+    await until(() => tree.ready() > ready, 30 * SECONDS)
+    t.equal((await leasesOf(tree.mountpoint)).length, stays ? 1 : 0)
+    await until(() => boundTo(file).length === 0, 15 * SECONDS)
+    t.strictSame(await leasesOf(tree.mountpoint), [])
+  })
+}
+
+t.test('when the tree is taken away, so are its leases, and its socket', async (t) => {
+  const file = image(scratch(t), 'gone')
+  const tree = await startTree(t)
+  const socket = findControlSocket(tree.mountpoint)
+  t.equal(statSync(socket).mode & 0o777, 0o600)
+  t.equal((await cli('attach', '--tree', tree.mountpoint, '--keep', file)).code, 0)
+  await tree.stop()
+  await until(() => boundTo(file).length === 0)
+  t.throws(() => statSync(socket), { code: 'ENOENT' })
+  t.match(await cli('leases', '--tree', tree.mountpoint), { code: 1, stderr: /no tree is mounted there\n$/ })
+})
+
+// Cycles
+
+const CYCLES = LONG ? 250 : 10
+
+/** Attaches, uses and kills, client and daemon, at random moments, eight at a time; the devices that are left two seconds after the last lease ended. */
+async function cycles(t: Test, node: readonly string[] = []): Promise<{ left: number; wrong: number; read: number }> {
+  const tree = await startManaged(t, { expectErrors: true, node })
+  const dir = scratch(t)
+  const files = Array.from({ length: 8 }, (_, i) => image(dir, `file${i}`))
+  cleanup(t, async () => {
+    for (const file of files) for (const kname of boundTo(file)) await run('losetup', ['--detach', `/dev/${kname}`])
+  })
+  let wrong = 0
+  let read = 0
+  const one = async (file: string) => {
+    const child = spawn('env', ['--unset=NODE_OPTIONS', process.execPath, CLI, 'attach', '--tree', tree.mountpoint, '--grace', '1', file])
+    let path = ''
+    child.stdout.on('data', (chunk: Buffer) => (path += chunk.toString()))
+    child.stderr.resume()
+    const ended = new Promise((resolve) => child.on('close', resolve))
+    if (Math.random() < 0.5) setTimeout(() => child.kill('SIGKILL'), 50 + Math.random() * 150)
+    await ended
+    if (!path.endsWith('\n')) return
+    const found = await run('head', ['-c5', path.trimEnd()])
+    if (found.code !== 0) return
+    read++
+    if (found.stdout !== file.slice(-5)) wrong++
+  }
+  let stop = false
+  const killing = (async () => {
+    while (!stop) {
+      await sleep(500 + Math.random() * 1500)
+      const ready = tree.ready()
+      tree.end('SIGKILL')
+      await until(() => tree.ready() > ready, 30 * SECONDS)
+    }
+  })()
+  await Promise.all(
+    files.map(async (file) => {
+      for (let i = 0; i < CYCLES; i++) await one(file)
+    }),
+  )
+  stop = true
+  await killing
+  await until(async () => (await leasesOf(tree.mountpoint)).length === 0, 30 * SECONDS)
+  await sleep(2 * SECONDS)
+  return { left: files.flatMap(boundTo).length, wrong, read }
+}
+
+t.test('clients and daemons killed at any moment leave no loop device', async (t) => {
+  const { left, wrong, read } = await cycles(t)
+  t.comment(`${CYCLES * 8} cycles, ${read} read`)
+  t.strictSame({ left, wrong }, { left: 0, wrong: 0 })
+  t.ok(read > 0)
+})
+
+t.test('twin: with loop devices that are bound without autoclear, some are left', async (t) => {
+  const { left } = await cycles(t, ['--require', join(ROOT, 'test/helpers/no-autoclear.cjs')])
+  t.ok(left > 0, `${left} left`)
+})
