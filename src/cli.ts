@@ -219,11 +219,11 @@ function program(): Command {
 
   asking(root.command('detach'))
     .summary('let the daemon hold a disk no longer')
-    .description('Ends leases. Whoever has opened the disk keeps it until he closes it.')
+    .description('Ends leases. A disk that is open stays there until it is closed.')
     .argument('<what...>', 'a lease, or the name of a disk in the tree (13, 13p1), of which all leases end')
     .action(async (what: string[], options: TreeArguments) => {
       const { detach } = await import('./commands/leases.js')
-      await detach(what, options)
+      process.exitCode = await detach(what, options)
     })
 
   asking(root.command('leases'))

@@ -19,7 +19,7 @@ _diskseqfs() {
 	local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
 	COMPREPLY=()
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W 'mount unmount list resolve exec attach watch wait doctor help --help --version' -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W 'mount unmount list resolve exec attach detach leases status watch wait doctor help --help --version' -- "$word")
 		return
 	fi
 	# What comes after "--" is another program's.
@@ -36,11 +36,11 @@ _diskseqfs() {
 	mount:--log-format) words='pretty json journal' ;;
 	mount:-o) words='linger= hold= open_timeout= transport= log_level= log_format= ro noatime relatime' ;;
 	mount:--linger | mount:--hold | mount:--open-timeout) return ;;
-	exec:--tree | attach:--tree)
+	exec:--tree | attach:--tree | detach:--tree | leases:--tree | status:--tree)
 		mapfile -t COMPREPLY < <(_diskseqfs_trees "$word")
 		return
 		;;
-	attach:--offset | attach:--size | wait:--timeout) return ;;
+	attach:--offset | attach:--size | attach:--grace | attach:--reason | wait:--timeout) return ;;
 	wait:--loop-file)
 		mapfile -t COMPREPLY < <(compgen -f -- "$word")
 		return
@@ -50,7 +50,7 @@ _diskseqfs() {
 	list:-o | list:--output | list:-x | list:--sort)
 		words='NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS'
 		;;
-	help:*) words='mount unmount list resolve exec attach watch wait doctor' ;;
+	help:*) words='mount unmount list resolve exec attach detach leases status watch wait doctor' ;;
 	*)
 		case $word in
 		-*)
@@ -62,14 +62,19 @@ _diskseqfs() {
 			watch) words='--json --existing --help' ;;
 			wait) words='--loop-file --dm-name --gone --timeout --help' ;;
 			exec) words='--tree --fd --write --exclusive --help' ;;
-			attach) words='--tree --fd --read-only --direct-io --partscan --offset --size --sector-size --help' ;;
+			attach)
+				words='--tree --fd --read-only --direct-io --partscan --offset --size --sector-size'
+				words+=' --share --grace --keep --reason --json --help'
+				;;
+			detach) words='--tree --help' ;;
+			leases | status) words='--tree --json --help' ;;
 			esac
 			;;
 		*)
 			case $command in
 			mount) mapfile -t COMPREPLY < <(compgen -d -- "$word") ;;
 			unmount) mapfile -t COMPREPLY < <(_diskseqfs_trees "$word") ;;
-			wait) mapfile -t COMPREPLY < <(compgen -W "$(ls /dev/disk/by-diskseq 2>/dev/null)" -- "$word") ;;
+			wait | detach) mapfile -t COMPREPLY < <(compgen -W "$(ls /dev/disk/by-diskseq 2>/dev/null)" -- "$word") ;;
 			attach) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
 			list | resolve | exec) mapfile -t COMPREPLY < <(_diskseqfs_devices "$word") ;;
 			esac

@@ -20,7 +20,10 @@ complete -c diskseqfs -n __fish_use_subcommand -a unmount -d 'take the tree away
 complete -c diskseqfs -n __fish_use_subcommand -a list -d 'show disks and partitions with their sequence numbers'
 complete -c diskseqfs -n __fish_use_subcommand -a resolve -d 'say which path in the tree a device has'
 complete -c diskseqfs -n __fish_use_subcommand -a exec -d 'run a program with disks that stay what they are'
-complete -c diskseqfs -n __fish_use_subcommand -a attach -d 'make a file a disk while a program runs'
+complete -c diskseqfs -n __fish_use_subcommand -a attach -d 'make a file a disk, for a time or while a program runs'
+complete -c diskseqfs -n __fish_use_subcommand -a detach -d 'let the daemon hold a disk no longer'
+complete -c diskseqfs -n __fish_use_subcommand -a leases -d 'show the disks that the daemon holds'
+complete -c diskseqfs -n __fish_use_subcommand -a status -d 'show what the daemon has to do'
 complete -c diskseqfs -n __fish_use_subcommand -a watch -d 'tell of disks that come and go'
 complete -c diskseqfs -n __fish_use_subcommand -a wait -d 'wait for a disk'
 complete -c diskseqfs -n __fish_use_subcommand -a doctor -d 'say what is wrong'
@@ -40,7 +43,7 @@ complete -c diskseqfs -n '__fish_seen_subcommand_from mount' -l log-level -x -a 
 complete -c diskseqfs -n '__fish_seen_subcommand_from mount' -l log-format -x -a 'json pretty journal' -d 'format of log lines'
 
 complete -c diskseqfs -n '__fish_seen_subcommand_from unmount' -a '(__diskseqfs_trees)'
-complete -c diskseqfs -n '__fish_seen_subcommand_from resolve doctor' -l json -d 'print JSON'
+complete -c diskseqfs -n '__fish_seen_subcommand_from resolve attach leases status doctor' -l json -d 'print JSON'
 set -l columns NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s o -l output -x -a "$columns" -d columns
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s b -l bytes -d 'sizes in bytes'
@@ -52,7 +55,7 @@ complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s p -l paths -d 'pa
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s x -l sort -x -a "$columns" -d 'in the order of a column'
 complete -c diskseqfs -n '__fish_seen_subcommand_from list resolve exec' -F -a '(__diskseqfs_devices)'
 
-complete -c diskseqfs -n '__fish_seen_subcommand_from exec attach' -l tree -x -a '(__diskseqfs_trees)' -d 'where the tree is mounted'
+complete -c diskseqfs -n '__fish_seen_subcommand_from exec attach detach leases status' -l tree -x -a '(__diskseqfs_trees)' -d 'where the tree is mounted'
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec attach' -l fd -d 'pass the open disk itself'
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec' -l write -d 'hold the disks open for writing'
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec' -l exclusive -d 'hold the disks exclusively'
@@ -63,6 +66,11 @@ complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l partscan -d 'lo
 complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l offset -x -d 'where the disk begins in the file'
 complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l size -x -d 'how long it is'
 complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l sector-size -x -a '512 1024 2048 4096' -d 'of the disk'
+complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l share -d 'the same disk for all who share the same part of the file'
+complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l grace -x -d 'seconds for which the daemon holds it'
+complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l keep -d 'the daemon holds it until detach'
+complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l reason -x -d 'what leases is to say of it'
+complete -c diskseqfs -n '__fish_seen_subcommand_from detach' -a '(ls /dev/disk/by-diskseq 2>/dev/null)'
 
 complete -c diskseqfs -n '__fish_seen_subcommand_from watch' -l json -d 'print JSON, one object a line'
 complete -c diskseqfs -n '__fish_seen_subcommand_from watch' -l existing -d 'begin with those that are there'

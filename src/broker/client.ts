@@ -61,7 +61,8 @@ export class Client {
     const text = Buffer.from(`${JSON.stringify({ method, parameters })}\0`)
     const sent = this.native.sendDescriptors(this.fd, text.toString(), fds)
     // One that was refused has its reply already, and the other end is closed.
-    if (sent !== text.length && sent !== -E.EPIPE) throw new UserError(`${this.path}: ${sent < 0 ? errnoName(sent) : 'a call that is too long'}`)
+    if (sent !== text.length && sent !== -E.EPIPE)
+      throw new UserError(`${this.path}: ${sent < 0 ? errnoName(sent) : 'a call that is too long'}`)
     const reply = JSON.parse(await this.receive()) as { error?: string; parameters?: Parameters }
     if (reply.error !== undefined) throw new VarlinkError(reply.error, reply.parameters ?? {})
     return reply.parameters ?? {}

@@ -55,7 +55,7 @@ export interface LeaseStore {
   removeLease(name: string): void
 }
 
-type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'close' | 'closeDevice'>
+type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'makeNodes' | 'close' | 'closeDevice'>
 
 export interface LeasesParts {
   readonly native: Calls
@@ -82,7 +82,11 @@ export class Leases {
   /** Another daemon goes on with them. */
   private paused = false
 
-  constructor(private readonly parts: LeasesParts) {}
+  private readonly nodes: number
+
+  constructor(private readonly parts: LeasesParts) {
+    this.nodes = parts.native.makeNodes()
+  }
 
   get count(): number {
     return this.leases.size
@@ -103,7 +107,7 @@ export class Leases {
     this.pending++
     try {
       const { share } = terms
-      const disk = await (share === undefined ? take() : this.share(share, take))
+      const disk = await this.byOwnNode(await (share === undefined ? take() : this.share(share, take)))
       return { lease: await this.hold(disk, terms), disk }
     } finally {
       this.pending--
@@ -170,6 +174,7 @@ export class Leases {
   close(): void {
     this.stopTicking()
     for (const lease of this.leases.values()) void this.end(lease, 'the tree is taken away')
+    if (this.nodes >= 0) this.parts.native.close(this.nodes)
   }
 
   private async hold(disk: Disk, { rule, graceSeconds, file, reason, share }: Terms): Promise<string> {
@@ -199,6 +204,15 @@ export class Leases {
     this.tick()
     log.info({ lease, name: disk.name, rule, ...(rule !== 'keep' && { graceSeconds }), file, reason }, 'a disk is held')
     return lease
+  }
+
+  /** Opened by a node of the daemon's own: who looks for the users of a device does not find the daemon among them. */
+  private async byOwnNode(disk: Disk): Promise<Disk> {
+    try {
+      return await openBeside(disk.fd, this.nodes)
+    } finally {
+      void disk.close()
+    }
   }
 
   private freeName(): string {

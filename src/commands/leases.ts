@@ -32,7 +32,10 @@ export async function lend(what: string, options: LeaseArguments): Promise<void>
   const { keep, grace, json, reason, share } = options
   if (keep === true && grace !== undefined) throw new UserError('--keep and --grace exclude each other', 2)
   const device = await isDevice(what)
-  if (device) refuseFileOptions(options, 2)
+  if (device) {
+    refuseFileOptions(options, 2)
+    if (share === true) throw new UserError('--share is for files, and this is a device', 2)
+  }
   const fd = device ? (await open(what.includes('/') ? what : `./${what}`)).fd : await opened(what, options)
   const { readOnly, directIo, partscan, offset, size, sectorSize } = options
   const parameters = {
@@ -62,9 +65,23 @@ async function opened(file: string, options: LeaseArguments): Promise<number> {
   }
 }
 
-/** Ends leases, by themselves or by the names of their disks. */
-export async function detach(what: readonly string[], { tree }: TreeArguments): Promise<void> {
-  for (const each of what) await ask(tree, 'Release', { what: each }, [], each)
+/**
+ * Ends leases, by themselves or by the names of their disks.
+ *
+ * @returns the exit code: 1 where there is none
+ */
+export async function detach(what: readonly string[], { tree }: TreeArguments): Promise<number> {
+  let code = 0
+  for (const each of what) {
+    try {
+      await ask(tree, 'Release', { what: each }, [], each)
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error
+      process.stderr.write(`diskseqfs: ${error.message}\n`)
+      code = 1
+    }
+  }
+  return code
 }
 
 const HEADINGS = ['LEASE', 'NAME', 'KNAME', 'RULE', 'SINCE', 'FILE', 'REASON']

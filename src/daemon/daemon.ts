@@ -234,8 +234,13 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     else if (control.fd >= 0) handOver.keep(DESCRIPTOR.control, control.fd)
     const counts = () => ({ devices: registry.size, pins: inodes.pinned })
     const broker = (this.broker = new Broker({ native, store: handOver, mountpoint, counts, log }))
-    await broker.leases.takeOver(new Map(leases))
-    if (control.fd >= 0) broker.start(control.fd)
+    try {
+      await broker.leases.takeOver(new Map(leases))
+      if (control.fd >= 0) broker.start(control.fd)
+    } catch (error) {
+      // The tree is worth more.
+      log.error({ err: error }, 'unexpected error; no leases from this daemon')
+    }
   }
 
   /** A daemon of an earlier version has not left that directory. */

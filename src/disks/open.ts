@@ -162,12 +162,12 @@ export function devices(): Promise<Device[]> {
 }
 
 /** @returns `error` 0 without a disk where the device's node led to another one */
-async function openDevice(device: Device): Promise<{ error: number; disk?: Disk }> {
+async function openDevice(device: Device, nodes = -1): Promise<{ error: number; disk?: Disk }> {
   const directory = native.openDirectory('/dev')
   if (directory < 0) return { error: -directory }
   try {
     return await new Promise((resolve) => {
-      native.openDevice(directory, device.devname, constants.O_RDONLY, device.loop, -1, (error, fd, major, minor, diskseq, uevent) => {
+      native.openDevice(directory, device.devname, constants.O_RDONLY, device.loop, nodes, (error, fd, major, minor, diskseq, uevent) => {
         if (error !== 0) return resolve({ error })
         const found = parseDevice(device.kname, uevent)
         const same = found !== undefined && sameDevice(found, device) && diskseq === device.diskseq
@@ -304,11 +304,13 @@ export async function adoptDescriptor(fd: number): Promise<Disk> {
  * Opens the disk of a descriptor once more, for reading, without the path by which that was opened, which may be in a tree.
  *
  * @param fd open until this is done
+ * @param nodes from {@link Native.makeNodes}: what is opened by a node there is not taken for a user of the one in /dev
+ *   (fuser(1)); -1 where there are none
  * @throws DiskError
  * @internal
  */
-export async function openBeside(fd: number): Promise<Disk> {
-  const { error, disk } = await openDevice(await identify(fd))
+export async function openBeside(fd: number, nodes = -1): Promise<Disk> {
+  const { error, disk } = await openDevice(await identify(fd), nodes)
   if (disk !== undefined) return disk
   throw error === 0 ? new DiskError('its node in /dev is of another device', 'ESTALE') : new DiskError(describe(error), errnoName(error))
 }

@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: MIT
 /** The library, as it is installed from the package for npm; and the examples of docs/programs.md. */
-import { execFileSync } from 'node:child_process'
-import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { execFileSync, spawn } from 'node:child_process'
+import { mkdirSync, openSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
 import { attach, DiskError, list, open, resolve, watch } from '../../src/index.js'
+import { mountsAt } from '../../src/util/mountpoint.js'
 import { ROOT } from '../helpers/root.js'
-import { loopDisk, run, scratch, until } from '../helpers/tree.js'
+import { cleanup, CLI, cli, errorOf, loopDisk, run, type RunningTree, scratch, startTree, until } from '../helpers/tree.js'
 
-const examples = new Map(
-  [...readFileSync(join(ROOT, 'docs/programs.md'), 'utf8').matchAll(/^```(\w+)\n(.*?)^```$/gms)].map(([, language, text]) => [
-    language,
-    text as string,
-  ]),
+const examples = [...readFileSync(join(ROOT, 'docs/programs.md'), 'utf8').matchAll(/^```(\w+)\n(.*?)^```$/gms)].map(
+  ([, language, text]) => ({ language, text: text as string }),
 )
 
-const example = (language: string) => {
-  const text = examples.get(language)
-  if (text === undefined) throw new Error(`no example in ${language}`)
-  return text
+/** @param about a word in it, where there are several */
+const example = (language: string, about = '') => {
+  const found = examples.filter((each) => each.language === language && each.text.includes(about))
+  if (found.length !== 1) throw new Error(`${found.length} examples in ${language} about ${about}`)
+  return found[0]?.text as string
 }
 
 /** Runs an example on a disk, on another one, and on what is none. */
@@ -47,8 +46,69 @@ t.test('the example in C', async (t) => {
 
 t.test('the example in Python', async (t) => {
   const dir = scratch(t)
-  writeFileSync(join(dir, 'disk.py'), example('python'))
+  writeFileSync(join(dir, 'disk.py'), example('python', 'BLKGETDISKSEQ'))
   await verifies(t, 'python3', join(dir, 'disk.py'))
+})
+
+/** The leases of a tree's daemon. */
+async function leasesOf(tree: RunningTree): Promise<Record<string, any>[]> {
+  const { stdout } = await cli('leases', '--json', '--tree', tree.mountpoint)
+  return (JSON.parse(stdout) as { leases: Record<string, any>[] }).leases
+}
+
+t.test('the example of the control socket, in Python', async (t) => {
+  const tree = await startTree(t)
+  const dir = scratch(t)
+  const [script, image, empty] = [join(dir, 'lease.py'), join(dir, 'disk.img'), join(dir, 'empty')]
+  writeFileSync(script, example('python', 'send_fds'))
+  writeFileSync(image, Buffer.alloc(1 << 20))
+  writeFileSync(empty, '')
+  const socket = `/run/diskseqfs/${mountsAt(tree.mountpoint).at(-1)?.device}.io.diskseqfs`
+  const child = spawn('python3', [script, image, socket], { stdio: ['pipe', 'pipe', 'inherit'] })
+  cleanup(t, () => child.kill())
+  const ended = new Promise((resolve) => child.on('close', resolve))
+  let printed = ''
+  child.stdout.on('data', (chunk: Buffer) => (printed += chunk.toString()))
+  await until(() => printed.includes('\n') || child.exitCode !== null, 30_000)
+  const path = printed.trim()
+  t.match(path, new RegExp(`^${tree.mountpoint}/\\d+$`))
+  t.match(await leasesOf(tree), [{ rule: 'connection', path, file: image }])
+  t.equal(
+    errorOf(() => openSync(path, 'r+')),
+    '',
+    'the disk is there, and can be written to',
+  )
+  child.stdin.end()
+  t.equal(await ended, 0)
+  await until(() => errorOf(() => openSync(path, 'r')) === 'ENOENT')
+  t.strictSame(await leasesOf(tree), [], 'it goes with the connection')
+  const { code, stdout, stderr } = await run('python3', [script, empty, socket])
+  t.strictSame({ code, stdout }, { code: 1, stdout: '' })
+  t.match(stderr, /RuntimeError: \('io\.diskseqfs\.CannotAttach', \{'code': 'EINVAL', 'message': 'the file is empty/)
+})
+
+t.test('the example of leases, for scripts', async (t) => {
+  const tree = await startTree(t)
+  const dir = scratch(t)
+  const image = join(dir, 'disk.img')
+  writeFileSync(image, Buffer.alloc(8 << 20))
+  execFileSync('mkfs.ext4', ['-q', '-O', '^has_journal', image])
+  // It names no tree, as it is about the one of the service.
+  mkdirSync(join(dir, 'bin'))
+  const program = `#!/bin/sh\nexec '${process.execPath}' '${CLI}' "$@" --tree '${tree.mountpoint}'\n`
+  writeFileSync(join(dir, 'bin/diskseqfs'), program, { mode: 0o755 })
+  const script = `set -e; cd '${dir}'; PATH='${dir}/bin':$PATH; ${example('sh', 'diskseqfs attach')}echo "$disk"`
+  // In a mount namespace of its own, so that no other process sees the mount at /mnt.
+  const { code, stdout, stderr } = await run('unshare', ['--mount', '--propagation', 'private', 'bash', '-c', script])
+  t.strictSame({ code, stderr }, { code: 0, stderr: '' })
+  const [headings, lease, path, ...rest] = stdout.trimEnd().split('\n')
+  t.match(headings, /^LEASE +NAME +KNAME +RULE +SINCE +FILE +REASON$/)
+  t.match(lease, new RegExp(`^lease-[0-9a-f]{8} +\\d+ +loop\\d+ +grace 30 s +\\S+ +${image} +backup$`))
+  t.match(path, new RegExp(`^${tree.mountpoint}/\\d+$`))
+  t.strictSame(rest, [])
+  t.strictSame(await leasesOf(tree), [], 'detach has ended it')
+  await until(() => errorOf(() => openSync(path as string, 'r')) === 'ENOENT')
+  t.pass('no loop device is left')
 })
 
 t.test('the package is installed without a compiler and a download, and has types', async (t) => {

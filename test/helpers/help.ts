@@ -2,7 +2,7 @@
 /** What the program's help says. */
 import { CLI, run } from './tree.js'
 
-export const COMMANDS = ['mount', 'unmount', 'list', 'resolve', 'exec', 'attach', 'watch', 'wait', 'doctor']
+export const COMMANDS = ['mount', 'unmount', 'list', 'resolve', 'exec', 'attach', 'detach', 'leases', 'status', 'watch', 'wait', 'doctor']
 
 /** The options of a command, with their dashes. An option with two forms is listed by the long one. */
 export async function optionsOf(command: string): Promise<string[]> {

@@ -4,7 +4,7 @@
  * nothing is left over, and nothing that was promised is lost.
  */
 import { execFileSync, spawn } from 'node:child_process'
-import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
@@ -63,6 +63,21 @@ function head(path: string, bytes: number): string {
   readSync(fd, buffer)
   closeSync(fd)
   return buffer.toString()
+}
+
+/** As fuser(1) sees them: processes with an open file that is that very node. */
+function usersOf(path: string): number[] {
+  const { dev, ino } = statSync(path)
+  const has = (fd: string) => {
+    try {
+      const found = statSync(fd)
+      return found.dev === dev && found.ino === ino
+    } catch {
+      return false // closed meanwhile
+    }
+  }
+  const processes = readdirSync('/proc').filter((name) => /^\d+$/.test(name) && existsSync(`/proc/${name}/fd`))
+  return processes.filter((name) => readdirSync(`/proc/${name}/fd`).some((fd) => has(`/proc/${name}/fd/${fd}`))).map(Number)
 }
 
 async function connect(t: Test, mountpoint: string): Promise<Client> {
@@ -141,12 +156,13 @@ t.test('or until the connection is closed', async (t) => {
 })
 
 t.test('a disk that is there is held as it is', async (t) => {
-  const { mountpoint } = await startTree(t)
+  const { mountpoint, pid } = await startTree(t)
   const disk = loopDisk(t)
   const client = await connect(t, mountpoint)
   for (const path of [disk.path, join(mountpoint, disk.diskseq())]) {
     const lease = await attach(client, path)
     t.match(lease, { name: disk.diskseq(), kernelName: disk.kname })
+    t.notOk(usersOf(disk.path).includes(pid), 'the daemon is not among the users of its node')
     const { lease: id } = lease
     // It is detached when nobody has it any more.
     if (path !== disk.path) {
