@@ -11,6 +11,7 @@ import type {
   LeaseArguments,
   ListArguments,
   MountArguments,
+  StatusArguments,
   TreeArguments,
   WaitArguments,
   WatchArguments,
@@ -236,9 +237,11 @@ function program(): Command {
 
   asking(root.command('status'))
     .summary('show what the daemon has to do')
+    .description('Prints what the daemon has done since its start, and what it holds now. It asks the daemon, and looks at no disk.')
     .option('--json', 'print JSON')
-    .action(async (options: TreeArguments) => {
-      const { status } = await import('./commands/leases.js')
+    .addOption(new Option('--prometheus', "print metrics, for the textfile collector of Prometheus' node_exporter").conflicts('json'))
+    .action(async (options: StatusArguments) => {
+      const { status } = await import('./commands/status.js')
       await status(options)
     })
 

@@ -24,7 +24,8 @@ export interface BrokerParts {
   readonly store: LeaseStore
   /** Of the tree. */
   readonly mountpoint: string
-  readonly counts: () => { readonly devices: number; readonly pins: number }
+  /** The parts of `Status` that are the tree's. */
+  readonly status: () => Parameters & { readonly now: Parameters }
   readonly log: Logger
 }
 
@@ -114,9 +115,10 @@ export class Broker {
   }
 
   private status(): Parameters {
-    const now = { ...this.parts.counts(), leases: this.leases.count, connections: this.server?.connected ?? 0 }
+    const tree = this.parts.status()
+    const now = { ...tree.now, leases: this.leases.count, connections: this.server?.connected ?? 0 }
     const uptimeUSec = Math.round((monotonicMs() - this.began) * 1000)
-    return { version: packageVersion(), pid: process.pid, mountpoint: this.parts.mountpoint, uptimeUSec, now }
+    return { version: packageVersion(), pid: process.pid, mountpoint: this.parts.mountpoint, uptimeUSec, ...tree, now }
   }
 }
 

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT
-/** What is asked of the daemon by its control socket: `diskseqfs attach` without a command, `detach`, `leases`, `status`. */
+/** Disks that the daemon holds: `diskseqfs attach` without a command, `detach`, `leases`. */
 import { resolve } from 'node:path'
 
-import { Client, findControlSocket } from '../broker/client.js'
-import { VarlinkError } from '../broker/varlink.js'
 import { openBacking } from '../disks/attach.js'
 import { open } from '../disks/open.js'
 import { native } from '../native.js'
 import { UserError } from '../util/errno.js'
 import { aligned, printable, toJson } from '../util/text.js'
+import { ask } from './ask.js'
 import { isDevice, refuseFileOptions } from './attach.js'
 import type { LeaseArguments, TreeArguments } from './options.js'
 
@@ -95,53 +94,4 @@ export async function leases({ tree, json }: TreeArguments): Promise<void> {
     ...[new Date(createdUSec / 1000).toISOString().slice(0, 19), printable(file), printable(reason)],
   ])
   for (const line of aligned([HEADINGS, ...rows])) print(`${line}\n`)
-}
-
-export async function status({ tree, json }: TreeArguments): Promise<void> {
-  const found = (await ask(tree, 'Status')) as {
-    version: string
-    pid: number
-    mountpoint: string
-    uptimeUSec: number
-    now: Readonly<Record<string, number>>
-  }
-  if (json === true) return print(toJson(found))
-  const { version, pid, mountpoint, uptimeUSec, now } = found
-  print(`${printable(mountpoint)}: version ${version}, process ${pid}, for ${Math.round(uptimeUSec / 1e6)} s\n`)
-  for (const [what, count] of Object.entries(now)) print(`${what}: ${count}\n`)
-}
-
-async function ask(
-  tree: string,
-  method: string,
-  parameters: Readonly<Record<string, unknown>> = {},
-  fds: readonly number[] = [],
-  about = tree,
-): Promise<Readonly<Record<string, unknown>>> {
-  const client = await Client.connect(findControlSocket(tree))
-  try {
-    return await client.call(`io.diskseqfs.${method}`, parameters, fds)
-  } catch (error) {
-    if (!(error instanceof VarlinkError)) throw error
-    throw new UserError(`${printable(about)}: ${describe(error)}`)
-  } finally {
-    client.close()
-  }
-}
-
-function describe({ error, parameters }: VarlinkError): string {
-  switch (error.slice(error.lastIndexOf('.') + 1)) {
-    case 'CannotAttach':
-      return String(parameters['message'])
-    case 'NoSuchLease':
-      return 'there is no such lease, and no lease of a disk of that name (diskseqfs leases shows all)'
-    case 'TooManyLeases':
-      return `the daemon holds ${String(parameters['limit'])} disks already; release some (diskseqfs leases, detach)`
-    case 'TooManyConnections':
-      return `${String(parameters['limit'])} clients are connected already`
-    case 'InvalidParameter':
-      return `${String(parameters['parameter'])} is not possible there`
-    default:
-      return error
-  }
 }

@@ -37,6 +37,11 @@ export interface TreeArguments {
   json?: boolean
 }
 
+/** What `diskseqfs status` was told. */
+export interface StatusArguments extends TreeArguments {
+  prometheus?: boolean
+}
+
 /** What `diskseqfs attach` was told, without a command. */
 export interface LeaseArguments extends TreeArguments, FileArguments {
   share?: boolean

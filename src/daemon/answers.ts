@@ -62,6 +62,7 @@ export class Answers {
   readonly tree: Tree
   readonly opener: PinOpener
   readonly intents: Intents
+  readonly gate: Gate
   readonly lifetime: PinLifetime
   private readonly crowd: Crowd
   private readonly devDirectory: number
@@ -84,6 +85,7 @@ export class Answers {
       log,
     })
     this.tree = new Tree({ registry, sysfs, inodes, devnodes, gate, crowd, lifetime, intents, whenReady, takesOver })
+    this.gate = gate
     this.opener = opener
     this.intents = intents
     this.lifetime = lifetime

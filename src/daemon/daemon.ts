@@ -31,6 +31,7 @@ import { openBeneath } from './beneath.js'
 import { Directories } from './directories.js'
 import { HandOverSet } from './hand-over-set.js'
 import { Preflight } from './preflight.js'
+import { statusOf } from './status.js'
 import { openFuse, TreeMount } from './tree-mount.js'
 import { UserCloses } from './user-closes.js'
 
@@ -232,8 +233,12 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     const control = (this.control = new ControlSocket(native, controlSocketOf(mountpoint, device), log))
     if (control.open(stored.get(DESCRIPTOR.control)?.at(-1))) handOver.add(DESCRIPTOR.control, control.fd)
     else if (control.fd >= 0) handOver.keep(DESCRIPTOR.control, control.fd)
-    const counts = () => ({ devices: registry.size, pins: inodes.pinned })
-    const broker = (this.broker = new Broker({ native, store: handOver, mountpoint, counts, log }))
+    const status = () => {
+      const metrics = this.transport instanceof FuseSession ? this.transport.metrics : undefined
+      const found = statusOf({ inodes, metrics, gate: this.answers?.gate, uevents: this.uevents })
+      return { tookOver: this.tookOver, ...found, now: { devices: registry.size, pins: this.answers?.opener.count ?? 0 } }
+    }
+    const broker = (this.broker = new Broker({ native, store: handOver, mountpoint, status, log }))
     try {
       await broker.leases.takeOver(new Map(leases))
       if (control.fd >= 0) broker.start(control.fd)

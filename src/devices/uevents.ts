@@ -72,6 +72,10 @@ export class UeventSocket {
   private readonly from = new Uint32Array(3)
   private fd = -1
   private poll: Poll | undefined
+  /** Of block devices. */
+  received = 0
+  /** How often some were lost. */
+  losses = 0
 
   constructor(private readonly parts: UeventSocketParts) {}
 
@@ -102,27 +106,33 @@ export class UeventSocket {
       if (n === -E.EINTR) continue
       if (n === -E.ENOBUFS) {
         this.parts.log.warn('the kernel dropped uevents (socket buffer full); reading all devices again')
-        this.parts.listener.lost()
+        this.lost()
         continue
       }
       if (n < 0) {
         this.parts.log.error({ errno: errnoName(n) }, 'reading uevents failed; reading all devices again')
-        this.parts.listener.lost()
+        this.lost()
         return changed
       }
       const [port, groups, truncated] = this.from
       if (port !== 0 || groups !== KERNEL_GROUP) continue
       if (truncated !== 0) {
         this.parts.log.warn('a truncated uevent was dropped; reading all devices again')
-        this.parts.listener.lost()
+        this.lost()
         continue
       }
       const event = blockEventOf(this.buffer, n)
       if (event === undefined) continue
+      this.received++
       changed = (changed ?? new Set()).add(event.kname)
       if (event.diskseq !== undefined) this.parts.listener.numbered(event.kname, event.diskseq, event.gone)
     }
     return changed
+  }
+
+  private lost(): void {
+    this.losses++
+    this.parts.listener.lost()
   }
 
   close(): void {

@@ -25,6 +25,7 @@ import { FairQueue } from './fair-queue.js'
 import type { Logger } from '../util/log.js'
 import type { Native, Poll } from '../native.js'
 import { BusyPoll, WAIT_US } from './busy-poll.js'
+import { Metrics } from './metrics.js'
 import type { RequestStore } from './request-store.js'
 import { WireLog } from './wire-log.js'
 import type { AttrChange, KernelCache, Reply, Transport, TreeOperations } from './transport.js'
@@ -100,9 +101,12 @@ class SessionReply implements Reply {
   private listener: (() => void) | undefined
   private interrupted = false
 
+  private readonly began = monotonicMs()
+
   constructor(
     private readonly session: FuseSession,
     private readonly unique: bigint,
+    private readonly opcode: number,
   ) {}
 
   entry(entry: Entry): boolean {
@@ -148,6 +152,7 @@ class SessionReply implements Reply {
     this.answered = true
     const taken = this.session.send(this.unique, error, payload)
     this.session.requests.drop(this.slot)
+    this.session.metrics.answer(this.opcode, error, monotonicMs() - this.began)
     return taken
   }
 }
@@ -179,6 +184,7 @@ export class FuseSession implements Transport, KernelCache {
   /** Shared by all answers: each is written before the next is begun. */
   readonly out = new ReplyBuffer(OUT_HEADER_SIZE + PAYLOAD_MAX)
   readonly ended: Promise<void>
+  readonly metrics = new Metrics()
 
   /** Requests read and not yet answered, for FUSE_INTERRUPT. */
   private readonly pending = new Map<bigint, SessionReply>()
@@ -446,8 +452,9 @@ export class FuseSession implements Transport, KernelCache {
       return undefined
     }
     const header = message.header()
+    this.metrics.request(header.opcode)
     this.wireLog?.request(header, message, !UNANSWERED.has(header.opcode))
-    const reply = new SessionReply(this, header.unique)
+    const reply = new SessionReply(this, header.unique, header.opcode)
     reply.slot = slot
     // Not twice: what is forgotten twice may be forgotten too early.
     if (UNANSWERED.has(header.opcode)) this.requests.clear()

@@ -110,6 +110,8 @@ export class Gate {
   private readonly walked = new LRUCache<string, Walked>({ max: WALKED_MAX, ttl: WALKED_MS })
   private readonly sleepers = new Sleepers((caller) => this.callOf(caller))
   private readonly openings: Openings
+  /** Opens that were refused, by the reason; reasons are few. */
+  readonly refused = new Map<string, number>()
 
   constructor(private readonly parts: GateParts) {
     this.openings = new Openings({ ...parts, openTimeoutMs: parts.options.openTimeoutMs })
@@ -560,7 +562,9 @@ export class Gate {
   }
 
   private logRefusal({ name }: Name, { tid, uid }: Caller, call: Call, errno: number, reason: string): void {
-    if (call.intent === 'inspect' || !this.refusals.take()) return
+    if (call.intent === 'inspect') return
+    this.refused.set(reason, (this.refused.get(reason) ?? 0) + 1)
+    if (!this.refusals.take()) return
     const level = errno === E.ENOENT ? 'info' : 'warn'
     this.parts.log[level]({ diskseq: name, tid, uid, errno: errnoName(errno), reason }, 'refused an open')
   }

@@ -98,11 +98,14 @@ export class InodeTable {
     return this.byId.size
   }
 
-  /** Those that are pinned. */
-  get pinned(): number {
-    let count = 0
-    for (const { pin } of this.byId.values()) if (pin !== undefined) count++
-    return count
+  /** Those that are pinned, so many of them at most. */
+  pinned(max: number): Inode[] {
+    const found: Inode[] = []
+    for (const inode of this.byId.values()) {
+      if (found.length === max) break
+      if (inode.pin !== undefined) found.push(inode)
+    }
+    return found
   }
 
   get(id: NodeId): Inode | undefined {

@@ -11,6 +11,7 @@ import { faults } from './cases/faults.js'
 import { hostile } from './cases/hostile.js'
 import { hotplug } from './cases/hotplug.js'
 import { kills } from './cases/kills.js'
+import { leasesCase } from './cases/leases.js'
 import { levels } from './cases/levels.js'
 import { libvirt } from './cases/libvirt.js'
 import { linksCase } from './cases/links.js'
@@ -50,6 +51,7 @@ export const cases: readonly Case[] = [
   preemption,
   faults,
   locks,
+  leasesCase,
   service,
   linksCase,
   restart,
