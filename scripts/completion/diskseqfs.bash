@@ -67,7 +67,8 @@ _diskseqfs() {
 				words+=' --share --grace --keep --reason --json --help'
 				;;
 			detach) words='--tree --help' ;;
-			leases | status) words='--tree --json --help' ;;
+			leases) words='--tree --json --help' ;;
+			status) words='--tree --json --prometheus --help' ;;
 			esac
 			;;
 		*)

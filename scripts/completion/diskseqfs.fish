@@ -55,6 +55,7 @@ complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s p -l paths -d 'pa
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s x -l sort -x -a "$columns" -d 'in the order of a column'
 complete -c diskseqfs -n '__fish_seen_subcommand_from list resolve exec' -F -a '(__diskseqfs_devices)'
 
+complete -c diskseqfs -n '__fish_seen_subcommand_from status' -l prometheus -d 'print metrics for Prometheus'
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec attach detach leases status' -l tree -x -a '(__diskseqfs_trees)' -d 'where the tree is mounted'
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec attach' -l fd -d 'pass the open disk itself'
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec' -l write -d 'hold the disks open for writing'
