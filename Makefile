@@ -112,7 +112,7 @@ dist/cli.js: build/js/cli.js
 	@rm -rf dist
 	@$(BUNDLE) $< --outfile=$@ --banner:js='$(OWN_URL); $(NO_DEBUGGER)'
 	@$(BUNDLE) build/js/index.js --outfile=dist/index.js --banner:js='$(OWN_URL)'
-	@cd build/js && find index.d.ts native.d.ts devices disks fuse/transport.d.ts util -name '*.d.ts' -exec install -D -m 644 '{}' '../../dist/types/{}' ';'
+	@cd build/js && find index.d.ts native.d.ts broker devices disks fuse/transport.d.ts util -name '*.d.ts' -exec install -D -m 644 '{}' '../../dist/types/{}' ';'
 	@echo '{ "type": "commonjs" }' >dist/package.json
 	@cp src/broker/io.diskseqfs.varlink dist
 	@for package in $$(cat $(DEPS)); do \

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /**
  * The library: disks by what they are, for programs. What is opened is verified on the open descriptor: it is the disk
- * that was asked for, and the kernel gives its number to no other one while it is open. Needs no daemon.
+ * that was asked for, and the kernel gives its number to no other one while it is open. Only leases need a daemon.
  *
  * ```ts
  * import { open } from 'diskseqfs'
@@ -13,6 +13,7 @@
 import { devices } from './disks/open.js'
 import { type DiskInfo, infoOf } from './disks/info.js'
 
+export { Lease, lease, type LeaseOptions } from './broker/lease.js'
 export { attachFile as attach, type AttachOptions } from './disks/attach.js'
 export type { DiskInfo } from './disks/info.js'
 export { Disk, DiskError, open, type OpenOptions, resolve } from './disks/open.js'

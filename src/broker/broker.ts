@@ -11,7 +11,8 @@ import type { Logger } from '../util/log.js'
 import { monotonicMs } from '../util/clock.js'
 import { packageVersion } from '../util/version.js'
 import { Interface } from './idl.js'
-import { GRACE_SECONDS, Leases, LEASES_MAX, type LeaseStore, type Rule } from './leases.js'
+import type { Rule } from './lease-reply.js'
+import { GRACE_SECONDS, Leases, LEASES_MAX, type LeaseStore } from './leases.js'
 import { type Call, type MethodBody, type Parameters, type Reply, VarlinkError, VarlinkServer } from './varlink.js'
 
 /** The interface, as its file has it. */

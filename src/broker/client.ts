@@ -111,3 +111,21 @@ function whyNotConnected(errno: number): string {
       return errnoName(errno)
   }
 }
+
+/** The error that is a reply, in words. */
+export function describe({ error, parameters }: VarlinkError): string {
+  switch (error.slice(error.lastIndexOf('.') + 1)) {
+    case 'CannotAttach':
+      return String(parameters['message'])
+    case 'NoSuchLease':
+      return 'there is no such lease, and no lease of a disk of that name (diskseqfs leases shows all)'
+    case 'TooManyLeases':
+      return `the daemon holds ${String(parameters['limit'])} disks already; release some (diskseqfs leases, detach)`
+    case 'TooManyConnections':
+      return `${String(parameters['limit'])} clients are connected already`
+    case 'InvalidParameter':
+      return `${String(parameters['parameter'])} is not possible there`
+    default:
+      return error
+  }
+}

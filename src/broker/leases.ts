@@ -11,12 +11,11 @@ import { adoptDescriptor, type Disk, DiskError, open, openBeside } from '../disk
 import { errnoName } from '../util/errno.js'
 import type { Logger } from '../util/log.js'
 import type { Native } from '../native.js'
+import type { LeaseReply, Rule } from './lease-reply.js'
 
 /** How many there may be: each is a descriptor, and a stored one. */
 export const LEASES_MAX = 1024
 export const GRACE_SECONDS = 30
-
-export type Rule = 'grace' | 'keep' | 'connection'
 
 /** What is stored of a lease, beside the disk's descriptor. */
 interface Record {
@@ -44,9 +43,6 @@ interface Lease {
   /** s, until it ends; undefined for one that does not by itself. */
   left: number | undefined
 }
-
-/** What is told of a lease: `Lease` in the interface file. */
-export type LeaseInfo = Readonly<{ [key: string]: string | number }>
 
 /** Another process that stores descriptors. */
 export interface LeaseStore {
@@ -115,7 +111,7 @@ export class Leases {
   }
 
   /** @param what a lease, or the name of a disk in the tree, with all its leases */
-  async release(what: string): Promise<LeaseInfo[]> {
+  async release(what: string): Promise<LeaseReply[]> {
     const found = [...this.leases.values()].filter(({ record }) => record.lease === what || record.name === what)
     const infos = found.map((lease) => this.info(lease))
     await Promise.all(found.map((lease) => this.end(lease, 'released')))
@@ -128,11 +124,11 @@ export class Leases {
     if (lease !== undefined) void this.end(lease, 'its client is gone')
   }
 
-  list(): LeaseInfo[] {
+  list(): LeaseReply[] {
     return [...this.leases.values()].map((lease) => this.info(lease))
   }
 
-  find(id: string): LeaseInfo | undefined {
+  find(id: string): LeaseReply | undefined {
     const lease = this.leases.get(id)
     return lease && this.info(lease)
   }
@@ -325,7 +321,7 @@ export class Leases {
     this.ticker = undefined
   }
 
-  private info({ record, disk }: Lease): LeaseInfo {
+  private info({ record, disk }: Lease): LeaseReply {
     const { lease, name, diskseq, rule, graceSeconds, createdUSec, file, reason } = record
     return {
       ...{ lease, name, path: join(this.parts.mountpoint, name), diskseq, partition: disk.partition },

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs attach`: a file becomes a disk for as long as a program runs. */
-import { stat } from 'node:fs/promises'
-
 import { attachFile } from '../disks/attach.js'
-import { type Disk, open } from '../disks/open.js'
+import { type Disk, isDevice, open } from '../disks/open.js'
 import { EXIT, naming, runWith } from './exec.js'
 import type { AttachArguments, FileArguments } from './options.js'
 import { UserError } from '../util/errno.js'
@@ -25,14 +23,5 @@ async function diskOf(what: string, options: AttachArguments): Promise<Disk> {
 export function refuseFileOptions({ directIo, partscan, offset, size, sectorSize }: FileArguments, exitCode: number): void {
   if (directIo || partscan || offset !== undefined || size !== undefined || sectorSize !== undefined) {
     throw new UserError('--direct-io, --partscan, --offset, --size and --sector-size are for files, and this is a device', exitCode)
-  }
-}
-
-/** Whether a path leads to a block device. */
-export async function isDevice(what: string): Promise<boolean> {
-  try {
-    return (await stat(what)).isBlockDevice()
-  } catch {
-    return false // what is wrong with it is said where it is opened
   }
 }

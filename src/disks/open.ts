@@ -4,6 +4,7 @@
  * descriptor. While that is open, the kernel gives the device's number to no other disk.
  */
 import { constants, fstat, open as openCallback, realpathSync } from 'node:fs'
+import { stat as statPath } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 
@@ -313,6 +314,19 @@ export async function openBeside(fd: number, nodes = -1): Promise<Disk> {
   const { error, disk } = await openDevice(await identify(fd), nodes)
   if (disk !== undefined) return disk
   throw error === 0 ? new DiskError('its node in /dev is of another device', 'ESTALE') : new DiskError(describe(error), errnoName(error))
+}
+
+/**
+ * Whether a path leads to a block device.
+ *
+ * @internal
+ */
+export async function isDevice(what: string): Promise<boolean> {
+  try {
+    return (await statPath(what)).isBlockDevice()
+  } catch {
+    return false // what is wrong with it is said where it is opened
+  }
 }
 
 // What they share

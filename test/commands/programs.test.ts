@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 /** The library, as it is installed from the package for npm; and the examples of docs/programs.md. */
 import { execFileSync, spawn } from 'node:child_process'
-import { mkdirSync, openSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { mkdirSync, openSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { attach, DiskError, list, open, resolve, watch } from '../../src/index.js'
+import { attach, DiskError, lease, list, open, resolve, watch } from '../../src/index.js'
 import { mountsAt } from '../../src/util/mountpoint.js'
 import { ROOT } from '../helpers/root.js'
 import { cleanup, CLI, cli, errorOf, loopDisk, run, type RunningTree, scratch, startTree, until } from '../helpers/tree.js'
@@ -243,4 +243,28 @@ t.test('attach and list', async (t) => {
     numbers,
     numbers.toSorted((a, b) => (a < b ? -1 : 1)),
   )
+})
+
+t.test('a lease', async (t) => {
+  const { mountpoint: tree } = await startTree(t)
+  const file = join(scratch(t), 'file')
+  writeFileSync(file, Buffer.alloc(1 << 20))
+  const held = await lease(file, { tree, reason: 'a test' })
+  t.match(held, { id: /^lease-/, path: join(tree, held.name), name: String(held.diskseq) })
+  t.ok(statSync(held.path).isBlockDevice())
+  await held.release()
+  await until(async () => !(await list()).some(({ name }) => name === held.name))
+  const again = await lease(file, { tree, rule: 'keep' })
+  again.close()
+  const other = await lease(again.path, { tree })
+  t.equal(other.name, again.name)
+  await other.release()
+  t.ok(
+    (await list()).some(({ name }) => name === again.name),
+    'it is kept',
+  )
+  t.equal((await cli('detach', '--tree', tree, again.id)).code, 0)
+  await t.rejects(lease(file, { tree, offset: 1n << 30n }), { code: 'EINVAL', message: /not within the file/ })
+  await t.rejects(lease(tree, { tree }), { code: 'EISDIR' })
+  await t.rejects(lease(file, { tree: scratch(t) }), { message: /no tree is mounted there/ })
 })
