@@ -75,6 +75,8 @@ export interface Native {
   readSoon(fd: number, into: Uint8Array, us: number, wanted: boolean): number
   write(fd: number, from: Uint8Array, length: number): number
   close(fd: number): number
+  /** Another descriptor of the same open file; close-on-exec. */
+  duplicate(fd: number): number
   /** One read(2) of a procfs or sysfs file. */
   readFile(path: string, into: Uint8Array): number
   openFile(path: string): number
@@ -113,9 +115,18 @@ export interface Native {
   openDevice(dir: number, name: string, flags: number, loop: boolean, nodes: number, done: OpenDeviceCallback): void
   /** A descriptor of an empty directory on a tmpfs of its own, which no other process sees. */
   makeNodes(): number
-  /** The same of a descriptor that is open; -ENXIO of a loop device without a file. */
-  identify(fd: number, done: IdentifyCallback): void
+  /**
+   * The same of a descriptor that is open; -ENXIO of a loop device without a file.
+   *
+   * @param check false for a loop device that has been seen to have one since the descriptor was opened: to ask
+   *   it again might wait for that file
+   */
+  identify(fd: number, check: boolean, done: IdentifyCallback): void
+  /** fstat(2) of a file that somebody else may have opened, and whose filesystem may not answer. */
+  statFile(fd: number, done: (error: number, mode: number, size: bigint, device: bigint, inode: bigint) => void): void
   closeDevice(fd: number, done: () => void): void
+  /** Of anything that somebody else has opened; not on the threads on which disks are opened. */
+  closeFile(fd: number, done: () => void): void
   /**
    * Binds a free loop device to a file; offset, limit (0: none) and sector size (0: 512) in bytes. With
    * LO_FLAGS_AUTOCLEAR the kernel detaches it when its last user has closed it, the first of whom has `fd`.

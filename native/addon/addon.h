@@ -19,10 +19,13 @@ class Taskstats;
 
 struct Addon {
   std::shared_ptr<TaskPool> tasks;
+  std::shared_ptr<TaskPool> file_tasks;
   std::shared_ptr<Taskstats> taskstats;
 };
 
 inline TaskPool& Tasks(Napi::Env env) { return *env.GetInstanceData<Addon>()->tasks; }
+// For what is done with files of somebody else: however many filesystems hang, no disk waits behind them.
+inline TaskPool& FileTasks(Napi::Env env) { return *env.GetInstanceData<Addon>()->file_tasks; }
 
 void InitBlockdev(Napi::Env env, Napi::Object exports);
 void InitConstants(Napi::Env env, Napi::Object exports);

@@ -132,10 +132,13 @@ Napi::Value OpenDevice(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// identify(fd, callback(error, kname, major, minor, diskseq, uevent)): the same of a descriptor that is open.
+// identify(fd, check, callback(error, kname, major, minor, diskseq, uevent)): the same of a descriptor that is open.
+// Without `check`, of a loop device that has been seen bound since the descriptor was opened: to ask it again
+// might wait for its file.
 Napi::Value IdentifyDevice(const Napi::CallbackInfo& info) {
   int fd = IntArg(info, 0);
-  Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [fd]() -> Outcome {
+  bool check = info[1].ToBoolean();
+  Tasks(info.Env()).Submit(info[2].As<Napi::Function>(), [fd, check]() -> Outcome {
     DeviceFacts facts;
     char link[PATH_MAX] = "";
     struct stat st = {};
@@ -144,7 +147,7 @@ Napi::Value IdentifyDevice(const Napi::CallbackInfo& info) {
       link[n < 0 ? 0 : n] = '\0';
     }
     std::string kname = basename(link);
-    facts.error = Identify(fd, kname.compare(0, 4, "loop") == 0, facts);
+    facts.error = Identify(fd, check && kname.compare(0, 4, "loop") == 0, facts);
     return [facts = std::make_shared<DeviceFacts>(std::move(facts)), kname](Napi::Env env) -> std::vector<napi_value> {
       return {Napi::Number::New(env, facts->error),    Napi::String::New(env, kname),
               Napi::Number::New(env, facts->major),    Napi::Number::New(env, facts->minor),
@@ -154,16 +157,38 @@ Napi::Value IdentifyDevice(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// statFile(fd, callback(error, mode, size, device, inode)): on a pool thread, as the filesystem of a file that
+// somebody else has opened may not answer.
+Napi::Value StatFile(const Napi::CallbackInfo& info) {
+  int fd = IntArg(info, 0);
+  FileTasks(info.Env()).Submit(info[1].As<Napi::Function>(), [fd]() -> Outcome {
+    struct stat st = {};
+    int error = fstat(fd, &st) < 0 ? errno : 0;
+    return [error, st](Napi::Env env) -> std::vector<napi_value> {
+      return {Napi::Number::New(env, error), Napi::Number::New(env, st.st_mode),
+              Napi::BigInt::New(env, static_cast<uint64_t>(st.st_size)),
+              Napi::BigInt::New(env, static_cast<uint64_t>(st.st_dev)),
+              Napi::BigInt::New(env, static_cast<uint64_t>(st.st_ino))};
+    };
+  });
+  return info.Env().Undefined();
+}
+
 // closeDevice(fd, callback()): on a pool thread, since the last close of a
 // device may wait for it.
-Napi::Value CloseDevice(const Napi::CallbackInfo& info) {
+Napi::Value Close(const Napi::CallbackInfo& info, TaskPool& pool) {
   auto fd = std::make_shared<UniqueFd>(IntArg(info, 0));
-  Tasks(info.Env()).Submit(info[1].As<Napi::Function>(), [fd]() -> Outcome {
+  pool.Submit(info[1].As<Napi::Function>(), [fd]() -> Outcome {
     fd->Reset();
     return [](Napi::Env) { return std::vector<napi_value>(); };
   });
   return info.Env().Undefined();
 }
+
+Napi::Value CloseDevice(const Napi::CallbackInfo& info) { return Close(info, Tasks(info.Env())); }
+
+// closeFile(fd, callback()): the same of anything that somebody else has opened.
+Napi::Value CloseFile(const Napi::CallbackInfo& info) { return Close(info, FileTasks(info.Env())); }
 
 // diskseq(fd): a bigint, or -errno. BLKGETDISKSEQ takes no lock.
 Napi::Value Diskseq(const Napi::CallbackInfo& info) {
@@ -267,6 +292,8 @@ Napi::Value ScanBlock(const Napi::CallbackInfo& info) {
 void InitBlockdev(Napi::Env env, Napi::Object exports) {
   exports.Set("openDevice", Napi::Function::New<OpenDevice>(env));
   exports.Set("identify", Napi::Function::New<IdentifyDevice>(env));
+  exports.Set("statFile", Napi::Function::New<StatFile>(env));
+  exports.Set("closeFile", Napi::Function::New<CloseFile>(env));
   exports.Set("closeDevice", Napi::Function::New<CloseDevice>(env));
   exports.Set("diskseq", Napi::Function::New<Diskseq>(env));
   exports.Set("scanBlock", Napi::Function::New<ScanBlock>(env));

@@ -46,6 +46,10 @@ static Napi::Value Write(const Napi::CallbackInfo& info) {
   return Result(info.Env(), write(IntArg(info, 0), in.data, std::min<size_t>(in.size, IntArg(info, 2))));
 }
 
+static Napi::Value Duplicate(const Napi::CallbackInfo& info) {
+  return Result(info.Env(), fcntl(IntArg(info, 0), F_DUPFD_CLOEXEC, 0));
+}
+
 static Napi::Value Close(const Napi::CallbackInfo& info) {
   return Result(info.Env(), close(IntArg(info, 0)));
 }
@@ -185,6 +189,7 @@ static Napi::Value RemoveXattr(const Napi::CallbackInfo& info) {
 void InitDescriptor(Napi::Env env, Napi::Object exports) {
   exports.Set("read", Napi::Function::New<Read>(env));
   exports.Set("write", Napi::Function::New<Write>(env));
+  exports.Set("duplicate", Napi::Function::New<Duplicate>(env));
   exports.Set("close", Napi::Function::New<Close>(env));
   exports.Set("readFile", Napi::Function::New<ReadFile>(env));
   exports.Set("openFile", Napi::Function::New<OpenFile>(env));

@@ -63,7 +63,7 @@ Napi::Value AttachLoop(const Napi::CallbackInfo& info) {
   config.info.lo_offset = info[2].As<Napi::BigInt>().Uint64Value(&lossless);
   config.info.lo_sizelimit = info[3].As<Napi::BigInt>().Uint64Value(&lossless);
   config.block_size = static_cast<uint32_t>(IntArg(info, 4));
-  Tasks(info.Env()).Submit(info[5].As<Napi::Function>(), [config]() -> Outcome {
+  FileTasks(info.Env()).Submit(info[5].As<Napi::Function>(), [config]() -> Outcome {
     auto attached = std::make_shared<Attached>(Attach(config));
     return [attached](Napi::Env env) -> std::vector<napi_value> {
       return {Napi::Number::New(env, attached->error), Napi::String::New(env, attached->step),

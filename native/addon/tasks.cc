@@ -202,6 +202,7 @@ void TaskPool::Shutdown() {
 
 void InitTasks(Napi::Env env, Napi::Object exports) {
   env.GetInstanceData<Addon>()->tasks = TaskPool::Create(env);
+  env.GetInstanceData<Addon>()->file_tasks = TaskPool::Create(env);
   exports.Set("readSoon", Napi::Function::New<ReadSoon>(env));
   exports.Set("setSlice", Napi::Function::New<SetSlice>(env));
 }

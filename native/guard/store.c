@@ -260,22 +260,31 @@ void store_send_anew(void) {
 
 void store_be_silent(void) { notify_length = 0; }
 
-static bool send_all(int socket, int flags, bool (*wanted)(const struct stored *)) {
+// As what a daemon gets it: leases, of which each has a name of its own, all together.  A message for each would be more
+// than a socket holds.
+static const char *for_daemon(const char *name) { return strncmp(name, "lease-", 6) == 0 ? "leases" : name; }
+static const char *for_guard(const char *name) { return name; }
+
+static bool send_all(int socket, int flags, bool (*wanted)(const struct stored *), const char *(*kind)(const char *)) {
   for (size_t i = 0; i < count; i++) {
+    if (!wanted(&stored[i])) continue;
+    const char *name = kind(stored[i].name);
     int fds[BATCH];
-    size_t n = batch(i, wanted, fds);
-    if (n == 0) continue;
-    if (!send_fds(socket, flags, NULL, 0, stored[i].name, fds, n)) return false;
-    while (n-- > 0) stored[i + n].sent = true;
+    size_t n = 0;
+    for (size_t j = i; j < count && n < BATCH; j++)
+      if (wanted(&stored[j]) && strcmp(kind(stored[j].name), name) == 0) fds[n++] = stored[j].fd;
+    if (!send_fds(socket, flags, NULL, 0, name, fds, n)) return false;
+    for (size_t j = i; j < count && n > 0; j++)
+      if (wanted(&stored[j]) && strcmp(kind(stored[j].name), name) == 0) stored[j].sent = true, n--;
   }
   return true;
 }
 
 bool store_send(int socket, const char *last) {
-  return send_all(socket, MSG_DONTWAIT, unsent_to_daemon) && send_fds(socket, MSG_DONTWAIT, NULL, 0, last, NULL, 0);
+  return send_all(socket, MSG_DONTWAIT, unsent_to_daemon, for_daemon) && send_fds(socket, MSG_DONTWAIT, NULL, 0, last, NULL, 0);
 }
 
 void store_send_all(int socket) {
   store_send_anew();
-  send_all(socket, 0, unsent);
+  send_all(socket, 0, unsent, for_guard);
 }

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: MIT
 /** The daemon's control socket: io.diskseqfs.varlink, which says what each method does. */
-import { constants, fstat, readFileSync } from 'node:fs'
-import { promisify } from 'node:util'
+import { constants, readFileSync } from 'node:fs'
 
-import { attachDescriptor, type AttachOptions } from '../disks/attach.js'
-import { type Disk, DiskError, openBeside } from '../disks/open.js'
+import { attachDescriptor, type AttachOptions, checkSize, lookAt } from '../disks/attach.js'
+import { DiskError, openBeside } from '../disks/open.js'
 import { type Native, native } from '../native.js'
-import { errnoName, errnoOf } from '../util/errno.js'
 import type { Logger } from '../util/log.js'
 import { monotonicMs } from '../util/clock.js'
 import { packageVersion } from '../util/version.js'
 import { Interface } from './idl.js'
 import type { Rule } from './lease-reply.js'
-import { GRACE_SECONDS, Leases, LEASES_MAX, type LeaseStore } from './leases.js'
+import { GRACE_SECONDS, Leases, LEASES_MAX, type LeaseStore, PENDING_MAX, type TakeDisk } from './leases.js'
 import { type Call, type MethodBody, type Parameters, type Reply, VarlinkError, VarlinkServer } from './varlink.js'
 
 /** The interface, as its file has it. */
@@ -33,15 +31,24 @@ export interface BrokerParts {
 export class Broker {
   readonly leases: Leases
   private server: VarlinkServer | undefined
+  private paused = false
+  private closed = false
   private readonly began = monotonicMs()
 
   constructor(private readonly parts: BrokerParts) {
     this.leases = new Leases(parts)
   }
 
-  /** @param listener of a socket that listens; owned by the caller */
-  start(listener: number): void {
+  /**
+   * Goes on with leases of an earlier daemon, and takes calls.
+   *
+   * @param leases as of {@link Leases.takeOver}
+   * @param listener of a socket that listens, owned by the caller; negative: none
+   */
+  async start(leases: readonly number[], listener: number): Promise<void> {
     const { native, log } = this.parts
+    await this.leases.takeOver(leases)
+    if (this.closed || listener < 0) return
     const methods: Readonly<Record<string, MethodBody>> = {
       Attach: (call) => this.attach(call),
       Release: ({ parameters }) => this.release(parameters['what'] as string),
@@ -50,21 +57,25 @@ export class Broker {
     }
     const info = { vendor: 'diskseqfs', product: 'diskseqfs', version: packageVersion(), url: 'man:diskseqfs(8)' }
     this.server = new VarlinkServer({ native, listener, interface: readInterface(), methods, info, log })
+    if (this.paused) this.server.pause()
   }
 
   /** Takes no more calls: another daemon goes on. */
   pause(): void {
+    this.paused = true
     this.server?.pause()
     this.leases.pause()
   }
 
   /** After {@link pause}: it does not. */
   goOn(): void {
+    this.paused = false
     this.leases.goOn()
     this.server?.goOn()
   }
 
   close(): void {
+    this.closed = true
     this.server?.close()
     this.leases.close()
   }
@@ -77,14 +88,17 @@ export class Broker {
     if (graceSeconds < 0 || graceSeconds > GRACE_MAX_S) throw VarlinkError.invalid('graceSeconds')
     const [reason, name] = [textOf(parameters, 'reason'), textOf(parameters, 'file')]
     if (this.leases.full) throw error('TooManyLeases', { limit: LEASES_MAX })
+    if (this.leases.stuck) throw error('TooManyUnderWay', { limit: PENDING_MAX })
     try {
       const { take, share } = await this.source(file, parameters)
-      const { lease, disk } = await this.leases.add(take, { rule, graceSeconds, file: name, reason, share })
+      const lease = await this.leases.add(take, { rule, graceSeconds, file: name, reason, share })
+      const held = this.leases.find(lease, parameters['diskDescriptor'] === true)
+      if (held === undefined) throw new DiskError('it was released as soon as it was made', 'ESTALE')
       if (rule === 'connection') connection.onEnd(() => this.leases.leave(lease))
-      const wanted = parameters['diskDescriptor'] === true
       return {
-        parameters: { lease: this.leases.find(lease), ...(wanted && { diskDescriptor: 0 }) },
-        ...(wanted && { fds: [disk.fd] }),
+        parameters: { lease: held.info, ...(held.fd >= 0 && { diskDescriptor: 0 }) },
+        fds: held.fd >= 0 ? [held.fd] : [],
+        undelivered: () => this.leases.leave(lease),
       }
     } catch (failed) {
       if (!(failed instanceof DiskError)) throw failed
@@ -93,20 +107,21 @@ export class Broker {
   }
 
   /** What the descriptor is of, and so how its disk is had. */
-  private async source(file: number, parameters: Parameters): Promise<{ take: () => Promise<Disk>; share: string | undefined }> {
-    const found = await statOf(file)
-    if (found.isBlockDevice()) {
+  private async source(file: number, parameters: Parameters): Promise<{ take: TakeDisk; share: string | undefined }> {
+    const found = await lookAt(file)
+    if ((found.mode & constants.S_IFMT) === constants.S_IFBLK) {
       const given = FILE_OPTIONS.find((option) => parameters[option] !== undefined && parameters[option] !== null)
       if (given !== undefined) throw VarlinkError.invalid(given)
-      return { take: () => openBeside(file), share: undefined }
+      return { take: (nodes) => openBeside(file, nodes), share: undefined }
     }
-    if (!found.isFile()) throw new DiskError('neither a regular file nor a block device', 'EINVAL')
+    if ((found.mode & constants.S_IFMT) !== constants.S_IFREG) throw new DiskError('neither a regular file nor a block device', 'EINVAL')
     const access = accessOf(file)
     if (access !== constants.O_RDONLY && access !== constants.O_RDWR) throw new DiskError('the descriptor is not open for reading', 'EBADF')
     const options = attachOptions(parameters, access === constants.O_RDWR)
-    const { readOnly, directIo, partscan, offset, size, sectorSize } = options
-    const how = [found.dev, found.ino, offset ?? 0n, size ?? 0n, sectorSize ?? 0, readOnly, directIo, partscan].map(String)
-    return { take: () => attachDescriptor(file, options), share: parameters['share'] === true ? how.join() : undefined }
+    const length = checkSize(found.size, options)
+    const { readOnly, directIo, partscan, offset, sectorSize } = options
+    const how = [found.device, found.inode, offset ?? 0n, length, sectorSize ?? 0, readOnly, directIo, partscan].map(String)
+    return { take: (nodes) => attachDescriptor(file, options, nodes), share: parameters['share'] === true ? how.join() : undefined }
   }
 
   private async release(what: string): Promise<Reply> {
@@ -129,16 +144,6 @@ const GRACE_MAX_S = 31_536_000
 const TEXT_MAX = 4096
 
 const FILE_OPTIONS = ['readOnly', 'directIo', 'partscan', 'offset', 'size', 'sectorSize', 'share'] as const
-
-const stat = promisify(fstat)
-
-async function statOf(fd: number) {
-  try {
-    return await stat(fd, { bigint: true })
-  } catch (failed) {
-    throw new DiskError(`cannot be looked at: ${errnoName(errnoOf(failed))}`, errnoName(errnoOf(failed)))
-  }
-}
 
 /** How a descriptor of this process is open, see proc_pid_fdinfo(5). */
 function accessOf(fd: number): number {

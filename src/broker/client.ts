@@ -6,7 +6,7 @@ import { type Native, native as ownNative, type Poll } from '../native.js'
 import { E, errnoName, UserError } from '../util/errno.js'
 import { DEFAULT_MOUNTPOINT, FSTYPE, mountsAt, withoutSymlinks } from '../util/mountpoint.js'
 import { printable } from '../util/text.js'
-import { controlSocketOf } from './socket.js'
+import { controlSocketOf, DEFAULT_CONTROL_SOCKET } from './socket.js'
 import { type Parameters, VarlinkError } from './varlink.js'
 
 type Calls = Pick<Native, 'Poll' | 'streamConnect' | 'sendDescriptors' | 'receiveDescriptors' | 'close'>
@@ -23,9 +23,9 @@ const NUL = 0
 export function findControlSocket(tree: string): string {
   const mountpoint = withoutSymlinks(tree)
   const top = mountsAt(mountpoint).at(-1)
-  if (top?.type === FSTYPE) return controlSocketOf(mountpoint, top.device)
+  if (top?.type === FSTYPE) return controlSocketOf(top.device)
   // It may be served where this process does not see the mount.
-  if (mountpoint === DEFAULT_MOUNTPOINT) return controlSocketOf(mountpoint, '')
+  if (mountpoint === DEFAULT_MOUNTPOINT) return DEFAULT_CONTROL_SOCKET
   throw new UserError(`${printable(tree)}: no tree is mounted there`)
 }
 
@@ -121,6 +121,8 @@ export function describe({ error, parameters }: VarlinkError): string {
       return 'there is no such lease, and no lease of a disk of that name (diskseqfs leases shows all)'
     case 'TooManyLeases':
       return `the daemon holds ${String(parameters['limit'])} disks already; release some (diskseqfs leases, detach)`
+    case 'TooManyUnderWay':
+      return `the daemon is busy with ${String(parameters['limit'])} others; does a filesystem hang?`
     case 'TooManyConnections':
       return `${String(parameters['limit'])} clients are connected already`
     case 'InvalidParameter':

@@ -15,6 +15,8 @@ import type { LeaseReply, Rule } from './lease-reply.js'
 
 /** How many there may be: each is a descriptor, and a stored one. */
 export const LEASES_MAX = 1024
+/** How many may be in the making: each may hang, and with it a thread. */
+export const PENDING_MAX = 128
 export const GRACE_SECONDS = 30
 
 /** What is stored of a lease, beside the disk's descriptor. */
@@ -44,14 +46,22 @@ interface Lease {
   left: number | undefined
 }
 
+/** Opens or makes a disk, see {@link Leases.add}. */
+export type TakeDisk = (nodes: number) => Promise<Disk>
+
+/** Errors of a disk whose last user has closed it meanwhile. */
+const GONE: readonly string[] = ['ENOENT', 'ENXIO', 'ENODEV', 'ESTALE']
+
 /** Another process that stores descriptors. */
 export interface LeaseStore {
   /** Resolves when they are out of this process. */
   putLease(name: string, socket: number): Promise<void>
+  /** One that it stores already. */
+  keepLease(name: string, socket: number): void
   removeLease(name: string): void
 }
 
-type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'makeNodes' | 'close' | 'closeDevice'>
+type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'makeNodes' | 'duplicate' | 'close' | 'closeDevice'>
 
 export interface LeasesParts {
   readonly native: Calls
@@ -61,8 +71,8 @@ export interface LeasesParts {
   readonly log: Logger
 }
 
-/** Whether something is stored for this. */
-export const isLease = (name: string): boolean => /^lease-[\da-f]{8}$/.test(name)
+/** As what the sockets of all leases come from the process that stores them. */
+export const STORED_LEASES = 'leases'
 
 /** Of a stored message, bytes: the names in it are bounded by what a call may have. */
 const RECORD_MAX = 131_072
@@ -77,6 +87,8 @@ export class Leases {
   private ticker: NodeJS.Timeout | undefined
   /** Another daemon goes on with them. */
   private paused = false
+  /** There are to be no more. */
+  private closed = false
 
   private readonly nodes: number
 
@@ -93,18 +105,24 @@ export class Leases {
     return this.leases.size + this.pending >= LEASES_MAX
   }
 
+  /** Whether so many are being made that something must hang. */
+  get stuck(): boolean {
+    return this.pending >= PENDING_MAX
+  }
+
   /**
    * Holds a disk.
    *
-   * @param take gives the disk, which is owned from then on
+   * @param take gives the disk, which is owned from then on; opened by a node in a directory from {@link Native.makeNodes}, so
+   *   that who looks for the users of the device (fuser(1)) does not find the daemon among them
+   * @returns the lease, by its name; it may have been ended when that is known
    * @throws DiskError
    */
-  async add(take: () => Promise<Disk>, terms: Terms): Promise<{ lease: string; disk: Disk }> {
+  async add(take: TakeDisk, terms: Terms): Promise<string> {
     this.pending++
     try {
       const { share } = terms
-      const disk = await this.byOwnNode(await (share === undefined ? take() : this.share(share, take)))
-      return { lease: await this.hold(disk, terms), disk }
+      return await this.hold(await (share === undefined ? take(this.nodes) : this.share(share, take)), terms)
     } finally {
       this.pending--
     }
@@ -128,9 +146,10 @@ export class Leases {
     return [...this.leases.values()].map((lease) => this.info(lease))
   }
 
-  find(id: string): LeaseReply | undefined {
+  /** @returns with another descriptor of the disk, the caller's, if `descriptor` */
+  find(id: string, descriptor: boolean): { info: LeaseReply; fd: number } | undefined {
     const lease = this.leases.get(id)
-    return lease && this.info(lease)
+    return lease && { info: this.info(lease), fd: descriptor ? this.parts.native.duplicate(lease.disk.fd) : -1 }
   }
 
   /** The disk or partition is gone: nobody can get it by its name any more. */
@@ -146,11 +165,10 @@ export class Leases {
   /**
    * Goes on with those that an earlier daemon has had stored.
    *
-   * @param stored sockets by their names, others among them; owned from now on
+   * @param sockets owned from now on
    */
-  async takeOver(stored: ReadonlyMap<string, readonly number[]>): Promise<void> {
-    const found = [...stored].filter(([name]) => isLease(name))
-    await Promise.all(found.map(([name, sockets]) => this.takeOne(name, sockets)))
+  async takeOver(sockets: readonly number[]): Promise<void> {
+    await Promise.all(sockets.map((socket) => this.takeOne(socket)))
     this.tick()
   }
 
@@ -168,6 +186,7 @@ export class Leases {
 
   /** Ends them all. */
   close(): void {
+    this.closed = true
     this.stopTicking()
     for (const lease of this.leases.values()) void this.end(lease, 'the tree is taken away')
     if (this.nodes >= 0) this.parts.native.close(this.nodes)
@@ -193,22 +212,18 @@ export class Leases {
       await disk.close()
       throw new DiskError(`the lease cannot be stored: ${errnoName(sent)}`, errnoName(sent))
     }
-    // From here on the next daemon goes on with it; it may be before this one answers.
-    this.leases.set(lease, { record, disk, socket, left: rule === 'grace' ? graceSeconds : undefined })
-    if (share !== undefined) this.shared.set(share, disk.name)
+    // The next daemon may go on with it before this one answers.
     await store.putLease(lease, socket)
+    const held = { record, disk, socket, left: rule === 'grace' ? graceSeconds : undefined }
+    this.leases.set(lease, held)
+    if (share !== undefined) this.shared.set(share, disk.name)
+    if (this.closed) {
+      await this.end(held, 'the tree is taken away')
+      throw new DiskError('the tree is being taken away', 'ENODEV')
+    }
     this.tick()
     log.info({ lease, name: disk.name, rule, ...(rule !== 'keep' && { graceSeconds }), file, reason }, 'a disk is held')
     return lease
-  }
-
-  /** Opened by a node of the daemon's own: who looks for the users of a device does not find the daemon among them. */
-  private async byOwnNode(disk: Disk): Promise<Disk> {
-    try {
-      return await openBeside(disk.fd, this.nodes)
-    } finally {
-      void disk.close()
-    }
   }
 
   private freeName(): string {
@@ -219,9 +234,9 @@ export class Leases {
   }
 
   /** One after another, for those who ask for the same: the second one finds what the first one has made. */
-  private share(share: string, make: () => Promise<Disk>): Promise<Disk> {
+  private share(share: string, make: TakeDisk): Promise<Disk> {
     const before = this.turns.get(share) ?? Promise.resolve()
-    const turn = before.then(async () => (await this.openShared(share)) ?? this.made(share, await make()))
+    const turn = before.then(async () => (await this.openShared(share)) ?? this.made(share, await make(this.nodes)))
     const done = turn.then(
       () => {},
       () => {},
@@ -243,18 +258,32 @@ export class Leases {
     const name = this.shared.get(share)
     if (name === undefined) return undefined
     const held = [...this.leases.values()].find(({ record }) => record.name === name)
+    // Its own descriptor may be closed, and the number used anew, before another thread comes to it.
+    const fd = held === undefined ? -1 : this.parts.native.duplicate(held.disk.fd)
     try {
-      return await (held === undefined ? open(name) : openBeside(held.disk.fd))
+      const disk = await (fd < 0 ? this.openUnheld(name) : openBeside(fd, this.nodes))
+      if (disk.name === name) return disk
+      await disk.close()
     } catch (error) {
-      if (!(error instanceof DiskError)) throw error
-      // Its last user has closed it meanwhile.
-      if (error.code !== 'ENOENT') throw error
-      if (this.shared.get(share) === name) this.shared.delete(share)
-      return undefined
+      if (!(error instanceof DiskError) || !GONE.includes(error.code)) throw error
+    } finally {
+      if (fd >= 0) this.parts.native.closeDevice(fd, () => {})
+    }
+    if (this.shared.get(share) === name) this.shared.delete(share)
+    return undefined
+  }
+
+  /** One that somebody has open, if it is there. */
+  private async openUnheld(name: string): Promise<Disk> {
+    const disk = await open(name)
+    try {
+      return await openBeside(disk.fd, this.nodes)
+    } finally {
+      void disk.close()
     }
   }
 
-  private async takeOne(name: string, [socket = -1]: readonly number[]): Promise<void> {
+  private async takeOne(socket: number): Promise<void> {
     const { native, store, log } = this.parts
     const buffer = new Uint8Array(RECORD_MAX)
     const found = native.receiveDescriptors(socket, buffer, true)
@@ -262,20 +291,19 @@ export class Leases {
     for (const each of others) native.close(each)
     const record = parseRecord(Buffer.from(buffer.subarray(0, length)).toString())
     const disk = fd < 0 ? undefined : await adoptDescriptor(fd).catch((error: unknown) => error as DiskError)
-    if (record?.lease === name && disk !== undefined && !(disk instanceof Error) && disk.name === record.name) {
+    if (record !== undefined && disk !== undefined && !(disk instanceof Error) && disk.name === record.name && !this.closed) {
       // A client that waits for its answer, or whose connection was the lease's, comes again.
       const left = record.rule === 'keep' ? undefined : record.graceSeconds
-      this.leases.set(name, { record, disk, socket, left })
+      this.leases.set(record.lease, { record, disk, socket, left })
+      store.keepLease(record.lease, socket)
       if (record.share !== undefined) this.shared.set(record.share, record.name)
       return
     }
-    log.warn(
-      { lease: name, ...(record && { name: record.name }) },
-      'a lease is not gone on with: its disk is gone, or it was being released',
-    )
+    // An empty socket: it was being released.
+    if (record !== undefined) log.warn({ lease: record.lease, name: record.name }, 'a lease is not gone on with: its disk is gone')
     if (disk !== undefined && !(disk instanceof Error)) void disk.close()
     this.empty(socket)
-    store.removeLease(name)
+    if (record !== undefined) store.removeLease(record.lease)
     native.close(socket)
   }
 

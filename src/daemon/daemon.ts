@@ -4,8 +4,8 @@ import { basename, dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { Broker } from '../broker/broker.js'
-import { isLease } from '../broker/leases.js'
-import { ControlSocket, controlSocketOf } from '../broker/socket.js'
+import { STORED_LEASES } from '../broker/leases.js'
+import { ControlSocket } from '../broker/socket.js'
 import { directoryId, nodeName, parseId } from '../devices/names.js'
 import { Registry, type RegistryListener } from '../devices/registry.js'
 import { type Device, Sysfs } from '../devices/sysfs.js'
@@ -129,14 +129,12 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
         throw new UserError(`${options.mountpoint}: what the daemon that serves it has does not fit; it goes on`)
       }
       guard?.remove(Object.values(DESCRIPTOR))
-      await giveUpMount(native, new Map([...stored].filter(([name]) => !isLease(name))), log)
+      await giveUpMount(native, new Map([...stored].filter(([name]) => name !== STORED_LEASES)), log)
     }
     const mountpoint = (this.mount.path = prepareMountpoint(options.mountpoint))
     try {
       this.mount.lock = await preflight.claim(mountpoint)
-      await (options.transport === 'fuse-native'
-        ? this.serveByLibrary()
-        : this.serve(new Map([...stored].filter(([name]) => isLease(name)))))
+      await (options.transport === 'fuse-native' ? this.serveByLibrary() : this.serve(stored.get(STORED_LEASES) ?? []))
     } catch (error) {
       this.mount.unlock()
       throw error
@@ -154,7 +152,7 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
   }
 
   /** @param leases of an earlier daemon, whose mount was of no use */
-  private async serve(leases: Descriptors): Promise<void> {
+  private async serve(leases: readonly number[]): Promise<void> {
     const { mount, handOver, directories } = this
     const { path: mountpoint } = mount
     const { options } = this.parts
@@ -174,7 +172,7 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
     if (entry === undefined) return
     handOver.state.mount = { mountpoint, device: entry.device, pidNamespace: ownPidNamespace() }
     handOver.allow(entry.device, { lock: mount.lock, ...descriptors, beneath, fuse }, false)
-    await this.lend(leases, entry.device)
+    this.lend(leases, entry.device, undefined)
   }
 
   private connect(fd: number): FuseSession {
@@ -216,22 +214,22 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
       this.find(DESCRIPTOR.beneath, dirname(mountpoint), basename(mountpoint), use)
     }
     directories.forgetOthers((diskseq) => registry.find(nodeName(diskseq, 0)) !== undefined)
-    await this.lend(new Map([...stored, ...since]), found.mount.device)
-    log.info(
-      { mountpoint, devices: registry.size, pins: pins.length, leases: this.broker?.leases.count },
-      'took over the tree from an earlier daemon',
-    )
+    const leases = [stored, since].flatMap((each) => each.get(STORED_LEASES) ?? [])
+    this.lend(leases, found.mount.device, stored.get(DESCRIPTOR.control)?.at(-1))
+    log.info({ mountpoint, devices: registry.size, pins: pins.length, leases: leases.length }, 'took over the tree from an earlier daemon')
   }
 
-  /** Goes on with the leases of an earlier daemon, and takes calls. */
-  private async lend(stored: Descriptors, device: string): Promise<void> {
+  /**
+   * Goes on with leases of an earlier daemon, and then takes calls. The tree does not wait for that.
+   *
+   * @param listener of the control socket, if an earlier daemon had one
+   */
+  private lend(leases: readonly number[], device: string, listener: number | undefined): void {
     const { native, handOver, registry, inodes } = this
     const { path: mountpoint } = this.mount
     const { log } = this.parts
-    const leases = [...stored].filter(([name]) => isLease(name))
-    for (const [name, [socket = -1]] of leases) handOver.keep(name, socket)
-    const control = (this.control = new ControlSocket(native, controlSocketOf(mountpoint, device), log))
-    if (control.open(stored.get(DESCRIPTOR.control)?.at(-1))) handOver.add(DESCRIPTOR.control, control.fd)
+    const control = (this.control = new ControlSocket({ native, mountpoint, device, log }))
+    if (control.open(listener)) handOver.add(DESCRIPTOR.control, control.fd)
     else if (control.fd >= 0) handOver.keep(DESCRIPTOR.control, control.fd)
     const status = () => {
       const metrics = this.transport instanceof FuseSession ? this.transport.metrics : undefined
@@ -239,13 +237,10 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
       return { tookOver: this.tookOver, ...found, now: { devices: registry.size, pins: this.answers?.opener.count ?? 0 } }
     }
     const broker = (this.broker = new Broker({ native, store: handOver, mountpoint, status, log }))
-    try {
-      await broker.leases.takeOver(new Map(leases))
-      if (control.fd >= 0) broker.start(control.fd)
-    } catch (error) {
+    broker.start(leases, control.fd).catch((error: unknown) => {
       // The tree is worth more.
       log.error({ err: error }, 'unexpected error; no leases from this daemon')
-    }
+    })
   }
 
   /** A daemon of an earlier version has not left that directory. */

@@ -3,6 +3,7 @@
  * All that another daemon needs to go on with the tree: descriptors, the memory that both share, and the stored pins. The
  * guard keeps them for the one that it starts next; without a guard, they are sent to the one that asks (`mount --replace`).
  */
+import { type LeaseStore, STORED_LEASES } from '../broker/leases.js'
 import type { Guard } from '../handover/guard-client.js'
 import { PinStore } from '../handover/pin-store.js'
 import { HandOver, type OutgoingDaemon, socketOf, type TreeOwner } from '../handover/replace.js'
@@ -22,7 +23,7 @@ export interface HandOverSetParts {
   readonly log: Logger
 }
 
-export class HandOverSet {
+export class HandOverSet implements LeaseStore {
   /** Whether another daemon can go on with the tree when this one just ends. */
   canBeTakenOver = false
   /** Of this process alone, until {@link share} or {@link use}. */
@@ -30,6 +31,8 @@ export class HandOverSet {
   pinStore: PinStore | undefined
   private stateFd = -1
   private readonly fds = new Map<string, readonly number[]>()
+  /** Sockets of leases, by the leases' names. */
+  private readonly leases = new Map<string, number>()
   private handOver: HandOver | undefined
 
   constructor(private readonly parts: HandOverSetParts) {}
@@ -96,18 +99,25 @@ export class HandOverSet {
 
   /** See {@link LeaseStore}. */
   async putLease(name: string, socket: number): Promise<void> {
-    this.add(name, socket)
+    this.leases.set(name, socket)
+    this.handOver?.send(STORED_LEASES, [socket])
+    this.parts.guard?.put(name, [socket])
     await this.parts.guard?.told()
   }
 
   /** See {@link LeaseStore}. */
+  keepLease(name: string, socket: number): void {
+    this.leases.set(name, socket)
+  }
+
+  /** See {@link LeaseStore}. */
   removeLease(name: string): void {
-    this.fds.delete(name)
+    this.leases.delete(name)
     this.parts.guard?.remove([name])
   }
 
   private descriptors(): Descriptors {
-    return new Map([...this.fds, [DESCRIPTOR.pins, this.pinStore?.all ?? []]])
+    return new Map([...this.fds, [DESCRIPTOR.pins, this.pinStore?.all ?? []], [STORED_LEASES, [...this.leases.values()]]])
   }
 
   private storePins(sockets: readonly number[]): void {

@@ -5,7 +5,7 @@ import { promisify } from 'node:util'
 
 import { native } from '../native.js'
 import { E, errnoName, errnoOf } from '../util/errno.js'
-import { type Disk, DiskError, openDescriptor } from './open.js'
+import { type Disk, DiskError, openBeside } from './open.js'
 
 export interface AttachOptions {
   readonly readOnly?: boolean
@@ -47,14 +47,15 @@ export async function attachFile(file: string, options: AttachOptions = {}): Pro
  * The same of a file that is open.
  *
  * @param backing may be closed after this
+ * @param nodes as of {@link openBeside}
  * @throws DiskError
  * @internal
  */
-export async function attachDescriptor(backing: number, options: AttachOptions): Promise<Disk> {
-  checkSize(await stat(backing), options)
+export async function attachDescriptor(backing: number, options: AttachOptions, nodes = -1): Promise<Disk> {
+  checkSize((await lookAt(backing)).size, options)
   const fd = await bind(backing, options)
   // For writing it had to be open to be bound so; from now on it is held by a descriptor that is in nobody's way.
-  const disk = await openDescriptor(fd).finally(() => native.closeDevice(fd, () => {}))
+  const disk = await openBeside(fd, nodes).finally(() => native.closeDevice(fd, () => {}))
   if (options.directIo !== true || hasDirectIo(disk)) return disk
   await disk.close()
   throw new DiskError(NO_DIRECT_IO, 'EINVAL')
@@ -92,8 +93,13 @@ export async function openBacking(file: string, { readOnly = false }: AttachOpti
   }
 }
 
-function checkSize(file: { readonly size: number }, { offset = 0n, size = 0n, sectorSize = SECTOR }: AttachOptions): void {
-  const bytes = BigInt(file.size)
+/**
+ * @param bytes of the file
+ * @returns the length of the disk, bytes
+ * @throws DiskError
+ * @internal
+ */
+export function checkSize(bytes: bigint, { offset = 0n, size = 0n, sectorSize = SECTOR }: AttachOptions): bigint {
   if (bytes === 0n) throw new DiskError('the file is empty, and so would be the disk; make it larger (truncate --size=1G FILE)', 'EINVAL')
   if (offset >= bytes) throw new DiskError(`the offset is not within the file, which has ${bytes} bytes`, 'EINVAL')
   if (offset + size > bytes) throw new DiskError(`offset and size reach beyond the end of the file, which has ${bytes} bytes`, 'EINVAL')
@@ -102,6 +108,22 @@ function checkSize(file: { readonly size: number }, { offset = 0n, size = 0n, se
   if (length % BigInt(sectorSize) !== 0n) {
     throw new DiskError(`${length} bytes are no whole number of sectors of ${sectorSize} bytes; give a --size that is`, 'EINVAL')
   }
+  return length
+}
+
+/**
+ * What an open file is, as fstat(2) has it.
+ *
+ * @throws DiskError
+ * @internal
+ */
+export function lookAt(fd: number): Promise<{ mode: number; size: bigint; device: bigint; inode: bigint }> {
+  return new Promise((resolve, reject) => {
+    native.statFile(fd, (error, mode, size, device, inode) => {
+      if (error === 0) resolve({ mode, size, device, inode })
+      else reject(new DiskError(`cannot be looked at: ${errnoName(error)}`, errnoName(error)))
+    })
+  })
 }
 
 async function openPath(path: string, flags: number): Promise<number> {

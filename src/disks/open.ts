@@ -275,18 +275,7 @@ function requireDmName({ dmName = '', path }: Target, kname: string): void {
 }
 
 /**
- * A disk that is open already, by a descriptor of its own.
- *
- * @param fd stays open, and the caller's
- * @throws DiskError
- */
-export async function openDescriptor(fd: number, options: OpenOptions = {}): Promise<Disk> {
-  const device = await identify(fd)
-  return new Disk(await openHeld(fd, options), infoOf(device))
-}
-
-/**
- * A descriptor as a disk.
+ * A descriptor of a disk that was opened and verified before, by another process perhaps.
  *
  * @param fd owned by the disk from then on; closed where there is none
  * @throws DiskError
@@ -294,7 +283,7 @@ export async function openDescriptor(fd: number, options: OpenOptions = {}): Pro
  */
 export async function adoptDescriptor(fd: number): Promise<Disk> {
   try {
-    return new Disk(fd, infoOf(await identify(fd)))
+    return new Disk(fd, infoOf(await identify(fd, false)))
   } catch (error) {
     native.closeDevice(fd, () => {})
     throw error
@@ -332,9 +321,9 @@ export async function isDevice(what: string): Promise<boolean> {
 // What they share
 
 /** What an open descriptor is of. It keeps the device's number, so what sysfs says of that is said of this device. */
-function identify(fd: number): Promise<Device> {
+function identify(fd: number, check = true): Promise<Device> {
   return new Promise((resolve, reject) => {
-    native.identify(fd, (errno, kname, major, minor, diskseq, uevent) => {
+    native.identify(fd, check, (errno, kname, major, minor, diskseq, uevent) => {
       const device = parseDevice(kname, uevent)
       const error =
         errno !== 0

@@ -206,9 +206,12 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   openDevice: () =>
     native.openDevice(fd(), c.pick([text(), 'null', 'zero']), constants.O_RDONLY, c.oneIn(2), c.pick([-1, 99999, nodes]), fdLater(1)),
   makeNodes: () => native.close(native.makeNodes()),
-  identify: () => native.identify(fd(), later()),
+  identify: () => native.identify(fd(), c.oneIn(2), later()),
+  statFile: () => native.statFile(fd(), later()),
+  duplicate: () => keep(native.duplicate(fd())),
   // Without a file: nothing is bound.
   attachLoop: () => (c.oneIn(10) ? native.attachLoop(c.pick([-1, 99999]), number(), c.u64(), c.u64(), number(), fdLater(2)) : 0),
+  closeFile: () => native.closeFile(opened.pop() ?? -1, later()),
   closeDevice: () => native.closeDevice(opened.pop() ?? -1, later()),
   readSoon: () => native.readSoon(fd(), bytes(), c.pick([0, 1, 100]), c.oneIn(2)),
   diskseq: () => native.diskseq(fd()),

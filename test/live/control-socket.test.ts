@@ -315,8 +315,63 @@ t.test('a client that never reads', async (t) => {
   t.ok(resident(tree.pid) - memory < 40, `${(resident(tree.pid) - memory).toFixed(1)} MiB more`)
   t.match(
     tree.log().find(({ why }) => why !== undefined),
-    { level: 'warn', why: 'a client that does not read its replies' },
+    { level: 'warn', why: 'a client that does not read its reply' },
   )
+  await unharmed(t, tree, before)
+})
+
+t.test('nobody waits for one who has many calls', async (t) => {
+  const { path, connect } = await start(t)
+  const socket = await raw(t, path)
+  let answered = 0
+  socket.on('data', (chunk: Buffer) => (answered += chunk.filter((byte) => byte === 0).length))
+  const client = await connect()
+  socket.write(call('Status').repeat(1000))
+  await until(() => answered > 0)
+  await client.call('io.diskseqfs.Status')
+  t.ok(answered < 1000, `${answered} of 1000 answered before the other one`)
+  await until(() => answered === 1000)
+})
+
+t.test('descriptors are of the call that they came with', async (t) => {
+  const { tree, path } = await start(t)
+  const file = join(scratch(t), 'file')
+  writeFileSync(file, Buffer.alloc(1 << 20))
+  const fd = openSync(file, 'r+')
+  cleanup(t, () => closeSync(fd))
+  const attach = (reason: string) => call('Attach', { fileDescriptor: 0, rule: 'connection', reason })
+  for (const [first, expected] of [
+    [call('Status'), { pid: tree.pid }],
+    [attach('without'), { parameter: 'fileDescriptor' }],
+  ] as const) {
+    const socket = native.streamConnect(path)
+    cleanup(t, () => native.close(socket))
+    // It finds both at once.
+    process.kill(tree.pid, 'SIGSTOP')
+    native.sendDescriptors(socket, first, [])
+    native.sendDescriptors(socket, attach('with'), [fd])
+    process.kill(tree.pid, 'SIGCONT')
+    const buffer = Buffer.alloc(65_536)
+    let text = ''
+    await until(() => {
+      const found = native.receiveDescriptors(socket, buffer, false)
+      if (typeof found !== 'number') text += buffer.toString('utf8', 0, found[0])
+      return text.split('\0').length > 2
+    })
+    const [one, two] = text.split('\0').map((each) => (each === '' ? undefined : (JSON.parse(each) as { parameters: object }).parameters))
+    t.match(one, expected)
+    t.match(two, { lease: { reason: 'with' } })
+  }
+})
+
+t.test('a connection does not hold its own other end', async (t) => {
+  const { tree, path, before } = await start(t)
+  for (let i = 0; i < CONNECTIONS_MAX + 5; i++) {
+    const socket = native.streamConnect(path)
+    if (socket < 0) throw new Error(`connection ${i}`)
+    native.sendDescriptors(socket, '{', [socket])
+    native.close(socket)
+  }
   await unharmed(t, tree, before)
 })
 

@@ -10,6 +10,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { Client, findControlSocket } from '../../src/broker/client.js'
+import type { VarlinkError } from '../../src/broker/varlink.js'
 import { LONG } from '../helpers/long.js'
 import { ROOT } from '../helpers/root.js'
 import {
@@ -21,6 +22,7 @@ import {
   run,
   scratch,
   sleep,
+  startBlk,
   startManaged,
   startTree,
   type Twin,
@@ -96,6 +98,8 @@ async function attach(client: Client, file: string, parameters: object = {}, fla
   }
 }
 
+const all = async (client: Client) => (await client.call('io.diskseqfs.ListLeases'))['leases'] as Lease[]
+
 async function leasesOf(mountpoint: string): Promise<Lease[]> {
   const { code, stdout, stderr } = await cli('leases', '--tree', mountpoint, '--json')
   if (code !== 0) throw new Error(stderr)
@@ -141,7 +145,7 @@ t.test('or until it is detached, by the lease or by the name of the disk', async
   t.equal((await cli('detach', '--tree', mountpoint, kept.name)).code, 0)
   await until(() => boundTo(file).length === 0)
   t.match(await cli('detach', '--tree', mountpoint, kept.name), { code: 1, stderr: /there is no such lease/ })
-  t.match((await cli('status', '--tree', mountpoint)).stdout, /^leases: 0$/m)
+  t.match((await cli('status', '--tree', mountpoint)).stdout, /^now: .*leases 0,/m)
 })
 
 t.test('or until the connection is closed', async (t) => {
@@ -342,6 +346,114 @@ for (const [twin, stays] of [
   })
 }
 
+/** As many as would not fit into a socket, a message each. */
+const MANY = 400
+
+t.test('hundreds of leases survive, however long what is said of them', async (t) => {
+  const tree = await startManaged(t, { expectErrors: true })
+  const client = await connect(t, tree.mountpoint)
+  const file = image(scratch(t), 'many')
+  for (let i = 0; i < MANY; i++) await attach(client, file, { rule: 'keep', share: true, reason: '\u0001'.repeat(4096) })
+  for (const end of [() => tree.end('SIGKILL'), () => (tree.endGuard('SIGKILL'), tree.end('SIGKILL'))]) {
+    const ready = tree.ready()
+    end()
+    await until(() => tree.ready() > ready, 30 * SECONDS)
+    t.equal((await all(await connect(t, tree.mountpoint))).length, MANY)
+  }
+  const again = await connect(t, tree.mountpoint)
+  const [{ name }] = (await all(again)) as [Lease]
+  await again.call('io.diskseqfs.Release', { what: name })
+  await until(() => boundTo(file).length === 0)
+})
+
+t.test('a file that is shared may get longer, or too short', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const file = image(scratch(t), 'grows')
+  const client = await connect(t, mountpoint)
+  const first = await attach(client, file, { share: true })
+  truncateSync(file, 4 << 20)
+  t.not((await attach(client, file, { share: true })).name, first.name, 'all of it is another disk now')
+  t.equal((await attach(client, file, { share: true, size: 1 << 20 })).name, first.name)
+  truncateSync(file, 0)
+  const refused = await attach(client, file, { share: true }).catch((error: VarlinkError) => error.parameters)
+  t.match(refused, { code: 'EINVAL', message: /the file is empty/ })
+})
+
+t.test('who shares a file gets that file, while others come and go', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const dir = scratch(t)
+  const [shared, other] = [image(dir, 'A'), image(dir, 'B')]
+  const end = Date.now() + 4 * SECONDS
+  let wrong = 0
+  let count = 0
+  const one = async (file: string, parameters: object) => {
+    const client = await connect(t, mountpoint)
+    while (Date.now() < end) {
+      const { lease, kernelName } = await attach(client, file, { rule: 'keep', ...parameters })
+      const backing = readFileSync(`/sys/block/${kernelName}/loop/backing_file`, 'utf8').trim()
+      if (backing !== file) wrong++
+      count++
+      await client.call('io.diskseqfs.Release', { what: lease })
+    }
+  }
+  await Promise.all(Array.from({ length: 24 }, (_, i) => (i % 2 === 0 ? one(shared, { share: true }) : one(other, {}))))
+  t.equal(wrong, 0, `of ${count}`)
+  await until(() => boundTo(shared).length + boundTo(other).length === 0)
+})
+
+// A file whose filesystem does not answer
+
+async function hungFile(t: Test) {
+  const directory = scratch(t)
+  const server = await startBlk(t, 'hungfs', directory)
+  return {
+    file: join(directory, 'disk'),
+    hang: () => server.kill('SIGUSR1'),
+    goOn: () => server.kill('SIGUSR2'),
+  }
+}
+
+t.test('a lease whose file hangs keeps nobody from the tree, nor another lease from going on', async (t) => {
+  const { file, hang, goOn } = await hungFile(t)
+  const tree = await startManaged(t, { expectErrors: true })
+  const whole = image(scratch(t), 'whole')
+  const client = await connect(t, tree.mountpoint)
+  const hung = await attach(client, file, { rule: 'keep' })
+  const lease = await attach(client, whole, { rule: 'keep' })
+  hang()
+  cleanup(t, goOn)
+  const ready = tree.ready()
+  tree.end('SIGKILL')
+  await until(() => tree.ready() > ready, 30 * SECONDS)
+  t.equal(head(lease.path, 5), 'whole')
+  t.strictSame((await leasesOf(tree.mountpoint)).map((each) => each.lease).sort(), [hung.lease, lease.lease].sort())
+  t.equal((await cli('detach', '--tree', tree.mountpoint, lease.lease)).code, 0)
+  goOn()
+  t.equal((await cli('detach', '--tree', tree.mountpoint, hung.lease)).code, 0)
+  await until(() => boundTo(file).length + boundTo(whole).length === 0)
+})
+
+t.test('many that attach one and give up leave nothing, and keep nobody else from it', async (t) => {
+  const { file, hang, goOn } = await hungFile(t)
+  const tree = await startTree(t)
+  const whole = image(scratch(t), 'whole')
+  const fd = openSync(file, 'r+')
+  cleanup(t, () => closeSync(fd))
+  hang()
+  cleanup(t, goOn)
+  for (let i = 0; i < 100; i++) {
+    const client = await connect(t, tree.mountpoint)
+    client.call('io.diskseqfs.Attach', { fileDescriptor: 0 }, [fd]).catch(() => {})
+    client.close()
+  }
+  const client = await connect(t, tree.mountpoint)
+  const { path, lease } = await attach(client, whole)
+  t.equal(head(path, 5), 'whole')
+  await client.call('io.diskseqfs.Release', { what: lease })
+  goOn()
+  await until(async () => boundTo(file).length === 0 && (await leasesOf(tree.mountpoint)).length === 0, 20 * SECONDS)
+})
+
 t.test('when the tree is taken away, so are its leases, and its socket', async (t) => {
   const file = image(scratch(t), 'gone')
   const tree = await startTree(t)
@@ -356,7 +468,7 @@ t.test('when the tree is taken away, so are its leases, and its socket', async (
 
 // Cycles
 
-const CYCLES = LONG ? 250 : 10
+const CYCLES = LONG ? 250 : 6
 
 /** Attaches, uses and kills, client and daemon, at random moments, eight at a time; the devices that are left two seconds after the last lease ended. */
 async function cycles(t: Test, node: readonly string[] = []): Promise<{ left: number; wrong: number; read: number }> {
