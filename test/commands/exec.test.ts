@@ -1,25 +1,14 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs exec` and `diskseqfs attach`: a program runs with disks that stay what they are until it ends. */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
-import {
-  closeSync,
-  copyFileSync,
-  existsSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  symlinkSync,
-  truncateSync,
-  writeFileSync,
-} from 'node:fs'
+import { closeSync, copyFileSync, existsSync, mkdirSync, openSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
 import { LONG } from '../helpers/long.js'
 import { ROOT } from '../helpers/root.js'
-import { cleanup, CLI, loopDisk, run, scratch, sleep, startTree, until } from '../helpers/tree.js'
+import { boundTo, cleanup, CLI, image, loopDisk, run, scratch, sleep, startTree, until } from '../helpers/tree.js'
 
 const NOBODY = 65534
 /** Its bit in /proc/PID/status. */
@@ -27,25 +16,6 @@ const SIGUSR1 = 1n << 9n
 /** Without the NODE_OPTIONS by which tap loads itself into each node. */
 const PROGRAM = ['--unset=NODE_OPTIONS', process.execPath, CLI]
 const cli = (...args: string[]) => run('env', [...PROGRAM, ...args])
-
-/** A file with that text at its beginning. */
-function image(directory: string, text: string, size = 1 << 20): string {
-  const file = join(directory, text)
-  writeFileSync(file, text)
-  truncateSync(file, size)
-  return file
-}
-
-/** The loop devices that a file is bound to. */
-function boundTo(file: string): string[] {
-  return readdirSync('/sys/block').filter((kname) => {
-    try {
-      return kname.startsWith('loop') && readFileSync(`/sys/block/${kname}/loop/backing_file`, 'utf8').trim() === file
-    } catch {
-      return false // not bound, or gone
-    }
-  })
-}
 
 const head = (path: string, bytes: number) => ['head', `--bytes=${bytes}`, path]
 

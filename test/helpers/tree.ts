@@ -381,6 +381,14 @@ export function scratch(t: Test): string {
   return path
 }
 
+/** A file with that text at its beginning, and as its name. */
+export function image(directory: string, text: string, size = 1 << 20): string {
+  const file = join(directory, text)
+  writeFileSync(file, text)
+  truncateSync(file, size)
+  return file
+}
+
 /** A symlink in /dev/mapper, as udev would make it. */
 export function mapperLink(t: Test, name: string, target: string): string {
   const existed = existsSync('/dev/mapper')
@@ -653,10 +661,12 @@ export const descriptors = (pid: number) => readdirSync(`/proc/${pid}/fd`)
 /** Makes many disks, all on one file; they are removed when the test ends. -> their paths in /dev */
 export async function manyDisks(t: Test, count: number, file: string): Promise<string[]> {
   await startBlk(t, 'loops', String(count), file)
-  return readdirSync('/sys/block')
-    .filter((kname) => kname.startsWith('loop') && backingFile(kname) === file)
-    .map((kname) => `/dev/${kname}`)
+  return boundTo(file).map((kname) => `/dev/${kname}`)
 }
+
+/** The loop devices that are bound to a file, by the kernel's names. */
+export const boundTo = (file: string) =>
+  readdirSync('/sys/block').filter((kname) => kname.startsWith('loop') && backingFile(kname) === file)
 
 function backingFile(kname: string): string | undefined {
   try {

@@ -4,7 +4,7 @@
  * nothing is left over, and nothing that was promised is lost.
  */
 import { execFileSync, spawn } from 'node:child_process'
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, statSync, truncateSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
@@ -14,9 +14,11 @@ import type { VarlinkError } from '../../src/broker/varlink.js'
 import { LONG } from '../helpers/long.js'
 import { ROOT } from '../helpers/root.js'
 import {
+  boundTo,
   cleanup,
   CLI,
   cli,
+  image,
   loopDisk,
   type ManagedTree,
   run,
@@ -39,25 +41,6 @@ interface Lease {
 }
 
 const SECONDS = 1000
-
-/** A file with that text at its beginning. */
-function image(directory: string, text: string, size = 1 << 20): string {
-  const file = join(directory, text)
-  writeFileSync(file, text)
-  truncateSync(file, size)
-  return file
-}
-
-/** The loop devices that are bound to a file. */
-function boundTo(file: string): string[] {
-  return readdirSync('/sys/block').filter((kname) => {
-    try {
-      return kname.startsWith('loop') && readFileSync(`/sys/block/${kname}/loop/backing_file`, 'utf8').trim() === file
-    } catch {
-      return false // not bound, or gone
-    }
-  })
-}
 
 function head(path: string, bytes: number): string {
   const fd = openSync(path, 'r')
@@ -468,7 +451,7 @@ t.test('when the tree is taken away, so are its leases, and its socket', async (
 
 // Cycles
 
-const CYCLES = LONG ? 250 : 6
+const CYCLES = Number(process.env['CYCLES'] ?? (LONG ? 60 : 6))
 
 /** Attaches, uses and kills, client and daemon, at random moments, eight at a time; the devices that are left two seconds after the last lease ended. */
 async function cycles(t: Test, node: readonly string[] = []): Promise<{ left: number; wrong: number; read: number }> {

@@ -39,6 +39,7 @@ const stored = async (vm: Vm): Promise<number> => {
 
 export const leasesCase: Case = {
   name: 'leases',
+  shortOn: 'trixie',
   async run(t, vm) {
     await vm.run('truncate -s 8M /root/lent.img; echo lent >/tmp/lent; dd if=/tmp/lent of=/root/lent.img conv=notrunc status=none')
     const path = (await vm.run('diskseqfs attach --keep --reason "a guest" /root/lent.img')).trim()

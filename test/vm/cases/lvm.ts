@@ -6,8 +6,8 @@ import { type Case, SHORT } from '../case.js'
 import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
-const CYCLES = SHORT ? 10 : 50
-const STOCK_CYCLES = SHORT ? 4 : 10
+const CYCLES = SHORT ? 5 : 50
+const STOCK_CYCLES = SHORT ? 2 : 10
 
 interface Findings {
   /** The steps, and the output of pvs, vgs and lvs. */
