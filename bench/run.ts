@@ -16,7 +16,7 @@ import { join } from 'node:path'
 
 import { blk } from '../test/helpers/blk.js'
 import { ROOT } from '../test/helpers/root.js'
-import { cleanUp, daemon, end, loops, machine, median, number, percentile, printTable, QUICK, resident, temporary } from './common.js'
+import { CLI, cleanUp, daemon, end, loops, machine, median, number, percentile, printTable, QUICK, resident, temporary } from './common.js'
 import { type Kind, KINDS, startPeer } from './peers.js'
 import { besideUdev } from './vm.js'
 
@@ -63,6 +63,7 @@ const FIGURE = {
   memoryMany: 'resident memory, for each 1,000 disks',
   io1: 'random reads of 4 KiB, queue depth 1',
   io32: 'random reads of 4 KiB, queue depth 32',
+  attach: 'a file attached',
   appear: 'new disk to open (virtual machine)',
   uevent: 'processor time for a uevent (virtual machine)',
   create: 'dmsetup create (virtual machine)',
@@ -345,6 +346,32 @@ async function io(peers: readonly Peer[]): Promise<void> {
   }
 }
 
+/** From the command to the path; starting Node.js, which is most of it, apart. */
+function attaches(peers: readonly Peer[]): void {
+  const { mountpoint } = peers.find(({ kind }) => kind === OURS)!
+  const file = join(temporary('attach'), 'disk.img')
+  writeFileSync(file, Buffer.alloc(1 << 20))
+  const ways: readonly (readonly [who: string, command: readonly [string, ...string[]]])[] = [
+    [OURS, [process.execPath, CLI, 'attach', '--tree', mountpoint, '--grace', '0', file]],
+    ['losetup --find --show', ['losetup', '--find', '--show', file]],
+    [NODE, [process.execPath, '-e', '0']],
+  ]
+  const found = new Map<string, number[]>(ways.map(([who]) => [who, []]))
+  for (let i = 0; i < (QUICK ? 5 : 15); i++) {
+    for (const [who, [program, ...args]] of ways) {
+      const began = performance.now()
+      const said = execFileSync(program, args, { encoding: 'utf8' }).trim()
+      found.get(who)!.push(performance.now() - began)
+      if (program === 'losetup') execFileSync('losetup', ['--detach', said])
+    }
+  }
+  add(
+    FIGURE.attach,
+    'ms',
+    ways.map(([who]) => [who, median(found.get(who)!)]),
+  )
+}
+
 /** What can only be compared in a virtual machine. */
 async function machineWithUdev(): Promise<string> {
   const { machine, tree, peer, link, settled, daemonUs, udevUs, named, unnamed } = await besideUdev()
@@ -419,6 +446,7 @@ try {
   await cold(peers)
   await throughput(peers)
   await io(peers)
+  attaches(peers)
   await scale(peers)
   if (!QUICK) console.log(`${await machineWithUdev()}\n`)
   print()

@@ -17,6 +17,7 @@ import { existsSync, readFileSync, write } from 'node:fs'
 import { parseArgs, promisify } from 'node:util'
 
 import { Access } from '../../build/js/gate/access.js'
+import { VarlinkServer } from '../../build/js/broker/varlink.js'
 import { Beneath } from '../../build/js/daemon/beneath.js'
 import { CloseWatch } from '../../build/js/gate/closes.js'
 import { Crowd } from '../../build/js/gate/crowd.js'
@@ -301,6 +302,17 @@ const twins = {
   },
   /** No other process stores leases. */
   'leases-forgotten': { patch: () => void (HandOverSet.prototype.putLease = async () => {}) },
+  /** The next daemon asks the files of leases whether these are still bound. */
+  'leases-ask-files': {
+    patch() {
+      const { identify } = native
+      native.identify = (fd, _, done) => identify(fd, true, done)
+    },
+  },
+  /** Whoever can connect to the control socket is taken for root. */
+  'peers-believed': { native: { ...native, peerUser: () => 0 } },
+  /** All calls that there are are answered one after another. */
+  'calls-at-once': { patch: () => void (VarlinkServer.prototype.enqueue = (connection) => queueMicrotask(() => connection.takeCall())) },
   /** The daemon dies when it has bound a loop device; when it holds that; when it is stored. */
   'dies-bound': {
     patch() {

@@ -27,6 +27,7 @@ import {
   scratch,
   sleep,
   startTree,
+  type Twin,
   until,
 } from '../helpers/tree.js'
 
@@ -97,8 +98,8 @@ async function unharmed(t: Test, tree: RunningTree, before: number): Promise<voi
   t.match(JSON.parse((await cli('status', '--tree', tree.mountpoint, '--json')).stdout), { pid: tree.pid, now: { leases: 0 } })
 }
 
-async function start(t: Test) {
-  const tree = await startTree(t)
+async function start(t: Test, twin?: Twin) {
+  const tree = await startTree(t, { ...(twin && { twin }) })
   const path = findControlSocket(tree.mountpoint)
   const connect = async () => {
     const client = await Client.connect(path)
@@ -320,8 +321,9 @@ t.test('a client that never reads', async (t) => {
   await unharmed(t, tree, before)
 })
 
-t.test('nobody waits for one who has many calls', async (t) => {
-  const { path, connect } = await start(t)
+/** How many of a thousand calls are answered before the one of another client. */
+async function answeredBefore(t: Test, twin?: Twin): Promise<number> {
+  const { path, connect } = await start(t, twin)
   const socket = await raw(t, path)
   let answered = 0
   socket.on('data', (chunk: Buffer) => (answered += chunk.filter((byte) => byte === 0).length))
@@ -329,8 +331,18 @@ t.test('nobody waits for one who has many calls', async (t) => {
   socket.write(call('Status').repeat(1000))
   await until(() => answered > 0)
   await client.call('io.diskseqfs.Status')
-  t.ok(answered < 1000, `${answered} of 1000 answered before the other one`)
+  const before = answered
   await until(() => answered === 1000)
+  return before
+}
+
+t.test('nobody waits for one who has many calls', async (t) => {
+  const before = await answeredBefore(t)
+  t.ok(before < 1000, `${before} of 1000 answered before the other one`)
+})
+
+t.test('twin: if all calls that there are are answered at once, everybody does', async (t) => {
+  t.equal(await answeredBefore(t, 'calls-at-once'), 1000)
 })
 
 t.test('descriptors are of the call that they came with', async (t) => {
@@ -375,27 +387,40 @@ t.test('a connection does not hold its own other end', async (t) => {
   await unharmed(t, tree, before)
 })
 
-t.test('other users get nothing, also where the socket is open to them', async (t) => {
-  const { tree, path } = await start(t)
-  const nobody = () =>
+/** What a user gets who could connect, and whether he can: first as it is, then with a socket that is open to him. */
+async function nobody(t: Test, twin?: Twin) {
+  const { tree, path } = await start(t, twin)
+  const ask = () =>
     run('setpriv', [
       ...['--reuid=65534', '--regid=65534', '--clear-groups', '/usr/bin/python3', '-c'],
-      // The answer does not wait for a call.
-      'import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(1000))',
+      `import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+try: s.send(b'{"method":"io.diskseqfs.Status"}\\0')
+except BrokenPipeError: pass # the answer does not wait for a call
+print(s.recv(1000))`,
       path,
     ])
-  t.match(await nobody(), { code: 1, stderr: /PermissionError/ })
-  const mode = (at: string, now: number, then: number) => {
-    chmodSync(at, now)
-    cleanup(t, () => chmodSync(at, then))
-  }
-  mode(dirname(path), 0o755, 0o700)
+  const closed = await ask()
+  const directory = dirname(path)
+  chmodSync(directory, 0o755)
+  cleanup(t, () => chmodSync(directory, 0o700))
   chmodSync(path, 0o666)
-  t.match(await nobody(), { code: 0, stdout: /PermissionDenied/ })
+  return { tree, closed, open: await ask() }
+}
+
+t.test('other users get nothing, also where the socket is open to them', async (t) => {
+  const { tree, closed, open } = await nobody(t)
+  t.match(closed, { code: 1, stderr: /PermissionError/ })
+  t.match(open, { code: 0, stdout: /PermissionDenied/ })
   t.strictSame(
     tree.log().filter(({ level }) => level !== 'info'),
     [],
   )
+})
+
+t.test('twin: if whoever can connect is taken for root, they are answered', async (t) => {
+  t.match((await nobody(t, 'peers-believed')).open, { code: 0, stdout: /"pid":/ })
 })
 
 t.test('what the command line refuses', async (t) => {
