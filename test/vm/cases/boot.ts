@@ -96,7 +96,7 @@ export const boot: Case = {
       update-initramfs -u
       cp /boot/initrd.img-* /share/initrd.img
       lsinitramfs /boot/initrd.img-* | grep -q sbin/lvm`,
-      10 * 60_000,
+      30 * 60_000,
     )
     vm.useInitrd('initrd.img')
 

@@ -24,7 +24,7 @@ const MOUNT_ID = 'awk \'$5 == "/dev/disk/by-diskseq" { print $1 }\' /proc/self/m
 /** Shell: `another` waits until there is a daemon that serves and is not the one in `$before`. */
 export const ANOTHER = `
   another() {
-    for ((i = 0; i < 600; i++)); do
+    for ((i = 0; i < 6000; i++)); do
       now=$(${DAEMON})
       [ "\${now:-$before}" != $before ] && systemctl -q is-active diskseqfs && return
       sleep 0.1
@@ -33,7 +33,7 @@ export const ANOTHER = `
   }`
 
 async function served(t: Test, vm: Vm, how: string, script: string): Promise<void> {
-  const again = await vm.run(`${ANOTHER}\nbefore=$(${DAEMON})\n${script}\nanother && echo again`, 120_000)
+  const again = await vm.run(`${ANOTHER}\nbefore=$(${DAEMON})\n${script}\nanother && echo again`, 1_200_000)
   t.match(again, /again\n$/, how)
 }
 
