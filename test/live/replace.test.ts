@@ -162,7 +162,7 @@ while names[-1:] != ['end']:
   names.append(data.decode())
 print(*sorted(names))`,
   ])
-  t.equal(stdout, 'closes end fuse lock mount root state\n', 'it had received everything')
+  t.equal(stdout, 'closes control end fuse lock mount root state\n', 'it had received everything')
   closeSync(openSync(path, 'r'))
   t.pass('the outgoing daemon still serves')
   const next = start(t, tree.mountpoint, '--replace')
