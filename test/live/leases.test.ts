@@ -338,9 +338,10 @@ t.test('hundreds of leases survive, however long what is said of them', async (t
   const file = image(scratch(t), 'many')
   for (let i = 0; i < MANY; i++) await attach(client, file, { rule: 'keep', share: true, reason: '\u0001'.repeat(4096) })
   for (const end of [() => tree.end('SIGKILL'), () => (tree.endGuard('SIGKILL'), tree.end('SIGKILL'))]) {
-    const ready = tree.ready()
+    const before = (await statusOf(tree.mountpoint))?.pid
     end()
-    await until(() => tree.ready() > ready, 30 * SECONDS)
+    // The service manager is told of each lease before it is told that there is a daemon.
+    await until(async () => ![undefined, before].includes((await statusOf(tree.mountpoint))?.pid), 30 * SECONDS)
     t.equal((await all(await connect(t, tree.mountpoint))).length, MANY)
   }
   const again = await connect(t, tree.mountpoint)
