@@ -1,7 +1,6 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: MIT
 /** The command line. Exit codes: 0 done, 1 cannot be done, 2 asked wrongly. */
-
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
 
 import { UserError } from './util/errno.js'
@@ -18,6 +17,7 @@ import type {
 } from './commands/options.js'
 import { LOG_FORMATS, LOG_LEVELS } from './util/log.js'
 import { DEFAULT_MOUNTPOINT } from './util/mountpoint.js'
+import { isSectorSize } from './util/sector-size.js'
 import { printable } from './util/text.js'
 import { packageVersion } from './util/version.js'
 import { TRANSPORTS } from './fuse/transport.js'
@@ -57,7 +57,7 @@ function seconds(text: string): number {
 
 function sectorSize(text: string): number {
   const value = Number(byteCount(text))
-  if (value < 512 || value > 65536 || (value & (value - 1)) !== 0) {
+  if (!isSectorSize(value)) {
     throw new InvalidArgumentError('It must be a power of two from 512 on.')
   }
   return value

@@ -68,15 +68,27 @@ static bool untold(const struct stored *each) { return !each->told && is_told(ea
 static bool unsent(const struct stored *each) { return !each->sent; }
 static bool unsent_to_daemon(const struct stored *each) { return !each->sent && each->name[0] != '.'; }
 
-// The descriptors from one on that are `wanted` and have the same name, as many as fit into a message; none where that one is not.
-static size_t batch(size_t from, bool (*wanted)(const struct stored *), int fds[BATCH]) {
-  size_t n = 0;
-  for (; from + n < count && n < BATCH; n++) {
-    const struct stored *each = &stored[from + n];
-    if (!wanted(each) || strcmp(each->name, stored[from].name) != 0) break;
-    fds[n] = each->fd;
+// As what a daemon gets it: leases, of which each has a name of its own, all together.  A message for each would be more
+// than a socket holds.
+static const char *for_daemon(const char *name) { return strncmp(name, "lease-", 6) == 0 ? "leases" : name; }
+static const char *by_name(const char *name) { return name; }
+
+// What is sent with one message.
+struct batch {
+  size_t count;
+  struct stored *of[BATCH];
+  int fds[BATCH];
+};
+
+// Those from one on that are `wanted` and of its kind, as many as fit; none where that one is not wanted.
+static void gather(struct batch *batch, size_t from, bool (*wanted)(const struct stored *), const char *(*kind)(const char *)) {
+  batch->count = 0;
+  if (!wanted(&stored[from])) return;
+  for (size_t i = from; i < count && batch->count < BATCH; i++) {
+    if (!wanted(&stored[i]) || strcmp(kind(stored[i].name), kind(stored[from].name)) != 0) continue;
+    batch->fds[batch->count] = stored[i].fd;
+    batch->of[batch->count++] = &stored[i];
   }
-  return n;
 }
 
 static bool tell_all(int socket) {
@@ -86,13 +98,13 @@ static bool tell_all(int socket) {
     if (!tell(socket, text, NULL, 0)) return false;
   }
   for (size_t i = 0; i < count; i++) {
-    int fds[BATCH];
-    size_t n = batch(i, untold, fds);
-    if (n == 0) continue;
+    struct batch batch;
+    gather(&batch, i, untold, by_name);
+    if (batch.count == 0) continue;
     // Without FDPOLL=0 it would let go of a socket whose other end is closed.
     snprintf(text, sizeof text, "FDSTORE=1\nFDNAME=%s\nFDPOLL=0", stored[i].name);
-    if (!tell(socket, text, fds, n)) return false;
-    while (n-- > 0) stored[i + n].told = true;
+    if (!tell(socket, text, batch.fds, batch.count)) return false;
+    while (batch.count-- > 0) batch.of[batch.count]->told = true;
   }
   if (waiting[0] && !tell(socket, waiting, NULL, 0)) return false;
   waiting[0] = 0;
@@ -260,22 +272,13 @@ void store_send_anew(void) {
 
 void store_be_silent(void) { notify_length = 0; }
 
-// As what a daemon gets it: leases, of which each has a name of its own, all together.  A message for each would be more
-// than a socket holds.
-static const char *for_daemon(const char *name) { return strncmp(name, "lease-", 6) == 0 ? "leases" : name; }
-static const char *for_guard(const char *name) { return name; }
-
 static bool send_all(int socket, int flags, bool (*wanted)(const struct stored *), const char *(*kind)(const char *)) {
   for (size_t i = 0; i < count; i++) {
-    if (!wanted(&stored[i])) continue;
-    const char *name = kind(stored[i].name);
-    int fds[BATCH];
-    size_t n = 0;
-    for (size_t j = i; j < count && n < BATCH; j++)
-      if (wanted(&stored[j]) && strcmp(kind(stored[j].name), name) == 0) fds[n++] = stored[j].fd;
-    if (!send_fds(socket, flags, NULL, 0, name, fds, n)) return false;
-    for (size_t j = i; j < count && n > 0; j++)
-      if (wanted(&stored[j]) && strcmp(kind(stored[j].name), name) == 0) stored[j].sent = true, n--;
+    struct batch batch;
+    gather(&batch, i, wanted, kind);
+    if (batch.count == 0) continue;
+    if (!send_fds(socket, flags, NULL, 0, kind(stored[i].name), batch.fds, batch.count)) return false;
+    while (batch.count-- > 0) batch.of[batch.count]->sent = true;
   }
   return true;
 }
@@ -286,5 +289,5 @@ bool store_send(int socket, const char *last) {
 
 void store_send_all(int socket) {
   store_send_anew();
-  send_all(socket, 0, unsent, for_guard);
+  send_all(socket, 0, unsent, by_name);
 }

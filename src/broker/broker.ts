@@ -5,27 +5,25 @@ import { constants, readFileSync } from 'node:fs'
 import { attachDescriptor, type AttachOptions, checkSize, lookAt } from '../disks/attach.js'
 import { DiskError, openBeside } from '../disks/open.js'
 import { type Native, native } from '../native.js'
-import type { Logger } from '../util/log.js'
 import { monotonicMs } from '../util/clock.js'
+import { isSectorSize } from '../util/sector-size.js'
 import { packageVersion } from '../util/version.js'
 import { Interface } from './idl.js'
 import type { Rule } from './lease-reply.js'
-import { GRACE_SECONDS, Leases, LEASES_MAX, type LeaseStore, PENDING_MAX, type TakeDisk } from './leases.js'
+import { GRACE_SECONDS, Leases, LEASES_MAX, type LeasesParts, PENDING_MAX, type TakeDisk } from './leases.js'
 import { type Call, type MethodBody, type Parameters, type Reply, VarlinkError, VarlinkServer } from './varlink.js'
 
 /** The interface, as its file has it. */
-export const readInterface = () => new Interface(readFileSync(new URL('io.diskseqfs.varlink', import.meta.url), 'utf8'))
+export const readInterface = () => new Interface(interfaceText())
+
+const interfaceText = () => readFileSync(new URL('io.diskseqfs.varlink', import.meta.url), 'utf8')
 
 const error = (name: string, parameters: Parameters) => new VarlinkError(`io.diskseqfs.${name}`, parameters)
 
-export interface BrokerParts {
+export interface BrokerParts extends LeasesParts {
   readonly native: Native
-  readonly store: LeaseStore
-  /** Of the tree. */
-  readonly mountpoint: string
   /** The parts of `Status` that are the tree's. */
   readonly status: () => Parameters & { readonly now: Parameters }
-  readonly log: Logger
 }
 
 export class Broker {
@@ -56,7 +54,7 @@ export class Broker {
       Status: () => ({ parameters: this.status() }),
     }
     const info = { vendor: 'diskseqfs', product: 'diskseqfs', version: packageVersion(), url: 'man:diskseqfs(8)' }
-    this.server = new VarlinkServer({ native, listener, interface: readInterface(), methods, info, log })
+    this.server = new VarlinkServer({ native, listener, interfaceText: interfaceText(), methods, info, log })
     if (this.paused) this.server.pause()
   }
 
@@ -158,7 +156,7 @@ function attachOptions(parameters: Parameters, writable: boolean): AttachOptions
     return value === undefined ? {} : { [name]: BigInt(value) }
   }
   const sectorSize = (parameters['sectorSize'] ?? undefined) as number | undefined
-  if (sectorSize !== undefined && (sectorSize < 512 || sectorSize > 65536 || (sectorSize & (sectorSize - 1)) !== 0)) {
+  if (sectorSize !== undefined && !isSectorSize(sectorSize)) {
     throw VarlinkError.invalid('sectorSize')
   }
   return {

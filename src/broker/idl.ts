@@ -30,7 +30,7 @@ export class Interface {
    */
   constructor(readonly text: string) {
     const parser = new Parser(text)
-    parser.take('interface')
+    parser.expect('interface')
     this.name = parser.word()
     while (!parser.atEnd) {
       const what = parser.word()
@@ -39,7 +39,7 @@ export class Interface {
       else if (what === 'error') this.errors.set(name, parser.struct())
       else if (what === 'method') {
         const takes = parser.struct()
-        parser.take('->')
+        parser.expect('->')
         this.methods.set(name, { takes, gives: parser.struct() })
       } else throw parser.wrong(`"${what}" is no member`)
     }
@@ -90,7 +90,8 @@ export class Interface {
   }
 }
 
-const isObject = (value: unknown): value is object => typeof value === 'object' && value !== null && !Array.isArray(value)
+export const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)
 
 const BASIC = ['bool', 'int', 'float', 'string', 'object'] as const
 
@@ -121,8 +122,8 @@ class Parser {
     return token
   }
 
-  take(token: string): void {
-    if (!this.skip(token)) throw this.wrong(`"${token}" expected`)
+  expect(token: string): void {
+    if (!this.accept(token)) throw this.wrong(`"${token}" expected`)
   }
 
   struct(): Struct {
@@ -132,9 +133,9 @@ class Parser {
   }
 
   type(): Type {
-    if (this.skip('?')) return { kind: 'maybe', of: this.type() }
-    if (this.skip('[]')) return { kind: 'array', of: this.type() }
-    if (this.skip('[string]')) return { kind: 'map', of: this.type() }
+    if (this.accept('?')) return { kind: 'maybe', of: this.type() }
+    if (this.accept('[]')) return { kind: 'array', of: this.type() }
+    if (this.accept('[string]')) return { kind: 'map', of: this.type() }
     if (this.tokens[this.at]?.text === '(') return this.list()
     const name = this.word()
     const basic = BASIC.find((each) => each === name)
@@ -145,18 +146,18 @@ class Parser {
   private list(): Struct | Extract<Type, { kind: 'enum' }> {
     const fields = new Map<string, Type>()
     const values: string[] = []
-    this.take('(')
-    while (!this.skip(')')) {
+    this.expect('(')
+    while (!this.accept(')')) {
       const name = this.word()
-      if (this.skip(':')) fields.set(name, this.type())
+      if (this.accept(':')) fields.set(name, this.type())
       else values.push(name)
-      if (!this.skip(',') && this.tokens[this.at]?.text !== ')') throw this.wrong(`"," or ")" expected after ${name}`)
+      if (!this.accept(',') && this.tokens[this.at]?.text !== ')') throw this.wrong(`"," or ")" expected after ${name}`)
     }
     if (values.length > 0 && fields.size > 0) throw this.wrong('some have types, and some have none')
     return values.length > 0 ? { kind: 'enum', values } : { kind: 'struct', fields }
   }
 
-  private skip(token: string): boolean {
+  private accept(token: string): boolean {
     if (this.tokens[this.at]?.text !== token) return false
     this.at++
     return true

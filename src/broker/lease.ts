@@ -3,7 +3,7 @@
 import { resolve } from 'node:path'
 
 import { type AttachOptions, openBacking } from '../disks/attach.js'
-import { DiskError, isDevice, open } from '../disks/open.js'
+import { DiskError, isDevice, openAt } from '../disks/open.js'
 import { native } from '../native.js'
 import { DEFAULT_MOUNTPOINT } from '../util/mountpoint.js'
 import { Client, describe, findControlSocket } from './client.js'
@@ -83,7 +83,7 @@ export class Lease implements AsyncDisposable {
  */
 export async function lease(what: string, options: LeaseOptions = {}): Promise<Lease> {
   const device = await isDevice(what)
-  const fd = device ? (await open(what.includes('/') ? what : `./${what}`)).fd : await openBacking(what, options)
+  const fd = device ? (await openAt(what)).fd : await openBacking(what, options)
   let client
   try {
     client = await Client.connect(findControlSocket(options.tree ?? DEFAULT_MOUNTPOINT))

@@ -40,13 +40,13 @@ export type Terms = Pick<Record, 'rule' | 'graceSeconds'> & { readonly [K in 'fi
 interface Lease {
   readonly record: Record
   readonly disk: Disk
-  /** Holds the message; -1 for one that ends with this daemon. */
+  /** Holds the message. */
   readonly socket: number
   /** s, until it ends; undefined for one that does not by itself. */
   left: number | undefined
 }
 
-/** Opens or makes a disk, see {@link Leases.add}. */
+/** Opens or makes a disk; it is to be opened by a node in the directory `nodes`. */
 export type TakeDisk = (nodes: number) => Promise<Disk>
 
 /** Errors of a disk whose last user has closed it meanwhile. */
@@ -61,11 +61,13 @@ export interface LeaseStore {
   removeLease(name: string): void
 }
 
-type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'makeNodes' | 'duplicate' | 'close' | 'closeDevice'>
+type Calls = Pick<Native, 'selfSocket' | 'sendDescriptors' | 'receiveDescriptors' | 'duplicate' | 'close' | 'closeDevice'>
 
 export interface LeasesParts {
   readonly native: Calls
   readonly store: LeaseStore
+  /** From {@link Native.makeNodes}: disks are opened by nodes there, as pins are. */
+  readonly nodes: number
   /** Of the tree. */
   readonly mountpoint: string
   readonly log: Logger
@@ -90,11 +92,7 @@ export class Leases {
   /** There are to be no more. */
   private closed = false
 
-  private readonly nodes: number
-
-  constructor(private readonly parts: LeasesParts) {
-    this.nodes = parts.native.makeNodes()
-  }
+  constructor(private readonly parts: LeasesParts) {}
 
   get count(): number {
     return this.leases.size
@@ -113,8 +111,7 @@ export class Leases {
   /**
    * Holds a disk.
    *
-   * @param take gives the disk, which is owned from then on; opened by a node in a directory from {@link Native.makeNodes}, so
-   *   that who looks for the users of the device (fuser(1)) does not find the daemon among them
+   * @param take gives the disk, which is owned from then on
    * @returns the lease, by its name; it may have been ended when that is known
    * @throws DiskError
    */
@@ -122,7 +119,7 @@ export class Leases {
     this.pending++
     try {
       const { share } = terms
-      return await this.hold(await (share === undefined ? take(this.nodes) : this.share(share, take)), terms)
+      return await this.hold(await (share === undefined ? take(this.parts.nodes) : this.share(share, take)), terms)
     } finally {
       this.pending--
     }
@@ -189,7 +186,6 @@ export class Leases {
     this.closed = true
     this.stopTicking()
     for (const lease of this.leases.values()) void this.end(lease, 'the tree is taken away')
-    if (this.nodes >= 0) this.parts.native.close(this.nodes)
   }
 
   private async hold(disk: Disk, { rule, graceSeconds, file, reason, share }: Terms): Promise<string> {
@@ -216,7 +212,6 @@ export class Leases {
     await store.putLease(lease, socket)
     const held = { record, disk, socket, left: rule === 'grace' ? graceSeconds : undefined }
     this.leases.set(lease, held)
-    if (share !== undefined) this.shared.set(share, disk.name)
     if (this.closed) {
       await this.end(held, 'the tree is taken away')
       throw new DiskError('the tree is being taken away', 'ENODEV')
@@ -236,11 +231,8 @@ export class Leases {
   /** One after another, for those who ask for the same: the second one finds what the first one has made. */
   private share(share: string, make: TakeDisk): Promise<Disk> {
     const before = this.turns.get(share) ?? Promise.resolve()
-    const turn = before.then(async () => (await this.openShared(share)) ?? this.made(share, await make(this.nodes)))
-    const done = turn.then(
-      () => {},
-      () => {},
-    )
+    const turn = before.then(async () => (await this.openShared(share)) ?? this.made(share, await make(this.parts.nodes)))
+    const done = turn.catch(() => {})
     this.turns.set(share, done)
     void done.then(() => {
       if (this.turns.get(share) === done) this.turns.delete(share)
@@ -261,7 +253,7 @@ export class Leases {
     // Its own descriptor may be closed, and the number used anew, before another thread comes to it.
     const fd = held === undefined ? -1 : this.parts.native.duplicate(held.disk.fd)
     try {
-      const disk = await (fd < 0 ? this.openUnheld(name) : openBeside(fd, this.nodes))
+      const disk = await (fd < 0 ? this.openUnheld(name) : openBeside(fd, this.parts.nodes))
       if (disk.name === name) return disk
       await disk.close()
     } catch (error) {
@@ -277,7 +269,7 @@ export class Leases {
   private async openUnheld(name: string): Promise<Disk> {
     const disk = await open(name)
     try {
-      return await openBeside(disk.fd, this.nodes)
+      return await openBeside(disk.fd, this.parts.nodes)
     } finally {
       void disk.close()
     }
@@ -290,8 +282,8 @@ export class Leases {
     const [length, fd = -1, ...others] = typeof found === 'number' ? [0] : found
     for (const each of others) native.close(each)
     const record = parseRecord(Buffer.from(buffer.subarray(0, length)).toString())
-    const disk = fd < 0 ? undefined : await adoptDescriptor(fd).catch((error: unknown) => error as DiskError)
-    if (record !== undefined && disk !== undefined && !(disk instanceof Error) && disk.name === record.name && !this.closed) {
+    const disk = fd < 0 ? undefined : await adoptDescriptor(fd).catch(() => undefined)
+    if (record !== undefined && disk !== undefined && disk.name === record.name && !this.closed) {
       // A client that waits for its answer, or whose connection was the lease's, comes again.
       const left = record.rule === 'keep' ? undefined : record.graceSeconds
       this.leases.set(record.lease, { record, disk, socket, left })
@@ -301,7 +293,7 @@ export class Leases {
     }
     // An empty socket: it was being released.
     if (record !== undefined) log.warn({ lease: record.lease, name: record.name }, 'a lease is not gone on with: its disk is gone')
-    if (disk !== undefined && !(disk instanceof Error)) void disk.close()
+    void disk?.close()
     this.empty(socket)
     if (record !== undefined) store.removeLease(record.lease)
     native.close(socket)

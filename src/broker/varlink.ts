@@ -11,7 +11,7 @@ import { afterTicks } from '../util/clock.js'
 import { E, errnoName } from '../util/errno.js'
 import type { Logger } from '../util/log.js'
 import type { Native, Poll } from '../native.js'
-import type { Interface } from './idl.js'
+import { Interface, isObject } from './idl.js'
 
 /** Of a call, bytes. */
 export const MESSAGE_MAX = 65_536
@@ -81,13 +81,14 @@ export interface ServerParts {
   readonly native: Calls
   /** Of a socket that listens; owned by the caller. */
   readonly listener: number
-  readonly interface: Interface
+  readonly interfaceText: string
   readonly methods: Readonly<Record<string, MethodBody>>
   readonly info: ServiceInfo
   readonly log: Logger
 }
 
 export class VarlinkServer {
+  private interface: Interface | undefined
   private readonly poll: Poll
   private readonly connections = new Set<Connection>()
   /** Connections with a call that is not begun, in order. */
@@ -146,7 +147,9 @@ export class VarlinkServer {
       return log.warn({ errno: errnoName(fd) }, 'cannot accept a connection to the control socket')
     }
     native.sendBuffer(fd, SEND_BYTES)
-    const connection: Connection = new Connection(fd, this.parts, {
+    // That takes longer than the rest of a start: the first client has to wait for it.
+    const own = (this.interface ??= new Interface(this.parts.interfaceText))
+    const connection: Connection = new Connection(fd, own, this.parts, {
       ready: () => this.enqueue(connection),
       gone: () => {
         this.connections.delete(connection)
@@ -157,7 +160,7 @@ export class VarlinkServer {
     // The socket file is root's; but it may have been made accessible, or inherited.
     if (uid !== process.geteuid?.()) return connection.refuse(new VarlinkError(`${SERVICE}.PermissionDenied`))
     if (this.connections.size >= CONNECTIONS_MAX) {
-      return connection.refuse(new VarlinkError(`${this.parts.interface.name}.TooManyConnections`, { limit: CONNECTIONS_MAX }))
+      return connection.refuse(new VarlinkError(`${own.name}.TooManyConnections`, { limit: CONNECTIONS_MAX }))
     }
     this.connections.add(connection)
     connection.start()
@@ -197,6 +200,7 @@ export class Connection {
 
   constructor(
     private readonly fd: number,
+    private readonly own: Interface,
     private readonly parts: ServerParts,
     private readonly events: ConnectionEvents,
   ) {}
@@ -327,7 +331,8 @@ export class Connection {
   }
 
   private async dispatch(name: string, parameters: Parameters, fds: number[]): Promise<Reply> {
-    const { interface: own, methods, info } = this.parts
+    const { own } = this
+    const { methods, info } = this.parts
     const dot = name.lastIndexOf('.')
     const [interfaceName, member] = dot < 0 ? ['', name] : [name.slice(0, dot), name.slice(dot + 1)]
     if (interfaceName === own.name) {
@@ -411,8 +416,6 @@ function parseCall(text: string): { method: string; parameters: Parameters; onew
   if (parameters !== undefined && parameters !== null && !isObject(parameters)) return undefined
   return { method, parameters: parameters ?? {}, oneway: oneway === true }
 }
-
-const isObject = (value: unknown): value is Parameters => typeof value === 'object' && value !== null && !Array.isArray(value)
 
 /** As varlink.org has it. */
 const SERVICE_INTERFACE = `interface org.varlink.service

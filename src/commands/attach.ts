@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** `diskseqfs attach`: a file becomes a disk for as long as a program runs. */
 import { attachFile } from '../disks/attach.js'
-import { type Disk, isDevice, open } from '../disks/open.js'
+import { type Disk, isDevice, openAt } from '../disks/open.js'
 import { EXIT, naming, runWith } from './exec.js'
 import type { AttachArguments, FileArguments } from './options.js'
 import { UserError } from '../util/errno.js'
@@ -15,8 +15,7 @@ export async function attach(what: string, command: readonly string[], options: 
 async function diskOf(what: string, options: AttachArguments): Promise<Disk> {
   if (!(await isDevice(what))) return attachFile(what, options)
   refuseFileOptions(options, EXIT.FAILED)
-  // A path, also if it looks like a name.
-  return open(what.includes('/') ? what : `./${what}`)
+  return openAt(what)
 }
 
 /** @throws UserError where an option is for files alone */

@@ -236,7 +236,7 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
       const found = statusOf({ inodes, metrics, gate: this.answers?.gate, uevents: this.uevents })
       return { tookOver: this.tookOver, ...found, now: { devices: registry.size, pins: this.answers?.opener.count ?? 0 } }
     }
-    const broker = (this.broker = new Broker({ native, store: handOver, mountpoint, status, log }))
+    const broker = (this.broker = new Broker({ native, store: handOver, nodes: this.answers?.opener.nodes ?? -1, mountpoint, status, log }))
     broker.start(leases, control.fd).catch((error: unknown) => {
       // The tree is worth more.
       log.error({ err: error }, 'unexpected error; no leases from this daemon')

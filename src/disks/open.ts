@@ -306,6 +306,14 @@ export async function openBeside(fd: number, nodes = -1): Promise<Disk> {
 }
 
 /**
+ * {@link open} of a path, also where that looks like a name: `13`.
+ *
+ * @throws DiskError
+ * @internal
+ */
+export const openAt = (path: string): Promise<Disk> => open(path.includes('/') ? path : `./${path}`)
+
+/**
  * Whether a path leads to a block device.
  *
  * @internal

@@ -37,7 +37,7 @@ export class PinOpener {
   /** Descriptors of devices that this daemon has open now. */
   count = 0
   /** Pins are opened by nodes of our own, so that `fuser /dev/sdb` does not list them; where that is impossible (in a container), by those in /dev. */
-  private readonly nodes: number
+  readonly nodes: number
 
   /** @param directory a descriptor of /dev */
   constructor(

@@ -35,8 +35,9 @@ export class Guard {
   private gone = false
   /** Descriptors to be {@link GIVEN} on request. */
   private readonly given = new Map<string, readonly number[]>()
-  /** Messages that the guard had no room for, in order; and who waits until it has them. */
+  /** Who waits until the guard has them all. */
   private readonly toldNext: (() => void)[] = []
+  /** Messages that the guard had no room for, in order. */
   private readonly unsent: { readonly text: string; readonly fds: readonly number[] }[] = []
 
   /** @param fd of the socket; owned from now on */
