@@ -93,11 +93,11 @@ $(FUSE_NATIVE): $(DEPS)
 
 # The modules one by one, so that the tests can replace some. The directories are listed so that
 # make notices files that are gone; the rm removes what was made of them.
-build/js/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -name '*.varlink' -o -type d) | $(DEPS)
+build/src/cli.js: tsconfig.json $(shell find src -name '*.ts' -o -name '*.varlink' -o -type d) | $(DEPS)
 	@echo 'setup: compiling the program'
-	@rm -rf build/js
+	@rm -rf build/src
 	@tsc -p tsconfig.json
-	@cp src/broker/*.varlink build/js/broker
+	@cp src/broker/*.varlink build/src/broker
 	@ln -sfn ../native build/native
 
 # What runs: one file each for the program and the library, as finding and reading a module costs Node.js a
@@ -108,11 +108,11 @@ OWN_URL = "use strict"; const ownUrl = require("node:url").pathToFileURL(__filen
 # Of Node.js, SIGUSR1 opens a debugger, to which any local user may connect: nothing of the kind from here on.
 NO_DEBUGGER = process.on("SIGUSR1", () => {})
 
-dist/cli.js: build/js/cli.js
+dist/cli.js: build/src/cli.js
 	@rm -rf dist
 	@$(BUNDLE) $< --outfile=$@ --banner:js='$(OWN_URL); $(NO_DEBUGGER)'
-	@$(BUNDLE) build/js/index.js --outfile=dist/index.js --banner:js='$(OWN_URL)'
-	@cd build/js && find index.d.ts native.d.ts broker devices disks fuse/transport.d.ts util -name '*.d.ts' -exec install -D -m 644 '{}' '../../dist/types/{}' ';'
+	@$(BUNDLE) build/src/index.js --outfile=dist/index.js --banner:js='$(OWN_URL)'
+	@cd build/src && find index.d.ts native.d.ts broker devices disks fuse/transport.d.ts util -name '*.d.ts' -exec install -D -m 644 '{}' '../../dist/types/{}' ';'
 	@echo '{ "type": "commonjs" }' >dist/package.json
 	@cp src/broker/io.diskseqfs.varlink dist
 	@for package in $$(cat $(DEPS)); do \
@@ -127,7 +127,7 @@ npm-package: build
 	@mkdir -p $(NPM_PACKAGE)/prebuilds/$$(node -p 'process.platform + "-" + process.arch')
 	@cp $(ADDON) $(NPM_PACKAGE)/prebuilds/*
 	@cp -R dist README.md LICENSE $(NPM_PACKAGE)
-	@node -p 'const { scripts, dependencies, devDependencies, tap, ...rest } = require("./package.json"); JSON.stringify(rest, null, 2)' \
+	@node -p 'const { scripts, dependencies, devDependencies, ...rest } = require("./package.json"); JSON.stringify(rest, null, 2)' \
 		>$(NPM_PACKAGE)/package.json
 	@cd build && npm pack --silent ./npm
 
@@ -136,10 +136,17 @@ run:
 	@$(MAKE) --no-print-directory build
 	@scripts/run "$(MOUNTPOINT)"
 
-test: build
-	tap --jobs=2 $(wildcard test/unit/*/*.test.ts)
+# The tests, and the modules that they are about once more. What tests are of is in TypeScript's own check.
+TESTS = build/test/run.js
+$(TESTS): test/tsconfig.json $(shell find test -mindepth 1 -name '*.ts' -o -mindepth 1 -type d) build/src/cli.js
+	@echo 'setup: compiling the tests'
+	@rm -rf build/test
+	@tsc -p test
 
-check check-long: build $(FUSE_NATIVE)
+test: build $(TESTS)
+	node $(TESTS) $(wildcard test/unit/*/*.test.ts)
+
+check check-long: build $(TESTS) $(FUSE_NATIVE)
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make $@: must be root to mount and to make loop devices' >&2; exit 1; }
 	@setpriv --reuid=65534 --regid=65534 --clear-groups node dist/cli.js --version >/dev/null 2>&1 || \
 		{ echo 'make $@: some tests run the program as an unprivileged user;' \
@@ -149,20 +156,20 @@ check check-long: build $(FUSE_NATIVE)
 # One machine at a time: two of them are more than twice as slow on two processors.
 # CASES=name,... runs only some of them; SHORT=1 fewer rounds, and some on one
 # release only: see test/vm/case.ts.
-check-vm:
+check-vm: $(TESTS)
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make check-vm: must be root to build the machines' >&2; exit 1; }
 	@scripts/setup vm
 	@$(MAKE) --no-print-directory deb
 	rm -f build/vm/bookworm.json build/vm/trixie.json
-	status=0; tap --jobs=1 --timeout=4000 test/vm/bookworm.ts test/vm/trixie.ts || status=$$?; \
+	status=0; node $(TESTS) --jobs=1 --timeout=4000 test/vm/bookworm.ts test/vm/trixie.ts || status=$$?; \
 		node test/vm/table.mjs; exit $$status
 
 # Each takes two minutes or more.
 FRESH = bookworm trixie
-check-fresh: $(DEPS)
+check-fresh: $(TESTS)
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make check-fresh: must be root to mount and to make loop devices' >&2; exit 1; }
 	@scripts/setup fresh
-	tap --jobs=1 --timeout=2000 $(FRESH:%=test/fresh/%.ts)
+	node $(TESTS) --jobs=1 --timeout=2000 $(FRESH:%=test/fresh/%.ts)
 
 check-types: $(DEPS)
 	tsc --noEmit -p test
@@ -175,17 +182,14 @@ lint: $(DEPS)
 
 # The short forms are part of "make check" and "make check-long".
 MINUTES = 30
-soak: build
-	KILLS=200 STORM=10000 SOAK_MINUTES=$(MINUTES) tap --timeout=$$(($(MINUTES) * 60 + 900)) \
+soak: build $(TESTS)
+	KILLS=200 STORM=10000 SOAK_MINUTES=$(MINUTES) node $(TESTS) --timeout=$$(($(MINUTES) * 60 + 900)) \
 		test/live/kills.test.ts test/live/storm.test.ts test/live/soak.test.ts
 
 # The short form is test/fuzz/fuzz.test.ts and test/fuzz/asan.test.ts.
 INPUTS = 10000000
-fuzz: build
-	rm -rf build/fuzz
-	tsc -p test/fuzz
-	ln -s ../../native build/fuzz/native
-	node --expose-gc build/fuzz/test/fuzz/run.js $(INPUTS) "$(or $(SEED),$$(date +%s))" $(if $(SURFACE),"$(SURFACE)")
+fuzz: build $(TESTS)
+	node --expose-gc build/test/fuzz/run.js $(INPUTS) "$(or $(SEED),$$(date +%s))" $(if $(SURFACE),"$(SURFACE)")
 
 bench: build $(FUSE_NATIVE)
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make bench: must be root to mount and to make loop devices' >&2; exit 1; }
@@ -268,7 +272,7 @@ deb: build
 	DEB_RULES_REQUIRES_ROOT=no debian/rules binary
 
 clean:
-	rm -rf dist native/build .tap $(LINK) $(DISKSEQ) $(GUARD) build/js build/peers build/fuzz build/asan build/fresh build/diskseqfs_*.deb build/npm build/diskseqfs-*.tgz
+	rm -rf dist native/build $(LINK) $(DISKSEQ) $(GUARD) build/src build/test build/bench build/peers build/asan build/fresh build/diskseqfs_*.deb build/npm build/diskseqfs-*.tgz
 
 .DELETE_ON_ERROR:
 .PHONY: build npm-package setup run test check check-long check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean

@@ -10,10 +10,10 @@
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-import { Daemon } from '../../build/js/daemon/daemon.js'
-import { createLogger } from '../../build/js/util/log.js'
-import { parseMountOptions } from '../../build/js/util/mountpoint.js'
-import { PinLifetime } from '../../build/js/gate/pin-lifetime.js'
+import { Daemon } from '../../build/src/daemon/daemon.js'
+import { createLogger } from '../../build/src/util/log.js'
+import { parseMountOptions } from '../../build/src/util/mountpoint.js'
+import { PinLifetime } from '../../build/src/gate/pin-lifetime.js'
 
 const LATE_MS = 60_000
 

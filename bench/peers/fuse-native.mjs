@@ -13,14 +13,14 @@
  */
 import Fuse from 'fuse-native'
 
-import { DeviceNodes } from '../../build/js/devices/device-node.js'
-import { linkName, parseName, nodeName } from '../../build/js/devices/names.js'
-import { E } from '../../build/js/util/errno.js'
-import { native } from '../../build/js/native.js'
-import { PinOpener } from '../../build/js/gate/pin.js'
-import { Registry } from '../../build/js/devices/registry.js'
-import { sameDevice, Sysfs } from '../../build/js/devices/sysfs.js'
-import { UeventSocket } from '../../build/js/devices/uevents.js'
+import { DeviceNodes } from '../../build/src/devices/device-node.js'
+import { linkName, parseName, nodeName } from '../../build/src/devices/names.js'
+import { E } from '../../build/src/util/errno.js'
+import { native } from '../../build/src/native.js'
+import { PinOpener } from '../../build/src/gate/pin.js'
+import { Registry } from '../../build/src/devices/registry.js'
+import { sameDevice, Sysfs } from '../../build/src/devices/sysfs.js'
+import { UeventSocket } from '../../build/src/devices/uevents.js'
 
 const HOLD_MS = 1000
 const { S_IFDIR, S_IFLNK, S_IFBLK } = { S_IFDIR: 0o040000, S_IFLNK: 0o120000, S_IFBLK: 0o060000 }

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { LONG } from '../helpers/long.js'
+import { LONG, twoForms } from '../helpers/long.js'
 import { ROOT } from '../helpers/root.js'
 import { boundTo, cleanup, CLI, image, loopDisk, run, scratch, sleep, startTree, until } from '../helpers/tree.js'
 
@@ -385,7 +385,7 @@ async function kill(t: Test, node: readonly string[]): Promise<number> {
   return files.flatMap(boundTo).length
 }
 
-t.test('SIGKILL at any moment leaves no loop device', async (t) => {
+t.test(twoForms('SIGKILL at any moment leaves no loop device'), async (t) => {
   t.equal(await kill(t, []), 0)
 })
 

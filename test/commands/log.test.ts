@@ -15,7 +15,7 @@ const TIME_LIMIT_MS = 8000
 
 /** Runs a program that has `logger` and `flush`, with the given stderr. */
 function child(format: LogFormat, body: string, stderr: 'pipe' | 'ignore' | number) {
-  const url = JSON.stringify(join(ROOT, 'build/js/util/log.js'))
+  const url = JSON.stringify(join(ROOT, 'build/src/util/log.js'))
   const script = `
     const { createLogger } = await import(${url})
     const { logger, flush } = await createLogger('info', { kind: 'stderr', format: '${format}' })

@@ -13,7 +13,7 @@ import { Intents, someCall } from '../../src/gate/intent.js'
 import { PinOpener } from '../../src/gate/pin.js'
 import { FuseSession } from '../../src/fuse/session.js'
 import { SharedState } from '../../src/handover/shared-state.js'
-import { LONG } from '../helpers/long.js'
+import { LONG, twoForms } from '../helpers/long.js'
 import { Random, Tape } from './choices.js'
 import { CASES, smaller } from './corpus.js'
 import { generate, type Input, names, requests, state, type Surface, SURFACES, syscallFiles } from './surfaces.js'
@@ -59,7 +59,7 @@ const inputs = (surface: Surface) =>
     .map((tapes): Input => tapes.map((tape, i) => surface.piece(new Tape(tape), i)))
 
 for (const surface of SURFACES) {
-  t.test(`${surface.name}: whatever comes`, async (t) => {
+  t.test(twoForms(`${surface.name}: whatever comes`), async (t) => {
     const run = await fc.check(
       fc.asyncProperty(inputs(surface), async (input) => surface.check(input)),
       { seed: SEED, numRuns: 1e6, interruptAfterTimeLimit: SHRINKABLE_MS, skipEqualValues: false },

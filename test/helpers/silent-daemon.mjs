@@ -6,9 +6,9 @@
  */
 import { constants, openSync } from 'node:fs'
 
-import { mountData, mountsAt, parseMountOptions } from '../../build/js/util/mountpoint.js'
-import { native } from '../../build/js/native.js'
-import { SharedState, STATE_SIZE } from '../../build/js/handover/shared-state.js'
+import { mountData, mountsAt, parseMountOptions } from '../../build/src/util/mountpoint.js'
+import { native } from '../../build/src/native.js'
+import { SharedState, STATE_SIZE } from '../../build/src/handover/shared-state.js'
 
 const mountpoint = process.argv[2]
 const guard = Number(process.env['DISKSEQFS_GUARD'])

@@ -84,7 +84,6 @@ type Mechanism =
   | 'tries-by-clock'
   | 'openers-keep-nothing'
   | 'unwary'
-  | 'answers-are-opens'
   | 'ends-at-once'
   | 'no-prune'
   | 'hold-for-all'

@@ -13,7 +13,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { addCounts, blk } from '../helpers/blk.js'
-import { LONG } from '../helpers/long.js'
+import { LONG, twoForms } from '../helpers/long.js'
 import { startTree } from '../helpers/tree.js'
 
 const SECONDS = LONG ? 30 : 6
@@ -66,7 +66,7 @@ async function churn(t: Test, dir: string, { mode = 'tree', parts, seconds, more
 for (const parts of [false, true]) {
   const what = parts ? 'partitions' : 'disks'
 
-  t.test(`${what}: every open reaches the disk in its name`, async (t) => {
+  t.test(twoForms(`${what}: every open reaches the disk in its name`), async (t) => {
     const tree = await startTree(t)
     const until = (sum: Counts) =>
       sum.opens_ok >= OPENS_MIN && sum.opens_ok_idle > 0 && sum.recycles > RECYCLES_MIN && (!parts || sum.minor_moves > 0)

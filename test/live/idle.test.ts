@@ -11,7 +11,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { blk } from '../helpers/blk.js'
-import { LONG } from '../helpers/long.js'
+import { LONG, twoForms } from '../helpers/long.js'
 import {
   cleanup,
   loopDisk,
@@ -46,7 +46,7 @@ async function exclusiveZram(t: Test, tree: RunningTree, zram: ZramDisk, rounds:
   return result
 }
 
-t.test('a disk is free 20 ms after its last close', async (t) => {
+t.test(twoForms('a disk is free 20 ms after its last close'), async (t) => {
   const tree = await startTree(t)
   const result = await exclusiveZram(t, tree, zramDisk(t), ROUNDS)
   t.ok(result['within_20ms'] >= (1 - LATE) * ROUNDS, 'could be reset within 20 ms')
@@ -54,7 +54,7 @@ t.test('a disk is free 20 ms after its last close', async (t) => {
   t.strictSame(result['errors'], {}, 'no errors')
 })
 
-t.test('a partition is free 20 ms after its last close', async (t) => {
+t.test(twoForms('a partition is free 20 ms after its last close'), async (t) => {
   const tree = await startTree(t)
   const loop = loopDisk(t)
   const result = await blk('exclusive-part', '--loop', loop.kname.slice('loop'.length), '--count', String(ROUNDS), '--dir', tree.mountpoint)

@@ -3,7 +3,7 @@
 import t, { type Test } from 'tap'
 
 import { addCounts, blk } from '../helpers/blk.js'
-import { LONG } from '../helpers/long.js'
+import { LONG, twoForms } from '../helpers/long.js'
 import { killAtOnce, type ManagedTree, openDevices, sleep, startManaged, until } from '../helpers/tree.js'
 
 /** KILLS=200 for the long form. */
@@ -58,7 +58,7 @@ const ENDS: Readonly<Record<string, (tree: ManagedTree) => void>> = {
 
 for (const [what, end] of Object.entries(ENDS)) {
   const timeout = 60_000 + KILLS * 10_000
-  t.test(`${what} again and again while disks are recycled: no wrong open, no failed one`, { timeout }, async (t) => {
+  t.test(twoForms(`${what} again and again while disks are recycled: no wrong open, no failed one`), { timeout }, async (t) => {
     const tree = await startManaged(t)
     const { right, wrong, errors } = await churn(t, tree, end)
     t.equal(wrong, 0, 'no open reached another disk')

@@ -10,7 +10,7 @@ import t, { type Test } from 'tap'
 import { mountsAt } from '../../src/util/mountpoint.js'
 import { socketOf } from '../../src/handover/replace.js'
 import { blk } from '../helpers/blk.js'
-import { LONG } from '../helpers/long.js'
+import { LONG, twoForms } from '../helpers/long.js'
 import {
   CLI,
   cleanup,
@@ -119,7 +119,7 @@ async function underLoad(t: Test, { mountpoint }: RunningTree, steady: LoopDisk,
   return { unexpected: Object.keys(errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'), stays: Object.keys(stays['errors']) }
 }
 
-t.test('replaced again and again while disks are recycled: no open fails', async (t) => {
+t.test(twoForms('replaced again and again while disks are recycled: no open fails'), async (t) => {
   const loop = loopDisk(t)
   const tree = await startTree(t)
   let daemon: Daemon | undefined
@@ -188,7 +188,7 @@ async function failing(t: Test, twin: Twin, how: 'killed' | 'error') {
 }
 
 for (const how of ['killed', 'error'] as const) {
-  t.test(`an incoming daemon that fails when it gets its turn changes nothing either (${how})`, async (t) => {
+  t.test(twoForms(`an incoming daemon that fails when it gets its turn changes nothing either (${how})`), async (t) => {
     const { unexpected, stays, ended, tree } = await failing(t, 'none', how)
     t.strictSame({ unexpected, stays, ended }, { unexpected: [], stays: [], ended: false })
     const next = start(t, tree.mountpoint, '--replace')

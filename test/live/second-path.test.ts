@@ -26,7 +26,7 @@ import t, { type Test } from 'tap'
 
 import { DM_NAME } from '../../src/devices/names.js'
 import { addCounts, blk } from '../helpers/blk.js'
-import { LONG } from '../helpers/long.js'
+import { LONG, twoForms } from '../helpers/long.js'
 import {
   cleanup,
   errorOf,
@@ -156,7 +156,7 @@ async function churn(t: Test, mountpoint: string, parts: boolean) {
 }
 
 for (const parts of [false, true]) {
-  t.test(`${parts ? 'partitions' : 'disks'} that come and go: every open reaches the right one`, async (t) => {
+  t.test(twoForms(`${parts ? 'partitions' : 'disks'} that come and go: every open reaches the right one`), async (t) => {
     const { mountpoint } = await startTree(t)
     const { right, wrong, errors } = await churn(t, mountpoint, parts)
     t.equal(wrong, 0)

@@ -13,7 +13,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { addCounts, blk } from '../helpers/blk.js'
-import { LONG } from '../helpers/long.js'
+import { LONG, twoForms } from '../helpers/long.js'
 import { ROOT } from '../helpers/root.js'
 import {
   cleanup,
@@ -124,7 +124,7 @@ async function consume(disk: string, directory: string): Promise<string[]> {
   return failed
 }
 
-t.test(`${SECONDS} s of everything at once`, { timeout: (SECONDS + 120) * 1000 }, async (t: Test) => {
+t.test(twoForms(`${SECONDS} s of everything at once`), { timeout: (SECONDS + 120) * 1000 }, async (t: Test) => {
   const scratch = mkdtempSync(join(tmpdir(), 'diskseqfs-soak-'))
   cleanup(t, () => rmSync(scratch, { recursive: true }))
   const directory = join(scratch, 'mnt')

@@ -15,7 +15,7 @@ import { basename, join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { blk, blkPath } from '../helpers/blk.js'
-import { LONG } from '../helpers/long.js'
+import { LONG, twoForms } from '../helpers/long.js'
 import {
   cleanup,
   diskseqOf,
@@ -304,7 +304,7 @@ const BUSY_MS = 5000
 const THREADS_SLACK = 16
 const MORE_MIB = 100
 
-t.test('hundreds of disks that hang delay no other caller, take a thread each, and come back', async (t) => {
+t.test(twoForms('hundreds of disks that hang delay no other caller, take a thread each, and come back'), async (t) => {
   const setting = await setupHundreds(t)
   const { tree, stuck, other, hang, recover } = setting
   await blk('openlat', '--path', other, '--count', '5')

@@ -378,6 +378,34 @@ t.test('after a close a running caller is looked at some times without a pause',
   t.strictSame(state.unpinned, ['1'])
 })
 
+/**
+ * How many looks a close brings at once, where the node was answered for so many times within a moment. The fewest of
+ * some tries, as the answers are apart where the processor is busy with something else.
+ */
+function looksAtOnce(t: Test, answers: number): number {
+  const looks = Array.from({ length: 20 }, () => {
+    const { state, lifetime, answered, again } = fixture(t)
+    const inode = answered(OPENAT)
+    for (let i = 1; i < answers; i++) again(inode, OPENAT)
+    lifetime.closedByUser(inode)
+    return state.looks.length
+  })
+  return Math.min(...looks)
+}
+
+t.test('a close brings a look at once, unless the node is opened again and again', async (t) => {
+  t.equal(looksAtOnce(t, 3), 1, 'all answers of one open')
+  t.equal(looksAtOnce(t, 4), 0, 'those of two')
+})
+
+t.test('twin: if a second answer counts as another open, a program that has read a disk keeps it', async (t) => {
+  const lifetime = PinLifetime.prototype as unknown as { isBusy(inode: Inode): boolean }
+  const { isBusy } = lifetime
+  t.teardown(() => (lifetime.isBusy = isBusy))
+  lifetime.isBusy = ({ streak }) => streak > 1
+  t.equal(looksAtOnce(t, 3), 0)
+})
+
 t.test('that does not happen for many callers, nor while others are answered', async (t) => {
   const { state, lifetime, answered, again } = fixture(t)
   for (const tid of [1, 2, 3]) state.threads.set(tid, seen(RUNNING, { state: 'R' }))
@@ -912,7 +940,7 @@ t.test('if the kernel does not forget, a caller that cannot be seen is done afte
 })
 
 t.test('a process that has called close() can exit', SLOW, async (t) => {
-  const url = (name: string) => JSON.stringify(join(ROOT, 'build/js', name))
+  const url = (name: string) => JSON.stringify(join(ROOT, 'build/src', name))
   const script = `
     const { PinLifetime } = await import(${url('gate/pin-lifetime.js')})
     const { InodeTable } = await import(${url('gate/inode.js')})
