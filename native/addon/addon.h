@@ -11,6 +11,7 @@
 #include <napi.h>
 
 #include <memory>
+#include <vector>
 
 namespace diskseqfs {
 
@@ -30,6 +31,7 @@ inline TaskPool& FileTasks(Napi::Env env) { return *env.GetInstanceData<Addon>()
 void InitBlockdev(Napi::Env env, Napi::Object exports);
 void InitConstants(Napi::Env env, Napi::Object exports);
 void InitDescriptor(Napi::Env env, Napi::Object exports);
+void InitDevmapper(Napi::Env env, Napi::Object exports);
 void InitLoop(Napi::Env env, Napi::Object exports);
 void InitMemory(Napi::Env env, Napi::Object exports);
 void InitInotify(Napi::Env env, Napi::Object exports);
@@ -58,6 +60,20 @@ struct Bytes {
 inline Bytes BytesArg(const Napi::CallbackInfo& info, size_t i) {
   auto array = info[i].As<Napi::Uint8Array>();
   return {reinterpret_cast<char*>(array.Data()), array.ByteLength()};
+}
+
+// Whether JavaScript can be called. Not in a worker that is being ended, whose event loop runs once more; what wraps
+// Node-API would then end the process.
+inline bool CanCall(napi_env env) {
+  napi_value undefined, unused;
+  return napi_get_undefined(env, &undefined) == napi_ok && napi_coerce_to_bool(env, undefined, &unused) == napi_ok;
+}
+
+// Calls a function from the event loop. What it throws is not caught by anybody.
+inline void CallBack(napi_env env, napi_value receiver, napi_value function, const std::vector<napi_value>& arguments) {
+  if (napi_make_callback(env, nullptr, receiver, function, arguments.size(), arguments.data(), nullptr) == napi_ok) return;
+  napi_value error;
+  if (!CanCall(env) && napi_get_and_clear_last_exception(env, &error) == napi_ok && CanCall(env)) napi_fatal_exception(env, error);
 }
 
 // The result of a system call as JavaScript sees it: >= 0, or -errno.

@@ -26,7 +26,7 @@ class Poll : public Napi::ObjectWrap<Poll> {
       return;
     }
     poll_->data = this;
-    events_ = info[2].ToBoolean().Value() ? UV_PRIORITIZED : UV_READABLE;
+    events_ = info[2].IsBoolean() && info[2].As<Napi::Boolean>().Value() ? UV_PRIORITIZED : UV_READABLE;
     Start();
     Ref();
   }
@@ -43,12 +43,7 @@ class Poll : public Napi::ObjectWrap<Poll> {
   void Ready() {
     Napi::Env env = Env();
     Napi::HandleScope scope(env);
-    callback_.MakeCallback(Value(), {});
-    if (env.IsExceptionPending()) {
-      napi_value error;
-      napi_get_and_clear_last_exception(env, &error);
-      napi_fatal_exception(env, error);
-    }
+    if (CanCall(env)) CallBack(env, Value(), callback_.Value(), {});
   }
 
   void Start() {

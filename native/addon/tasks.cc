@@ -130,12 +130,7 @@ void TaskPool::Deliver() {
     std::unique_ptr<Task> task(raw);
     if (--pending_ == 0) uv_unref(reinterpret_cast<uv_handle_t*>(async_));
     Napi::HandleScope scope(env_);
-    task->callback.MakeCallback(env_.Global(), task->outcome(env_));
-    if (env_.IsExceptionPending()) {
-      napi_value error;
-      napi_get_and_clear_last_exception(env_, &error);
-      napi_fatal_exception(env_, error);
-    }
+    if (CanCall(env_)) CallBack(env_, env_.Global(), task->callback.Value(), task->outcome(env_));
   }
 }
 
