@@ -7,6 +7,7 @@
         "addon/blockdev.cc",
         "addon/constants.cc",
         "addon/descriptor.cc",
+        "addon/devmapper.cc",
         "addon/inotify.cc",
         "addon/links.cc",
         "addon/loop.cc",
@@ -24,6 +25,8 @@
       "defines": [
         "NAPI_VERSION=8",
         "NAPI_DISABLE_CPP_EXCEPTIONS",
+        # In a worker that is being ended, no JavaScript can be called. That is no reason to end the process.
+        "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS",
         "_FILE_OFFSET_BITS=64"
       ],
       "cflags_cc": [

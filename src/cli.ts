@@ -6,6 +6,8 @@ import { Command, CommanderError, InvalidArgumentError, Option } from 'commander
 import { UserError } from './util/errno.js'
 import type {
   AttachArguments,
+  DmCreateArguments,
+  DmTableArguments,
   ExecArguments,
   LeaseArguments,
   ListArguments,
@@ -245,6 +247,8 @@ function program(): Command {
       await status(options)
     })
 
+  deviceMapper(root.command('dm'))
+
   root
     .command('watch')
     .summary('tell of disks that come and go')
@@ -290,10 +294,132 @@ function program(): Command {
       process.exit(await doctor(options.json === true))
     })
 
-  for (const command of root.commands) {
+  for (const command of [...root.commands, ...root.commands.flatMap(({ commands }) => commands)]) {
     command.exitOverride().configureOutput(root.configureOutput())
   }
   return root
+}
+
+const DM_DEVICE = ['<device>', 'a device-mapper device: its name in the tree, a path, or its device-mapper name'] as const
+const DM_TABLE = ['[table]', 'its text, as of dmsetup; - for standard input', '-'] as const
+
+/** Each is of the device that it was given, or fails: it is held open meanwhile, and meant by its number. */
+function deviceMapper(root: Command): void {
+  root
+    .summary('make and change device-mapper devices by what they are')
+    .description(
+      'Device-mapper devices by what they are: each call is of the device that was opened, by its number, while it is held, so that it\n' +
+        'reaches that very device or fails. Devices that a table names by a path are opened and verified. Needs no daemon.',
+    )
+  running(root.command('create'), ['[options] NAME [TABLE|-]', '[options] NAME [TABLE|-] -- COMMAND [ARGUMENT...]'])
+    .summary('make a device, and print its path in the tree')
+    .description(
+      'Makes a device and prints its path in the tree; or runs a program: {} in its arguments becomes the path, the device is held\n' +
+        'until it ends, and the exit code is as of exec.',
+    )
+    .argument('<name>', 'what it is to be called')
+    .argument(...DM_TABLE)
+    .option('--uuid <uuid>', 'its UUID')
+    .option('--read-only', 'nothing can be written to it')
+    .option('--until-unused', 'the kernel removes it with its last user; without a command the daemon holds it meanwhile (a lease)')
+    .option('--grace <seconds>', 'with --until-unused: for how long the daemon holds it (default: 30)', seconds)
+    .option('--keep', 'with --until-unused: the daemon holds it until detach')
+    .option('--json', 'without a command: print JSON')
+    .action(async (name: string, table: string, options: DmCreateArguments) => {
+      refuseForDm(options)
+      const { create } = await import('./commands/dm.js')
+      process.exitCode = await create(name, table, programIfAny(), options)
+    })
+  root
+    .command('remove')
+    .summary('remove a device')
+    .argument(...DM_DEVICE)
+    .option('--deferred', 'with its last user, if it is in use')
+    .action(async (device: string, options: { deferred?: boolean }) => {
+      const { remove } = await import('./commands/dm.js')
+      await remove(device, options)
+    })
+  root
+    .command('suspend')
+    .summary('keep I/O from a device')
+    .argument(...DM_DEVICE)
+    .option('--no-flush', 'do not wait for I/O that has begun')
+    .option('--no-lockfs', 'do not freeze the filesystem on it')
+    .action(async (device: string, options: { flush: boolean; lockfs: boolean }) => {
+      const { suspend } = await import('./commands/dm.js')
+      await suspend(device, options)
+    })
+  root
+    .command('resume')
+    .summary('put the table in place that was loaded last, and let I/O go on')
+    .argument(...DM_DEVICE)
+    .action(async (device: string) => {
+      const { resume } = await import('./commands/dm.js')
+      await resume(device)
+    })
+  root
+    .command('reload')
+    .summary('load another table, which resume puts in place')
+    .argument(...DM_DEVICE)
+    .argument(...DM_TABLE)
+    .option('--read-only', 'nothing can be written to it then')
+    .action(async (device: string, table: string, options: { readOnly?: boolean }) => {
+      const { reload } = await import('./commands/dm.js')
+      await reload(device, table, options)
+    })
+  root
+    .command('rename')
+    .summary('give a device another name')
+    .argument(...DM_DEVICE)
+    .argument('<name>', 'what it is to be called')
+    .action(async (device: string, name: string) => {
+      const { rename } = await import('./commands/dm.js')
+      await rename(device, name)
+    })
+  root
+    .command('message')
+    .summary('send a message to a target of a device')
+    .argument(...DM_DEVICE)
+    .argument('<sector>', 'of 512 bytes, which the target has that is meant', sectorNumber)
+    .argument('<word...>', 'the message')
+    .action(async (device: string, sector: bigint, words: string[]) => {
+      const { message } = await import('./commands/dm.js')
+      await message(device, sector, words)
+    })
+  root
+    .command('status')
+    .summary('show what the targets of a device say of themselves')
+    .argument(...DM_DEVICE)
+    .action(async (device: string) => {
+      const { status } = await import('./commands/dm.js')
+      await status(device)
+    })
+  root
+    .command('table')
+    .summary('show the table of a device, as create and reload take it')
+    .argument(...DM_DEVICE)
+    .option('--inactive', 'the one that was loaded and is not in place')
+    .option('--show-keys', 'with the keys of encrypted devices, which are shown as zeros otherwise')
+    .action(async (device: string, options: DmTableArguments) => {
+      const { table } = await import('./commands/dm.js')
+      await table(device, options)
+    })
+}
+
+function sectorNumber(text: string): bigint {
+  if (!/^\d{1,19}$/.test(text)) throw new InvalidArgumentError('It must be a whole number.')
+  return BigInt(text)
+}
+
+/** @throws UserError where options do not go together */
+function refuseForDm({ untilUnused, keep, grace, json, fd }: DmCreateArguments): void {
+  const code = runs ? 125 : 2
+  if (untilUnused !== true && (keep !== undefined || grace !== undefined))
+    throw new UserError('--keep and --grace are for --until-unused', code)
+  if (keep !== undefined && grace !== undefined) throw new UserError('--keep and --grace exclude each other', code)
+  if (runs && (keep ?? grace ?? json) !== undefined)
+    throw new UserError('--keep, --grace and --json are for dm create without a command', code)
+  if (!runs && fd === true) throw new UserError('--fd is for dm create with a command', code)
 }
 
 /** Of commands that ask the daemon of a tree. */
@@ -309,7 +435,7 @@ function running(command: Command, usages: readonly string[]): Command {
 }
 
 /** Runs a program: what comes after the first "--" is not for this one; and exit codes are those of env(1), as 1 and 2 may be the program's. */
-const mayRun = process.argv[2] === 'exec' || process.argv[2] === 'attach'
+const mayRun = /^(exec|attach|dm create)\b/.test(process.argv.slice(2, 4).join(' '))
 const afterDashes = mayRun ? process.argv.indexOf('--') : -1
 const runs = process.argv[2] === 'exec' || afterDashes >= 0
 const OWN_ARGUMENTS = afterDashes < 0 ? process.argv : process.argv.slice(0, afterDashes)
@@ -321,8 +447,10 @@ function refuseWith(names: readonly string[], options: object): void {
   throw new UserError(`--${given} is for attach ${afterDashes < 0 ? 'with' : 'without'} a command`, runs ? 125 : 2)
 }
 
+const programIfAny = (): string[] => (afterDashes < 0 ? [] : process.argv.slice(afterDashes + 1))
+
 function programToRun(usage: string): string[] {
-  const command = afterDashes < 0 ? [] : process.argv.slice(afterDashes + 1)
+  const command = programIfAny()
   if (command.length === 0) throw new UserError(`say what to run: diskseqfs ${usage} -- COMMAND [ARGUMENT...]`, 125)
   return command
 }

@@ -55,6 +55,38 @@ type LayoutField =
   | 'STATE_PINS_COUNT'
   | 'STATE_SIZE'
 
+/** A row of a device-mapper device's table: see dmsetup(8). */
+export interface DmTarget {
+  /** Sectors of 512 bytes. */
+  readonly start: bigint
+  /** Sectors of 512 bytes. */
+  readonly length: bigint
+  readonly type: string
+  readonly params: string
+}
+
+/** What libdevmapper says of a device. */
+export interface DmFound {
+  /** As libdevmapper writes them: with `\xNN` for what names of files should not have. */
+  readonly name: string
+  readonly uuid: string
+  readonly major: number
+  readonly minor: number
+  readonly exists: boolean
+  readonly suspended: boolean
+  /** Whether it has a table, and another one that resuming it puts in its place. */
+  readonly live: boolean
+  readonly inactive: boolean
+  readonly readOnly: boolean
+  /** It goes with its last user. */
+  readonly deferred: boolean
+  readonly openCount: number
+  readonly eventNumber: number
+  readonly targets: readonly DmTarget[]
+  /** Of a list: the names of all devices. */
+  readonly names: readonly string[]
+}
+
 export interface Poll {
   /** Until {@link resume}. */
   pause(): void
@@ -138,6 +170,27 @@ export interface Native {
     sizeLimit: bigint,
     sectorSize: number,
     done: (error: number, step: 'control' | 'open' | 'configure', fd: number) => void,
+  ): void
+  /**
+   * One call of libdevmapper.
+   *
+   * @param type of the call, as libdevmapper.h numbers them
+   * @param flags see src/disks/dm.ts
+   * @param major of the device; -1 where it is by its name
+   * @param text a new name, or a message
+   * @param sector that a message is for
+   */
+  deviceMapper(
+    type: number,
+    flags: number,
+    major: number,
+    minor: number,
+    name: string,
+    text: string,
+    uuid: string,
+    sector: bigint,
+    targets: readonly DmTarget[],
+    done: (error: number, said: string, found: DmFound) => void,
   ): void
   /** BLKGETDISKSEQ. */
   diskseq(fd: number): bigint | number

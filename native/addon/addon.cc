@@ -12,6 +12,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitBlockdev(env, exports);
   InitConstants(env, exports);
   InitDescriptor(env, exports);
+  InitDevmapper(env, exports);
   InitLoop(env, exports);
   InitMemory(env, exports);
   InitInotify(env, exports);

@@ -19,8 +19,15 @@ _diskseqfs() {
 	local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
 	COMPREPLY=()
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W 'mount unmount list resolve exec attach detach leases status watch wait doctor help --help --version' -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W 'mount unmount list resolve exec attach detach leases status dm watch wait doctor help --help --version' -- "$word")
 		return
+	fi
+	if [ "$command" = dm ]; then
+		if [ "$COMP_CWORD" -eq 2 ]; then
+			mapfile -t COMPREPLY < <(compgen -W 'create remove suspend resume reload rename message status table help --help' -- "$word")
+			return
+		fi
+		command="dm ${COMP_WORDS[2]}"
 	fi
 	# What comes after "--" is another program's.
 	local i
@@ -36,11 +43,11 @@ _diskseqfs() {
 	mount:--log-format) words='pretty json journal' ;;
 	mount:-o) words='linger= hold= open_timeout= transport= log_level= log_format= ro noatime relatime' ;;
 	mount:--linger | mount:--hold | mount:--open-timeout) return ;;
-	exec:--tree | attach:--tree | detach:--tree | leases:--tree | status:--tree)
+	exec:--tree | attach:--tree | detach:--tree | leases:--tree | status:--tree | 'dm create:--tree')
 		mapfile -t COMPREPLY < <(_diskseqfs_trees "$word")
 		return
 		;;
-	attach:--offset | attach:--size | attach:--grace | attach:--reason | wait:--timeout) return ;;
+	attach:--offset | attach:--size | attach:--grace | attach:--reason | wait:--timeout | 'dm create:--uuid' | 'dm create:--grace') return ;;
 	wait:--loop-file)
 		mapfile -t COMPREPLY < <(compgen -f -- "$word")
 		return
@@ -50,7 +57,7 @@ _diskseqfs() {
 	list:-o | list:--output | list:-x | list:--sort)
 		words='NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS'
 		;;
-	help:*) words='mount unmount list resolve exec attach detach leases status watch wait doctor' ;;
+	help:*) words='mount unmount list resolve exec attach detach leases status dm watch wait doctor' ;;
 	*)
 		case $word in
 		-*)
@@ -69,6 +76,12 @@ _diskseqfs() {
 			detach) words='--tree --help' ;;
 			leases) words='--tree --json --help' ;;
 			status) words='--tree --json --prometheus --help' ;;
+			'dm create') words='--tree --fd --uuid --read-only --until-unused --grace --keep --json --help' ;;
+			'dm remove') words='--deferred --help' ;;
+			'dm suspend') words='--no-flush --no-lockfs --help' ;;
+			'dm reload') words='--read-only --help' ;;
+			'dm table') words='--inactive --show-keys --help' ;;
+			dm\ *) words='--help' ;;
 			esac
 			;;
 		*)
@@ -77,7 +90,8 @@ _diskseqfs() {
 			unmount) mapfile -t COMPREPLY < <(_diskseqfs_trees "$word") ;;
 			wait | detach) mapfile -t COMPREPLY < <(compgen -W "$(ls /dev/disk/by-diskseq 2>/dev/null)" -- "$word") ;;
 			attach) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
-			list | resolve | exec) mapfile -t COMPREPLY < <(_diskseqfs_devices "$word") ;;
+			'dm create') ;;
+			list | resolve | exec | dm\ *) mapfile -t COMPREPLY < <(_diskseqfs_devices "$word") ;;
 			esac
 			return
 			;;

@@ -24,6 +24,7 @@ complete -c diskseqfs -n __fish_use_subcommand -a attach -d 'make a file a disk,
 complete -c diskseqfs -n __fish_use_subcommand -a detach -d 'let the daemon hold a disk no longer'
 complete -c diskseqfs -n __fish_use_subcommand -a leases -d 'show the disks that the daemon holds'
 complete -c diskseqfs -n __fish_use_subcommand -a status -d 'show what the daemon has to do'
+complete -c diskseqfs -n __fish_use_subcommand -a dm -d 'make and change device-mapper devices by what they are'
 complete -c diskseqfs -n __fish_use_subcommand -a watch -d 'tell of disks that come and go'
 complete -c diskseqfs -n __fish_use_subcommand -a wait -d 'wait for a disk'
 complete -c diskseqfs -n __fish_use_subcommand -a doctor -d 'say what is wrong'
@@ -72,6 +73,23 @@ complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l grace -x -d 'se
 complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l keep -d 'the daemon holds it until detach'
 complete -c diskseqfs -n '__fish_seen_subcommand_from attach' -l reason -x -d 'what leases is to say of it'
 complete -c diskseqfs -n '__fish_seen_subcommand_from detach' -a '(ls /dev/disk/by-diskseq 2>/dev/null)'
+
+set -l calls create remove suspend resume reload rename message status table
+complete -c diskseqfs -n "__fish_seen_subcommand_from dm; and not __fish_seen_subcommand_from $calls" -a "$calls"
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from create' -l tree -x -a '(__diskseqfs_trees)' -d 'where the tree is mounted'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from create' -l fd -d 'pass the open disk itself'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from create' -l uuid -x -d 'its UUID'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from create reload' -l read-only -d 'nothing can be written to it'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from create' -l until-unused -d 'the kernel removes it with its last user'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from create' -l grace -x -d 'seconds for which the daemon holds it'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from create' -l keep -d 'the daemon holds it until detach'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from create' -l json -d 'print JSON'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from remove' -l deferred -d 'with its last user'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from suspend' -l no-flush -d 'do not wait for I/O that has begun'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from suspend' -l no-lockfs -d 'do not freeze the filesystem on it'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from table' -l inactive -d 'the one that is not in place'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from table' -l show-keys -d 'with the keys of encrypted devices'
+complete -c diskseqfs -n '__fish_seen_subcommand_from dm; and __fish_seen_subcommand_from remove suspend resume reload rename message status table' -a '(__diskseqfs_devices)'
 
 complete -c diskseqfs -n '__fish_seen_subcommand_from watch' -l json -d 'print JSON, one object a line'
 complete -c diskseqfs -n '__fish_seen_subcommand_from watch' -l existing -d 'begin with those that are there'

@@ -51,6 +51,23 @@ export interface LeaseArguments extends TreeArguments, FileArguments {
   reason?: string
 }
 
+/** What `diskseqfs dm create` was told. */
+export interface DmCreateArguments extends RunArguments {
+  uuid?: string
+  readOnly?: boolean
+  untilUnused?: boolean
+  /** s */
+  grace?: number
+  keep?: boolean
+  json?: boolean
+}
+
+/** What `diskseqfs dm table` was told. */
+export interface DmTableArguments {
+  inactive?: boolean
+  showKeys?: boolean
+}
+
 /** What `diskseqfs watch` was told. */
 export interface WatchArguments {
   json?: boolean

@@ -61,6 +61,7 @@ const COMMANDS = {
   detach: ['<what...>', '--tree <mountpoint>', '-h, --help'],
   leases: ['--tree <mountpoint>', '--json', '-h, --help'],
   status: ['--tree <mountpoint>', '--json', '--prometheus', '-h, --help'],
+  dm: ['create', 'remove', 'suspend', 'resume', 'reload', 'rename', 'message', 'status', 'table', '-h, --help'],
   watch: ['--json', '--existing', '-h, --help'],
   doctor: ['--json', '-h, --help'],
   wait: ['[name]', '--loop-file <file>', '--dm-name <name>', '--gone', '--timeout <seconds>', '-h, --help'],

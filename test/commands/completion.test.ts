@@ -7,7 +7,7 @@ import t from 'tap'
 
 import { TRANSPORTS } from '../../src/fuse/transport.js'
 import { LOG_FORMATS, LOG_LEVELS } from '../../src/util/log.js'
-import { COMMANDS, optionsOf } from '../helpers/help.js'
+import { ALL_COMMANDS, COMMANDS, DM_COMMANDS, optionsOf } from '../helpers/help.js'
 import { ROOT } from '../helpers/root.js'
 import { loopDisk, run, startTree } from '../helpers/tree.js'
 
@@ -30,8 +30,12 @@ t.test('bash: each command, and its options', async (t) => {
     (await offered('')).filter((word) => !word.startsWith('-')),
     [...COMMANDS, 'help'],
   )
-  for (const command of COMMANDS) {
-    t.strictSame((await offered(command, '-')).sort(), (await optionsOf(command)).sort(), command)
+  t.strictSame(
+    (await offered('dm', '')).filter((word) => !word.startsWith('-')),
+    [...DM_COMMANDS, 'help'],
+  )
+  for (const command of ALL_COMMANDS) {
+    t.strictSame((await offered(...command.split(' '), '-')).sort(), (await optionsOf(command)).sort(), command)
   }
   t.strictSame(await offered('mount', '--transport', ''), TRANSPORTS)
   t.strictSame(await offered('mount', '--log-level', ''), LOG_LEVELS)
@@ -49,8 +53,8 @@ t.test('bash: devices by all of their names, and trees', async (t) => {
 })
 
 t.test('zsh and fish: no option is missing', async (t) => {
-  const words = [...TRANSPORTS, ...LOG_LEVELS, ...LOG_FORMATS, ...COMMANDS]
-  for (const command of COMMANDS) words.push(...(await optionsOf(command)).map((option) => option.replace(/^-+/, '')))
+  const words = [...TRANSPORTS, ...LOG_LEVELS, ...LOG_FORMATS, ...COMMANDS, ...DM_COMMANDS]
+  for (const command of ALL_COMMANDS) words.push(...(await optionsOf(command)).map((option) => option.replace(/^-+/, '')))
   for (const file of FILES.slice(1)) {
     const text = readFileSync(file, 'utf8')
     t.strictSame(

@@ -7,7 +7,7 @@ import t from 'tap'
 
 import { TRANSPORTS } from '../../src/fuse/transport.js'
 import { LOG_FORMATS, LOG_LEVELS } from '../../src/util/log.js'
-import { COMMANDS, optionsOf } from '../helpers/help.js'
+import { ALL_COMMANDS, optionsOf } from '../helpers/help.js'
 import { ROOT } from '../helpers/root.js'
 import { run } from '../helpers/tree.js'
 
@@ -26,7 +26,7 @@ t.test('they are well-formed', async (t) => {
 
 t.test('no option is missing', async (t) => {
   const text = await plain(join(ROOT, 'man/diskseqfs.8'))
-  for (const command of COMMANDS) {
+  for (const command of ALL_COMMANDS) {
     const section =
       new RegExp(`^ +diskseqfs ${command}\\n([\\s\\S]*?)(?=^ +diskseqfs |^[A-Z])`, 'm').exec(
         text.slice(text.indexOf('DESCRIPTION')),

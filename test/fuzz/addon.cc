@@ -12,6 +12,7 @@
 #include "../../native/addon/blockdev.cc"
 #include "../../native/addon/constants.cc"
 #include "../../native/addon/descriptor.cc"
+#include "../../native/addon/devmapper.cc"
 #include "../../native/addon/inotify.cc"
 #include "../../native/addon/links.cc"
 #include "../../native/addon/loop.cc"

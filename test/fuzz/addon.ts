@@ -211,6 +211,13 @@ const FUNCTIONS: Readonly<Record<string, () => unknown>> = {
   duplicate: () => keep(native.duplicate(fd())),
   // Without a file: nothing is bound.
   attachLoop: () => (c.oneIn(10) ? native.attachLoop(c.pick([-1, 99999]), number(), c.u64(), c.u64(), number(), fdLater(2)) : 0),
+  // Calls that change nothing: a list, and what there is to say of a device (libdevmapper.h).
+  deviceMapper: () => {
+    const target = () => ({ start: c.u64(), length: c.u64(), type: text(), params: text() })
+    const targets = Array.from({ length: c.below(3) }, target)
+    const [type, major] = [c.pick([6, 13, -1, 99]), c.pick([-1, 0, 253, 4095])]
+    native.deviceMapper(type, c.below(256), major, number(), text(), text(), text(), c.u64(), targets, later())
+  },
   closeFile: () => native.closeFile(opened.pop() ?? -1, later()),
   closeDevice: () => native.closeDevice(opened.pop() ?? -1, later()),
   readSoon: () => native.readSoon(fd(), bytes(), c.pick([0, 1, 100]), c.oneIn(2)),

@@ -84,6 +84,7 @@ function tree(): string {
         '-Wno-unused-parameter',
         '-DNAPI_VERSION=8',
         '-DNAPI_DISABLE_CPP_EXCEPTIONS',
+        '-DNODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS',
         '-D_FILE_OFFSET_BITS=64',
         ...include.map((path) => `-I${path}`),
         '-o',

@@ -6,6 +6,7 @@ import { all } from './cases/all.js'
 import { boot } from './cases/boot.js'
 import { churnCase } from './cases/churn.js'
 import { cryptsetup } from './cases/cryptsetup.js'
+import { dm } from './cases/dm.js'
 import { dmsetup } from './cases/dmsetup.js'
 import { faults } from './cases/faults.js'
 import { hostile } from './cases/hostile.js'
@@ -33,6 +34,7 @@ import { tools } from './cases/tools.js'
 
 export const cases: readonly Case[] = [
   dmsetup,
+  dm,
   names,
   cryptsetup,
   lvm,
