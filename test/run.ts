@@ -39,7 +39,8 @@ const env = {
 const size = new Map(files.map((file) => [file, statSync(join(ROOT, file)).size]))
 const order = (file: string) => (ALONE.has(file) ? 0 : (size.get(file) ?? 0))
 
-t.jobs = Number(options.jobs)
+const jobs = Number(options.jobs)
+t.jobs = jobs
 t.setTimeout(0)
 for (const file of [...files].sort((a, b) => order(b) - order(a))) {
   // Through env, as the library would have a Node.js that it starts itself load what follows processes.
@@ -48,7 +49,7 @@ for (const file of [...files].sort((a, b) => order(b) - order(a))) {
     name: file,
     env,
     cwd: ROOT,
-    buffered: !ALONE.has(file),
+    buffered: jobs > 1 && !ALONE.has(file),
     timeout: Number(options.timeout) * 1000,
   })
 }

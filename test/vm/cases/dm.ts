@@ -6,9 +6,11 @@ import { type Case, SHORT } from '../case.js'
 import { note } from '../findings.js'
 import type { Vm } from '../vm.js'
 
-const CYCLES = SHORT ? 8 : 500
+const CYCLES = SHORT ? 4 : 500
 const SWAPS = SHORT ? 4 : 100
 const SECTORS = 2048
+/** As dmsetup(8) says it. */
+const DEFERRED = 'ACTIVE (DEFERRED REMOVE)'
 
 /** Two disks, and what the steps use. What they print is compared. */
 const SETUP = `
@@ -26,6 +28,7 @@ const SETUP = `
   } >/dev/null 2>&1
   trap undo EXIT
   table() { echo "0 ${SECTORS} linear $1 $2"; }
+  deferred() { dmsetup info $1 | sed -n 's/^State: *//p'; }
   seq_of() { blockdev --getdiskseq /dev/mapper/$1; }
   # Gone, though not at once: the kernel removes it after the last close.
   gone() { local i; for i in $(seq 200); do dmsetup info $1 >/dev/null 2>&1 || return 0; sleep 0.1; done; echo "$1 is still there"; }`
@@ -43,11 +46,13 @@ async function life(t: Test, vm: Vm): Promise<void> {
     [ "$(diskseqfs dm table --inactive $path)" = "$(table $(cat /sys/block/\${disks[1]##*/}/dev) 0)" ] && echo inactive
     diskseqfs dm suspend $path && dmsetup info -c --noheadings -o suspended dm-test-a
     diskseqfs dm resume \${path##*/} && dmsetup info -c --noheadings -o suspended dm-test-a
-    head -c 5 $path
+    head -n 1 $path
     diskseqfs dm status $path
     diskseqfs dm rename $path 'dm-test b' && ls /dev/mapper | grep dm-test
     [ $(seq_of 'dm-test\\x20b') = \${path##*/} ] && echo the same
-    diskseqfs dm remove --deferred $path 3<$path && dmsetup info -c --noheadings -o name,deferred_remove
+    exec 3<$path
+    diskseqfs dm remove --deferred $path && deferred 'dm-test\\x20b'
+    exec 3<&-
     gone 'dm-test\\x20b'
     # Held open by somebody else.
     path=$(diskseqfs dm create dm-test-a "$(table \${paths[0]} 0)")
@@ -64,7 +69,7 @@ async function life(t: Test, vm: Vm): Promise<void> {
     lines.filter((line, i) => i !== open && !/vm-/.test(line)),
     [
       ...['path', 'table', 'DM-TEST:0', 'by-diskseq', 'inactive', 'Suspended', 'Active', 'found', `0 ${SECTORS} linear`],
-      ...['dm-test\\x20b', 'the same', 'dm-test\\x20b:1', 'removed'],
+      ...['dm-test\\x20b', 'the same', DEFERRED, 'removed'],
     ],
   )
 }
@@ -95,15 +100,15 @@ async function refused(t: Test, vm: Vm): Promise<void> {
 
 async function untilUnused(t: Test, vm: Vm): Promise<void> {
   const output = await vm.run(`${SETUP}
-    diskseqfs dm create --until-unused dm-test-a "$(table \${paths[0]} 0)" -- sh -c 'dmsetup info -c --noheadings -o open,deferred_remove dm-test-a; head -c0 {}'
+    diskseqfs dm create --until-unused dm-test-a "$(table \${paths[0]} 0)" -- sh -c 'head -c0 {} && dmsetup info dm-test-a | sed -n "s/^State: *//p"'
     gone dm-test-a
     path=$(diskseqfs dm create --until-unused --keep dm-test-a "$(table \${paths[0]} 0)")
     exec 3<$path
     diskseqfs detach \${path##*/}
-    dmsetup info -c --noheadings -o open,deferred_remove dm-test-a
+    deferred dm-test-a
     exec 3<&-
     gone dm-test-a; echo gone`)
-  t.equal(output, '1:1\n1:1\ngone\n')
+  t.equal(output, `${DEFERRED}\n${DEFERRED}\ngone\n`)
 }
 
 /** Whoever makes devices is killed at any moment; whoever makes the next one leaves nothing of that. */
@@ -129,36 +134,45 @@ async function killed(t: Test, vm: Vm): Promise<void> {
   t.equal(output, '', `${CYCLES} times: no device is left, and none was another one`)
 }
 
-/** Another process gives two devices each other's names all the time. */
+/**
+ * Another process gives two devices each other's names all the time. They are suspended, as that is no call that Linux measures for its
+ * integrity log (dm-ima): where one of those coincides with a rename by another process, the kernel frees memory twice (Linux 6.12).
+ */
 async function swapped(t: Test, vm: Vm): Promise<void> {
   const output = await vm.run(
     `${SETUP}
     for i in 0 1; do diskseqfs dm create dm-test-$i "$(table \${paths[i]} 0)" >/dev/null; done
     ours=$(seq_of dm-test-0)
     number=$(lsblk -dno MAJ:MIN /dev/mapper/dm-test-0 | tr -d ' ')
+    by_number() { "\${@:2}" -j \${1%:*} -m \${1#*:}; }
     swap() { dmsetup rename dm-test-0 dm-test-x; dmsetup rename dm-test-1 dm-test-0; dmsetup rename dm-test-x dm-test-1; }
-    while [ ! -e stop ]; do swap; done & swapping=$!
-    name_now() { dmsetup info -c --noheadings -o name -j \${number%:*} -m \${number#*:}; }
-    # Which device has got the table; it is taken away again.
+    start() { rm -f stop; while [ ! -e stop ]; do swap; done & swapping=$!; }
+    stop() { touch stop; wait $swapping; rm stop; }
+    trap 'stop; undo' EXIT
+    # Which device is suspended; it is resumed again.
     check() {
-      local found=$(dmsetup info -c --noheadings --separator ' ' -o major,minor,tables_loaded | awk '$3 == "Both" { print $1 ":" $2 }')
-      case $found in "$number") echo right ;; '') echo none ;; *) echo wrong ;; esac
-      for n in $found; do dmsetup clear -j \${n%:*} -m \${n#*:}; done
+      local found=$(dmsetup info -c --noheadings --separator ' ' -o major,minor,suspended | awk '$3 == "Suspended" { print $1 ":" $2 }')
+      case $found in "$number") echo $1 right ;; '') echo $1 none ;; *) echo $1 wrong ;; esac
+      for found in $found; do by_number $found dmsetup resume; done
     }
     for ((i = 0; i < ${SWAPS}; i++)); do
-      diskseqfs dm reload $ours "$(table \${paths[0]} 8)"
-      echo "ours $(check)"
-      name=$(name_now)
+      start
+      diskseqfs dm suspend $ours
+      stop
+      check ours
+      name=$(by_number $number dmsetup info -c --noheadings -o name)
+      start
       sleep 0.$((RANDOM % 10))
-      dmsetup reload $name --table "$(table \${disks[0]} 8)" || true
-      echo "name $(check)"
+      dmsetup suspend "$name" || true
+      stop
+      check name
     done
-    touch stop; wait $swapping; rm stop`,
+    start`,
     60 * 60_000,
   )
   const count = (what: string) => output.split('\n').filter((line) => line === what).length
   note(t, `names swapped: by diskseq ${count('ours right')} right, ${count('ours wrong')} wrong; by name ${count('name wrong')} wrong`)
-  t.equal(count('ours right'), SWAPS, 'each reload reached its device')
+  t.equal(count('ours right'), SWAPS, `each call reached its device: ${output}`)
   t.ok(count('name wrong') > 0, 'twin: by the name that it had, some reached the other one')
 }
 
