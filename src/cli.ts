@@ -135,8 +135,7 @@ function program(): Command {
       await unmount(mountpoint)
     })
 
-  root
-    .command('list')
+  asking(root.command('list'))
     .summary('show disks and partitions with their sequence numbers')
     .description(
       'Lists disks and partitions as the kernel has them now; or only those that are named: in the tree, by the kernel, by\n' +
@@ -145,8 +144,8 @@ function program(): Command {
     .argument('[device...]', 'only these')
     .option(
       '-o, --output <columns>',
-      'NAME, PATH, KNAME, MAJ:MIN, DISKSEQ, PARTN, SIZE, RO, TYPE, HOLDER, DM-NAME, DM-UUID, BACK-FILE, MOUNTPOINTS;\n' +
-        'with + in front, more than the default',
+      'NAME, PATH, KNAME, MAJ:MIN, DISKSEQ, PARTN, SIZE, RO, TYPE, HOLDER, DM-NAME, DM-UUID, BACK-FILE, MOUNTPOINTS,\n' +
+        'LEASES (of the daemon); with + in front, more than the default',
     )
     .option('-b, --bytes', 'sizes in bytes')
     .option('-n, --noheadings', 'no headings')

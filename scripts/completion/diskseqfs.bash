@@ -43,7 +43,7 @@ _diskseqfs() {
 	mount:--log-format) words='pretty json journal' ;;
 	mount:-o) words='linger= hold= open_timeout= transport= log_level= log_format= ro noatime relatime' ;;
 	mount:--linger | mount:--hold | mount:--open-timeout) return ;;
-	exec:--tree | attach:--tree | detach:--tree | leases:--tree | status:--tree | 'dm create:--tree')
+	exec:--tree | attach:--tree | detach:--tree | leases:--tree | status:--tree | list:--tree | 'dm create:--tree')
 		mapfile -t COMPREPLY < <(_diskseqfs_trees "$word")
 		return
 		;;
@@ -55,7 +55,7 @@ _diskseqfs() {
 	wait:--dm-name) words=$(cat /sys/block/dm-*/dm/name 2>/dev/null) ;;
 	attach:--sector-size) words='512 1024 2048 4096' ;;
 	list:-o | list:--output | list:-x | list:--sort)
-		words='NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS'
+		words='NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS LEASES'
 		;;
 	help:*) words='mount unmount list resolve exec attach detach leases status dm watch wait doctor' ;;
 	*)
@@ -64,7 +64,7 @@ _diskseqfs() {
 			case $command in
 			mount) words='--foreground --replace -o --linger --hold --open-timeout --transport --log-level --log-format --help' ;;
 			unmount) words='--help' ;;
-			list) words='--output --bytes --noheadings --raw --pairs --json --paths --sort --help' ;;
+			list) words='--output --bytes --noheadings --raw --pairs --json --paths --sort --tree --help' ;;
 			resolve | doctor) words='--json --help' ;;
 			watch) words='--json --existing --help' ;;
 			wait) words='--loop-file --dm-name --gone --timeout --help' ;;

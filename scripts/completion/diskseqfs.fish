@@ -45,7 +45,7 @@ complete -c diskseqfs -n '__fish_seen_subcommand_from mount' -l log-format -x -a
 
 complete -c diskseqfs -n '__fish_seen_subcommand_from unmount' -a '(__diskseqfs_trees)'
 complete -c diskseqfs -n '__fish_seen_subcommand_from resolve attach leases status doctor' -l json -d 'print JSON'
-set -l columns NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS
+set -l columns NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS LEASES
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s o -l output -x -a "$columns" -d columns
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s b -l bytes -d 'sizes in bytes'
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s n -l noheadings -d 'no headings'
@@ -57,7 +57,7 @@ complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s x -l sort -x -a "
 complete -c diskseqfs -n '__fish_seen_subcommand_from list resolve exec' -F -a '(__diskseqfs_devices)'
 
 complete -c diskseqfs -n '__fish_seen_subcommand_from status' -l prometheus -d 'print metrics for Prometheus'
-complete -c diskseqfs -n '__fish_seen_subcommand_from exec attach detach leases status' -l tree -x -a '(__diskseqfs_trees)' -d 'where the tree is mounted'
+complete -c diskseqfs -n '__fish_seen_subcommand_from list exec attach detach leases status' -l tree -x -a '(__diskseqfs_trees)' -d 'where the tree is mounted'
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec attach' -l fd -d 'pass the open disk itself'
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec' -l write -d 'hold the disks open for writing'
 complete -c diskseqfs -n '__fish_seen_subcommand_from exec' -l exclusive -d 'hold the disks exclusively'

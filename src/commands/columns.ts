@@ -27,6 +27,8 @@ export interface Details {
   attribute(device: Listed, name: string): string | undefined
   /** Where filesystems on devices with that number are mounted; `[SWAP]` for swap. */
   mountpoints(majmin: string): readonly string[]
+  /** Those by which the daemon holds it. */
+  leases(device: Listed): readonly string[]
 }
 
 type Value = string | number | boolean | null | readonly string[]
@@ -54,6 +56,7 @@ export const COLUMNS: Readonly<Record<string, Column>> = {
   'DM-UUID': { value: (device, { attribute }) => attribute(device, 'dm/uuid') || null },
   'BACK-FILE': { value: (device, { attribute }) => attribute(device, 'loop/backing_file') ?? null },
   MOUNTPOINTS: { value: ({ majmin }, { mountpoints }) => mountpoints(majmin) },
+  LEASES: { value: (device, { leases }) => leases(device) },
 }
 
 export const DEFAULT_COLUMNS = ['NAME', 'KNAME', 'MAJ:MIN', 'SIZE', 'RO', 'TYPE', 'HOLDER']

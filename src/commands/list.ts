@@ -2,6 +2,7 @@
 /** `diskseqfs list`: what sysfs has now, for people and for programs. */
 import { readFileSync, statSync } from 'node:fs'
 
+import type { LeaseReply } from '../broker/lease-reply.js'
 import { type DiskSeq, nodeName, parseName } from '../devices/names.js'
 import { devices } from '../disks/open.js'
 import { errnoOf, UserError } from '../util/errno.js'
@@ -9,6 +10,7 @@ import { native } from '../native.js'
 import { type Device, Sysfs } from '../devices/sysfs.js'
 import { unescapeOctal } from '../util/mountpoint.js'
 import { printable } from '../util/text.js'
+import { ask } from './ask.js'
 import { DEFAULT_COLUMNS, type Format, type Listed, parseColumn, parseColumns, show, type Showing, sorted } from './columns.js'
 import type { ListArguments } from './options.js'
 
@@ -21,21 +23,30 @@ const SECTOR = 512
  */
 export async function list(which: readonly string[], options: ListArguments): Promise<number> {
   const sysfs = new Sysfs(native)
-  const showing = showingOf(sysfs, options)
+  const columns = options.output === undefined ? DEFAULT_COLUMNS : parseColumns(options.output)
+  const sort = options.sort === undefined ? undefined : parseColumn(options.sort)
+  // Only the daemon knows of them.
+  const leases = [...columns, sort].includes('LEASES') ? await leasesByName(options.tree) : new Map<string, string[]>()
+  const showing = showingOf(sysfs, columns, leases, options)
   const all = tree(sysfs, await devices())
   const { found, missing } = select(all, which)
-  const flat = options.sort === undefined ? found : sorted(found.flatMap(flatten), parseColumn(options.sort), showing)
+  const flat = sort === undefined ? found : sorted(found.flatMap(flatten), sort, showing)
   process.stdout.write(show(flat, showing))
   for (const argument of missing) process.stderr.write(`diskseqfs: ${printable(argument)}: no disk or partition is called so now\n`)
   return missing.length === 0 ? 0 : 1
 }
 
-function showingOf(sysfs: Sysfs, { output, bytes = false, noheadings = false, raw, json, pairs, paths = false }: ListArguments): Showing {
+function showingOf(
+  sysfs: Sysfs,
+  columns: readonly string[],
+  leases: ReadonlyMap<string, readonly string[]>,
+  { bytes = false, noheadings = false, raw, json, pairs, paths = false }: ListArguments,
+): Showing {
   const formats = [raw && 'raw', json && 'json', pairs && 'pairs'].filter((format) => typeof format === 'string') as Format[]
   if (formats.length > 1) throw new UserError('--raw, --json and --pairs are different formats; choose one', 2)
   let mounts: Map<string, string[]> | undefined
   return {
-    columns: output === undefined ? DEFAULT_COLUMNS : parseColumns(output),
+    columns,
     format: formats[0] ?? 'table',
     bytes,
     headings: !noheadings,
@@ -44,8 +55,17 @@ function showingOf(sysfs: Sysfs, { output, bytes = false, noheadings = false, ra
     details: {
       attribute: ({ kname }, name) => sysfs.attribute(kname.replaceAll('/', '!'), name)?.replace(/\n$/, ''),
       mountpoints: (majmin) => (mounts ??= readMounts()).get(majmin) ?? [],
+      leases: ({ name }) => leases.get(name) ?? [],
     },
   }
+}
+
+/** By the names of their disks. */
+async function leasesByName(mountpoint: string): Promise<Map<string, string[]>> {
+  const { leases } = (await ask(mountpoint, 'ListLeases')) as { leases: LeaseReply[] }
+  const found = new Map<string, string[]>()
+  for (const { name, lease } of leases) found.set(name, [...(found.get(name) ?? []), lease])
+  return found
 }
 
 /** Those of the list that are asked for, each with its partitions. */

@@ -84,12 +84,11 @@ export interface WaitArguments {
 }
 
 /** What `diskseqfs list` was told. */
-export interface ListArguments {
+export interface ListArguments extends TreeArguments {
   output?: string
   bytes?: boolean
   noheadings?: boolean
   raw?: boolean
-  json?: boolean
   pairs?: boolean
   paths?: boolean
   sort?: string

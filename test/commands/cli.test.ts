@@ -36,6 +36,7 @@ const COMMANDS = {
     '-J, --json',
     '-p, --paths',
     '-x, --sort <column>',
+    '--tree <mountpoint>',
     '-h, --help',
   ],
   resolve: ['<device...>', '--json', '-h, --help'],

@@ -358,3 +358,21 @@ t.test('colour is for terminals, unless NO_COLOR is set', async (t) => {
   t.notMatch((await on('NO_COLOR=1')).stdout, '\u001b')
   t.notMatch((await list()).stdout, '\u001b')
 })
+
+t.test('leases are those of the daemon, which is asked for nothing else', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const [disk, other] = [loopDisk(t), loopDisk(t)]
+  const { stdout: made } = await run(process.execPath, [CLI, 'attach', '--json', '--tree', mountpoint, disk.path])
+  const { lease } = JSON.parse(made) as { lease: string }
+  const leases = (...args: string[]) => list('--tree', mountpoint, '-no', 'KNAME,LEASES', ...args)
+  t.equal((await leases(disk.kname, other.kname)).stdout, `${disk.kname} ${lease}\n${other.kname}\n`)
+  const { stdout } = await list('--tree', mountpoint, '-J', '-o', 'leases', disk.kname)
+  t.match(JSON.parse(stdout), { devices: [{ leases: [lease] }] })
+  t.match(await list('--tree', '/nowhere', '-o', '+LEASES'), {
+    code: 1,
+    stdout: '',
+    stderr: /^diskseqfs: \/nowhere: no tree is mounted there\n$/,
+  })
+  t.match(await list('--tree', '/nowhere', disk.kname), { code: 0, stderr: '' })
+  await run(process.execPath, [CLI, 'detach', '--tree', mountpoint, lease])
+})
