@@ -64,13 +64,16 @@ static bool tell(int socket, const char *text, const int *fds, size_t n) {
 // Of "root", which is in the tree itself, it would ask for the attributes.
 static bool is_told(const char *name) { return strcmp(name, "fuse") != 0 && strcmp(name, "root") != 0; }
 
-static bool untold(const struct stored *each) { return !each->told && is_told(each->name); }
+static bool is_lease(const char *name) { return strncmp(name, "lease-", 6) == 0; }
+
+static bool untold(const struct stored *each) { return !each->told && is_told(each->name) && !is_lease(each->name); }
+static bool untold_lease(const struct stored *each) { return !each->told && is_lease(each->name); }
 static bool unsent(const struct stored *each) { return !each->sent; }
 static bool unsent_to_daemon(const struct stored *each) { return !each->sent && each->name[0] != '.'; }
 
 // As what a daemon gets it: leases, of which each has a name of its own, all together.  A message for each would be more
 // than a socket holds.
-static const char *for_daemon(const char *name) { return strncmp(name, "lease-", 6) == 0 ? "leases" : name; }
+static const char *for_daemon(const char *name) { return is_lease(name) ? "leases" : name; }
 static const char *by_name(const char *name) { return name; }
 
 // What is sent with one message.
@@ -91,24 +94,41 @@ static void gather(struct batch *batch, size_t from, bool (*wanted)(const struct
   }
 }
 
-static bool tell_all(int socket) {
+static bool tell_stored(int socket, bool (*wanted)(const struct stored *)) {
   char text[64];
-  for (; removals > 0; removals--) {
-    snprintf(text, sizeof text, "FDSTOREREMOVE=1\nFDNAME=%s", removed[removals - 1]);
-    if (!tell(socket, text, NULL, 0)) return false;
-  }
   for (size_t i = 0; i < count; i++) {
     struct batch batch;
-    gather(&batch, i, untold, by_name);
+    gather(&batch, i, wanted, by_name);
     if (batch.count == 0) continue;
     // Without FDPOLL=0 it would let go of a socket whose other end is closed.
     snprintf(text, sizeof text, "FDSTORE=1\nFDNAME=%s\nFDPOLL=0", stored[i].name);
     if (!tell(socket, text, batch.fds, batch.count)) return false;
     while (batch.count-- > 0) batch.of[batch.count]->told = true;
   }
+  return true;
+}
+
+static bool tell_waiting(int socket) {
   if (waiting[0] && !tell(socket, waiting, NULL, 0)) return false;
   waiting[0] = 0;
   return true;
+}
+
+static bool tell_removed(int socket, bool leases) {
+  char text[64];
+  for (size_t i = removals; i-- > 0;) {
+    if (is_lease(removed[i]) != leases) continue;
+    snprintf(text, sizeof text, "FDSTOREREMOVE=1\nFDNAME=%s", removed[i]);
+    if (!tell(socket, text, NULL, 0)) return false;
+    memmove(removed[i], removed[--removals], NAME_SIZE);
+  }
+  return true;
+}
+
+static bool tell_all(int socket) {
+  // Leases last: of hundreds the manager's socket holds only some at a time, and it waits to hear that there is a daemon.
+  return tell_removed(socket, false) && tell_stored(socket, untold) && tell_waiting(socket) && tell_removed(socket, true) &&
+         tell_stored(socket, untold_lease);
 }
 
 bool store_tell(void) {
