@@ -31,7 +31,7 @@ const KINDS: readonly Kind[] = [
     more: ['--node-uid', String(NOBODY)],
   },
   { name: 'a child of vfork(2)', way: 'vfork', enough: 200, twin: 'no-pins' },
-  { name: 'a thread whose program is replaced by execve(2) meanwhile', way: 'exec', enough: 100, twin: 'no-pins', errors: ['EINTR'] },
+  { name: 'a thread whose program is replaced by execve(2) meanwhile', way: 'exec', enough: 40, twin: 'no-pins', errors: ['EINTR'] },
   { name: 'a traced process', way: 'traced', enough: 200, twin: 'no-pins' },
   { name: 'a traced process, made to open in place of another call', way: 'traced-replaced', enough: 200, twin: 'no-pins', needs: 'x64' },
   { name: 'a seccomp supervisor, for a process that is in open(2) meanwhile', way: 'notified-addfd', enough: 200, twin: 'no-pins' },

@@ -371,6 +371,8 @@ t.test('they need a scan if events were lost since, or are lost during the scan'
   t.equal(await slowly('30'), 'late')
   await quiet()
   state.held = true
+  // On a busy machine there may have been a second scan by now, after which no number up to 60 needs one.
+  registry.lost()
   const asked = slowly('31')
   await until(() => state.waiting.length === 1)
   registry.lost()
