@@ -44,6 +44,7 @@ const ELSEWHERE: readonly [RegExp, string][] = [
   [/^apt-get install \.\//, 'make check-vm installs the package'],
   [/^apt-get install libfuse2|^npm install --prefix/, 'make check installs fuse-native with the tests'],
   [/^npm install \.\/diskseqfs/, 'test/commands/programs.test.ts'],
+  [/^scripts\/check test/, 'make check runs it'],
   [/^(udevadm|systemctl|journalctl|ln -s \/dev\/null|echo 'DISKSEQFS_OPTIONS)/, 'make check-vm, of udev and of the service'],
   [/^ls -l \/dev\/mapper|^readlink -f \/dev\/disk\/by-label/, 'make check-vm, of names'],
 ]
