@@ -44,7 +44,17 @@ export function packagePath(): string {
 /** Emulation is slow, and other work on the host makes it slower. */
 const BOOT_TIMEOUT_MS = 600_000
 const BOOT_TRIES = 4
-const RUN_TIMEOUT_MS = 180_000
+const RUN_TIMEOUT_MS = 900_000
+
+/** Of scripts that stop at the first failure. By itself udevadm waits for two minutes, which is not always enough on a busy host. */
+const PRELUDE = `set -euo pipefail
+udevadm() {
+  local tries
+  if [ "\${1-}" = settle ]; then
+    for tries in 1 2 3 4; do command udevadm "$@" && return; done
+  fi
+  command udevadm "$@"
+}`
 const POWEROFF_TIMEOUT_MS = 120_000
 
 export interface Outcome {
@@ -220,7 +230,7 @@ export class Vm {
    * @throws with what it printed, if it failed
    */
   async run(script: string, timeoutMs?: number): Promise<string> {
-    const { status, output } = await this.attempt(`set -euo pipefail\n${script}`, timeoutMs)
+    const { status, output } = await this.attempt(`${PRELUDE}\n${script}`, timeoutMs)
     if (status !== 0) throw new Error(`status ${status} of: ${script}\n${output.slice(-4000)}`)
     return output
   }
