@@ -9,7 +9,7 @@ import t from 'tap'
 
 import { checkDmName, parseTable, withoutKey } from '../../src/disks/dm.js'
 import { DiskError } from '../../src/disks/open.js'
-import { cli, loopDisk } from '../helpers/tree.js'
+import { CLI, cli, loopDisk, run } from '../helpers/tree.js'
 
 const dm = (...args: string[]) => cli('dm', ...args)
 const TABLE = '0 8 zero'
@@ -105,6 +105,11 @@ t.test('another disk is no device-mapper device', async (t) => {
     const { code, stderr } = await dm(...args, disk.path, ...(args[0] === 'reload' ? [TABLE] : []))
     t.strictSame({ code, stderr }, { code: 1, stderr: `diskseqfs: ${disk.path}: ${disk.kname} is no device-mapper device\n` }, args[0])
   }
+})
+
+t.test('who is not root', async (t) => {
+  const result = await run(process.execPath, [CLI, 'dm', 'create', 'x', TABLE], { uid: 65534, gid: 65534 })
+  t.strictSame(result, { code: 1, stdout: '', stderr: "diskseqfs: x: device-mapper is root's; run this as root\n" })
 })
 
 t.test('a kernel without device-mapper', { skip: HAS_DM && 'this kernel has it' }, async (t) => {
