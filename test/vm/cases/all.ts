@@ -196,7 +196,7 @@ async function notByContent(t: Test, vm: Vm): Promise<void> {
 
 export const all: Case = {
   name: 'all links of all devices',
-  shortOn: 'trixie',
+  shortOn: 'none',
   async before(vm): Promise<Stock> {
     return { links: await vm.run(LINKS), raced: await race(vm) }
   },

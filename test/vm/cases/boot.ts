@@ -88,6 +88,7 @@ async function newInitrd(vm: Vm): Promise<void> {
 
 export const boot: Case = {
   name: 'boot',
+  shortOn: 'trixie',
   async before(vm) {
     const stock = [await times(vm)]
     const probes = await vm.run(PROBES)

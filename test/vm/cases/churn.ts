@@ -9,13 +9,13 @@
 
 import type { Test } from 'tap'
 
-import type { Case } from '../case.js'
+import { type Case, SHORT } from '../case.js'
 import { note } from '../findings.js'
 import { TWIN_MOUNTPOINT, withTwin } from '../twin.js'
 import type { Vm } from '../vm.js'
 
 const TREE = '/dev/disk/by-diskseq'
-const SECONDS = 15
+const SECONDS = SHORT ? 8 : 15
 /** udev needs time for each disk, so this is how long they live at most. */
 const LINKED_LIVE_US = 200_000
 

@@ -98,6 +98,7 @@ const REMOVE = `
 
 export const service: Case = {
   name: 'service: stop, start, links switched off',
+  shortOn: 'bookworm',
   async run(t, vm) {
     await inTree(t, vm, 'installed')
     t.equal(await vm.run('systemctl show -P Type -P WatchdogUSec diskseqfs'), 'notify\n30s\n')
@@ -188,6 +189,7 @@ const KEPT_NAMES = '/run/udev/rules.d/61-diskseqfs-removed.rules'
 
 export const removal: Case = {
   name: 'remove and purge',
+  shortOn: 'bookworm',
   async run(t, vm) {
     await vm.run(MOUNTED)
     await vm.run('ln -s /dev/disk/by-diskseq/.dm/4000000000/dm-9 /dev/mapper/gone; dpkg -r diskseqfs')

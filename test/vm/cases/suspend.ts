@@ -94,7 +94,7 @@ const MEANWHILE = `
 
 export const suspend: Case = {
   name: 'suspend while disks are opened and looked at',
-  shortOn: 'trixie',
+  shortOn: 'none',
   before: allKinds,
   async run(t: Test, vm: Vm, before: unknown) {
     const ours = await allKinds(vm)
