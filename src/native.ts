@@ -67,21 +67,12 @@ export interface DmTarget {
 
 /** What libdevmapper says of a device. */
 export interface DmFound {
-  /** As libdevmapper writes them: with `\xNN` for what names of files should not have. */
+  /** As libdevmapper writes it: with `\xNN` for what names of files should not have. */
   readonly name: string
-  readonly uuid: string
   readonly major: number
   readonly minor: number
   readonly exists: boolean
-  readonly suspended: boolean
-  /** Whether it has a table, and another one that resuming it puts in its place. */
-  readonly live: boolean
-  readonly inactive: boolean
-  readonly readOnly: boolean
-  /** It goes with its last user. */
-  readonly deferred: boolean
   readonly openCount: number
-  readonly eventNumber: number
   readonly targets: readonly DmTarget[]
   /** Of a list: the names of all devices. */
   readonly names: readonly string[]

@@ -50,7 +50,6 @@ struct Library {
   int (*set_cookie)(dm_task*, uint32_t* cookie, uint16_t flags);
   int (*no_flush)(dm_task*);
   int (*skip_lockfs)(dm_task*);
-  int (*no_open_count)(dm_task*);
   int (*query_inactive_table)(dm_task*);
   int (*deferred_remove)(dm_task*);
   int (*add_target)(dm_task*, uint64_t start, uint64_t size, const char* type, const char* params);
@@ -58,7 +57,6 @@ struct Library {
   int (*get_errno)(dm_task*);
   int (*get_info)(dm_task*, dm_info*);
   const char* (*get_name)(const dm_task*);
-  const char* (*get_uuid)(const dm_task*);
   const dm_names* (*get_names)(dm_task*);
   void* (*next_target)(dm_task*, void* next, uint64_t* start, uint64_t* length, char** type, char** params);
   int (*udev_wait)(uint32_t cookie);
@@ -109,7 +107,6 @@ const Library& Load() {
     load("dm_task_set_cookie", &found.set_cookie);
     load("dm_task_no_flush", &found.no_flush);
     load("dm_task_skip_lockfs", &found.skip_lockfs);
-    load("dm_task_no_open_count", &found.no_open_count);
     load("dm_task_query_inactive_table", &found.query_inactive_table);
     load("dm_task_deferred_remove", &found.deferred_remove);
     load("dm_task_add_target", &found.add_target);
@@ -117,7 +114,6 @@ const Library& Load() {
     load("dm_task_get_errno", &found.get_errno);
     load("dm_task_get_info", &found.get_info);
     load("dm_task_get_name", &found.get_name);
-    load("dm_task_get_uuid", &found.get_uuid);
     load("dm_task_get_names", &found.get_names);
     load("dm_get_next_target", &found.next_target);
     load("dm_udev_wait", &found.udev_wait);
@@ -164,7 +160,7 @@ constexpr int kMessage = 17;
 
 struct Done {
   int error = 0;
-  std::string said, name, uuid;
+  std::string said, name;
   dm_info info = {};
   std::vector<Target> targets;
   std::vector<std::string> names;
@@ -221,9 +217,7 @@ Done Run(const Task& asked) {
     done.error = EIO;
   } else {
     const char* name = dm.get_name(task);
-    const char* uuid = dm.get_uuid(task);
     done.name = name == nullptr ? "" : name;
-    done.uuid = uuid == nullptr ? "" : uuid;
     void* next = nullptr;
     do {
       Target found;
@@ -247,17 +241,10 @@ Done Run(const Task& asked) {
 Napi::Object ToObject(Napi::Env env, const Done& done) {
   auto object = Napi::Object::New(env);
   object.Set("name", done.name);
-  object.Set("uuid", done.uuid);
   object.Set("major", done.info.major);
   object.Set("minor", done.info.minor);
   object.Set("exists", done.info.exists != 0);
-  object.Set("suspended", done.info.suspended != 0);
-  object.Set("live", done.info.live_table != 0);
-  object.Set("inactive", done.info.inactive_table != 0);
-  object.Set("readOnly", done.info.read_only != 0);
-  object.Set("deferred", done.info.deferred_remove != 0);
   object.Set("openCount", done.info.open_count);
-  object.Set("eventNumber", done.info.event_nr);
   auto targets = Napi::Array::New(env, done.targets.size());
   for (uint32_t i = 0; i < done.targets.size(); i++) {
     const Target& found = done.targets[i];
