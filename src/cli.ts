@@ -415,7 +415,6 @@ function refuseForDm({ untilUnused, keep, grace, json, fd }: DmCreateArguments):
   const code = runs ? 125 : 2
   if (untilUnused !== true && (keep !== undefined || grace !== undefined))
     throw new UserError('--keep and --grace are for --until-unused', code)
-  if (keep !== undefined && grace !== undefined) throw new UserError('--keep and --grace exclude each other', code)
   if (runs && (keep ?? grace ?? json) !== undefined)
     throw new UserError('--keep, --grace and --json are for dm create without a command', code)
   if (!runs && fd === true) throw new UserError('--fd is for dm create with a command', code)

@@ -2,25 +2,16 @@
 /** `diskseqfs dm`: device-mapper devices, made and changed by what they are. */
 import { readFileSync } from 'node:fs'
 
-import { lease } from '../broker/lease.js'
+import { lease, type LeaseOptions } from '../broker/lease.js'
 import * as dm from '../disks/dm.js'
-import { type Disk, DiskError } from '../disks/open.js'
+import type { Disk } from '../disks/open.js'
 import { errnoName, errnoOf, UserError } from '../util/errno.js'
 import { printable, toJson } from '../util/text.js'
 import { EXIT, runWith } from './exec.js'
+import { about, ruleOf } from './leases.js'
 import type { DmCreateArguments, DmTableArguments } from './options.js'
 
 const print = (text: string) => void process.stdout.write(text)
-
-/** Errors say what they are about. */
-async function about<T>(what: string, work: Promise<T>, exitCode = 1): Promise<T> {
-  try {
-    return await work
-  } catch (error) {
-    if (!(error instanceof DiskError)) throw error
-    throw new UserError(`${printable(what)}: ${error.message}`, exitCode)
-  }
-}
 
 /** @returns what `use` does, with the device held open */
 async function withDevice<T>(what: string, use: (disk: Disk) => Promise<T>): Promise<T> {
@@ -49,10 +40,11 @@ function textOf(table: string, exitCode = 1): string {
 export async function create(name: string, table: string, command: readonly string[], options: DmCreateArguments): Promise<number> {
   const runs = command.length > 0
   const failed = runs ? EXIT.FAILED : 1
+  const rule = ruleOf(options)
   const disk = await about(name, dm.createDm(name, textOf(table, failed), options), failed)
   if (runs) return runWith([disk], command, options)
   try {
-    if (options.untilUnused === true) await lend(name, disk, options)
+    if (options.untilUnused === true) await lend(name, disk, { ...rule, tree: options.tree })
     print(options.json === true ? toJson(described(name, disk)) : `${disk.path}\n`)
   } finally {
     await disk.close()
@@ -61,10 +53,8 @@ export async function create(name: string, table: string, command: readonly stri
 }
 
 /** Until somebody else has opened the device, the daemon holds it, or it would be gone with this command. */
-async function lend(name: string, disk: Disk, { tree, grace, keep }: DmCreateArguments): Promise<void> {
-  const rule =
-    keep === true ? { rule: 'keep' as const } : { rule: 'grace' as const, ...(grace !== undefined && { graceSeconds: Math.ceil(grace) }) }
-  const held = await about(name, lease(`/dev/${disk.kname}`, { tree, ...rule, reason: `dm create ${name}` }))
+async function lend(name: string, disk: Disk, options: LeaseOptions): Promise<void> {
+  const held = await about(name, lease(`/dev/${disk.kname}`, { ...options, reason: `dm create ${name}` }))
   held.close()
   // It is open here, so its node leads to no other.
   if (held.diskseq !== disk.diskseq) throw new UserError(`${printable(name)}: /dev/${disk.kname} is another device's node`)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Disks that the daemon holds: `diskseqfs attach` without a command, `detach`, `leases`. */
-import { lease } from '../broker/lease.js'
+import { lease, type LeaseOptions } from '../broker/lease.js'
 import type { LeaseReply } from '../broker/lease-reply.js'
 import { DiskError, isDevice } from '../disks/open.js'
 import { UserError } from '../util/errno.js'
@@ -14,23 +14,40 @@ const print = (text: string) => void process.stdout.write(text)
 /** Makes a file a disk, or holds a disk, and prints its path in the tree. */
 export async function lend(what: string, options: LeaseArguments): Promise<void> {
   const { keep, grace, json, share } = options
-  if (keep === true && grace !== undefined) throw new UserError('--keep and --grace exclude each other', 2)
+  const rule = ruleOf({ keep, grace })
   if (await isDevice(what)) {
     refuseFileOptions(options, 2)
     if (share === true) throw new UserError('--share is for files, and this is a device', 2)
   }
-  const graceSeconds = grace === undefined ? {} : { graceSeconds: Math.ceil(grace) }
-  const held = await about(what, lease(what, { ...options, rule: keep === true ? 'keep' : 'grace', ...graceSeconds }))
+  const held = await about(what, lease(what, { ...options, ...rule }))
   print(json === true ? toJson(held.reply) : `${held.path}\n`)
   held.close()
 }
 
-async function about<T>(argument: string, work: Promise<T>): Promise<T> {
+/**
+ * The rule by which a lease ends, as options say it.
+ *
+ * @throws UserError where they exclude each other
+ */
+export function ruleOf({
+  keep,
+  grace,
+}: {
+  keep?: boolean | undefined
+  grace?: number | undefined
+}): Pick<LeaseOptions, 'rule' | 'graceSeconds'> {
+  if (keep === true && grace !== undefined) throw new UserError('--keep and --grace exclude each other', 2)
+  if (keep === true) return { rule: 'keep' }
+  return { rule: 'grace', ...(grace !== undefined && { graceSeconds: Math.ceil(grace) }) }
+}
+
+/** Says of an error which argument it is about. */
+export async function about<T>(argument: string, work: Promise<T>, exitCode = 1): Promise<T> {
   try {
     return await work
   } catch (error) {
     if (!(error instanceof DiskError)) throw error
-    throw new UserError(`${printable(argument)}: ${error.message}`)
+    throw new UserError(`${printable(argument)}: ${error.message}`, exitCode)
   }
 }
 

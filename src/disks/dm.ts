@@ -8,6 +8,7 @@ import { randomBytes } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
+import { dmNameOf } from '../devices/names.js'
 import { type DmFound, type DmTarget, native } from '../native.js'
 import { E, errnoName, errnoOf } from '../util/errno.js'
 import { ownPidNamespace } from '../util/pid-namespace.js'
@@ -78,7 +79,9 @@ function failed(task: number, errno: number, said: string): DiskError {
     return new DiskError(`libdevmapper cannot be loaded (${printable(said)}); install it (apt install libdevmapper1.02.1)`, code)
   }
   if (process.geteuid?.() !== 0) return new DiskError("device-mapper is root's; run this as root", 'EACCES')
-  if (/control/.test(said)) return new DiskError(`this kernel has no device-mapper; load the module (modprobe dm-mod)`, 'ENODEV')
+  // Not a device of such a name.
+  if (said.includes('/dev/mapper/control'))
+    return new DiskError('this kernel has no device-mapper; load the module (modprobe dm-mod)', 'ENODEV')
   if (task === TASK.CREATE && errno === E.EBUSY) return new DiskError('there is a device with this UUID already', 'EEXIST')
   const hint = task === TASK.RELOAD ? '; the kernel says why in its log (journalctl -k)' : ''
   return new DiskError(`${FAILS[task] ?? 'device-mapper cannot be asked'}: ${code}${hint}`, code)
@@ -261,10 +264,7 @@ async function verify(device: { major: number; minor: number }, name: string): P
 }
 
 /** @param found as libdevmapper has it */
-function sameName(found: string, name: string): boolean {
-  const decoded = found.replace(/\\x([0-9a-f]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
-  return decoded === Buffer.from(name).toString('latin1') || found === name
-}
+const sameName = (found: string, name: string): boolean => found === name || dmNameOf(found) === Buffer.from(name).toString('latin1')
 
 /** A device that has got its name, but could not be resumed. */
 async function removeIfOurs(name: string, { diskseq }: Disk): Promise<void> {
