@@ -660,6 +660,18 @@ export const threads = (pid: number) => readdirSync(`/proc/${pid}/task`)
 /** The open descriptors of a process. */
 export const descriptors = (pid: number) => readdirSync(`/proc/${pid}/fd`)
 
+/**
+ * Whether a process has a device open by that node: fuser(1) and lsof(8) ask this, and `fuser -k` then ends the
+ * process.
+ */
+export function uses(pid: number, node: string): boolean {
+  const { dev, ino } = statSync(node)
+  return descriptors(pid).some((fd) => {
+    const found = statSync(`/proc/${pid}/fd/${fd}`, { throwIfNoEntry: false })
+    return found?.dev === dev && found.ino === ino
+  })
+}
+
 /** Makes many disks, all on one file; they are removed when the test ends. -> their paths in /dev */
 export async function manyDisks(t: Test, count: number, file: string): Promise<string[]> {
   await startBlk(t, 'loops', String(count), file)

@@ -18,7 +18,6 @@ import {
   cleanup,
   CLI,
   cli,
-  descriptors,
   image,
   loopDisk,
   type ManagedTree,
@@ -30,6 +29,7 @@ import {
   startTree,
   type Twin,
   until,
+  uses,
 } from '../helpers/tree.js'
 
 interface Lease {
@@ -49,19 +49,6 @@ function head(path: string, bytes: number): string {
   readSync(fd, buffer)
   closeSync(fd)
   return buffer.toString()
-}
-
-/** Whether a process has a descriptor of this very node. */
-function hasOpen(pid: number, path: string): boolean {
-  const { dev, ino } = statSync(path)
-  return descriptors(pid).some((fd) => {
-    try {
-      const found = statSync(`/proc/${pid}/fd/${fd}`)
-      return found.dev === dev && found.ino === ino
-    } catch {
-      return false // closed meanwhile
-    }
-  })
 }
 
 async function connect(t: Test, mountpoint: string): Promise<Client> {
@@ -149,7 +136,7 @@ t.test('a disk that is there is held as it is', async (t) => {
     const lease = await attach(client, path)
     t.match(lease, { name: disk.diskseq(), kernelName: disk.kname })
     // But for a look at its owner and mode.
-    await until(() => !hasOpen(pid, disk.path))
+    await until(() => !uses(pid, disk.path))
     t.pass('the daemon is not among the users of its node')
     const { lease: id } = lease
     // It is detached when nobody has it any more.

@@ -42,6 +42,7 @@ import {
   until,
   watchNode,
   zramDisk,
+  uses,
 } from '../helpers/tree.js'
 
 const directoryOf = (mountpoint: string, disk: { diskseq(): string }) => join(mountpoint, DM_NAME, disk.diskseq())
@@ -287,18 +288,6 @@ t.test('so is a disk that such a program has resolved with realpath(3), which fo
   await once(child, 'close')
   await until(() => openDevices(pid).length === 0)
 })
-
-/**
- * Whether a process has a device open by that node: fuser(1) and lsof(8) ask this, and `fuser -k` then ends the
- * process.
- */
-function uses(pid: number, node: string): boolean {
-  const { dev, ino } = statSync(node)
-  return readdirSync(`/proc/${pid}/fd`).some((fd) => {
-    const found = statSync(`/proc/${pid}/fd/${fd}`, { throwIfNoEntry: false })
-    return found?.dev === dev && found.ino === ino
-  })
-}
 
 /** Whether the daemon counts as a user of the device node while it holds the device for a program. */
 async function isUser(t: Test, twin?: Twin): Promise<boolean> {
