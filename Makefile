@@ -136,7 +136,7 @@ run:
 	@$(MAKE) --no-print-directory build
 	@scripts/run "$(MOUNTPOINT)"
 
-# The tests, and the modules that they are about once more. What tests are of is in TypeScript's own check.
+# With the modules that they import, which are those of the program once more.
 TESTS = build/test/run.js
 $(TESTS): test/tsconfig.json $(shell find test -mindepth 1 -name '*.ts' -o -mindepth 1 -type d) build/src/cli.js
 	@echo 'setup: compiling the tests'
@@ -172,6 +172,7 @@ check-fresh: $(TESTS)
 	node $(TESTS) --jobs=1 --timeout=2000 $(FRESH:%=test/fresh/%.ts)
 
 check-types: $(DEPS)
+	tsc --noEmit -p tsconfig.json
 	tsc --noEmit -p test
 
 lint: $(DEPS)

@@ -94,7 +94,7 @@ function tree(): string {
       { cwd: ROOT, stdio: 'inherit' },
     ),
   )
-  execFileSync(join(ROOT, 'node_modules/.bin/tsc'), ['-p', 'test/fuzz', '--outDir', BUILT], { cwd: ROOT, stdio: 'inherit' })
+  execFileSync(join(ROOT, 'node_modules/.bin/tsc'), ['-p', 'test/fuzz'], { cwd: ROOT, stdio: 'inherit' })
   return BUILT
 }
 
