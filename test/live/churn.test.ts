@@ -12,23 +12,23 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { addCounts, blk } from '../helpers/blk.js'
+import { addCounts } from '../helpers/blk.js'
+import { churnRuns } from '../helpers/churn.js'
 import { LONG, twoForms } from '../helpers/long.js'
 import { startTree } from '../helpers/tree.js'
 
 const SECONDS = LONG ? 30 : 6
-const TWIN_SECONDS = 10
+const TWIN_SECONDS = 3
 const OPENS_MIN = LONG ? 20_000 : 3000
 const RECYCLES_MIN = 1000
-/** A machine that is busy with other things needs more rounds. */
-const ROUNDS_MAX = 12
 
 interface Options {
   readonly mode?: 'tree' | 'links'
   readonly parts: boolean
   readonly seconds: number
   readonly more?: readonly string[]
-  /** Ends the run when this holds, or after {@link ROUNDS_MAX} times the seconds. */
+  readonly lives?: number
+  /** Ends the test when this holds: see {@link churnRuns}. */
   readonly until: (sum: Counts) => boolean
 }
 
@@ -47,12 +47,13 @@ interface Counts extends Record<(typeof FIELDS)[number], number> {
   readonly errors: Record<string, number>
 }
 
-async function churn(t: Test, dir: string, { mode = 'tree', parts, seconds, more = [], until }: Options): Promise<Counts> {
+async function churn(t: Test, dir: string, { mode = 'tree', parts, seconds, more = [], lives, until }: Options): Promise<Counts> {
   const sum = { ...Object.fromEntries(FIELDS.map((field) => [field, 0])), errors: {} } as Counts
-  for (let round = 0; round < ROUNDS_MAX && !(round > 0 && until(sum)); round++) {
-    const result = await blk('churn', '--mode', mode, '--dir', dir, '--seconds', String(seconds), ...(parts ? ['--parts'] : []), ...more)
+  const args = ['--mode', mode, '--dir', dir, '--seconds', String(seconds), ...(parts ? ['--parts'] : []), ...more]
+  for await (const result of churnRuns(args, lives)) {
     for (const field of FIELDS) sum[field] += result[field]
     addCounts(sum.errors, result['errors'])
+    if (until(sum)) break
   }
   const { opens_ok, opens_ok_idle, wrong_diskseq, wrong_data, recycles, errors } = sum
   t.comment(
@@ -101,7 +102,7 @@ t.test('disks, twin: without pins, wrong opens get through', async (t) => {
 // A partition's number is free for others some ms after the partition is gone (an RCU grace
 // period). So answers must be late here to be wrong, and there must be enough other partitions to
 // take the number.
-const MANY = { parts: true, seconds: TWIN_SECONDS, more: ['--live-us', '20000', '--devices', '16', '--slots', '32'] }
+const MANY = { parts: true, seconds: TWIN_SECONDS, lives: 20_000, more: ['--devices', '16', '--slots', '32'] }
 
 t.test('partitions: late answers are right as well', async (t) => {
   const tree = await startTree(t, { twin: 'none+slow' })

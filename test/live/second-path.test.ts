@@ -25,7 +25,8 @@ import { basename, join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { DM_NAME } from '../../src/devices/names.js'
-import { addCounts, blk } from '../helpers/blk.js'
+import { addCounts } from '../helpers/blk.js'
+import { churnRuns } from '../helpers/churn.js'
 import { LONG, twoForms } from '../helpers/long.js'
 import {
   cleanup,
@@ -136,21 +137,12 @@ const ENOUGH = LONG ? 1000 : 300
 
 async function churn(t: Test, mountpoint: string, parts: boolean) {
   const sum = { right: 0, wrong: 0, errors: {} as Record<string, number> }
-  for (let round = 0; round < 100 && sum.right < ENOUGH && sum.wrong === 0; round++) {
-    const found = await blk(
-      'churn',
-      '--mode',
-      'tree',
-      '--dir',
-      mountpoint,
-      '--seconds',
-      '2',
-      '--kernel-names',
-      ...(parts ? ['--parts'] : []),
-    )
+  const args = ['--mode', 'tree', '--dir', mountpoint, '--seconds', '2', '--kernel-names', ...(parts ? ['--parts'] : [])]
+  for await (const found of churnRuns(args)) {
     sum.right += found.opens_ok
     sum.wrong += found.wrong_diskseq + found.wrong_data
     addCounts(sum.errors, found['errors'])
+    if (sum.right >= ENOUGH || sum.wrong > 0) break
   }
   t.comment(`${t.name}: ${JSON.stringify(sum)}`)
   return sum

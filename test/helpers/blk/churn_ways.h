@@ -53,6 +53,7 @@ struct proxy {
 	int fd; /* the result: a descriptor or -errno */
 	int listener; /* receives its seccomp notifications (churn_ways_traced.c) */
 	sem_t asked, done;
+	int parent; /* pidfd */
 	pid_t pid;
 };
 

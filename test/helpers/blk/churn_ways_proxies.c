@@ -2,6 +2,7 @@
 /* One process opens the disk, and another one uses the descriptor. */
 #include "churn_ways.h"
 
+#include <poll.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -17,7 +18,21 @@ static struct proxy *proxy_make(void)
 
 	if (p == MAP_FAILED || sem_init(&p->asked, 1, 0) < 0 || sem_init(&p->done, 1, 0) < 0)
 		die("shared memory: %s", strerror(errno));
+	p->parent = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	if (p->parent < 0)
+		die("pidfd_open: %s", strerror(errno));
 	return p;
+}
+
+/* child_follows() for a proxy: in a new pid namespace getppid() is 0. One that stays would hold
+ * standard output open, for whose end the test waits. */
+static void proxy_follows(const struct proxy *p)
+{
+	struct pollfd parent = { .fd = p->parent, .events = POLLIN };
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (poll(&parent, 1, 0) != 0)
+		_exit(2);
 }
 
 static void proxy_fork(struct proxy *p, void (*run)(struct proxy *p), int flags)
@@ -27,8 +42,7 @@ static void proxy_fork(struct proxy *p, void (*run)(struct proxy *p), int flags)
 	if (pid < 0)
 		die("clone: %s", strerror(errno));
 	if (pid == 0) {
-		/* Not child_follows(): getppid() is 0 in a new pid namespace. */
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		proxy_follows(p);
 		run(p);
 		_exit(2);
 	}
@@ -132,8 +146,7 @@ static void become_root_there(struct proxy *p)
 		;
 	if (setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
 		die("a user namespace: %s", strerror(errno));
-	/* Set again, as the change of ids clears it. */
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	proxy_follows(p); /* again, as the change of ids clears it */
 	proxy_opens(p);
 }
 
