@@ -98,7 +98,7 @@ export class Vm {
     this.console = join(LOGS, `${release}.console`)
     this.kernel = join(image, 'vmlinuz')
     this.initrd = join(image, 'initrd.img')
-    execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', '-F', 'qcow2', '-b', join(image, 'disk.qcow2'), this.disk])
+    execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', '-F', 'raw', '-b', join(image, 'disk.img'), this.disk])
     rmSync(this.console, { force: true })
   }
 
