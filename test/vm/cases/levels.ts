@@ -118,6 +118,30 @@ async function visitAll(vm: Vm): Promise<Answers> {
   return { printed, seconds }
 }
 
+/**
+ * Whether the service was started in this user space before what mounts file systems. Its unit then stops with
+ * the user space before.
+ */
+const FIRST = `
+  began=$(systemctl show -P SoftRebootStartTimestampMonotonic)
+  service=$(systemctl show -P ActiveEnterTimestampMonotonic diskseqfs.service)
+  mounts=$(systemctl show -P ActiveEnterTimestampMonotonic local-fs-pre.target)
+  echo $began $service $mounts >&2
+  [ $began -lt $service ] && [ $service -le $mounts ] && echo first || echo not first`
+const UNIT = '/etc/systemd/system/diskseqfs.service'
+
+/** A start of user space with a unit that does not end with the one before. */
+async function withoutConflict(vm: Vm): Promise<string> {
+  await vm.run(`sed '/soft-reboot/d' /usr/lib/systemd/system/diskseqfs.service >${UNIT}; systemctl daemon-reload`)
+  try {
+    await vm.softReboot()
+    await vm.run('systemctl is-system-running --wait || true', 600_000)
+    return await vm.run(FIRST)
+  } finally {
+    await vm.run(`rm ${UNIT}; systemctl daemon-reload; systemctl restart diskseqfs`)
+  }
+}
+
 export const levels: Case = {
   name: 'levels: LVM in LUKS in LVM at boot, at repairs and after a start of user space',
   // Needs several boots of each system.
@@ -130,6 +154,10 @@ export const levels: Case = {
       const text = ours.printed.get(what)
       t.match(text, /: \/dev\/mapper\/secret-open \/secret$/m, `${what}: what is encrypted is mounted`)
       if (varies === undefined) t.match(text, /: \/dev\/mapper\/inner-data \/inner$/m, `${what}: and the inner volume is mounted`)
+    }
+    if (vm.release === 'trixie') {
+      t.match(await vm.run(FIRST), /^first$/m, 'after another start of user space the service came before file systems')
+      t.match(await withoutConflict(vm), /^not first$/m, 'twin: it does not if its unit does not end with the user space')
     }
     t.equal(await vm.run('findmnt -n -o FSTYPE /dev/disk/by-diskseq'), 'fuse.diskseqfs\n', 'the tree is there')
   },

@@ -28,12 +28,13 @@ async function stockLinks(t: Test, vm: Vm, when: string): Promise<void> {
   t.strictSame({ tree, wrong }, { tree: [], wrong: [] }, `${when}: and no others`)
 }
 
+const BEGIN = 'date +@%s >/run/began'
 /**
- * Warnings of udev itself in this boot, not of the programs that it runs (lvm, multipath). Left out: modules that
+ * Warnings of udev itself since {@link BEGIN}, or in this boot, not of the programs that it runs (lvm, multipath). Left out: modules that
  * come and go (libkmod), and udev's own links in /run/udev/watch of a device that went meanwhile.
  */
 export const UDEV_WARNINGS =
-  "journalctl -b -q --no-pager -p warning -t systemd-udevd -t '(udev-worker)' -o cat | grep -v '^PV\\|^VG\\|/sys/module/\\|filter\\|inotify watch, ignoring: No such file' || true"
+  "journalctl -b --since $(cat /run/began 2>/dev/null || echo @0) -q --no-pager -p warning -t systemd-udevd -t '(udev-worker)' -o cat | grep -v '^PV\\|^VG\\|/sys/module/\\|filter\\|inotify watch, ignoring: No such file' || true"
 
 /** Links into the tree that no event made. */
 const MINE = `
@@ -69,6 +70,25 @@ async function options(t: Test, vm: Vm): Promise<void> {
   await vm.run(`before=$(${DAEMON}); mv /run/options /etc/default/diskseqfs; systemctl restart diskseqfs; ${served} >/dev/null`)
 }
 
+const LIMITS = '/run/systemd/system/diskseqfs.service.d/limits.conf'
+
+/** How a stop and a start end if the service gets a twentieth of a processor. */
+async function starved(vm: Vm, timeLimits?: string): Promise<string> {
+  try {
+    if (timeLimits) {
+      await vm.run(`mkdir -p $(dirname ${LIMITS}); printf '[Service]\n${timeLimits}\n' >${LIMITS}; systemctl daemon-reload`)
+    }
+    return await vm.run(`
+      systemctl set-property --runtime diskseqfs CPUQuota=5%
+      systemctl stop diskseqfs || true; systemctl show -P Result diskseqfs
+      systemctl start diskseqfs || true; systemctl show -P Result diskseqfs`)
+  } finally {
+    await vm.run(`
+      systemctl set-property --runtime diskseqfs CPUQuota=; rm -f ${LIMITS}; systemctl daemon-reload
+      systemctl stop diskseqfs; systemctl reset-failed diskseqfs || true; systemctl start diskseqfs`)
+  }
+}
+
 /** Ends all processes that have a device open, while others open it by its name. */
 const KILL_USERS = `
   daemon=$(${DAEMON}) guard=$(systemctl show -P MainPID diskseqfs)
@@ -100,6 +120,7 @@ export const service: Case = {
   name: 'service: stop, start, links switched off',
   shortOn: 'bookworm',
   async run(t, vm) {
+    await vm.run(BEGIN)
     await inTree(t, vm, 'installed')
     t.equal(await vm.run('systemctl show -P Type -P WatchdogUSec diskseqfs'), 'notify\n30s\n')
     const exposure = await vm.run('systemd-analyze security --no-pager diskseqfs.service | tail -n 1')
@@ -149,6 +170,12 @@ export const service: Case = {
       await vm.run(`mv ${RULES}.kept ${RULES}; udevadm control --reload; systemctl start diskseqfs`)
     }
     await inTree(t, vm, 'started')
+    if (!SHORT) {
+      t.equal(await starved(vm), 'success\nsuccess\n', 'it stops and starts within its time if it gets little of the processor')
+      const quick = 'TimeoutStopSec=3\\nTimeoutStartSec=3'
+      t.equal(await starved(vm, quick), 'timeout\ntimeout\n', 'twin: with 3 s, it does not')
+      await inTree(t, vm, 'started again')
+    }
     for (const unit of ['dev-mapper-vm\\x2dhome.device', 'dev-disk-by\\x2ddiskseq-1.device']) {
       t.equal(await vm.run(`systemctl is-active '${unit}'`), 'active\n', unit)
     }
