@@ -28,6 +28,7 @@ SBINDIR = /sbin
 # where udev looks for its rules and what they run, whatever the prefix
 UDEVDIR = /usr/lib/udev
 UNITDIR = $(PREFIX)/lib/systemd/system
+UNITS = diskseqfs.service diskseqfs-storage.socket diskseqfs-storage@.service
 # The only directory where systemd-sleep looks for what to run.
 SLEEPDIR = /usr/lib/systemd/system-sleep
 SHAREDIR = $(PREFIX)/share
@@ -114,7 +115,7 @@ dist/cli.js: build/src/cli.js
 	@$(BUNDLE) build/src/index.js --outfile=dist/index.js --banner:js='$(OWN_URL)'
 	@cd build/src && find index.d.ts native.d.ts broker devices disks fuse/transport.d.ts util -name '*.d.ts' -exec install -D -m 644 '{}' '../../dist/types/{}' ';'
 	@echo '{ "type": "commonjs" }' >dist/package.json
-	@cp src/broker/io.diskseqfs.varlink dist
+	@cp src/broker/*.varlink dist
 	@for package in $$(cat $(DEPS)); do \
 		printf '%s\n\n' "$${package#node_modules/}"; cat "$$package"/[Ll][Ii][Cc][Ee][Nn][CcSs][Ee]*; echo; \
 	done >dist/LICENSES
@@ -155,13 +156,14 @@ check check-long: build $(TESTS) $(FUSE_NATIVE)
 
 # One machine at a time: two of them are more than twice as slow on two processors.
 # CASES=name,... runs only some of them; SHORT=1 fewer rounds, and some on one
-# release only: see test/vm/case.ts.
+# release only: see test/vm/case.ts.  forky has what only systemd 261 and later can show.
+VM = bookworm trixie $(if $(SHORT),,forky)
 check-vm: $(TESTS)
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make check-vm: must be root to build the machines' >&2; exit 1; }
 	@scripts/setup vm
 	@$(MAKE) --no-print-directory deb
-	rm -f build/vm/bookworm.json build/vm/trixie.json
-	status=0; node $(TESTS) --jobs=1 --timeout=4000 test/vm/bookworm.ts test/vm/trixie.ts || status=$$?; \
+	rm -f $(VM:%=build/vm/%.json)
+	status=0; node $(TESTS) --jobs=1 --timeout=4000 $(VM:%=test/vm/%.ts) || status=$$?; \
 		node test/vm/table.mjs; exit $$status
 
 # Each takes two minutes or more.
@@ -248,18 +250,20 @@ install:
 	install -D -m 644 scripts/completion/diskseqfs.bash "$(DESTDIR)$(SHAREDIR)/bash-completion/completions/diskseqfs"
 	install -D -m 644 scripts/completion/_diskseqfs "$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_diskseqfs"
 	install -D -m 644 scripts/completion/diskseqfs.fish "$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/diskseqfs.fish"
-	sed 's|@BINDIR@|$(BINDIR)|g; s|@LIBDIR@|$(LIBDIR)|g' systemd/diskseqfs.service >"$(DESTDIR)$(UNITDIR)/diskseqfs.service"
+	for unit in $(UNITS); do \
+		sed 's|@BINDIR@|$(BINDIR)|g; s|@LIBDIR@|$(LIBDIR)|g' "systemd/$$unit" >"$(DESTDIR)$(UNITDIR)/$$unit" || exit; \
+	done
 
 # A running service is stopped first: it unmounts its tree, and gives the names back.
 uninstall:
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || \
 		[ "$$(systemctl show -P FragmentPath diskseqfs.service)" != "$(UNITDIR)/diskseqfs.service" ] || \
-		systemctl disable --quiet --now diskseqfs.service
+		systemctl disable --quiet --now diskseqfs-storage.socket diskseqfs.service
 	@[ -n "$(DESTDIR)" ] || [ ! -x "$(UDEVDIR)/diskseqfs-link" ] || "$(UDEVDIR)/diskseqfs-link" stock
 	rm -rf "$(DESTDIR)$(LIBDIR)"
 	rm -f "$(DESTDIR)$(BINDIR)/diskseqfs" "$(DESTDIR)$(BINDIR)/diskseq" "$(DESTDIR)$(SBINDIR)/mount.fuse.diskseqfs" \
 		"$(DESTDIR)$(UDEVDIR)/diskseqfs-link" \
-		"$(DESTDIR)$(UNITDIR)/diskseqfs.service" "$(DESTDIR)$(SLEEPDIR)/diskseqfs" \
+		$(patsubst %,"$(DESTDIR)$(UNITDIR)/%",$(UNITS)) "$(DESTDIR)$(SLEEPDIR)/diskseqfs" \
 		"$(DESTDIR)$(SHAREDIR)/bash-completion/completions/diskseqfs" "$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_diskseqfs" \
 		"$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/diskseqfs.fish" \
 		"$(DESTDIR)$(MANDIR)/man1/diskseq.1" "$(DESTDIR)$(MANDIR)/man5/diskseqfs.5" $(patsubst man/%,"$(DESTDIR)$(MANDIR)/man8/%",$(wildcard man/*.8)) \

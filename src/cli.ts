@@ -145,7 +145,7 @@ function program(): Command {
     .option(
       '-o, --output <columns>',
       'NAME, PATH, KNAME, MAJ:MIN, DISKSEQ, PARTN, SIZE, RO, TYPE, HOLDER, DM-NAME, DM-UUID, BACK-FILE, MOUNTPOINTS,\n' +
-        'LEASES (of the daemon); with + in front, more than the default',
+        'LEASES and PINS (of the daemon); with + in front, more than the default',
     )
     .option('-b, --bytes', 'sizes in bytes')
     .option('-n, --noheadings', 'no headings')
@@ -292,6 +292,11 @@ function program(): Command {
       // A thread may wait for a daemon that hangs.
       process.exit(await doctor(options.json === true))
     })
+
+  root.command('storage-provider', { hidden: true }).action(async () => {
+    const { storageProvider } = await import('./commands/storage-provider.js')
+    await storageProvider()
+  })
 
   for (const command of [...root.commands, ...root.commands.flatMap(({ commands }) => commands)]) {
     command.exitOverride().configureOutput(root.configureOutput())

@@ -55,7 +55,7 @@ _diskseqfs() {
 	wait:--dm-name) words=$(cat /sys/block/dm-*/dm/name 2>/dev/null) ;;
 	attach:--sector-size) words='512 1024 2048 4096' ;;
 	list:-o | list:--output | list:-x | list:--sort)
-		words='NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS LEASES'
+		words='NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS LEASES PINS'
 		;;
 	help:*) words='mount unmount list resolve exec attach detach leases status dm watch wait doctor' ;;
 	*)

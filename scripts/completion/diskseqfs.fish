@@ -45,7 +45,7 @@ complete -c diskseqfs -n '__fish_seen_subcommand_from mount' -l log-format -x -a
 
 complete -c diskseqfs -n '__fish_seen_subcommand_from unmount' -a '(__diskseqfs_trees)'
 complete -c diskseqfs -n '__fish_seen_subcommand_from resolve attach leases status doctor' -l json -d 'print JSON'
-set -l columns NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS LEASES
+set -l columns NAME PATH KNAME MAJ:MIN DISKSEQ PARTN SIZE RO TYPE HOLDER DM-NAME DM-UUID BACK-FILE MOUNTPOINTS LEASES PINS
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s o -l output -x -a "$columns" -d columns
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s b -l bytes -d 'sizes in bytes'
 complete -c diskseqfs -n '__fish_seen_subcommand_from list' -s n -l noheadings -d 'no headings'

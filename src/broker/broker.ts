@@ -9,14 +9,13 @@ import { monotonicMs } from '../util/clock.js'
 import { isSectorSize } from '../util/sector-size.js'
 import { packageVersion } from '../util/version.js'
 import { Interface } from './idl.js'
+import { interfaceText } from './interface-text.js'
 import type { Rule } from './lease-reply.js'
 import { GRACE_SECONDS, Leases, LEASES_MAX, type LeasesParts, PENDING_MAX, type TakeDisk } from './leases.js'
-import { type Call, type MethodBody, type Parameters, type Reply, VarlinkError, VarlinkServer } from './varlink.js'
+import { type Call, type MethodBody, type Parameters, type Reply, serviceInfo, VarlinkError, VarlinkServer } from './varlink.js'
 
 /** The interface, as its file has it. */
-export const readInterface = () => new Interface(interfaceText())
-
-const interfaceText = () => readFileSync(new URL('io.diskseqfs.varlink', import.meta.url), 'utf8')
+export const readInterface = () => new Interface(interfaceText('io.diskseqfs'))
 
 const error = (name: string, parameters: Parameters) => new VarlinkError(`io.diskseqfs.${name}`, parameters)
 
@@ -24,6 +23,8 @@ export interface BrokerParts extends LeasesParts {
   readonly native: Native
   /** The parts of `Status` that are the tree's. */
   readonly status: () => Parameters & { readonly now: Parameters }
+  /** Those of `ListPins`. */
+  readonly pins: () => readonly Parameters[]
 }
 
 export class Broker {
@@ -52,9 +53,9 @@ export class Broker {
       Release: ({ parameters }) => this.release(parameters['what'] as string),
       ListLeases: () => ({ parameters: { leases: this.leases.list() } }),
       Status: () => ({ parameters: this.status() }),
+      ListPins: () => ({ parameters: { pins: this.parts.pins() } }),
     }
-    const info = { vendor: 'diskseqfs', product: 'diskseqfs', version: packageVersion(), url: 'man:diskseqfs(8)' }
-    this.server = new VarlinkServer({ native, listener, interfaceText: interfaceText(), methods, info, log })
+    this.server = new VarlinkServer({ native, listener, interfaceText: interfaceText('io.diskseqfs'), methods, info: serviceInfo(), log })
     if (this.paused) this.server.pause()
   }
 

@@ -9,6 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 
 import { afterTicks } from '../util/clock.js'
 import { E, errnoName } from '../util/errno.js'
+import { packageVersion } from '../util/version.js'
 import type { Logger } from '../util/log.js'
 import type { Native, Poll } from '../native.js'
 import { Interface, isObject } from './idl.js'
@@ -48,6 +49,8 @@ export class VarlinkError extends Error {
 /** What a method is called with: parameters of the types in the interface file, null for those that were left out. */
 export interface Call {
   readonly parameters: Parameters
+  /** The client takes more than one reply. */
+  readonly more: boolean
   /** Those that came with the call; those that are still in here at its end are closed. */
   readonly fds: number[]
   /** Ends with the connection. */
@@ -56,6 +59,8 @@ export interface Call {
 
 export interface Reply {
   readonly parameters: Parameters
+  /** Of the replies before it, to a call that takes more than one. */
+  readonly earlier?: readonly Parameters[]
   /** The receiver gets copies; these are closed. */
   readonly fds?: readonly number[]
   /** Called where the client has gone, and does not get this. */
@@ -65,27 +70,53 @@ export interface Reply {
 /** @throws VarlinkError */
 export type MethodBody = (call: Call) => Promise<Reply> | Reply
 
-export interface ServiceInfo {
+interface ServiceInfo {
   readonly vendor: string
   readonly product: string
   readonly version: string
   readonly url: string
 }
 
+export const serviceInfo = (): ServiceInfo => ({
+  vendor: 'diskseqfs',
+  product: 'diskseqfs',
+  version: packageVersion(),
+  url: 'man:diskseqfs(8)',
+})
+
 type Calls = Pick<
   Native,
   'Poll' | 'acceptConnection' | 'peerUser' | 'sendBuffer' | 'sendDescriptors' | 'receiveDescriptors' | 'write' | 'close' | 'closeFile'
 >
 
-export interface ServerParts {
+export interface ServiceParts {
   readonly native: Calls
-  /** Of a socket that listens; owned by the caller. */
-  readonly listener: number
   readonly interfaceText: string
   readonly methods: Readonly<Record<string, MethodBody>>
   readonly info: ServiceInfo
   readonly log: Logger
 }
+
+export interface ServerParts extends ServiceParts {
+  /** Of a socket that listens; owned by the caller. */
+  readonly listener: number
+}
+
+/** Serves one client until it goes. */
+export function serveConnection(fd: number, parts: ServiceParts): Promise<void> {
+  return new Promise((resolve) => {
+    const connection = new Connection(fd, new Interface(parts.interfaceText), parts, {
+      ready: () => setImmediate(() => connection.takeCall()),
+      gone: resolve,
+    })
+    if (isOurs(parts.native.peerUser(fd))) connection.start()
+    else connection.refuse(permissionDenied())
+  })
+}
+
+/** The socket file is root's; but it may have been made accessible, or inherited. */
+const isOurs = (uid: number) => uid === process.geteuid?.()
+const permissionDenied = () => new VarlinkError(`${SERVICE}.PermissionDenied`)
 
 export class VarlinkServer {
   private interface: Interface | undefined
@@ -156,9 +187,7 @@ export class VarlinkServer {
         this.ready.delete(connection)
       },
     })
-    const uid = native.peerUser(fd)
-    // The socket file is root's; but it may have been made accessible, or inherited.
-    if (uid !== process.geteuid?.()) return connection.refuse(new VarlinkError(`${SERVICE}.PermissionDenied`))
+    if (!isOurs(native.peerUser(fd))) return connection.refuse(permissionDenied())
     if (this.connections.size >= CONNECTIONS_MAX) {
       return connection.refuse(new VarlinkError(`${own.name}.TooManyConnections`, { limit: CONNECTIONS_MAX }))
     }
@@ -201,7 +230,7 @@ export class Connection {
   constructor(
     private readonly fd: number,
     private readonly own: Interface,
-    private readonly parts: ServerParts,
+    private readonly parts: ServiceParts,
     private readonly events: ConnectionEvents,
   ) {}
 
@@ -317,9 +346,11 @@ export class Connection {
     const call = parseCall(text)
     if (call === undefined) return this.cut('what is no call of varlink')
     try {
-      const reply = await this.dispatch(call.method, call.parameters, fds)
-      const sent = call.oneway || (await this.send(message(reply), reply.fds ?? []))
-      this.closeAll(reply.fds ?? [])
+      const reply = await this.dispatch(call, fds)
+      const { earlier = [], fds: own = [] } = reply
+      const text = earlier.map((parameters) => message({ parameters, continues: true })).join('') + message(reply)
+      const sent = call.oneway || (await this.send(text, own))
+      this.closeAll(own)
       if (!sent) reply.undelivered?.()
     } catch (error) {
       if (!(error instanceof VarlinkError)) {
@@ -330,7 +361,7 @@ export class Connection {
     }
   }
 
-  private async dispatch(name: string, parameters: Parameters, fds: number[]): Promise<Reply> {
+  private async dispatch({ method: name, parameters, more }: ParsedCall, fds: number[]): Promise<Reply> {
     const { own } = this
     const { methods, info } = this.parts
     const dot = name.lastIndexOf('.')
@@ -341,7 +372,7 @@ export class Connection {
       if (method === undefined || body === undefined) throw new VarlinkError(`${SERVICE}.MethodNotFound`, { method: name })
       const wrong = own.mismatch(parameters, method.takes)
       if (wrong !== undefined) throw VarlinkError.invalid(wrong)
-      return body({ parameters, fds, connection: this })
+      return body({ parameters, more, fds, connection: this })
     }
     if (interfaceName !== SERVICE) throw new VarlinkError(`${SERVICE}.InterfaceNotFound`, { interface: interfaceName })
     if (member === 'GetInfo') return { parameters: { ...info, interfaces: [own.name, SERVICE] } }
@@ -400,10 +431,17 @@ export class Connection {
 /** By its name in /proc: to look at a file might wait for its filesystem. */
 const isSocket = (fd: number): boolean => readlinkSync(`/proc/self/fd/${fd}`).startsWith('socket:')
 
-const message = ({ error, parameters }: { error?: string; parameters: Parameters }): string =>
-  `${JSON.stringify({ ...(error !== undefined && { error }), parameters })}\0`
+const message = ({ error, parameters, continues }: { error?: string; parameters: Parameters; continues?: boolean }): string =>
+  `${JSON.stringify({ ...(error !== undefined && { error }), parameters, ...(continues === true && { continues }) })}\0`
 
-function parseCall(text: string): { method: string; parameters: Parameters; oneway: boolean } | undefined {
+interface ParsedCall {
+  readonly method: string
+  readonly parameters: Parameters
+  readonly oneway: boolean
+  readonly more: boolean
+}
+
+function parseCall(text: string): ParsedCall | undefined {
   let call: unknown
   try {
     call = JSON.parse(text)
@@ -411,10 +449,10 @@ function parseCall(text: string): { method: string; parameters: Parameters; onew
     return undefined
   }
   if (!isObject(call)) return undefined
-  const { method, parameters, oneway } = call
+  const { method, parameters, oneway, more } = call
   if (typeof method !== 'string') return undefined
   if (parameters !== undefined && parameters !== null && !isObject(parameters)) return undefined
-  return { method, parameters: parameters ?? {}, oneway: oneway === true }
+  return { method, parameters: parameters ?? {}, oneway: oneway === true, more: more === true }
 }
 
 /** As varlink.org has it. */

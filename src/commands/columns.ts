@@ -29,6 +29,8 @@ export interface Details {
   mountpoints(majmin: string): readonly string[]
   /** Those by which the daemon holds it. */
   leases(device: Listed): readonly string[]
+  /** Why the daemon holds it open for programs that were answered. */
+  pins(device: Listed): readonly string[]
 }
 
 type Value = string | number | boolean | null | readonly string[]
@@ -57,6 +59,7 @@ export const COLUMNS: Readonly<Record<string, Column>> = {
   'BACK-FILE': { value: (device, { attribute }) => attribute(device, 'loop/backing_file') ?? null },
   MOUNTPOINTS: { value: ({ majmin }, { mountpoints }) => mountpoints(majmin) },
   LEASES: { value: (device, { leases }) => leases(device) },
+  PINS: { value: (device, { pins }) => pins(device) },
 }
 
 export const DEFAULT_COLUMNS = ['NAME', 'KNAME', 'MAJ:MIN', 'SIZE', 'RO', 'TYPE', 'HOLDER']

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 /** Disks that the daemon holds: `diskseqfs attach` without a command, `detach`, `leases`. */
+import { writeFileSync } from 'node:fs'
+
 import { lease, type LeaseOptions } from '../broker/lease.js'
 import type { LeaseReply } from '../broker/lease-reply.js'
 import { DiskError, isDevice } from '../disks/open.js'
-import { UserError } from '../util/errno.js'
+import { errnoName, errnoOf, UserError } from '../util/errno.js'
 import { aligned, printable, toJson } from '../util/text.js'
 import { ask } from './ask.js'
 import { refuseFileOptions } from './attach.js'
@@ -11,7 +13,7 @@ import type { LeaseArguments, TreeArguments } from './options.js'
 
 const print = (text: string) => void process.stdout.write(text)
 
-/** Makes a file a disk, or holds a disk, and prints its path in the tree. */
+/** Makes a file a disk, or holds a disk, and prints its path in the tree. What cannot be printed is not kept, as nobody knows of it. */
 export async function lend(what: string, options: LeaseArguments): Promise<void> {
   const { keep, grace, json, share } = options
   const rule = ruleOf({ keep, grace })
@@ -20,8 +22,13 @@ export async function lend(what: string, options: LeaseArguments): Promise<void>
     if (share === true) throw new UserError('--share is for files, and this is a device', 2)
   }
   const held = await about(what, lease(what, { ...options, ...rule }))
-  print(json === true ? toJson(held.reply) : `${held.path}\n`)
   held.close()
+  try {
+    writeFileSync(process.stdout.fd, json === true ? toJson(held.reply) : `${held.path}\n`)
+  } catch (error) {
+    await ask(options.tree, 'Release', { what: held.reply.lease })
+    throw new UserError(`standard output: ${errnoName(errnoOf(error))}; the lease was ended`)
+  }
 }
 
 /**

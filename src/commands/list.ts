@@ -26,8 +26,10 @@ export async function list(which: readonly string[], options: ListArguments): Pr
   const columns = options.output === undefined ? DEFAULT_COLUMNS : parseColumns(options.output)
   const sort = options.sort === undefined ? undefined : parseColumn(options.sort)
   // Only the daemon knows of them.
-  const leases = [...columns, sort].includes('LEASES') ? await leasesByName(options.tree) : new Map<string, string[]>()
-  const showing = showingOf(sysfs, columns, leases, options)
+  const ifShown = async (column: string, find: (mountpoint: string) => Promise<ByName>) =>
+    [...columns, sort].includes(column) ? find(options.tree) : new Map<string, string[]>()
+  const held = { leases: await ifShown('LEASES', leasesByName), pins: await ifShown('PINS', pinsByName) }
+  const showing = showingOf(sysfs, columns, held, options)
   const all = tree(sysfs, await devices())
   const { found, missing } = select(all, which)
   const flat = sort === undefined ? found : sorted(found.flatMap(flatten), sort, showing)
@@ -39,7 +41,7 @@ export async function list(which: readonly string[], options: ListArguments): Pr
 function showingOf(
   sysfs: Sysfs,
   columns: readonly string[],
-  leases: ReadonlyMap<string, readonly string[]>,
+  held: { readonly leases: ByName; readonly pins: ByName },
   { bytes = false, noheadings = false, raw, json, pairs, paths = false }: ListArguments,
 ): Showing {
   const formats = [raw && 'raw', json && 'json', pairs && 'pairs'].filter((format) => typeof format === 'string') as Format[]
@@ -55,16 +57,28 @@ function showingOf(
     details: {
       attribute: ({ kname }, name) => sysfs.attribute(kname.replaceAll('/', '!'), name)?.replace(/\n$/, ''),
       mountpoints: (majmin) => (mounts ??= readMounts()).get(majmin) ?? [],
-      leases: ({ name }) => leases.get(name) ?? [],
+      leases: ({ name }) => held.leases.get(name) ?? [],
+      pins: ({ name }) => held.pins.get(name) ?? [],
     },
   }
 }
 
-/** By the names of their disks. */
-async function leasesByName(mountpoint: string): Promise<Map<string, string[]>> {
+/** What is said of devices, by their names in the tree. */
+type ByName = ReadonlyMap<string, readonly string[]>
+
+async function leasesByName(mountpoint: string): Promise<ByName> {
   const { leases } = (await ask(mountpoint, 'ListLeases')) as { leases: LeaseReply[] }
+  return byName(leases, ({ lease }) => lease)
+}
+
+async function pinsByName(mountpoint: string): Promise<ByName> {
+  const { pins } = (await ask(mountpoint, 'ListPins')) as { pins: { name: string; why: string }[] }
+  return byName(pins, ({ why }) => why)
+}
+
+function byName<T extends { readonly name: string }>(those: readonly T[], what: (that: T) => string): ByName {
   const found = new Map<string, string[]>()
-  for (const { name, lease } of leases) found.set(name, [...(found.get(name) ?? []), lease])
+  for (const that of those) found.set(that.name, [...(found.get(that.name) ?? []), what(that)])
   return found
 }
 

@@ -31,7 +31,7 @@ import { openBeneath } from './beneath.js'
 import { Directories } from './directories.js'
 import { HandOverSet } from './hand-over-set.js'
 import { Preflight } from './preflight.js'
-import { statusOf } from './status.js'
+import { pinsOf, statusOf } from './status.js'
 import { openFuse, TreeMount } from './tree-mount.js'
 import { UserCloses } from './user-closes.js'
 
@@ -236,7 +236,9 @@ export class Daemon implements TreeOwner, KernelCache, RegistryListener {
       const found = statusOf({ inodes, metrics, gate: this.answers?.gate, uevents: this.uevents })
       return { tookOver: this.tookOver, ...found, now: { devices: registry.size, pins: this.answers?.opener.count ?? 0 } }
     }
-    const broker = (this.broker = new Broker({ native, store: handOver, nodes: this.answers?.opener.nodes ?? -1, mountpoint, status, log }))
+    const pins = () => pinsOf(inodes)
+    const nodes = this.answers?.opener.nodes ?? -1
+    const broker = (this.broker = new Broker({ native, store: handOver, nodes, mountpoint, status, pins, log }))
     broker.start(leases, control.fd).catch((error: unknown) => {
       // The tree is worth more.
       log.error({ err: error }, 'unexpected error; no leases from this daemon')

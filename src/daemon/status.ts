@@ -25,9 +25,11 @@ export function statusOf({ inodes, metrics, gate, uevents }: StatusParts) {
     refusals: Object.fromEntries(gate?.refused ?? []),
     times: { ...times, ...(p50USec !== undefined && { p50USec }), ...(p99USec !== undefined && { p99USec }) },
     uevents: { received: uevents.received, losses: uevents.losses },
-    pins: inodes.pinned(PINS_MAX).map(pinOf),
+    pins: pinsOf(inodes, PINS_MAX),
   }
 }
+
+export const pinsOf = (inodes: InodeTable, max = Infinity) => inodes.pinned(max).map(pinOf)
 
 function pinOf(inode: Inode) {
   const now = monotonicMs()

@@ -63,6 +63,14 @@ export function dmNameOf(link: string): string {
   return link.replace(/\\x([0-9a-f]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
 }
 
+/** The name of the link in /dev/mapper: what libdevmapper lets stand, and the rest as \xNN. Undefined for what no device can be called. */
+export function dmLinkOf(name: string): string | undefined {
+  if (name === '' || name === '.' || name === '..' || name === 'control' || /[/\0]/.test(name)) return undefined
+  return name.replace(/[^\w#+\-.:=@]/g, (character) =>
+    [...Buffer.from(character)].map((byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join(''),
+  )
+}
+
 export function nodeName(diskseq: DiskSeq, partition: number): string {
   return partition === 0 ? `${diskseq}` : `${diskseq}p${partition}`
 }

@@ -11,7 +11,8 @@ import { deviceType, tree } from '../../src/commands/list.js'
 import { printable } from '../../src/util/text.js'
 import { native } from '../../src/native.js'
 import { type Device, parseDevice, Sysfs } from '../../src/devices/sysfs.js'
-import { cleanup, CLI, loopDisk, run, startTree, zramDisk } from '../helpers/tree.js'
+import { stoppedCaller } from '../helpers/stopped.js'
+import { cleanup, CLI, loopDisk, run, type RunningTree, startTree, zramDisk } from '../helpers/tree.js'
 
 const NOBODY = 65534
 
@@ -375,4 +376,15 @@ t.test('leases are those of the daemon, which is asked for nothing else', async 
   })
   t.match(await list('--tree', '/nowhere', disk.kname), { code: 0, stderr: '' })
   await run(process.execPath, [CLI, 'detach', '--tree', mountpoint, lease])
+})
+
+t.test('pins are those of the daemon', async (t) => {
+  const pinned: unknown[] = []
+  const look = async ({ mountpoint }: RunningTree) => {
+    const { stdout } = await list('--tree', mountpoint, '-J', '-o', 'kname,pins')
+    pinned.push(...JSON.parse(stdout).devices.filter(({ pins }: { pins: unknown[] }) => pins.length > 0))
+  }
+  await stoppedCaller(t, 'none', { meanwhile: look })
+  t.match(pinned, [{ kname: /^loop/, pins: ['caller'] }])
+  t.equal(pinned.length, 1)
 })

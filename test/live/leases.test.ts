@@ -92,6 +92,22 @@ t.test('a file is a disk for a time; who has opened it by then holds it himself'
   t.throws(() => statSync(path), { code: 'ENOENT' })
 })
 
+t.test('a lease that nobody is told of ends', async (t) => {
+  const { mountpoint } = await startTree(t)
+  const file = image(scratch(t), 'unheard')
+  const attach = `exec "$0" '${CLI}' attach --tree '${mountpoint}' --keep '${file}'`
+  for (const [redirect, errno] of [
+    ['>/dev/full', 'ENOSPC'],
+    ['| true', 'EPIPE'],
+  ] as const) {
+    const { code, stderr } = await run('bash', ['-c', `set -o pipefail; (sleep 0.1; ${attach}) ${redirect}`, process.execPath])
+    t.equal(code, 1, redirect)
+    t.match(stderr, new RegExp(`^diskseqfs: standard output: ${errno}; the lease was ended\n$`))
+    t.strictSame(await leasesOf(mountpoint), [])
+    await until(() => boundTo(file).length === 0)
+  }
+})
+
 t.test('or until it is detached, by the lease or by the name of the disk', async (t) => {
   const { mountpoint } = await startTree(t)
   const file = image(scratch(t), 'kept')

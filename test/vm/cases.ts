@@ -28,6 +28,7 @@ import { restart } from './cases/restart.js'
 import { same } from './cases/same.js'
 import { removal, service } from './cases/service.js'
 import { stack } from './cases/stack.js'
+import { storage } from './cases/storage.js'
 import { suspend } from './cases/suspend.js'
 import { tables } from './cases/tables.js'
 import { tools } from './cases/tools.js'
@@ -54,6 +55,7 @@ export const cases: readonly Case[] = [
   faults,
   locks,
   leasesCase,
+  storage,
   service,
   linksCase,
   restart,

@@ -12,7 +12,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { blkPath } from '../helpers/blk.js'
-import { type Case, SHORT } from './case.js'
+import { type Case, SHORT, SUPPORTED } from './case.js'
 import { hotplugDevices } from './cases/hotplug.js'
 import { cases } from './cases.js'
 import { taken } from './findings.js'
@@ -36,7 +36,9 @@ export async function runSuite(release: Release): Promise<void> {
   t.setTimeout(SHORT ? TIMEOUT_MS : 6 * TIMEOUT_MS)
   const filter = process.env['CASES']?.split(',')
   const here = ({ shortOn }: Case) => !SHORT || shortOn === undefined || shortOn === release
-  const wanted = cases.filter((item) => filter?.some((part) => item.name.includes(part)) ?? here(item))
+  const wanted = cases
+    .filter(({ on = SUPPORTED }) => on.includes(release))
+    .filter((item) => filter?.some((part) => item.name.includes(part)) ?? here(item))
   const create = async () => {
     const vm = await Vm.create(release, hotplugDevices)
     t.teardown(() => vm.destroy())

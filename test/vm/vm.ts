@@ -27,7 +27,7 @@ import { promisify } from 'node:util'
 
 import { ROOT } from '../helpers/root.js'
 
-export type Release = 'bookworm' | 'trixie'
+export type Release = 'bookworm' | 'trixie' | 'forky'
 
 const HERE = join(ROOT, 'test/vm')
 /** Where the logs of a failed case go. */

@@ -79,5 +79,5 @@ t.test('what is no interface is refused, with the line', async (t) => {
 t.test('the interface of the control socket', async (t) => {
   const own = new Interface(readFileSync(new URL('../../../src/broker/io.diskseqfs.varlink', import.meta.url), 'utf8'))
   t.equal(own.name, 'io.diskseqfs')
-  t.strictSame([...own.methods.keys()], ['Attach', 'Release', 'ListLeases', 'Status'])
+  t.strictSame([...own.methods.keys()], ['Attach', 'Release', 'ListLeases', 'Status', 'ListPins'])
 })

@@ -4,6 +4,8 @@ import t from 'tap'
 
 import {
   directoryId,
+  dmLinkOf,
+  dmNameOf,
   type DiskSeq,
   entryCookie,
   inodeId,
@@ -293,4 +295,18 @@ t.test('entries of the directory ascend by disk, then partition, then symlink', 
   )
   t.equal(new Set(cookies).size, cookies.length, 'none twice')
   t.ok((cookies.at(-1) as bigint) < 1n << 63n, 'all are positive as an loff_t')
+})
+
+t.test('the link of a device-mapper device, and its name again', async (t) => {
+  for (const [name, link] of [
+    ['vm-root', 'vm-root'],
+    ['a#b+c.d:e=f@g_h', 'a#b+c.d:e=f@g_h'],
+    ['two words', 'two\\x20words'],
+    ['a\\x20b', 'a\\x5cx20b'],
+    ['\u00fc', '\\xc3\\xbc'],
+  ] as const) {
+    t.equal(dmLinkOf(name), link)
+    t.equal(Buffer.from(dmNameOf(link), 'latin1').toString(), name)
+  }
+  for (const name of ['', '.', '..', 'control', 'a/b', 'a\0']) t.equal(dmLinkOf(name), undefined, JSON.stringify(name))
 })

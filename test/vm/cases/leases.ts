@@ -24,7 +24,7 @@ async function varlinkctl(t: Test, vm: Vm, lease: Lease): Promise<void> {
   if (!output.includes('varlinkctl')) return note(t, 'varlinkctl: not in this release')
   t.match(await vm.run(`varlinkctl info ${SOCKET}`), /Vendor: diskseqfs\n.*Interfaces: io\.diskseqfs\n/s)
   const shown = await vm.run(`varlinkctl introspect ${SOCKET} io.diskseqfs`)
-  for (const method of ['Attach', 'Release', 'ListLeases', 'Status']) t.match(shown, new RegExp(`^method ${method}\\(`, 'm'))
+  for (const method of ['Attach', 'Release', 'ListLeases', 'Status', 'ListPins']) t.match(shown, new RegExp(`^method ${method}\\(`, 'm'))
   const reply = JSON.parse(await vm.run(`varlinkctl call --json=short ${SOCKET} io.diskseqfs.ListLeases '{}'`)) as { leases: Lease[] }
   t.match(reply.leases, [lease])
   const refused = await vm.attempt(`varlinkctl call ${SOCKET} io.diskseqfs.Release '{"what":"lease-00000000"}'`)

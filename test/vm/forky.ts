@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: MIT
+import { runSuite } from './suite.js'
+
+await runSuite('forky')
