@@ -59,12 +59,18 @@ function placeOf(name: string): string {
 
 /** @param readOnly neither true nor false: writable, if that is possible */
 async function openAs(what: string, readOnly: boolean | null | undefined): Promise<{ disk: Disk; writable: boolean }> {
-  if (readOnly === true) return { disk: await open(what), writable: false }
+  const disk = await open(what)
+  if (readOnly === true) return { disk, writable: false }
   try {
-    return { disk: await open(what, { write: true }), writable: true }
+    // Many drivers refuse the write, not the open.
+    if (new Sysfs(native).attribute(disk.kname.replaceAll('/', '!'), 'ro') === '1\n') throw new DiskError('read-only', 'EROFS')
+    const writable = await open(what, { write: true })
+    await disk.close()
+    return { disk: writable, writable: true }
   } catch (failed) {
-    if (readOnly === false || !(failed instanceof DiskError) || !WRITE_REFUSED.includes(failed.code)) throw failed
-    return { disk: await open(what), writable: false }
+    if (readOnly !== false && failed instanceof DiskError && WRITE_REFUSED.includes(failed.code)) return { disk, writable: false }
+    await disk.close()
+    throw failed
   }
 }
 

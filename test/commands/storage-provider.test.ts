@@ -10,11 +10,12 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { cleanup, CLI, loopDisk, run, scratch } from '../helpers/tree.js'
+import { cleanup, CLI, loopDisk, run, scratch, until } from '../helpers/tree.js'
 
 /** Makes calls one after another; of a descriptor that comes, which disk it is, and whether it may be written to. */
 const CLIENT = `import array, fcntl, json, os, socket, struct, sys
 BLKGETDISKSEQ = 0x80081280
+os.setgroups([]); os.setgid(int(sys.argv[3])); os.setuid(int(sys.argv[3]))
 client = socket.socket(socket.AF_UNIX)
 client.connect(sys.argv[1])
 text, fds, results = b'', [], []
@@ -50,22 +51,25 @@ interface Answer {
 }
 
 /** A socket that does what diskseqfs-storage.socket does. */
-async function listen(t: Test): Promise<string> {
+async function listen(t: Test, ended: (code: number | null) => void = () => {}): Promise<string> {
   const path = join(scratch(t), 'socket')
+  const processes: Promise<void>[] = []
   const server = createServer({ pauseOnConnect: true }, (socket) => {
     const command = ['-c', 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"', 'sh', process.execPath, CLI, 'storage-provider']
     const child = spawn('sh', command, { stdio: ['ignore', 'ignore', 'inherit', socket] })
-    child.on('close', (code) => t.equal(code, 0, 'it ends with its connection'))
+    processes.push(new Promise((resolve) => child.on('close', resolve)).then(ended as () => void))
     socket.destroy()
   })
   await new Promise<void>((resolve) => server.listen(path, resolve))
-  cleanup(t, () => new Promise((resolve) => server.close(resolve)))
+  cleanup(t, async () => {
+    await Promise.all(processes)
+    server.close()
+  })
   return path
 }
 
-async function call(path: string, calls: readonly object[], user: readonly string[] = []): Promise<Answer[]> {
-  const [file = '', ...args] = [...user, 'python3', '-c', CLIENT, path, JSON.stringify(calls)]
-  const { code, stdout, stderr } = await run(file, args)
+async function call(path: string, calls: readonly object[], uid = 0): Promise<Answer[]> {
+  const { code, stdout, stderr } = await run('python3', ['-c', CLIENT, path, JSON.stringify(calls), String(uid)])
   if (code !== 0) throw new Error(stderr)
   return JSON.parse(stdout) as Answer[]
 }
@@ -77,7 +81,8 @@ const list = (parameters: object = {}) => ({ method: `${INTERFACE}.ListVolumes`,
 t.test('a volume is the disk or partition of its name', async (t) => {
   const [disk, other] = [loopDisk(t), loopDisk(t)]
   disk.addPartition(1, 64, 64)
-  const path = await listen(t)
+  const codes: unknown[] = []
+  const path = await listen(t, (code) => codes.push(code))
   const [a, b, part, readOnly] = await call(path, [
     acquire({ name: disk.diskseq() }),
     acquire({ name: other.diskseq(), createMode: 'open', requestAs: 'blk', readOnly: false, template: '' }),
@@ -88,6 +93,8 @@ t.test('a volume is the disk or partition of its name', async (t) => {
   t.match(b, { opened: [[other.diskseq(), 2]] })
   t.match(part, { replies: [{ parameters: { readOnly: false } }], opened: [[disk.diskseq(), 2]] })
   t.match(readOnly, { replies: [{ parameters: { readOnly: true } }], opened: [[disk.diskseq(), 0]] })
+  await until(() => codes.length === 1)
+  t.strictSame(codes, [0], 'its process ends with the connection')
 })
 
 t.test('a disk that cannot be written to is had for reading, unless it was to be written to', async (t) => {
@@ -170,7 +177,7 @@ t.test('only root is served', async (t) => {
   const path = await listen(t)
   await run('chmod', ['755', join(path, '..')])
   await run('chmod', ['666', path])
-  const [answer] = await call(path, [list()], ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'])
+  const [answer] = await call(path, [list()], 65534)
   t.match(answer, { replies: [{ error: 'org.varlink.service.PermissionDenied' }], opened: [] })
 })
 

@@ -256,12 +256,13 @@ static void open_and_exec(struct proxy *p)
 int by_exec(const struct churn *c, const char *path, int flags)
 {
 	static struct proxy *p;
-	int status, free_fd = dup(0);
+	int status;
 
 	(void)c;
-	close(free_fd);
 	if (!p)
 		p = proxy_make();
+	int free_fd = dup(0);
+	close(free_fd);
 	proxy_tell(p, path, flags);
 	p->fd = -EINTR;
 	proxy_fork(p, open_and_exec, 0);
