@@ -134,7 +134,7 @@ async function tooSlow(t: Test, vm: Vm): Promise<void> {
 
 export const removable: Case = {
   name: 'removable drive',
-  shortOn: 'trixie',
+  shortOn: 'none',
   async run(t: Test, vm: Vm) {
     for (const delay of DELAYS_MS) {
       await withDrive(vm, delay, async ({ diskseq }) => {
