@@ -6,7 +6,7 @@
  */
 import { interfaceText } from '../broker/interface-text.js'
 import { type Call, type MethodBody, type Parameters, type Reply, serveConnection, serviceInfo, VarlinkError } from '../broker/varlink.js'
-import { dmLinkOf, parseName } from '../devices/names.js'
+import { mangledDmName, parseName } from '../devices/names.js'
 import { Sysfs } from '../devices/sysfs.js'
 import { devices, type Disk, DiskError, open } from '../disks/open.js'
 import { native } from '../native.js'
@@ -52,7 +52,7 @@ async function acquire({ parameters }: Call): Promise<Reply> {
 /** What to open for the name of a volume: a name in the tree, or `dm:` and a device-mapper name. */
 function placeOf(name: string): string {
   if (parseName(name) !== undefined) return name
-  const link = name.startsWith(DM_PREFIX) ? dmLinkOf(name.slice(DM_PREFIX.length)) : undefined
+  const link = name.startsWith(DM_PREFIX) ? mangledDmName(name.slice(DM_PREFIX.length)) : undefined
   if (link === undefined) throw error('NoSuchVolume')
   return `/dev/mapper/${link}`
 }

@@ -58,16 +58,14 @@ export function parseDiskSeq(text: string): DiskSeq | undefined {
   return value <= DISKSEQ_MAX ? (value as DiskSeq) : undefined
 }
 
-/** A device-mapper name as the kernel has it: a path cannot hold all of it, so libdevmapper writes \xNN in the name of the link. */
-export function dmNameOf(link: string): string {
-  return link.replace(/\\x([0-9a-f]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
-}
-
-/** The name of the link in /dev/mapper: what libdevmapper lets stand, and the rest as \xNN. Undefined for what no device can be called. */
-export function dmLinkOf(name: string): string | undefined {
+/**
+ * A device-mapper name as the kernel and /dev/mapper have it: libdevmapper writes as \xNN what a path should not hold,
+ * unless that has been done before. Undefined for what no device can be called.
+ */
+export function mangledDmName(name: string): string | undefined {
   if (name === '' || name === '.' || name === '..' || name === 'control' || /[/\0]/.test(name)) return undefined
-  return name.replace(/[^\w#+\-.:=@]/g, (character) =>
-    [...Buffer.from(character)].map((byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join(''),
+  return name.replace(/\\x[0-9a-f]{2}|[^\w#+\-.:=@]/gu, (found) =>
+    found.length === 4 ? found : [...Buffer.from(found)].map((byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join(''),
   )
 }
 

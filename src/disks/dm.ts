@@ -8,7 +8,7 @@ import { randomBytes } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-import { dmNameOf } from '../devices/names.js'
+import { mangledDmName } from '../devices/names.js'
 import { type DmFound, type DmTarget, native } from '../native.js'
 import { E, errnoName, errnoOf } from '../util/errno.js'
 import { ownPidNamespace } from '../util/pid-namespace.js'
@@ -264,7 +264,7 @@ async function verify(device: { major: number; minor: number }, name: string): P
 }
 
 /** @param found as libdevmapper has it */
-const sameName = (found: string, name: string): boolean => found === name || dmNameOf(found) === Buffer.from(name).toString('latin1')
+const sameName = (found: string, name: string): boolean => mangledDmName(found) === mangledDmName(name)
 
 /** A device that has got its name, but could not be resumed. */
 async function removeIfOurs(name: string, { diskseq }: Disk): Promise<void> {

@@ -8,7 +8,7 @@ import { stat as statPath } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 
-import { dmNameOf, type ParsedName, nodeName, parseName } from '../devices/names.js'
+import { mangledDmName, type ParsedName, nodeName, parseName } from '../devices/names.js'
 import { type Device, parseDevice, sameDevice, Sysfs } from '../devices/sysfs.js'
 import { native } from '../native.js'
 import { E, ENOMEDIUM, errnoName, errnoOf, UserError } from '../util/errno.js'
@@ -204,7 +204,8 @@ function locate(argument: string): Target {
   }
   const devname = argument === '.' || argument === '..' ? undefined : devnameOf(join(sysfs.classDirectory, argument))
   if (devname !== undefined) return { path: devname, kname: argument }
-  return { path: `/dev/mapper/${argument}`, dmName: argument }
+  const dmName = mangledDmName(argument) ?? argument
+  return { path: `/dev/mapper/${dmName}`, dmName }
 }
 
 /** Whether the last component of a path is a name in /dev/mapper, however it is written. */
@@ -267,11 +268,10 @@ async function openPath(target: Target, path: string, flags: number): Promise<nu
 }
 
 function requireDmName({ dmName = '', path }: Target, kname: string): void {
-  const name = sysfs.attribute(kname, 'dm/name')?.trimEnd()
-  const wanted = dmNameOf(dmName)
-  if (name === wanted) return
+  const name = sysfs.attribute(kname, 'dm/name')?.replace(/\n$/, '')
+  if (name === dmName) return
   const found = name === undefined ? kname : `the device-mapper device ${printable(name)}`
-  throw new DiskError(`${printable(path)} leads to ${found}, not to ${printable(wanted)}`, 'ESTALE')
+  throw new DiskError(`${printable(path)} leads to ${found}, not to ${printable(dmName)}`, 'ESTALE')
 }
 
 /**

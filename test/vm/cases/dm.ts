@@ -51,6 +51,9 @@ async function life(t: Test, vm: Vm): Promise<void> {
     diskseqfs dm status $path
     diskseqfs dm rename $path 'dm-test b' && ls /dev/mapper | grep dm-test
     [ $(seq_of 'dm-test\\x20b') = \${path##*/} ] && echo the same
+    for name in '/dev/mapper/dm-test\\x20b' 'dm-test b' 'dm-test\\x20b'; do
+      [ "$(diskseqfs resolve "$name")" = $path ] && [ $(diskseqfs list -no PATH "$name") = $path ] || echo not by $name
+    done
     exec 3<$path
     diskseqfs dm remove --deferred $path && deferred 'dm-test\\x20b'
     exec 3<&-

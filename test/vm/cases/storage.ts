@@ -17,7 +17,7 @@ const mount = (volume: string) =>
 const NUMBER = '$(basename $(cat /run/volumes/number))'
 const LOOP = '$(cat /run/volumes/loop)'
 const TIDY = `
-  umount -q /run/volumes/mnt; dmsetup remove --retry volume; losetup --detach ${LOOP}; cd /; rm -r /run/volumes`
+  umount -q /run/volumes/mnt; dmsetup remove --retry 'a volume'; losetup --detach ${LOOP}; cd /; rm -r /run/volumes`
 
 export const storage: Case = {
   name: 'storage volumes',
@@ -30,9 +30,9 @@ export const storage: Case = {
       const there = (await vm.run("diskseqfs list -bnro NAME,SIZE | awk '$2 > 0 { print $1 }' | sort")).trim()
       t.equal(listed, there, 'its volumes are the disks and partitions that are not empty')
       t.equal(await vm.run(mount(`diskseq:${NUMBER}`)), 'one\n', 'mount(8) gets the disk')
-      await vm.run(`echo "0 $(blockdev --getsz ${LOOP}) linear ${LOOP} 0" | dmsetup create volume; udevadm settle`)
-      t.equal(await vm.run(mount('diskseq:dm:volume')), 'one\n', 'also by a device-mapper name')
-      await vm.run('dmsetup remove --retry volume; systemctl stop diskseqfs')
+      await vm.run(`echo "0 $(blockdev --getsz ${LOOP}) linear ${LOOP} 0" | dmsetup create 'a volume'; udevadm settle`)
+      t.equal(await vm.run(mount("'diskseq:dm:a volume'")), 'one\n', 'also by a device-mapper name')
+      await vm.run("dmsetup remove --retry 'a volume'; systemctl stop diskseqfs")
       t.equal(await vm.run(mount(`diskseq:${NUMBER}`)), 'one\n', 'and without a daemon')
       await vm.run('systemctl start diskseqfs')
 
