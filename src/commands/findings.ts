@@ -3,7 +3,7 @@
 import { existsSync, lstatSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs'
 import { basename } from 'node:path'
 
-import { DM_NAME, parseDiskSeq, parseName } from '../devices/names.js'
+import { DM_NAME, parseDiskSeq, parseName, sameDmName } from '../devices/names.js'
 import { DEFAULT_MOUNTPOINT, FSTYPE, type MountEntry } from '../util/mountpoint.js'
 import { printable } from '../util/text.js'
 
@@ -179,7 +179,7 @@ function link(root: Root, holders: ReadonlyMap<string | undefined, string>, path
     return [finding('broken', `${printable(path)} leads to disk ${diskseq}, which is gone`, again)]
   }
   const name = read(`${root}/sys/block/${holder}/dm/name`)
-  if (!path.startsWith('/dev/mapper/') || name === basename(path)) return []
+  if (!path.startsWith('/dev/mapper/') || (name !== undefined && sameDmName(name, basename(path)))) return []
   return [finding('broken', `${printable(path)} leads to ${holder}, which is called ${printable(name ?? holder)}`, again)]
 }
 

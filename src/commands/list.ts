@@ -3,7 +3,7 @@
 import { readFileSync, statSync } from 'node:fs'
 
 import type { LeaseReply } from '../broker/lease-reply.js'
-import { type DiskSeq, mangledDmName, nodeName, parseName } from '../devices/names.js'
+import { type DiskSeq, nodeName, parseName, sameDmName } from '../devices/names.js'
 import { devices } from '../disks/open.js'
 import { errnoOf, UserError } from '../util/errno.js'
 import { native } from '../native.js'
@@ -99,8 +99,8 @@ function calledBy(argument: string): (device: Listed) => boolean {
   const parsed = parseName(argument)
   const name = parsed === undefined ? undefined : nodeName(parsed.diskseq, parsed.partition)
   if (name !== undefined) return (device) => device.name === name
-  const dmName = mangledDmName(argument) ?? argument
-  return ({ kname, majmin, holder }) => kname === argument || majmin === argument || (kname.startsWith('dm-') && holder === dmName)
+  return ({ kname, majmin, holder }) =>
+    kname === argument || majmin === argument || (kname.startsWith('dm-') && sameDmName(holder ?? '', argument))
 }
 
 function numberOf(path: string): string | undefined {

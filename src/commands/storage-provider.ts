@@ -38,9 +38,13 @@ async function acquire({ parameters }: Call): Promise<Reply> {
   const { name, createMode, template, readOnly, requestAs } = parameters as { readonly [key: string]: string | boolean | null | undefined }
   if (createMode === 'new') throw error('CreateNotSupported')
   if ((template ?? '') !== '') throw error('NoSuchTemplate')
-  if ((requestAs ?? 'blk') !== 'blk') throw error('TypeNotSupported')
   const what = placeOf(name as string)
   try {
+    if ((requestAs ?? 'blk') !== 'blk') {
+      // mount(8) asks for a regular file first, and shows the answer to that.
+      await (await open(what)).close()
+      throw error('TypeNotSupported')
+    }
     const { disk, writable } = await openAs(what, readOnly as boolean | null | undefined)
     return { parameters: { fileDescriptorIndex: 0, type: 'blk', readOnly: !writable }, fds: [disk.fd] }
   } catch (failed) {

@@ -4,7 +4,7 @@ import { readFileSync, realpathSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-import { mangledDmName, nodeName, parseName } from '../devices/names.js'
+import { nodeName, parseName, sameDmName } from '../devices/names.js'
 import type { DiskInfo } from '../disks/info.js'
 import { DiskError, resolve as find } from '../disks/open.js'
 import { type DiskEvent, watch as events } from '../disks/watch.js'
@@ -105,9 +105,8 @@ function realOf(path: string): string {
 
 /** Device-mapper devices of that name that can be used. */
 function withDmName(name: string): Wanted {
-  const dmName = mangledDmName(name) ?? name
   return (device) =>
-    attribute(device, 'dm/name') === dmName && attribute(device, 'dm/suspended') === '0' && attribute(device, 'size') !== '0'
+    sameDmName(attribute(device, 'dm/name') ?? '', name) && attribute(device, 'dm/suspended') === '0' && attribute(device, 'size') !== '0'
 }
 
 /** Of an open: waiting changes nothing. */

@@ -59,8 +59,9 @@ export function parseDiskSeq(text: string): DiskSeq | undefined {
 }
 
 /**
- * A device-mapper name as the kernel and /dev/mapper have it: libdevmapper writes as \xNN what a path should not hold,
- * unless that has been done before. Undefined for what no device can be called.
+ * A device-mapper name as /dev/mapper has it: libdevmapper writes as \xNN what a path should not hold, unless that has
+ * been done before. The kernel has it so as well, or, if the maker of the device saw to that, as it was.
+ * Undefined for what no device can be called.
  */
 export function mangledDmName(name: string): string | undefined {
   if (name === '' || name === '.' || name === '..' || name === 'control' || /[/\0]/.test(name)) return undefined
@@ -68,6 +69,8 @@ export function mangledDmName(name: string): string | undefined {
     found.length === 4 ? found : [...Buffer.from(found)].map((byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join(''),
   )
 }
+
+export const sameDmName = (a: string, b: string): boolean => a === b || (mangledDmName(a) ?? a) === (mangledDmName(b) ?? b)
 
 export function nodeName(diskseq: DiskSeq, partition: number): string {
   return partition === 0 ? `${diskseq}` : `${diskseq}p${partition}`

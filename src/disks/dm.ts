@@ -8,7 +8,7 @@ import { randomBytes } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-import { mangledDmName } from '../devices/names.js'
+import { sameDmName } from '../devices/names.js'
 import { type DmFound, type DmTarget, native } from '../native.js'
 import { E, errnoName, errnoOf } from '../util/errno.js'
 import { ownPidNamespace } from '../util/pid-namespace.js'
@@ -259,12 +259,9 @@ const taken = () => new DiskError('a device-mapper device of this name exists', 
 /** @throws DiskError where the device that is held is not the one of that name */
 async function verify(device: { major: number; minor: number }, name: string): Promise<DmFound> {
   const found = await call(TASK.INFO, { device })
-  if (sameName(found.name, name)) return found
+  if (sameDmName(found.name, name)) return found
   throw new DiskError(`it was renamed to ${printable(found.name)} meanwhile`, 'ESTALE')
 }
-
-/** @param found as libdevmapper has it */
-const sameName = (found: string, name: string): boolean => mangledDmName(found) === mangledDmName(name)
 
 /** A device that has got its name, but could not be resumed. */
 async function removeIfOurs(name: string, { diskseq }: Disk): Promise<void> {
@@ -361,7 +358,7 @@ export async function renameDm(disk: Disk, name: string): Promise<void> {
   checkDmName(name)
   const device = numberOf(disk)
   const before = await call(TASK.INFO, { device })
-  if (sameName(before.name, name)) return
+  if (sameDmName(before.name, name)) return
   if ((await call(TASK.INFO, { name })).exists) throw taken()
   await call(TASK.RENAME, { name: before.name, text: name, flags: SYNC })
   await verify(device, name)

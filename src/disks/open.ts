@@ -8,7 +8,7 @@ import { stat as statPath } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 
-import { mangledDmName, type ParsedName, nodeName, parseName } from '../devices/names.js'
+import { mangledDmName, type ParsedName, nodeName, parseName, sameDmName } from '../devices/names.js'
 import { type Device, parseDevice, sameDevice, Sysfs } from '../devices/sysfs.js'
 import { native } from '../native.js'
 import { E, ENOMEDIUM, errnoName, errnoOf, UserError } from '../util/errno.js'
@@ -269,7 +269,7 @@ async function openPath(target: Target, path: string, flags: number): Promise<nu
 
 function requireDmName({ dmName = '', path }: Target, kname: string): void {
   const name = sysfs.attribute(kname, 'dm/name')?.replace(/\n$/, '')
-  if (name === dmName) return
+  if (name !== undefined && sameDmName(name, dmName)) return
   const found = name === undefined ? kname : `the device-mapper device ${printable(name)}`
   throw new DiskError(`${printable(path)} leads to ${found}, not to ${printable(dmName)}`, 'ESTALE')
 }

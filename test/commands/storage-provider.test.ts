@@ -121,6 +121,7 @@ t.test('what cannot be had is an error, and nothing is opened', async (t) => {
     [acquire({ name, template: 'sparse-file' }), 'NoSuchTemplate'],
     [acquire({ name, requestAs: 'reg' }), 'TypeNotSupported'],
     [acquire({ name, requestAs: 'dir' }), 'TypeNotSupported'],
+    [acquire({ name: dead, requestAs: 'reg' }), 'NoSuchVolume'],
     [list({ matchName: 'no such*' }), 'NoSuchVolume'],
     [list({ matchName: '[z-a]' }), 'NoSuchVolume'],
     [{ method: `${INTERFACE}.ListTemplates`, more: true }, 'NoSuchTemplate'],

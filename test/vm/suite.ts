@@ -107,6 +107,8 @@ async function attempt(t: Test, vm: Vm, item: Case, before: unknown): Promise<vo
 
 async function install(t: Test, vm: Vm): Promise<void> {
   await vm.run('dpkg -i /share/diskseqfs.deb && udevadm settle')
+  // udev 262 lets no rule set DISKSEQ, so names there are as on the stock system.
+  if (!SUPPORTED.includes(vm.release)) return
   const { tree, stock, left, wrong } = await links(vm)
   t.ok(tree.length > 5, `${tree.length} links into the tree`)
   t.strictSame({ stock, left, wrong }, { stock: [], left: LEFT_ALONE, wrong: [] }, 'and no others, except for devices that are left alone')

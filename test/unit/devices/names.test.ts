@@ -16,6 +16,7 @@ import {
   parseDiskSeq,
   parseId,
   parseName,
+  sameDmName,
 } from '../../../src/devices/names.js'
 
 const MAX = 2n ** 64n - 1n
@@ -307,5 +308,7 @@ t.test('device-mapper names as the kernel has them', async (t) => {
   ] as const) {
     t.equal(mangledDmName(name), mangled)
   }
+  t.ok(sameDmName('a b', 'a\\x20b') && sameDmName('a\\x20b', 'a b') && sameDmName('..', '..'))
+  t.notOk(sameDmName('a b', 'a_b') || sameDmName('..', '.') || sameDmName('', 'a'))
   for (const name of ['', '.', '..', 'control', 'a/b', 'a\0']) t.equal(mangledDmName(name), undefined, JSON.stringify(name))
 })
