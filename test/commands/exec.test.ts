@@ -349,7 +349,7 @@ t.test('an unprivileged user is told what is missing', async (t) => {
   })
 })
 
-const CYCLES = LONG ? 300 : 20
+const CYCLES = LONG ? 200 : 20
 
 /** Kills the command at some moment, again and again; the loop devices that are left two seconds later. */
 async function kill(t: Test, node: readonly string[]): Promise<number> {
@@ -358,24 +358,18 @@ async function kill(t: Test, node: readonly string[]): Promise<number> {
   cleanup(t, async () => {
     for (const file of files) for (const kname of boundTo(file)) await run('losetup', ['--detach', `/dev/${kname}`])
   })
+  const attach = (file: string, ...command: string[]) => {
+    const child = spawn('env', ['--unset=NODE_OPTIONS', process.execPath, ...node, CLI, 'attach', '--fd', file, '--', ...command])
+    return { child, ended: new Promise((resolve) => child.on('close', resolve)) }
+  }
   const inTurn = async (file: string) => {
+    // How long a command takes depends on what else the machine does.
+    const began = performance.now()
+    await attach(file, 'true').ended
+    const took = performance.now() - began
     for (let i = 0; i < CYCLES; i++) {
-      const child = spawn('env', [
-        '--unset=NODE_OPTIONS',
-        process.execPath,
-        ...node,
-        CLI,
-        'attach',
-        '--fd',
-        file,
-        '--',
-        'dd',
-        'if={}',
-        'of=/dev/null',
-        'status=none',
-      ])
-      const ended = new Promise((resolve) => child.on('close', resolve))
-      await sleep(i === CYCLES - 1 ? 1000 : 50 + Math.random() * 150)
+      const { child, ended } = attach(file, 'dd', 'if={}', 'of=/dev/null', 'status=none')
+      await sleep(i === CYCLES - 1 ? 3 * took + 500 : (0.3 + Math.random()) * took)
       child.kill('SIGKILL')
       await ended
     }

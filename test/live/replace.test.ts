@@ -9,7 +9,7 @@ import t, { type Test } from 'tap'
 
 import { mountsAt } from '../../src/util/mountpoint.js'
 import { socketOf } from '../../src/handover/replace.js'
-import { blk } from '../helpers/blk.js'
+import { addCounts, blk } from '../helpers/blk.js'
 import { LONG, twoForms } from '../helpers/long.js'
 import {
   CLI,
@@ -92,31 +92,38 @@ t.test('the incoming daemon serves the same mount, and the outgoing one ends', a
 async function underLoad(t: Test, { mountpoint }: RunningTree, steady: LoopDisk, change: () => Promise<void>) {
   let going = true
   let times = 0
-  const load = blk('churn', '--mode', 'tree', '--dir', mountpoint, '--seconds', SECONDS).finally(() => (going = false))
-  const opener = blk(
-    'openlat',
-    '--path',
-    join(mountpoint, steady.diskseq()),
-    '--count',
-    '1000000',
-    '--seconds',
-    SECONDS,
-    '--close-immediately',
-  )
-  while (going && times < TIMES) {
-    await sleep(SERVES_MS)
-    await change()
-    times++
+  const sum = { right: 0, wrong: 0, longestMs: 0, errors: {} as Record<string, number> }
+  const load = async () => {
+    // Longer where the machine is busy with other things.
+    while (times < TIMES_MIN) {
+      const found = await blk('churn', '--mode', 'tree', '--dir', mountpoint, '--seconds', SECONDS)
+      sum.right += found['opens_ok']
+      sum.wrong += found['wrong_diskseq'] + found['wrong_data']
+      sum.longestMs = Math.max(sum.longestMs, Math.round(found['max_open_us'] / 1000))
+      addCounts(sum.errors, found['errors'])
+    }
+    going = false
   }
-  const [recycled, stays] = await Promise.all([load, opener])
-  const errors: Record<string, number> = { ...recycled['errors'] }
+  const stays: Record<string, number> = {}
+  const opener = async () => {
+    const path = join(mountpoint, steady.diskseq())
+    const count = ['--count', '1000000', '--seconds', SECONDS]
+    while (going) addCounts(stays, (await blk('openlat', '--path', path, ...count, '--close-immediately'))['errors'])
+  }
+  const changes = async () => {
+    while (going && times < TIMES) {
+      await sleep(SERVES_MS)
+      await change()
+      times++
+    }
+  }
+  await Promise.all([load(), opener(), changes()])
+  const { right, wrong, longestMs, errors } = sum
   t.comment(
-    `${times} times, ${recycled['opens_ok']} opens right, ${recycled['wrong_diskseq']} wrong, ` +
-      `longest wait ${Math.round(recycled['max_open_us'] / 1000)} ms, errors ${JSON.stringify(errors)}, and ${JSON.stringify(stays['errors'])}`,
+    `${times} times, ${right} opens right, ${wrong} wrong, longest wait ${longestMs} ms, errors ${JSON.stringify(errors)}, and ${JSON.stringify(stays)}`,
   )
-  t.ok(times >= TIMES_MIN, `${times} daemons`)
-  t.equal(recycled['wrong_diskseq'] + recycled['wrong_data'], 0, 'no open reached another disk')
-  return { unexpected: Object.keys(errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'), stays: Object.keys(stays['errors']) }
+  t.equal(wrong, 0, 'no open reached another disk')
+  return { unexpected: Object.keys(errors).filter((errno) => errno !== 'ENOENT' && errno !== 'ENXIO'), stays: Object.keys(stays) }
 }
 
 t.test(twoForms('replaced again and again while disks are recycled: no open fails'), async (t) => {
