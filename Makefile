@@ -4,7 +4,7 @@
 # make test          build, then run those tests that need no root, no disk and no mount
 # make check         build, then run the tests (as root); BUSY=4 beside that many busy loops
 # make check-long    the rest: twins, long tests, sanitizers (as root)
-# make check-vm      the package, in virtual machines of both Debian releases (as root)
+# make check-vm      the package, in virtual machines of Debian releases (as root)
 # make check-fresh   "make run" on nothing but a minimal Debian (as root); FRESH="bookworm trixie"
 # make check-types   type-check the sources and the tests
 # make lint          what a linter finds, and whether the sources are formatted (npm run format)
