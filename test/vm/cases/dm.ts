@@ -153,17 +153,17 @@ async function swapped(t: Test, vm: Vm): Promise<void> {
     start() { rm -f stop; while [ ! -e stop ]; do swap; done & swapping=$!; }
     stop() { touch stop; wait $swapping; rm stop; }
     trap 'stop; undo' EXIT
-    # Which device is suspended; it is resumed again.
+    # Which device is suspended; it is resumed again, before anybody waits for udev, which may be reading it.
     check() {
-      local found=$(dmsetup info -c --noheadings --separator ' ' -o major,minor,suspended | awk '$3 == "Suspended" { print $1 ":" $2 }')
+      local found=$(grep -lx 1 /sys/block/dm-*/dm/suspended | sed 's,suspended$,../dev,' | xargs -r cat)
       case $found in "$number") echo $1 right ;; '') echo $1 none ;; *) echo $1 wrong ;; esac
       for found in $found; do by_number $found dmsetup resume; done
     }
     for ((i = 0; i < ${SWAPS}; i++)); do
       start
       diskseqfs dm suspend $ours
-      stop
       check ours
+      stop
     done
     # As often as it takes.
     for ((i = 0; i < ${NAMES_MAX}; i++)); do
@@ -171,8 +171,8 @@ async function swapped(t: Test, vm: Vm): Promise<void> {
       start
       sleep 0.$((RANDOM % 10))
       dmsetup suspend "$name" || true
-      stop
       verdict=$(check name)
+      stop
       echo "$verdict"
       [ "$verdict" != 'name wrong' ] || break
     done
