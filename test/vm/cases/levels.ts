@@ -87,10 +87,7 @@ const STAGES: readonly Stage[] = [
     on: 'trixie',
     varies:
       'blkdeactivate deactivates the inner group if it comes after swapoff, and LVM does not activate it again, as its files in /run say',
-    async reach(vm) {
-      await vm.softReboot()
-      await vm.run('systemctl is-system-running --wait || true', 600_000)
-    },
+    reach: softReboot,
   },
 ]
 
@@ -118,12 +115,19 @@ async function visitAll(vm: Vm): Promise<Answers> {
   return { printed, seconds }
 }
 
+/** Starts user space anew, and leaves when that was: microseconds since boot, as the service manager counts. */
+async function softReboot(vm: Vm): Promise<void> {
+  await vm.run('awk \'{ printf "%d", $1 * 1e6 }\' /proc/uptime >/run/restarted')
+  await vm.softReboot()
+  await vm.run('systemctl is-system-running --wait || true', 600_000)
+}
+
 /**
  * Whether the service was started in this user space before what mounts file systems. Its unit then stops with
  * the user space before.
  */
 const FIRST = `
-  began=$(systemctl show -P SoftRebootStartTimestampMonotonic)
+  began=$(cat /run/restarted)
   service=$(systemctl show -P ActiveEnterTimestampMonotonic diskseqfs.service)
   mounts=$(systemctl show -P ActiveEnterTimestampMonotonic local-fs-pre.target)
   echo $began $service $mounts >&2
@@ -134,8 +138,7 @@ const UNIT = '/etc/systemd/system/diskseqfs.service'
 async function withoutConflict(vm: Vm): Promise<string> {
   await vm.run(`sed '/soft-reboot/d' /usr/lib/systemd/system/diskseqfs.service >${UNIT}; systemctl daemon-reload`)
   try {
-    await vm.softReboot()
-    await vm.run('systemctl is-system-running --wait || true', 600_000)
+    await softReboot(vm)
     return await vm.run(FIRST)
   } finally {
     await vm.run(`rm ${UNIT}; systemctl daemon-reload; systemctl restart diskseqfs`)
