@@ -116,7 +116,8 @@ function numberOf(path: string): string | undefined {
 /** gnu_dev_makedev */
 const majminOf = (rdev: number) => `${((rdev >> 8) & 0xfff) >>> 0}:${((rdev & 0xff) | ((rdev >> 12) & 0xfff00)) >>> 0}`
 
-const flatten = (device: Listed): Listed[] => {
+/** A disk, and then its partitions. */
+export const flatten = (device: Listed): Listed[] => {
   const { children = [], ...alone } = device
   return [alone, ...children]
 }

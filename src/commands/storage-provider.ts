@@ -8,13 +8,13 @@ import { interfaceText } from '../broker/interface-text.js'
 import { type Call, type MethodBody, type Parameters, type Reply, serveConnection, serviceInfo, VarlinkError } from '../broker/varlink.js'
 import { mangledDmName, parseName } from '../devices/names.js'
 import { Sysfs } from '../devices/sysfs.js'
-import { devices, type Disk, DiskError, open } from '../disks/open.js'
+import { devices, type Disk, DiskError, open, reopen } from '../disks/open.js'
 import { native } from '../native.js'
 import { E, UserError } from '../util/errno.js'
 import { globPattern } from '../util/glob.js'
 import { createLogger, defaultFormat } from '../util/log.js'
 import type { Listed } from './columns.js'
-import { tree } from './list.js'
+import { flatten, tree } from './list.js'
 
 const INTERFACE = 'io.systemd.StorageProvider'
 /** The first descriptor that the service manager passes: sd_listen_fds(3). */
@@ -32,6 +32,7 @@ export async function storageProvider(): Promise<void> {
   await serveConnection(FIRST_PASSED, { native, interfaceText: interfaceText(INTERFACE), methods, info: serviceInfo(), log })
 }
 
+const sysfs = new Sysfs(native)
 const error = (name: string) => new VarlinkError(`${INTERFACE}.${name}`)
 
 async function acquire({ parameters }: Call): Promise<Reply> {
@@ -64,17 +65,18 @@ function placeOf(name: string): string {
 /** @param readOnly neither true nor false: writable, if that is possible */
 async function openAs(what: string, readOnly: boolean | null | undefined): Promise<{ disk: Disk; writable: boolean }> {
   const disk = await open(what)
-  if (readOnly === true) return { disk, writable: false }
+  // Many drivers refuse the write, not the open.
+  const refused = sysfs.attribute(disk.kname.replaceAll('/', '!'), 'ro') === '1\n'
+  if (readOnly === true || (refused && readOnly !== false)) return { disk, writable: false }
+  if (refused) {
+    await disk.close()
+    throw error('ReadOnlyVolume')
+  }
   try {
-    // Many drivers refuse the write, not the open.
-    if (new Sysfs(native).attribute(disk.kname.replaceAll('/', '!'), 'ro') === '1\n') throw new DiskError('read-only', 'EROFS')
-    const writable = await open(what, { write: true })
-    await disk.close()
-    return { disk: writable, writable: true }
+    return { disk: await reopen(disk, { write: true }), writable: true }
   } catch (failed) {
-    if (readOnly !== false && failed instanceof DiskError && WRITE_REFUSED.includes(failed.code)) return { disk, writable: false }
-    await disk.close()
-    throw failed
+    if (readOnly === false || !(failed instanceof DiskError) || !WRITE_REFUSED.includes(failed.code)) throw failed
+    return { disk: await open(what), writable: false }
   }
 }
 
@@ -94,8 +96,10 @@ async function listVolumes({ parameters, more }: Call): Promise<Reply> {
   requireMore(more)
   const { matchName } = parameters as { matchName?: string | null }
   const pattern = globPattern(matchName ?? '*')
-  const all = tree(new Sysfs(native), await devices()).flatMap(({ children = [], ...disk }): Listed[] => [disk, ...children])
-  const volumes = all.filter(({ size }) => size > 0).map(volumeOf)
+  const volumes = tree(sysfs, await devices())
+    .flatMap(flatten)
+    .filter(({ size }) => size > 0)
+    .map(volumeOf)
   const found = volumes.filter(({ name, aliases = [] }) => [name, ...aliases].some((each) => pattern.test(each)))
   const last = found.pop()
   if (last === undefined) throw error('NoSuchVolume')

@@ -355,8 +355,13 @@ function notIdentified(errno: number): DiskError {
   return new DiskError(`its sequence number cannot be read: ${errnoName(errno)}`, errnoName(errno))
 }
 
-/** Opens a disk once more, as is wanted; that it is open already keeps the number its own. */
-async function reopen(disk: Disk, { write = false, exclusive = false, direct = false }: OpenOptions): Promise<Disk> {
+/**
+ * Opens a disk once more, as is wanted, and closes it; that it is open already keeps the number its own.
+ *
+ * @throws DiskError
+ * @internal
+ */
+export async function reopen(disk: Disk, { write = false, exclusive = false, direct = false }: OpenOptions): Promise<Disk> {
   if (!write && !exclusive && !direct) return disk
   try {
     return new Disk(await openHeld(disk.fd, { write, exclusive, direct }), disk)
