@@ -102,7 +102,7 @@ export class InodeTable {
   pinned(max: number): Inode[] {
     const found: Inode[] = []
     for (const inode of this.byId.values()) {
-      if (found.length >= max) break
+      if (found.length === max) break
       if (inode.pin !== undefined) found.push(inode)
     }
     return found
