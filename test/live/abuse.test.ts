@@ -239,7 +239,7 @@ t.test('twin: a daemon that remembers each request grows', async (t) => {
   await nobody.ask()
   await sleep(500)
   const before = resident(tree.pid)
-  await until(() => resident(tree.pid) - before > MORE_MIB)
+  await until(() => resident(tree.pid) - before > MORE_MIB, 30_000)
   await nobody.end()
   t.pass('its memory grows')
 })
