@@ -290,6 +290,12 @@ export class Vm {
     return readFileSync(this.console).subarray(this.consoleFrom).toString('latin1')
   }
 
+  /** Waits until its console shows something, for as long as a boot may take. */
+  async shows(pattern: RegExp): Promise<boolean> {
+    for (let ms = 0; ms < BOOT_TIMEOUT_MS && !pattern.test(this.printed()); ms += 500) await sleep(500)
+    return pattern.test(this.printed())
+  }
+
   /** A copy of the log of its console, beside it. */
   consoleOf(what: string): string {
     const copy = `${this.console}.${what}`
