@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """A service manager for one service: starts it, keeps the descriptors that it is
 given (sd_notify(3), FDSTORE=1), and starts it anew when it ends, as systemd does
-with Restart=always and KillMode=process.
+with Restart=always and KillMode=process. STORE_MAX: as FileDescriptorStoreMax=.
 
     manager.py COMMAND [ARGUMENT]...
 
@@ -17,6 +17,7 @@ path = directory + '/notify'
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 notify.bind(path)
 store = []  # (name, fd)
+store_max = int(os.environ.pop('STORE_MAX', 8192))
 pid = 0
 stopping = False
 
@@ -57,7 +58,10 @@ def heard():
             os.set_inheritable(fd, False)
         fields = dict(line.split('=', 1) for line in data.decode().splitlines())
         if fields.get('FDSTORE') == '1':
-            store.extend((fields['FDNAME'], fd) for fd in fds)
+            room = max(0, store_max - len(store))
+            store.extend((fields['FDNAME'], fd) for fd in fds[:room])
+            for fd in fds[room:]:
+                os.close(fd)
         elif fields.get('FDSTOREREMOVE') == '1':
             for entry in [entry for entry in store if entry[0] == fields['FDNAME']]:
                 store.remove(entry)

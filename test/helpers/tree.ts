@@ -276,7 +276,7 @@ export function onEachTransport(name: string, test: (t: Test, args: string[]) =>
 }
 
 const MANAGER = join(ROOT, 'test/helpers/manager.py')
-const GUARD = join(ROOT, 'native/diskseqfs-guard')
+export const GUARD = join(ROOT, 'native/diskseqfs-guard')
 
 export interface ManagedTree {
   readonly mountpoint: string
@@ -312,6 +312,8 @@ interface Managed {
   readonly parent?: string
   /** Node's own arguments for the daemon. */
   readonly node?: readonly string[]
+  /** How many descriptors the manager stores. */
+  readonly storeMax?: number
 }
 
 /** Waits as long as the file exists. */
@@ -330,13 +332,14 @@ export function killAtOnce(guard: number, others: readonly number[]): void {
  */
 export async function startManaged(
   t: Test,
-  { twin, args = [], expectErrors = false, guardArgs = [], program = GUARD, parent = tmpdir(), node = [] }: Managed = {},
+  { twin, args = [], expectErrors = false, guardArgs = [], program = GUARD, parent = tmpdir(), node = [], storeMax }: Managed = {},
 ): Promise<ManagedTree> {
   const mountpoint = mkdtempSync(join(parent, 'diskseqfs-test-'))
   const hold = `${mountpoint}.hold`
   const daemon = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
   const command = [program, ...guardArgs, '/bin/sh', '-c', HELD, hold, process.execPath, ...node, ...daemon]
-  const child = spawn('python3', [MANAGER, ...command], { stdio: 'pipe', env: ENVIRONMENT })
+  const env = { ...ENVIRONMENT, ...(storeMax !== undefined && { STORE_MAX: String(storeMax) }) }
+  const child = spawn('python3', [MANAGER, ...command], { stdio: 'pipe', env })
   let said = ''
   child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
   const log = gather(child)

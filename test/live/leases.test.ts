@@ -18,7 +18,9 @@ import {
   cleanup,
   CLI,
   cli,
+  GUARD,
   image,
+  killAtOnce,
   loopDisk,
   type ManagedTree,
   run,
@@ -355,6 +357,42 @@ t.test('hundreds of leases survive, however long what is said of them', async (t
   await again.call('io.diskseqfs.Release', { what: name })
   await until(() => boundTo(file).length === 0)
 })
+
+/** Fewer descriptors than that many leases have. */
+const STORE_MAX = 12
+const MORE_THAN_STORED = 20
+
+t.test('a service manager that stores no more costs no lease, while guard or understudy live; after them, nothing is left', async (t) => {
+  const tree = await startManaged(t, { storeMax: STORE_MAX, expectErrors: true })
+  const dir = scratch(t)
+  const files = Array.from({ length: MORE_THAN_STORED }, (_, i) => image(dir, `stored${i}`))
+  const client = await connect(t, tree.mountpoint)
+  for (const file of files) await attach(client, file, { rule: 'keep' })
+  const alive = async () => (await leasesOf(tree.mountpoint)).length
+  const ends = [() => tree.end('SIGKILL'), () => tree.endGuard('SIGKILL'), () => killAtOnce(tree.guard(), [tree.pid()])]
+  for (const end of ends) {
+    const before = { ready: tree.ready(), guard: tree.guard() }
+    end()
+    await until(() => (end === ends[1] ? tree.guard() !== before.guard : tree.ready() > before.ready), 60 * SECONDS)
+    t.equal(await alive(), MORE_THAN_STORED)
+  }
+  const before = tree.ready()
+  killAtOnce(tree.guard(), [tree.pid(), ...(await understudies(tree))])
+  await until(() => tree.ready() > before, 60 * SECONDS)
+  const left = await alive()
+  t.ok(left < MORE_THAN_STORED, `${left} that the manager has stored`)
+  await until(() => files.flatMap(boundTo).length === left, 15 * SECONDS)
+  t.pass('the devices of the others are free')
+})
+
+/** Processes of the guard's program beside it: one of them would go on as the guard. */
+async function understudies(tree: ManagedTree): Promise<number[]> {
+  const { stdout } = await run('pgrep', ['--full', `^${GUARD} .*${tree.mountpoint}`])
+  return stdout
+    .split('\n')
+    .map(Number)
+    .filter((pid) => pid > 0 && pid !== tree.guard())
+}
 
 t.test('a file that is shared may get longer, or too short', async (t) => {
   const { mountpoint } = await startTree(t)
