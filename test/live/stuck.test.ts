@@ -8,13 +8,14 @@
  * filesystem.
  */
 import { spawn } from 'node:child_process'
-import { mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
 import { blk, blkPath } from '../helpers/blk.js'
+import { twinGuard } from '../helpers/guard.js'
 import { LONG, twoForms } from '../helpers/long.js'
 import {
   cleanup,
@@ -27,6 +28,7 @@ import {
   type RunningTree,
   sleep,
   startBlk,
+  startManaged,
   startTree,
   threads,
   type Twin,
@@ -42,6 +44,9 @@ const BOUND_MS = 1000
 
 /** The number of openat2(2), the same on all architectures. */
 const OPENAT2 = 437
+
+/** The system call that a thread is in, and its arguments. */
+const callOf = (pid: number, tid: string) => readFileSync(`/proc/${pid}/task/${tid}/syscall`, 'utf8')
 
 interface Stuck {
   readonly tree: RunningTree
@@ -353,7 +358,7 @@ t.test('disks of which not even open(2) returns delay no other caller', async (t
   const callers = stuck.map((path) => call(t, path))
   await sleep(300)
   const inOpen = threads(tree.pid).filter((tid) => {
-    return readFileSync(`/proc/${tree.pid}/task/${tid}/syscall`, 'utf8').startsWith(`${OPENAT2} `)
+    return callOf(tree.pid, tid).startsWith(`${OPENAT2} `)
   })
   t.equal(inOpen.length, MANY, 'the daemon is in open(2) of each')
   await nobodyWaits(t, setting, 1, WIDE_BOUND_MS)
@@ -412,4 +417,43 @@ t.test('a daemon that is told to stop while a disk hangs removes its mount at on
   t.ok(ms < 2000, 'the caller is released')
   recover()
   t.equal(await stopped, 0, 'the daemon ends once the disk lets it')
+})
+
+/** The argument of ioctl(2); linux/loop.h. */
+const LOOP_GET_STATUS64 = '0x4c05'
+/** Far below what a guard that asks for answers takes to notice that there are none. */
+const NEXT_MS = 10_000
+
+/** Whether another disk is opened soon after a daemon was killed of which a thread waits for a disk, and so cannot end. */
+async function openedSoon(t: Test, program?: string): Promise<boolean> {
+  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-hung-'))
+  cleanup(t, () => rmSync(directory, { recursive: true }))
+  const server = await startBlk(t, 'hungfs', directory)
+  const hung = loopDisk(t, { file: join(directory, 'disk') })
+  const zram = zramDisk(t)
+  const tree = await startManaged(t, { expectErrors: true, ...(program !== undefined && { program }) })
+  cleanup(t, () => server.kill('SIGUSR2'))
+  server.kill('SIGUSR1')
+  await sleep(100)
+  call(t, join(tree.mountpoint, hung.diskseq()))
+  const pid = tree.pid()
+  await until(() => threads(pid).some((tid) => callOf(pid, tid).includes(` ${LOOP_GET_STATUS64} `)), 10_000)
+  const ready = tree.ready()
+  process.kill(pid, 'SIGKILL')
+  await sleep(500)
+  t.ok(existsSync(`/proc/${pid}/task`) && threads(pid).length > 0, 'it is still there')
+  const opened = blk('openlat', '--path', join(tree.mountpoint, zram.diskseq()), '--count', '1')
+  const soon = await Promise.race([opened.then(({ errors }) => Object.keys(errors).length === 0), sleep(NEXT_MS, false, { ref: false })])
+  server.kill('SIGUSR2')
+  await opened
+  if (soon) t.ok(tree.ready() > ready, 'by the next daemon')
+  return soon
+}
+
+t.test('a daemon that is killed while a disk hangs has its successor at once', async (t) => {
+  t.ok(await openedSoon(t))
+})
+
+t.test('twin: if the guard waits until it has ended, it has not', async (t) => {
+  t.notOk(await openedSoon(t, twinGuard(t, 'if (serving.killed || has_exited(&serving)) {', 'if (serving.killed) {')))
 })
