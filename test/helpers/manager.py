@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: MIT
 """A service manager for one service: starts it, keeps the descriptors that it is
 given (sd_notify(3), FDSTORE=1), and starts it anew when it ends, as systemd does
-with Restart=always and KillMode=process. STORE_MAX: as FileDescriptorStoreMax=.
+with Restart=always and KillMode=process.
+
+STORE_MAX: as FileDescriptorStoreMax=. MESSAGE_MS: how long it takes for each message.
 
     manager.py COMMAND [ARGUMENT]...
 
@@ -10,7 +12,7 @@ Commands on stdin, a line each: "kill" (SIGKILL), "term" (SIGTERM), "stop" (the
 same, and not started again; what was kept is closed). On stdout: "pid N" at
 each start, "status TEXT" when it says so, "ended" when it was stopped.
 """
-import array, os, select, signal, socket, sys, tempfile
+import array, os, select, signal, socket, sys, tempfile, time
 
 directory = tempfile.mkdtemp(prefix='diskseqfs-manager-')
 path = directory + '/notify'
@@ -18,6 +20,7 @@ notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 notify.bind(path)
 store = []  # (name, fd)
 store_max = int(os.environ.pop('STORE_MAX', 8192))
+message_s = int(os.environ.pop('MESSAGE_MS', 0)) / 1000
 pid = 0
 stopping = False
 
@@ -51,6 +54,7 @@ def heard():
             data, ancillary, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(253 * 4))
         except BlockingIOError:
             return
+        time.sleep(message_s)
         fds = array.array('i')
         for _, _, part in ancillary:
             fds.frombytes(part)

@@ -314,6 +314,8 @@ interface Managed {
   readonly node?: readonly string[]
   /** How many descriptors the manager stores. */
   readonly storeMax?: number
+  /** How long it takes for each message. */
+  readonly messageMs?: number
 }
 
 /** Waits as long as the file exists. */
@@ -332,13 +334,23 @@ export function killAtOnce(guard: number, others: readonly number[]): void {
  */
 export async function startManaged(
   t: Test,
-  { twin, args = [], expectErrors = false, guardArgs = [], program = GUARD, parent = tmpdir(), node = [], storeMax }: Managed = {},
+  {
+    twin,
+    args = [],
+    expectErrors = false,
+    guardArgs = [],
+    program = GUARD,
+    parent = tmpdir(),
+    node = [],
+    storeMax = 8192,
+    messageMs = 0,
+  }: Managed = {},
 ): Promise<ManagedTree> {
   const mountpoint = mkdtempSync(join(parent, 'diskseqfs-test-'))
   const hold = `${mountpoint}.hold`
   const daemon = twin === undefined ? [CLI, 'mount', '-f', mountpoint, ...args] : [TWIN_DAEMON, twin, mountpoint, ...args]
   const command = [program, ...guardArgs, '/bin/sh', '-c', HELD, hold, process.execPath, ...node, ...daemon]
-  const env = { ...ENVIRONMENT, ...(storeMax !== undefined && { STORE_MAX: String(storeMax) }) }
+  const env = { ...ENVIRONMENT, STORE_MAX: String(storeMax), MESSAGE_MS: String(messageMs) }
   const child = spawn('python3', [MANAGER, ...command], { stdio: 'pipe', env })
   let said = ''
   child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
