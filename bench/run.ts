@@ -68,6 +68,7 @@ const FIGURE = {
   uevent: 'processor time for a uevent (virtual machine)',
   create: 'dmsetup create (virtual machine)',
   remove: 'dmsetup remove (virtual machine)',
+  attachUdev: 'a file attached (virtual machine)',
 }
 const PINGPONG = 'pipe ping-pong'
 const NODE = 'node -e 0'
@@ -374,7 +375,7 @@ function attaches(peers: readonly Peer[]): void {
 
 /** What can only be compared in a virtual machine. */
 async function machineWithUdev(): Promise<string> {
-  const { machine, tree, peer, link, settled, daemonUs, udevUs, named, unnamed } = await besideUdev()
+  const { machine, tree, peer, link, settled, daemonUs, udevUs, named, unnamed, attach, losetup, node } = await besideUdev()
   add(FIGURE.appear, 'us', [
     [OURS, tree.p50, tree.p99],
     ['c', peer.p50, peer.p99],
@@ -394,6 +395,11 @@ async function machineWithUdev(): Promise<string> {
       [STOPPED, unnamed[what]],
     ])
   }
+  add(FIGURE.attachUdev, 'us', [
+    [OURS, attach],
+    [`losetup, then ${LINK}`, losetup],
+    [NODE, node],
+  ])
   return machine
 }
 

@@ -10,7 +10,7 @@ import { join } from 'node:path'
 
 import { blkPath } from '../test/helpers/blk.js'
 import { packagePath, Vm } from '../test/vm/vm.js'
-import { cleanup } from './common.js'
+import { cleanup, median } from './common.js'
 import { PEER } from './peers.js'
 
 const DIRECTORY = '/dev/disk/by-diskseq'
@@ -48,6 +48,35 @@ export interface BesideUdev {
   /** What a name costs with the package, and with the package's service stopped. */
   readonly named: NameCost
   readonly unnamed: NameCost
+  /** Medians of how long it takes from a file to a path by diskseq, us; starting Node.js alone, which is in the first. */
+  readonly attach: number
+  readonly losetup: number
+  readonly node: number
+}
+
+const ATTACHES = 15
+
+/** Prints how long a command takes, us, again and again; `after` is not part of it. */
+const timesOf = (command: string, after: string) => `
+  truncate -s 1M /run/attach.img
+  command() { ${command}; }
+  for ((i = 0; i < ${ATTACHES}; i++)); do
+    udevadm settle
+    began=$(date +%s%N); path=$(command); echo took $((($(date +%s%N) - began) / 1000))
+    ${after}
+  done
+  rm /run/attach.img`
+
+/** The link is there some time after losetup(8) has ended. */
+const LOSETUP = `
+  loop=$(losetup --find --show /run/attach.img)
+  path=${DIRECTORY}/$(cat /sys/block/\${loop#/dev/}/diskseq)
+  udevadm wait --timeout=60 $path
+  echo $loop`
+
+async function timeOf(vm: Vm, command: string, after = ':'): Promise<number> {
+  const output = await vm.run(timesOf(command, after), 600_000)
+  return median([...output.matchAll(/^took (\d+)$/gm)].map((match) => Number(match[1])))
 }
 
 const NAMES = 30
@@ -70,10 +99,8 @@ async function nameCosts(vm: Vm): Promise<{ named: NameCost; unnamed: NameCost }
     found.unnamed += await vm.run(`systemctl stop diskseqfs; ${DMSETUP}`, 600_000)
   }
   await vm.run('systemctl start diskseqfs; udevadm settle')
-  const medianOf = (text: string, what: string) => {
-    const values = [...text.matchAll(new RegExp(`^${what} (\\d+)$`, 'gm'))].map((match) => Number(match[1]))
-    return values.sort((a, b) => a - b)[values.length >> 1] ?? NaN
-  }
+  const medianOf = (text: string, what: string) =>
+    median([...text.matchAll(new RegExp(`^${what} (\\d+)$`, 'gm'))].map((match) => Number(match[1])))
   const cost = (text: string): NameCost => ({ create: medianOf(text, 'create'), remove: medianOf(text, 'remove') })
   return { named: cost(found.named), unnamed: cost(found.unnamed) }
 }
@@ -103,6 +130,7 @@ export async function besideUdev(): Promise<BesideUdev> {
   await vm.boot()
   const link = await appear(vm, DIRECTORY)
   const settled = await appear(vm, DIRECTORY, '--first "udevadm settle"')
+  const losetup = await timeOf(vm, LOSETUP, 'losetup --detach $path')
   await vm.run(`
     mkdir ${PEER_DIRECTORY}
     setsid /share/server ${PEER_DIRECTORY} </dev/null >/dev/null 2>&1 &
@@ -112,6 +140,8 @@ export async function besideUdev(): Promise<BesideUdev> {
   await vm.run(`umount ${PEER_DIRECTORY}`)
   await vm.run('dpkg -i /share/diskseqfs.deb && udevadm settle')
   const names = await nameCosts(vm)
+  const attach = await timeOf(vm, 'diskseqfs attach --grace 0 /run/attach.img')
+  const node = await timeOf(vm, 'node -e 0')
   const tree = await appear(vm, DIRECTORY)
   const before = await spent(vm)
   await vm.run(
@@ -131,5 +161,8 @@ export async function besideUdev(): Promise<BesideUdev> {
     daemonUs: daemonUs / events,
     udevUs: udevUs / events,
     ...names,
+    attach,
+    losetup,
+    node,
   }
 }
