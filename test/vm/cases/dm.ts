@@ -9,6 +9,9 @@ import type { Vm } from '../vm.js'
 const CYCLES = 500
 const SWAPS = SHORT ? 4 : 100
 const NAMES_MAX = 40
+const LATE = SHORT ? 6 : 40
+/** As often as it takes for the path in /dev. */
+const LATE_MAX = 60
 const SECTORS = 2048
 /** As dmsetup(8) says it. */
 const DEFERRED = 'ACTIVE (DEFERRED REMOVE)'
@@ -185,6 +188,44 @@ async function swapped(t: Test, vm: Vm): Promise<void> {
   t.ok(count('name wrong') > 0, 'twin: by the name that it had, some reached the other one')
 }
 
+/**
+ * A program that names a disk in a table some time after it was started; at a random moment of that its loop device gets
+ * another file.
+ */
+async function late(t: Test, vm: Vm): Promise<void> {
+  const output = await vm.run(
+    `${SETUP}
+    for i in 0 1; do echo "disk $i" | dd of=\${disks[i]} conv=notrunc status=none; done
+    file() { losetup --noheadings --output BACK-FILE $1 | tr -d ' '; }
+    # It is free, or is so as soon as whoever has it open is done; or it has the other file meanwhile.
+    recycle() { losetup --detach $1 2>/dev/null; losetup $1 /root/dm1.img 2>/dev/null; }
+    # Within how many seconds: Node.js takes some of them to start.
+    round() {
+      local what=$1 seconds=$2 loop=$(losetup --find --show dm0.img)
+      local path=$loop; [ $what = path ] || path=$(blockdev --getdiskseq $loop)
+      (sleep $((RANDOM % seconds)).$((RANDOM % 10)); recycle $loop || true) & local recycling=$!
+      local later='sleep 0.5; dmsetup create dm-test-late --table "0 8 linear $0 0"'
+      case $what in
+      exec) diskseqfs exec $path -- sh -c "$later" {} ;;
+      path) sh -c "$later" $path ;;
+      esac 2>/dev/null || true
+      wait $recycling
+      if [ ! -e /dev/mapper/dm-test-late ]; then echo $what none
+      else case $(head -n 1 /dev/mapper/dm-test-late) in 'disk 0') echo $what right ;; *) echo $what wrong ;; esac; dmsetup remove --retry dm-test-late; fi
+      [ -z "$(file $loop)" ] || losetup --detach $loop
+    }
+    for ((i = 0; i < ${LATE}; i++)); do round exec 6; done
+    for ((i = 0; i < ${LATE_MAX}; i++)); do verdict=$(round path 1); echo "$verdict"; [ "$verdict" != 'path wrong' ] || break; done`,
+    60 * 60_000,
+  )
+  const count = (what: string) => output.split('\n').filter((line) => line === what).length
+  const verdicts = (what: string) => ['right', 'wrong', 'none'].map((verdict) => `${count(`${what} ${verdict}`)} ${verdict}`).join(', ')
+  note(t, `tables made late: with exec ${verdicts('exec')}; by path ${verdicts('path')}`)
+  t.equal(count('exec wrong'), 0, 'none has another disk')
+  t.ok(count('exec right') > 0, 'tables were made')
+  t.ok(count('path wrong') > 0, 'twin: by the path in /dev, one has another disk')
+}
+
 export const dm: Case = {
   name: 'dm: devices by what they are',
   shortOn: 'trixie',
@@ -194,5 +235,6 @@ export const dm: Case = {
     await t.test('a device goes with its last user', (t) => untilUnused(t, vm))
     if (!SHORT) await t.test('killed at any moment', (t) => killed(t, vm))
     await t.test('while names are swapped', (t) => swapped(t, vm))
+    await t.test('a table that is made late', (t) => late(t, vm))
   },
 }
