@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import tap, { type Test } from 'tap'
 
 import { addCounts, blk, type BlkKind, blkOf } from './blk.js'
+import { LONG, twoForms } from './long.js'
 import { cleanup, run, type RunningTree, startTree, type Twin } from './tree.js'
 
 const SECONDS = 1
@@ -37,7 +38,7 @@ export interface Kind {
   readonly more?: readonly string[]
   /** How long a disk lives at most, in us. It is longer for callers that are let in one by one. */
   readonly lives?: number
-  /** The least number of right opens. */
+  /** The least number of right opens, in the long form of the test. */
   readonly enough: number
   /** The mechanism without which wrong opens occur, if that can be shown in seconds. */
   readonly twin?: Twin
@@ -106,14 +107,18 @@ export async function imageFile(t: Test, kind: Image): Promise<string> {
   return image
 }
 
+/** In the short form so many times fewer opens are enough. */
+const SHORTER = 4
+
 /** Tests that each open is right or fails because the disk is gone, and that the twin reaches wrong disks. */
 export function testKind(kind: Kind): void {
-  const { name, enough, twin, errors = [], needs, image, apart } = kind
+  const { name, twin, errors = [], needs, image, apart } = kind
+  const enough = LONG ? kind.enough : kind.enough / SHORTER
   const lives = image ? 5000 : LIVES_US
   const works = async () => (needs === 'x64' ? process.arch === needs : needs === undefined || (await blk(needs))['works'])
   const skip = async () => ((await works()) ? false : `no ${needs} calls here`)
 
-  tap.test(name, async (t) => {
+  tap.test(twoForms(name), async (t) => {
     const reason = await skip()
     if (reason) return void t.comment(reason)
     const tree = await startTree(t, { apart: apart && 'own proc', args: apart ? ['--hold', '10'] : [] })
