@@ -13,10 +13,8 @@ import t from 'tap'
 
 import { ROOT } from './helpers/root.js'
 
-/** They measure, or take all there is of something: each has the machine for itself, after the others. */
-const ALONE = new Set(
-  ['abuse', 'cost', 'hostile', 'idle', 'names', 'scarcity', 'storm', 'stuck'].map((name) => `test/live/${name}.test.ts`),
-)
+/** These measure, or take all there is of something: each has the machine for itself, after the others. */
+const alone = (file: string) => file.startsWith('test/load/')
 
 const { values: options, positionals: files } = parseArgs({
   allowPositionals: true,
@@ -37,7 +35,7 @@ const env = {
 
 /** The large ones first, as they take long, and one of them alone at the end would leave a processor idle. */
 const size = new Map(files.map((file) => [file, statSync(join(ROOT, file)).size]))
-const order = (file: string) => (ALONE.has(file) ? 0 : (size.get(file) ?? 0))
+const order = (file: string) => (alone(file) ? 0 : (size.get(file) ?? 0))
 
 const jobs = Number(options.jobs)
 t.jobs = jobs
@@ -49,7 +47,7 @@ for (const file of [...files].sort((a, b) => order(b) - order(a))) {
     name: file,
     env,
     cwd: ROOT,
-    buffered: jobs > 1 && !ALONE.has(file),
+    buffered: jobs > 1 && !alone(file),
     timeout: Number(options.timeout) * 1000,
   })
 }

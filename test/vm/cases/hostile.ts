@@ -2,7 +2,7 @@
 /**
  * Everything at once that a user without any rights can do to the tree, with the real service. The
  * service manager answers, the daemon and the guard go on, and root opens disks. What each part
- * does to root's opens, with its twins: test/live/hostile.test.ts.
+ * does to root's opens, with its twins: test/load/hostile.test.ts.
  */
 import type { Test } from 'tap'
 
