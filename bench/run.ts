@@ -16,6 +16,7 @@ import { join } from 'node:path'
 
 import { blk } from '../test/helpers/blk.js'
 import { ROOT } from '../test/helpers/root.js'
+import { AT_ONCE, attachMany, statusCost } from './broker.js'
 import { CLI, cleanUp, daemon, end, loops, machine, median, number, percentile, printTable, QUICK, resident, temporary } from './common.js'
 import { type Kind, KINDS, startPeer } from './peers.js'
 import { besideUdev } from './vm.js'
@@ -64,6 +65,8 @@ const FIGURE = {
   io1: 'random reads of 4 KiB, queue depth 1',
   io32: 'random reads of 4 KiB, queue depth 32',
   attach: 'a file attached',
+  attachMany: `${AT_ONCE} files attached at once, and the start of a client`,
+  status: `processor time for a look at the status, ${DISKS.toLocaleString('en')} disks`,
   appear: 'new disk to open (virtual machine)',
   uevent: 'processor time for a uevent (virtual machine)',
   create: 'dmsetup create (virtual machine)',
@@ -72,6 +75,7 @@ const FIGURE = {
 }
 const PINGPONG = 'pipe ping-pong'
 const NODE = 'node -e 0'
+const ONE_THREAD = 'one thread of C, one after another'
 const LINK = "udev's link"
 const UDEVD = 'systemd-udevd'
 const STOPPED = 'service stopped'
@@ -91,6 +95,8 @@ const GOALS: readonly Goal[] = [
   most(FIGURE.readyMany, 'a second', 1),
   most(FIGURE.memory, 'bare node', 1.25),
   most(FIGURE.memoryMany, 'a MiB', 1),
+  most(FIGURE.attachMany, ONE_THREAD, 1.3),
+  most(FIGURE.status, 'a millisecond', 1),
   most(FIGURE.appear, LINK, 1 / 20),
   most(FIGURE.uevent, UDEVD, 1),
   most(FIGURE.create, STOPPED, 1.15),
@@ -232,6 +238,10 @@ async function scale(peers: readonly Peer[]): Promise<void> {
     many.push(await open())
     if (i === 0) {
       await listing(peers)
+      add(FIGURE.status, 'us', [
+        [OURS, await statusCost(own.child.pid as number, own.mountpoint)],
+        ['a millisecond', 1000],
+      ])
       start.many = await starts()
     }
     await detach()
@@ -348,7 +358,7 @@ async function io(peers: readonly Peer[]): Promise<void> {
 }
 
 /** From the command to the path; starting Node.js, which is most of it, apart. */
-function attaches(peers: readonly Peer[]): void {
+async function attaches(peers: readonly Peer[]): Promise<void> {
   const { mountpoint } = peers.find(({ kind }) => kind === OURS)!
   const file = join(temporary('attach'), 'disk.img')
   writeFileSync(file, Buffer.alloc(1 << 20))
@@ -371,6 +381,13 @@ function attaches(peers: readonly Peer[]): void {
     'ms',
     ways.map(([who]) => [who, median(found.get(who)!)]),
   )
+  const { ours, bare } = await attachMany(mountpoint)
+  const client = median(found.get(NODE)!)
+  add(FIGURE.attachMany, 'ms', [
+    [OURS, ours + client],
+    [ONE_THREAD, bare + client],
+    [NODE, client],
+  ])
 }
 
 /** What can only be compared in a virtual machine. */
@@ -452,7 +469,7 @@ try {
   await cold(peers)
   await throughput(peers)
   await io(peers)
-  attaches(peers)
+  await attaches(peers)
   await scale(peers)
   if (!QUICK) console.log(`${await machineWithUdev()}\n`)
   print()
