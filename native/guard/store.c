@@ -16,6 +16,11 @@
 #define FIRST_FD 3 // SD_LISTEN_FDS_START
 #define BATCH 250  // in one message; the kernel's limit is SCM_MAX_FD, 253
 #define NAME_SIZE 16
+// What the manager stores at most, where it does not say ($FDSTORE, systemd 254 and later): FileDescriptorStoreMax= of the service.
+#define STORE_MAX 8192
+// Of these pins and leases, of which there may be any number, leave so many to the others: without the sockets of the daemon and
+// of the understudy the next guard would have nothing.
+#define RESERVED 32
 
 static struct stored {
   char name[NAME_SIZE];
@@ -30,6 +35,8 @@ static socklen_t notify_length;
 static char (*removed)[NAME_SIZE];
 static size_t removals, removals_room;
 static char waiting[700];
+// How many pins and leases the manager is told of at most.
+static size_t most = STORE_MAX - RESERVED;
 
 static bool send_fds(int socket, int flags, const struct sockaddr_un *to, socklen_t to_length, const char *text, const int *fds, size_t n) {
   union {
@@ -66,6 +73,8 @@ static bool is_told(const char *name) { return strcmp(name, "fuse") != 0 && strc
 
 static bool is_lease(const char *name) { return strncmp(name, "lease-", 6) == 0; }
 
+static bool is_bulk(const char *name) { return is_lease(name) || strcmp(name, "pins") == 0; }
+
 static bool untold(const struct stored *each) { return !each->told && is_told(each->name) && !is_lease(each->name); }
 static bool untold_lease(const struct stored *each) { return !each->told && is_lease(each->name); }
 static bool unsent(const struct stored *each) { return !each->sent; }
@@ -94,12 +103,24 @@ static void gather(struct batch *batch, size_t from, bool (*wanted)(const struct
   }
 }
 
+// How many more pins and leases the manager may be told of.
+static size_t bulk_left(void) {
+  size_t told = 0;
+  for (size_t i = 0; i < count; i++) told += stored[i].told && is_bulk(stored[i].name);
+  return told < most ? most - told : 0;
+}
+
 static bool tell_stored(int socket, bool (*wanted)(const struct stored *)) {
   char text[64];
+  size_t left = bulk_left();
   for (size_t i = 0; i < count; i++) {
     struct batch batch;
+    bool bulk = is_bulk(stored[i].name);
+    if (bulk && left == 0) continue;
     gather(&batch, i, wanted, by_name);
     if (batch.count == 0) continue;
+    if (bulk && batch.count > left) batch.count = left;
+    if (bulk) left -= batch.count;
     // Without FDPOLL=0 it would let go of a socket whose other end is closed.
     snprintf(text, sizeof text, "FDSTORE=1\nFDNAME=%s\nFDPOLL=0", stored[i].name);
     if (!tell(socket, text, batch.fds, batch.count)) return false;
@@ -186,13 +207,14 @@ static long natural(const char *text) {
 
 void store_open(void) {
   const char *path = getenv("NOTIFY_SOCKET"), *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
-  const char *names = getenv("LISTEN_FDNAMES");
+  const char *names = getenv("LISTEN_FDNAMES"), *max = getenv("FDSTORE");
   if (path && strlen(path) < sizeof notify_address.sun_path) {
     notify_address.sun_family = AF_UNIX;
     strcpy(notify_address.sun_path, path);
     if (path[0] == '@') notify_address.sun_path[0] = 0;
     notify_length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
   }
+  if (max && natural(max) >= 0) most = natural(max) > RESERVED ? (size_t)natural(max) - RESERVED : 0;
   if (pid && fds && names && natural(pid) == getpid()) {
     char *words = strdup(names), *rest = words;
     long n = natural(fds);
@@ -205,7 +227,7 @@ void store_open(void) {
     }
     free(words);
   }
-  static const char *const ours[] = {"NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"};
+  static const char *const ours[] = {"NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "FDSTORE", "WATCHDOG_PID", "WATCHDOG_USEC"};
   for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) unsetenv(ours[i]);
 }
 

@@ -34,7 +34,7 @@ def start():
     pid = os.fork()
     if pid:
         return say('pid %d' % pid)
-    environment = dict(os.environ, NOTIFY_SOCKET=path)
+    environment = dict(os.environ, NOTIFY_SOCKET=path, FDSTORE=str(store_max))
     if store:
         # From 3 on, in order; first out of the way of each other.
         fds = [os.dup(fd) for _, fd in store]

@@ -276,7 +276,7 @@ export function onEachTransport(name: string, test: (t: Test, args: string[]) =>
 }
 
 const MANAGER = join(ROOT, 'test/helpers/manager.py')
-export const GUARD = join(ROOT, 'native/diskseqfs-guard')
+const GUARD = join(ROOT, 'native/diskseqfs-guard')
 
 export interface ManagedTree {
   readonly mountpoint: string

@@ -11,7 +11,7 @@ import t, { type Test } from 'tap'
 
 import { Client, findControlSocket } from '../../src/broker/client.js'
 import type { VarlinkError } from '../../src/broker/varlink.js'
-import { twinGuard } from '../helpers/guard.js'
+import { type Change, changedGuard } from '../helpers/guard.js'
 import { LONG, twoForms } from '../helpers/long.js'
 import { ROOT } from '../helpers/root.js'
 import {
@@ -19,7 +19,6 @@ import {
   cleanup,
   CLI,
   cli,
-  GUARD,
   image,
   killAtOnce,
   loopDisk,
@@ -366,44 +365,60 @@ t.test('hundreds of leases survive, however long what is said of them', async (t
   t.ok(await manySurvive(t), 'ready before all leases are stored')
 })
 
+/** The service manager is told of leases before all else. */
+const LEASES_FIRST: Change = [
+  'tell_removed(socket, false) && tell_stored(socket, untold) && tell_waiting(socket) && tell_removed(socket, true) &&\n         tell_stored(socket, untold_lease)',
+  'tell_removed(socket, false) && tell_removed(socket, true) && tell_stored(socket, untold_lease) && tell_stored(socket, untold) && tell_waiting(socket)',
+]
+
 t.test('hundreds of leases, twin: if the service manager is given all of them first, it hears of the daemon late', async (t) => {
-  const order = [
-    'tell_removed(socket, false) && tell_stored(socket, untold) && tell_waiting(socket) && tell_removed(socket, true) &&\n         tell_stored(socket, untold_lease)',
-    'tell_removed(socket, false) && tell_removed(socket, true) && tell_stored(socket, untold) && tell_stored(socket, untold_lease) && tell_waiting(socket)',
-  ] as const
-  t.notOk(await manySurvive(t, twinGuard(t, ...order)))
+  t.notOk(await manySurvive(t, changedGuard(t, LEASES_FIRST)))
 })
 
 /** Fewer descriptors than that many leases have. */
-const STORE_MAX = 12
-const MORE_THAN_STORED = 20
+const STORE_MAX = 48
+const MORE_THAN_STORED = 60
 
-t.test('a service manager that stores no more costs no lease, while guard or understudy live; after them, nothing is left', async (t) => {
-  const tree = await startManaged(t, { storeMax: STORE_MAX, expectErrors: true })
-  const dir = scratch(t)
-  const files = Array.from({ length: MORE_THAN_STORED }, (_, i) => image(dir, `stored${i}`))
+/** How many leases of too many for the service manager are left after the end of the daemon, of its guard, of both, and of all. */
+async function leftOfTooMany(t: Test, program: string): Promise<number[]> {
+  const tree = await startManaged(t, { storeMax: STORE_MAX, expectErrors: true, program })
+  const file = image(scratch(t), 'stored')
   const client = await connect(t, tree.mountpoint)
-  for (const file of files) await attach(client, file, { rule: 'keep' })
-  const alive = async () => (await leasesOf(tree.mountpoint)).length
-  for (const end of [() => tree.end('SIGKILL'), () => tree.endGuard('SIGKILL'), () => killAtOnce(tree.guard(), [tree.pid()])]) {
+  for (let i = 0; i < MORE_THAN_STORED; i++) await attach(client, file, { rule: 'keep' })
+  const left: number[] = []
+  for (const end of [
+    () => tree.end('SIGKILL'),
+    () => tree.endGuard('SIGKILL'),
+    () => killAtOnce(tree.guard(), [tree.pid()]),
+    async () => killAtOnce(tree.guard(), [tree.pid(), ...(await understudies(tree))]),
+  ]) {
     const before = tree.ready()
-    end()
+    await end()
     // Also the next guard starts a daemon, and has an understudy by then.
     await until(() => tree.ready() > before, 60 * SECONDS)
-    t.equal(await alive(), MORE_THAN_STORED)
+    left.push((await leasesOf(tree.mountpoint)).length)
   }
-  const before = tree.ready()
-  killAtOnce(tree.guard(), [tree.pid(), ...(await understudies(tree))])
-  await until(() => tree.ready() > before, 60 * SECONDS)
-  const left = await alive()
-  t.ok(left < MORE_THAN_STORED, `${left} that the manager has stored`)
-  await until(() => files.flatMap(boundTo).length === left, 15 * SECONDS)
+  await until(() => boundTo(file).length === left.at(-1), 15 * SECONDS)
   t.pass('the devices of the others are free')
+  return left
+}
+
+// As where the service manager happens to read them first.
+t.test('a service manager that stores no more costs no lease, while guard or understudy live', async (t) => {
+  const [, ...left] = await leftOfTooMany(t, changedGuard(t, LEASES_FIRST))
+  const last = left.pop() as number
+  t.strictSame(left, [MORE_THAN_STORED, MORE_THAN_STORED])
+  t.ok(last > 0 && last < STORE_MAX, `after the end of all, ${last} that the service manager has`)
+})
+
+t.test('twin: if leases take all of its room, the next guard does not find the understudy', async (t) => {
+  const everywhere: Change = ['return told < most ? most - told : 0;', 'return SIZE_MAX;']
+  t.not((await leftOfTooMany(t, changedGuard(t, LEASES_FIRST, everywhere)))[2], MORE_THAN_STORED)
 })
 
 /** Processes of the guard's program beside it: one of them would go on as the guard. */
 async function understudies(tree: ManagedTree): Promise<number[]> {
-  const { stdout } = await run('pgrep', ['--full', `^${GUARD} .*${tree.mountpoint}`])
+  const { stdout } = await run('pgrep', ['--full', `^[^ ]*/diskseqfs-guard .*${tree.mountpoint}`])
   return stdout
     .split('\n')
     .map(Number)
@@ -522,10 +537,11 @@ t.test('when the tree is taken away, so are its leases, and its socket', async (
 
 // Cycles
 
-const CYCLES = Number(process.env['CYCLES'] ?? (LONG ? 60 : 6))
+const CYCLES = Number(process.env['CYCLES'] ?? (LONG ? 60 : 3))
+const TWIN_CYCLES = 6
 
 /** Attaches, uses and kills, client and daemon, at random moments, eight at a time; the devices that are left two seconds after the last lease ended. */
-async function cycles(t: Test, node: readonly string[] = []): Promise<{ left: number; wrong: number; read: number }> {
+async function cycles(t: Test, count: number, ...node: string[]): Promise<{ left: number; wrong: number; read: number }> {
   const tree = await startManaged(t, { expectErrors: true, node })
   const dir = scratch(t)
   const files = Array.from({ length: 8 }, (_, i) => image(dir, `file${i}`))
@@ -559,7 +575,7 @@ async function cycles(t: Test, node: readonly string[] = []): Promise<{ left: nu
   })()
   await Promise.all(
     files.map(async (file) => {
-      for (let i = 0; i < CYCLES; i++) await one(file)
+      for (let i = 0; i < count; i++) await one(file)
     }),
   )
   stop = true
@@ -570,13 +586,13 @@ async function cycles(t: Test, node: readonly string[] = []): Promise<{ left: nu
 }
 
 t.test(twoForms('clients and daemons killed at any moment leave no loop device'), async (t) => {
-  const { left, wrong, read } = await cycles(t)
+  const { left, wrong, read } = await cycles(t, CYCLES)
   t.comment(`${CYCLES * 8} cycles, ${read} read`)
   t.strictSame({ left, wrong }, { left: 0, wrong: 0 })
   t.ok(read > 0)
 })
 
 t.test('twin: with loop devices that are bound without autoclear, some are left', async (t) => {
-  const { left } = await cycles(t, ['--require', join(ROOT, 'test/helpers/no-autoclear.cjs')])
+  const { left } = await cycles(t, TWIN_CYCLES, '--require', join(ROOT, 'test/helpers/no-autoclear.cjs'))
   t.ok(left > 0, `${left} left`)
 })
