@@ -187,7 +187,7 @@ lint: $(DEPS)
 MINUTES = 30
 soak: build $(TESTS)
 	KILLS=200 STORM=10000 SOAK_MINUTES=$(MINUTES) node $(TESTS) --timeout=$$(($(MINUTES) * 60 + 900)) \
-		test/live/kills.test.ts test/load/storm.test.ts test/live/soak.test.ts
+		test/load/kills.test.ts test/load/storm.test.ts test/load/soak.test.ts
 
 # The short form is test/fuzz/fuzz.test.ts and test/fuzz/asan.test.ts.
 INPUTS = 10000000

@@ -19,7 +19,7 @@ const alone = (file: string) => file.startsWith('test/load/')
 const { values: options, positionals: files } = parseArgs({
   allowPositionals: true,
   options: {
-    jobs: { type: 'string', default: '2' },
+    jobs: { type: 'string', default: '3' },
     timeout: { type: 'string', default: '480' },
     grep: { type: 'string' },
     invert: { type: 'boolean', default: false },

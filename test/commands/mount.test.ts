@@ -28,6 +28,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { held } from '../helpers/flock.js'
+import { LONG, onlyAtLength, twoForms } from '../helpers/long.js'
 import { cleanup, CLI, lockOf, loopDisk, run, sleep, startTree, type Twin, TWIN_DAEMON, until } from '../helpers/tree.js'
 
 const NOBODY = 65534
@@ -301,7 +302,7 @@ t.test('the mount has the flags that opens and safety need', async (t) => {
   for (const flag of ['default_permissions', 'allow_other']) t.ok(entry?.superFlags.includes(flag), flag)
 })
 
-t.test('-o', async (t) => {
+t.test(twoForms('-o'), async (t) => {
   t.test('takes the options of the command line, and what else fstab has', async (t) => {
     const dir = place(t)
     const options = 'rw,nofail,_netdev,x-systemd.automount,noatime,linger=7,hold=60,open_timeout=3,log_level=debug,log_format=json'
@@ -339,7 +340,7 @@ t.test('-o', async (t) => {
     ['log_level=loud', /log_level=loud: .*fatal, error, warn/],
     ['log_format=xml', /log_format=xml: .*pretty, json/],
   ] as const) {
-    for (const flags of [[], ['-f']]) {
+    for (const flags of LONG ? [[], ['-f']] : [[]]) {
       t.test(`${options} is refused (${flags[0] ?? 'background'})`, (t) =>
         refused(t, { script: (dir) => mountCommand(...flags, join(dir, 'tree'), '-o', options), code: 2, says }),
       )
@@ -458,9 +459,11 @@ const faults: readonly (Omit<Refusal, 'script'> & {
   },
 ]
 
+const bothForms = (name: string, options: object, test: (t: Test) => Promise<void>) => void t.test(name, options, test)
+
 for (const flags of [[], ['-f']]) {
-  const how = flags.length > 0 ? 'in the foreground' : 'in the background'
-  t.test(`what cannot start ${how} says why and leaves nothing`, async (t) => {
+  const [how, inForm] = flags.length > 0 ? (['in the foreground', onlyAtLength] as const) : (['in the background', bothForms] as const)
+  inForm(`what cannot start ${how} says why and leaves nothing`, {}, async (t) => {
     for (const { name, before = () => '', mountpoint = 'tree', wrapper = '', ...refusal } of faults) {
       t.test(name, (t) =>
         refused(t, {
@@ -720,7 +723,7 @@ t.test('stopping', async (t) => {
   }
 })
 
-t.test('whatever happens to its output, the tree answers and the daemon ends well', async (t) => {
+t.test(twoForms('whatever happens to its output, the tree answers and the daemon ends well'), async (t) => {
   for (const redirect of ['>&-', '2>&-', '<&- >&- 2>&-', '2>/dev/full']) {
     t.test(`-f ${redirect}`, async (t) => {
       const disk = loopDisk(t)
@@ -785,7 +788,7 @@ t.test('whatever happens to its output, the tree answers and the daemon ends wel
       const daemon = await serve(tree, { args: ['--log-format', format], stdio: ['ignore', 'ignore', writer] })
       closeSync(writer)
       let slowest = 0
-      const end = Date.now() + 3000
+      const end = Date.now() + (LONG ? 3000 : 1000)
       for (let i = 0; Date.now() < end; i++) {
         const began = performance.now()
         if (errnoOf(() => openSync(join(tree, String(900_000_000 + i)), 'r')) !== 'ENOENT') t.fail('not ENOENT')
@@ -801,7 +804,7 @@ t.test('whatever happens to its output, the tree answers and the daemon ends wel
   }
 })
 
-t.test('the log', async (t) => {
+t.test(twoForms('the log'), async (t) => {
   t.test('as JSON has level, time and message on each line, and nothing else on stderr', async (t) => {
     const dir = place(t)
     const daemon = await serve(dir, { args: ['--log-level', 'debug'] })
@@ -879,7 +882,7 @@ t.test('the log', async (t) => {
   })
 
   t.test('counts the refusals of a flood, and writes few of them', async (t) => {
-    const FLOOD = 300
+    const FLOOD = LONG ? 300 : 60
     const tree = await startTree(t)
     const began = performance.now()
     for (let i = 0; i < FLOOD; i++) {

@@ -8,6 +8,7 @@ import t, { type Test } from 'tap'
 
 import { attach, DiskError, lease, list, open, resolve, watch } from '../../src/index.js'
 import { mountsAt } from '../../src/util/mountpoint.js'
+import { onlyAtLength } from '../helpers/long.js'
 import { ROOT } from '../helpers/root.js'
 import { cleanup, CLI, cli, errorOf, loopDisk, run, type RunningTree, scratch, startTree, until } from '../helpers/tree.js'
 
@@ -111,7 +112,7 @@ t.test('the example of leases, for scripts', async (t) => {
   t.pass('no loop device is left')
 })
 
-t.test('the package is installed without a compiler and a download, and has types', async (t) => {
+onlyAtLength('the package is installed without a compiler and a download, and has types', {}, async (t) => {
   const dir = scratch(t)
   execFileSync('make', ['--silent', '-C', ROOT, 'npm-package'], { stdio: 'pipe' })
   const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string }

@@ -10,7 +10,8 @@ import { addCounts, blk, type BlkKind, blkOf } from './blk.js'
 import { LONG, twoForms } from './long.js'
 import { cleanup, run, type RunningTree, startTree, type Twin } from './tree.js'
 
-const SECONDS = 1
+/** Of one run. */
+const SECONDS = LONG ? 1 : 0.4
 
 /** How long a disk lives at most, in us, unless a test says something else; and where other work leaves little time. */
 export const LIVES_US = 2000
@@ -108,7 +109,7 @@ export async function imageFile(t: Test, kind: Image): Promise<string> {
 }
 
 /** In the short form so many times fewer opens are enough. */
-const SHORTER = 4
+const SHORTER = 10
 
 /** Tests that each open is right or fails because the disk is gone, and that the twin reaches wrong disks. */
 export function testKind(kind: Kind): void {

@@ -17,10 +17,10 @@ import { churnRuns } from '../helpers/churn.js'
 import { LONG, twoForms } from '../helpers/long.js'
 import { startTree } from '../helpers/tree.js'
 
-const SECONDS = LONG ? 30 : 3
+const SECONDS = LONG ? 30 : 2
 const TWIN_SECONDS = 3
-const OPENS_MIN = LONG ? 20_000 : 1000
-const RECYCLES_MIN = LONG ? 1000 : 300
+const OPENS_MIN = LONG ? 20_000 : 500
+const RECYCLES_MIN = LONG ? 1000 : 200
 
 interface Options {
   readonly mode?: 'tree' | 'links'

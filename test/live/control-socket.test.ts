@@ -15,6 +15,7 @@ import { Client, findControlSocket } from '../../src/broker/client.js'
 import type { Type } from '../../src/broker/idl.js'
 import { CONNECTIONS_MAX, MESSAGE_MAX, VarlinkError } from '../../src/broker/varlink.js'
 import { native } from '../../src/native.js'
+import { onlyAtLength } from '../helpers/long.js'
 import {
   cleanup,
   cli,
@@ -300,7 +301,7 @@ t.test('a thousand connections', async (t) => {
   await unharmed(t, tree, before)
 })
 
-t.test('a client that never reads', async (t) => {
+onlyAtLength('a client that never reads', {}, async (t) => {
   const { tree, path, before } = await start(t)
   const socket = await raw(t, path)
   socket.pause()

@@ -22,6 +22,7 @@ import { basename, join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { native } from '../../src/native.js'
+import { onlyAtLength } from '../helpers/long.js'
 import { type Change, changedGuard, twinGuard } from '../helpers/guard.js'
 import {
   cleanup,
@@ -117,7 +118,7 @@ async function waitsThrough(t: Test, kills: number, program?: string): Promise<s
 /** More than a request is tried (TRIES_MAX in session.ts), as the first daemons may end before the caller has asked. */
 const KILLS = 14
 
-t.test('a caller is not blamed for the end of daemons that are killed', async (t) => {
+onlyAtLength('a caller is not blamed for the end of daemons that are killed', {}, async (t) => {
   t.equal(await waitsThrough(t, KILLS), 'opened')
 })
 
@@ -657,7 +658,7 @@ async function breaking(t: Test, seconds: number, ...changes: Change[]): Promise
   return false
 }
 
-t.test('nor do callers wait for ever if each daemon ends as soon as it serves', { timeout: 60_000 }, async (t) => {
+onlyAtLength('nor do callers wait for ever if each daemon ends as soon as it serves', { timeout: 60_000 }, async (t) => {
   t.ok(await breaking(t, 40))
 })
 
@@ -739,7 +740,7 @@ async function whileLocked(t: Test, program?: string) {
   return { ready: tree.ready(), said: log() }
 }
 
-t.test('a daemon is not taken for hung because a user holds the lock of the directory', { timeout: 60_000 }, async (t) => {
+onlyAtLength('a daemon is not taken for hung because a user holds the lock of the directory', { timeout: 60_000 }, async (t) => {
   t.strictSame(await whileLocked(t), { ready: 1, said: '' })
 })
 
@@ -837,7 +838,7 @@ async function whileFilled(t: Test, threads: number, { interrupted = false, prog
 
 const { STATE_SMALL_COUNT } = native.layout
 
-t.test('requests of root are stored, however many threads of another user wait', { timeout: 60_000 }, async (t) => {
+onlyAtLength('requests of root are stored, however many threads of another user wait', { timeout: 60_000 }, async (t) => {
   t.match(await whileFilled(t, STATE_SMALL_COUNT + 100, {}), { meanwhile: 'waits', later: 'found', marked: 0 })
 })
 
@@ -846,7 +847,7 @@ t.test('twin: if no room is reserved for root, they are not', { timeout: 60_000 
   t.equal((await whileFilled(t, STATE_SMALL_COUNT + 100, { program })).meanwhile, 'Connection timed out')
 })
 
-t.test('requests of root do not lose their room to messages that need no answer', { timeout: 60_000 }, async (t) => {
+onlyAtLength('requests of root do not lose their room to messages that need no answer', { timeout: 60_000 }, async (t) => {
   const threads = STATE_SMALL_COUNT / 2 + 100
   const { meanwhile, later, marked } = await whileFilled(t, threads, { interrupted: true })
   t.strictSame([meanwhile, later], ['waits', 'found'])

@@ -137,7 +137,7 @@ const ENOUGH = LONG ? 1000 : 100
 
 async function churn(t: Test, mountpoint: string, parts: boolean) {
   const sum = { right: 0, wrong: 0, errors: {} as Record<string, number> }
-  const args = ['--mode', 'tree', '--dir', mountpoint, '--seconds', '1', '--kernel-names', ...(parts ? ['--parts'] : [])]
+  const args = ['--mode', 'tree', '--dir', mountpoint, '--seconds', LONG ? '2' : '0.5', '--kernel-names', ...(parts ? ['--parts'] : [])]
   for await (const found of churnRuns(args)) {
     sum.right += found.opens_ok
     sum.wrong += found.wrong_diskseq + found.wrong_data
