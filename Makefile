@@ -17,6 +17,7 @@
 # make install       honours PREFIX, SBINDIR, UDEVDIR, UNITDIR and DESTDIR, as does uninstall
 # make deb           a Debian package in build/
 # make npm-package   the same for npm, as a library
+# make api-docs      the library's documentation in build/api
 # make clean         remove what was built
 
 MOUNTPOINT = /dev/disk/by-diskseq
@@ -132,6 +133,10 @@ npm-package: build
 		>$(NPM_PACKAGE)/package.json
 	@cd build && npm pack --silent ./npm
 
+# Fails where something of the library has no documentation.
+api-docs: $(DEPS)
+	npm run --silent docs
+
 run:
 	@[ "$$(id -u)" -eq 0 ] || { echo 'make run: must be root to mount' >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
@@ -180,6 +185,7 @@ check-types: $(DEPS)
 lint: $(DEPS)
 	npm run --silent lint
 	npm run --silent format:check
+	npm run --silent docs -- --emit none
 	@! git ls-files '*.ts' '*.mjs' '*.c' '*.cc' '*.h' | xargs grep -L 'SPDX-License-Identifier: ' | grep . || \
 		{ echo 'make lint: these have no SPDX-License-Identifier' >&2; exit 1; }
 
@@ -280,4 +286,4 @@ clean:
 	rm -rf dist native/build $(LINK) $(DISKSEQ) $(GUARD) build/src build/test build/bench build/peers build/asan build/fresh build/diskseqfs_*.deb build/npm build/diskseqfs-*.tgz
 
 .DELETE_ON_ERROR:
-.PHONY: build npm-package setup run test check check-long check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean
+.PHONY: build npm-package api-docs setup run test check check-long check-vm check-fresh check-types lint soak fuzz bench bench-against bench-faults bench-forgetting install uninstall deb clean

@@ -14,6 +14,7 @@ import { devices } from './disks/open.js'
 import { type DiskInfo, infoOf } from './disks/info.js'
 
 export { Lease, lease, type LeaseOptions } from './broker/lease.js'
+export type { Rule as LeaseRule } from './broker/lease-reply.js'
 export { attachFile as attach, type AttachOptions } from './disks/attach.js'
 export type { DiskInfo } from './disks/info.js'
 export { Disk, DiskError, open, type OpenOptions, resolve } from './disks/open.js'

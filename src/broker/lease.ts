@@ -10,6 +10,7 @@ import { Client, describe, findControlSocket } from './client.js'
 import type { LeaseReply, Rule } from './lease-reply.js'
 import { VarlinkError } from './varlink.js'
 
+/** How a file becomes a disk, and for how long. */
 export interface LeaseOptions extends Omit<AttachOptions, 'signal'> {
   /** The same disk for all who share the same part of the file. */
   readonly share?: boolean
@@ -64,6 +65,7 @@ export class Lease implements AsyncDisposable {
     }
   }
 
+  /** Releases it at the end of a block (`await using`). */
   [Symbol.asyncDispose](): Promise<void> {
     return this.release()
   }

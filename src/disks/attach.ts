@@ -7,7 +7,9 @@ import { native } from '../native.js'
 import { E, errnoName, errnoOf } from '../util/errno.js'
 import { type Disk, DiskError, openBeside } from './open.js'
 
+/** How a file becomes a disk. */
 export interface AttachOptions {
+  /** Nobody can write to it. */
   readonly readOnly?: boolean
   /** Past the page cache of the filesystem that the file is on. */
   readonly directIo?: boolean

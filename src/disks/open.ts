@@ -15,6 +15,7 @@ import { E, ENOMEDIUM, errnoName, errnoOf, UserError } from '../util/errno.js'
 import { printable } from '../util/text.js'
 import { type DiskInfo, infoOf } from './info.js'
 
+/** How a disk is opened. */
 export interface OpenOptions {
   /** For writing as well. */
   readonly write?: boolean
@@ -28,6 +29,8 @@ export interface OpenOptions {
 
 /** Why a disk could not be opened. */
 export class DiskError extends UserError {
+  /** `DiskError` */
+  override readonly name = 'DiskError'
   constructor(
     message: string,
     /** The errno's name; `ENOENT` where there is no such disk, `ESTALE` where it became another one meanwhile. */
@@ -71,6 +74,7 @@ export class Disk implements DiskInfo, AsyncDisposable {
     return new Promise((resolve) => native.closeDevice(this.fd, resolve))
   }
 
+  /** Closes it at the end of a block (`await using`). */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }

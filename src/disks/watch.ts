@@ -13,8 +13,19 @@ import { cannotRead } from './open.js'
  * device, is another disk: one `remove`, one `add`. `ready`: what was there at the beginning has been told.
  * `resync`: events were lost; the differences to what was told come next.
  */
-export type DiskEvent = { readonly event: 'add' | 'remove'; readonly disk: DiskInfo } | { readonly event: 'ready' | 'resync' }
+export type DiskEvent =
+  | {
+      /** What happened to the disk. */
+      readonly event: 'add' | 'remove'
+      /** As it is, or was. */
+      readonly disk: DiskInfo
+    }
+  | {
+      /** What happened to the events themselves. */
+      readonly event: 'ready' | 'resync'
+    }
 
+/** What is told, and until when. */
 export interface WatchOptions {
   /** Tells first what is there, as `add`, and then `ready`. */
   readonly existing?: boolean

@@ -24,7 +24,7 @@ export function errnoName(errno: number): string {
 
 /** An error for a person: its message is one line and needs no stack trace. */
 export class UserError extends Error {
-  override readonly name = 'UserError'
+  override readonly name: string = 'UserError'
   constructor(
     message: string,
     /** Exit code of the command: 1 what was asked cannot be done, 2 it was asked wrongly; others as a command says. */

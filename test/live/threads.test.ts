@@ -335,5 +335,7 @@ t.test('none of this keeps a descriptor open', async (t) => {
     await look([pid, true, NONE, true])
     await credentials(pid, [1])
   }
-  t.equal(readdirSync('/proc/self/fd').length, before)
+  // Those that other threads have open go when these get a processor.
+  await until(() => readdirSync('/proc/self/fd').length === before)
+  t.pass('as many as before')
 })
