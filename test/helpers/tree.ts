@@ -769,12 +769,22 @@ export function errorOf(call: () => unknown): string {
 }
 
 /** Waits until `condition` holds; fails after `ms`. */
-export async function until(condition: () => boolean | Promise<boolean>, ms = 5000): Promise<void> {
-  const end = Date.now() + ms
-  while (!(await condition())) {
-    if (Date.now() > end) throw new Error(`not within ${ms} ms: ${condition}`)
-    await sleep(2)
+export async function until(condition: () => boolean | Promise<boolean>, ms = 30_000): Promise<void> {
+  for (let waited = 0; !(await condition()); waited += ROUND_MS) {
+    if (waited > ms) throw new Error(`not within ${ms} ms: ${condition}`)
+    await sleep(ROUND_MS)
   }
+}
+
+/** Between two looks at a condition. Rounds are counted, not the clock, which goes on while this process gets no processor. */
+const ROUND_MS = 2
+
+/** A part of {@link sleepInRounds}. */
+const SLEEP_MS = 8
+
+/** Sleeps until the timers of this process, which get no processor on a busy machine either, have had that time. */
+export async function sleepInRounds(ms: number): Promise<void> {
+  for (let left = ms; left > 0; left -= SLEEP_MS) await sleep(Math.min(left, SLEEP_MS))
 }
 
 /** What a daemon of twin-daemon.mjs reports about itself now. */
