@@ -19,7 +19,7 @@ const MOUNTS = SHORT ? 200 : 2000
 /** Enough to see wrong mounts, on the stock system and with the twin. */
 const SOME = 200
 const MOUNTERS = 6
-const SECONDS_MAX = 1500
+const SECONDS_MAX = 2700
 
 /**
  * `mounts COUNT [DIRECTORY]`: that many mounts in all, by /dev/mapper/NAME, or by the path that it leads to in another
