@@ -770,14 +770,17 @@ export function errorOf(call: () => unknown): string {
 
 /** Waits until `condition` holds; fails after `ms`. */
 export async function until(condition: () => boolean | Promise<boolean>, ms = 30_000): Promise<void> {
-  for (let waited = 0; !(await condition()); waited += ROUND_MS) {
+  for (let waited = 0, last = Date.now(); !(await condition());) {
     if (waited > ms) throw new Error(`not within ${ms} ms: ${condition}`)
-    await sleep(ROUND_MS)
+    await sleep(2)
+    const now = Date.now()
+    waited += Math.min(now - last, ROUND_MAX_MS)
+    last = now
   }
 }
 
-/** Between two looks at a condition. Rounds are counted, not the clock, which goes on while this process gets no processor. */
-const ROUND_MS = 2
+/** What counts of the time between two looks at a condition: in the rest this process got no processor. */
+const ROUND_MAX_MS = 50
 
 /** A part of {@link sleepInRounds}. */
 const SLEEP_MS = 8
