@@ -17,7 +17,7 @@ import type { Pin, PinOpener } from '../../../src/gate/pin.js'
 import { PinLifetime } from '../../../src/gate/pin-lifetime.js'
 import type { Device } from '../../../src/devices/sysfs.js'
 import { ROOT } from '../../helpers/root.js'
-import { sleepInRounds as sleep, until } from '../../helpers/tree.js'
+import { sleep, sleepInRounds, until } from '../../helpers/tree.js'
 
 const MOUNT_FD = 55
 
@@ -215,7 +215,7 @@ for (const [what, thread, ends] of [
     const { state, answered } = fixture(t)
     if (thread !== undefined) state.threads.set(4711, thread)
     answered(OPENAT)
-    await sleep(60)
+    await sleepInRounds(60)
     t.strictSame(state.unpinned, ends ? ['1'] : [])
   })
 }
@@ -548,14 +548,14 @@ t.test('callers that cannot be seen', async (t) => {
   })
 
   t.test('a pin that lingers is kept for the next caller', async (t) => {
-    const { state, answered, again, forget } = fixture(t, { lingerMs: 20 })
+    const { state, answered, again, forget } = fixture(t, { lingerMs: 500 })
     const inode = answered(UNSEEN)
     const { pin } = inode
     forget(inode)
     await sleep(10)
     state.threads.set(4712, seen(IN_OPENAT))
     again(inode, OPENAT, 4712)
-    await sleep(80)
+    await sleep(700)
     t.strictSame(state.unpinned, [])
     t.equal(inode.pin, pin)
     state.threads.clear()
