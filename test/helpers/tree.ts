@@ -406,6 +406,21 @@ export function image(directory: string, text: string, size = 1 << 20): string {
   return file
 }
 
+/** A file of a filesystem that can be made to hang. A test that stops a daemon of its disks registers `recover` as a cleanup after it. */
+export async function hangingFile(t: Test) {
+  const directory = scratch(t)
+  const server = await startBlk(t, 'hungfs', directory)
+  return {
+    file: join(directory, 'disk'),
+    /** From when it resolves on, whoever asks waits. */
+    hang: () => {
+      server.kill('SIGUSR1')
+      return sleep(100)
+    },
+    recover: () => void server.kill('SIGUSR2'),
+  }
+}
+
 /** A symlink in /dev/mapper, as udev would make it. */
 export function mapperLink(t: Test, name: string, target: string): string {
   const existed = existsSync('/dev/mapper')

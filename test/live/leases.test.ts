@@ -19,6 +19,7 @@ import {
   cleanup,
   CLI,
   cli,
+  hangingFile,
   image,
   killAtOnce,
   loopDisk,
@@ -26,7 +27,6 @@ import {
   run,
   scratch,
   sleep,
-  startBlk,
   startManaged,
   startTree,
   type Twin,
@@ -462,33 +462,23 @@ t.test('who shares a file gets that file, while others come and go', async (t) =
 
 // A file whose filesystem does not answer
 
-async function hungFile(t: Test) {
-  const directory = scratch(t)
-  const server = await startBlk(t, 'hungfs', directory)
-  return {
-    file: join(directory, 'disk'),
-    hang: () => server.kill('SIGUSR1'),
-    goOn: () => server.kill('SIGUSR2'),
-  }
-}
-
 /** Whether the next daemon tells of all leases within some seconds, when the file of one hangs. */
 async function afterHang(t: Test, twin?: Twin): Promise<boolean> {
-  const { file, hang, goOn } = await hungFile(t)
+  const { file, hang, recover } = await hangingFile(t)
   const tree = await startManaged(t, { ...(twin && { twin }), expectErrors: true })
   const whole = image(scratch(t), 'whole')
   const client = await connect(t, tree.mountpoint)
   const hung = await attach(client, file, { rule: 'keep' })
   const lease = await attach(client, whole, { rule: 'keep' })
-  hang()
-  cleanup(t, goOn)
+  cleanup(t, recover)
+  await hang()
   const ready = tree.ready()
   tree.end('SIGKILL')
   await until(() => tree.ready() > ready, 30 * SECONDS)
   t.equal(head(lease.path, 5), 'whole', 'nobody has to wait for the tree')
   const { stdout } = await run('timeout', ['5', process.execPath, CLI, 'leases', '--tree', tree.mountpoint])
   const both = [hung, lease].every((each) => stdout.includes(each.lease))
-  goOn()
+  recover()
   for (const each of [hung, lease]) t.equal((await cli('detach', '--tree', tree.mountpoint, each.lease)).code, 0)
   await until(() => boundTo(file).length + boundTo(whole).length === 0)
   return both
@@ -503,13 +493,13 @@ t.test('twin: if the next daemon asks the files, no lease goes on until that ans
 })
 
 t.test('many that attach one and give up leave nothing, and keep nobody else from it', async (t) => {
-  const { file, hang, goOn } = await hungFile(t)
+  const { file, hang, recover } = await hangingFile(t)
   const tree = await startTree(t)
   const whole = image(scratch(t), 'whole')
   const fd = openSync(file, 'r+')
   cleanup(t, () => closeSync(fd))
-  hang()
-  cleanup(t, goOn)
+  cleanup(t, recover)
+  await hang()
   for (let i = 0; i < 100; i++) {
     const client = await connect(t, tree.mountpoint)
     client.call('io.diskseqfs.Attach', { fileDescriptor: 0 }, [fd]).catch(() => {})
@@ -519,7 +509,7 @@ t.test('many that attach one and give up leave nothing, and keep nobody else fro
   const { path, lease } = await attach(client, whole)
   t.equal(head(path, 5), 'whole')
   await client.call('io.diskseqfs.Release', { what: lease })
-  goOn()
+  recover()
   await until(async () => boundTo(file).length === 0 && (await leasesOf(tree.mountpoint)).length === 0, 20 * SECONDS)
 })
 

@@ -30,6 +30,7 @@ import {
   descriptors,
   diskseqOf,
   errorOf,
+  hangingFile,
   loopDisk,
   manyDisks,
   openDevices,
@@ -285,13 +286,11 @@ const released = (tree: RunningTree, path: string) =>
   )
 
 t.test('a wall clock that jumps changes nothing', async (t) => {
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-hung-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
-  const server = await startBlk(t, 'hungfs', directory)
-  const hung = loopDisk(t, { file: join(directory, 'disk') })
+  const { file, hang, recover } = await hangingFile(t)
+  const hung = loopDisk(t, { file })
   const disk = loopDisk(t)
   const tree = await startTree(t, { twin: 'clock-jumps+unseen', args: ['--open-timeout', '1', '--hold', '2'] })
-  cleanup(t, () => server.kill('SIGUSR2'))
+  cleanup(t, recover)
   const path = join(tree.mountpoint, disk.diskseq())
   const fd = openSync(path, 'r')
   await sleep(100)
@@ -311,8 +310,7 @@ t.test('a wall clock that jumps changes nothing', async (t) => {
     'ENOENT',
     'a disk that does not exist is not there',
   )
-  server.kill('SIGUSR1')
-  await sleep(100)
+  await hang()
   const began = performance.now()
   const { errors } = await blk('openlat', '--path', join(tree.mountpoint, hung.diskseq()), '--count', '1')
   t.strictSame(errors, { ETIMEDOUT: 1 }, 'a disk that hangs is ETIMEDOUT')

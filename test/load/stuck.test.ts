@@ -21,6 +21,7 @@ import {
   cleanup,
   diskseqOf,
   errorOf,
+  hangingFile,
   loopDisk,
   manyDisks,
   openDevices,
@@ -61,23 +62,18 @@ async function setup(
   t: Test,
   { twin, timeout = OPEN_TIMEOUT_S, disks = 1 }: { twin?: Twin; timeout?: number; disks?: number } = {},
 ): Promise<Stuck> {
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-hung-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
-  const server = await startBlk(t, 'hungfs', directory)
-  const loops = Array.from({ length: disks }, () => loopDisk(t, { file: join(directory, 'disk') }))
+  const { file, hang, recover } = await hangingFile(t)
+  const loops = Array.from({ length: disks }, () => loopDisk(t, { file }))
   const zram = zramDisk(t)
   const tree = await startTree(t, { args: ['--open-timeout', String(timeout)], ...(twin && { twin }) })
   // Runs before the other cleanups: nothing that waits for the disk can end before.
-  cleanup(t, () => server.kill('SIGUSR2'))
+  cleanup(t, recover)
   return {
     tree,
     stuck: loops.map((loop) => join(tree.mountpoint, loop.diskseq())),
     other: join(tree.mountpoint, zram.diskseq()),
-    hang: () => {
-      server.kill('SIGUSR1')
-      return sleep(100)
-    },
-    recover: () => server.kill('SIGUSR2'),
+    hang,
+    recover,
   }
 }
 
@@ -264,23 +260,18 @@ interface Hundreds extends Stuck {
 
 /** Hundreds of disks on a file of a filesystem that can be made to hang, and one disk that works. */
 async function setupHundreds(t: Test, { twin, disks = HUNDREDS }: { twin?: Twin; disks?: number } = {}): Promise<Hundreds> {
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-hung-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
-  const server = await startBlk(t, 'hungfs', directory)
-  const devices = await manyDisks(t, disks, join(directory, 'disk'))
+  const { file, hang, recover } = await hangingFile(t)
+  const devices = await manyDisks(t, disks, file)
   const zram = zramDisk(t)
   const tree = await startTree(t, { args: ['--open-timeout', String(LONG_TIMEOUT_S)], ...(twin && { twin }) })
-  cleanup(t, () => server.kill('SIGUSR2'))
+  cleanup(t, recover)
   return {
     tree,
     devices,
     stuck: devices.map((path) => join(tree.mountpoint, diskseqOf(path))),
     other: join(tree.mountpoint, zram.diskseq()),
-    hang: () => {
-      server.kill('SIGUSR1')
-      return sleep(100)
-    },
-    recover: () => server.kill('SIGUSR2'),
+    hang,
+    recover,
   }
 }
 
@@ -357,9 +348,7 @@ t.test('disks of which not even open(2) returns delay no other caller', async (t
   const stall = await startBlk(t, 'loop-stall', ...devices)
   const callers = stuck.map((path) => call(t, path))
   await sleep(300)
-  const inOpen = threads(tree.pid).filter((tid) => {
-    return callOf(tree.pid, tid).startsWith(`${OPENAT2} `)
-  })
+  const inOpen = threads(tree.pid).filter((tid) => callOf(tree.pid, tid).startsWith(`${OPENAT2} `))
   t.equal(inOpen.length, MANY, 'the daemon is in open(2) of each')
   await nobodyWaits(t, setting, 1, WIDE_BOUND_MS)
   for (const { ended } of callers) {
@@ -426,15 +415,12 @@ const NEXT_MS = 10_000
 
 /** Whether another disk is opened soon after a daemon was killed of which a thread waits for a disk, and so cannot end. */
 async function openedSoon(t: Test, program?: string): Promise<boolean> {
-  const directory = mkdtempSync(join(tmpdir(), 'diskseqfs-hung-'))
-  cleanup(t, () => rmSync(directory, { recursive: true }))
-  const server = await startBlk(t, 'hungfs', directory)
-  const hung = loopDisk(t, { file: join(directory, 'disk') })
+  const { file, hang, recover } = await hangingFile(t)
+  const hung = loopDisk(t, { file })
   const zram = zramDisk(t)
   const tree = await startManaged(t, { expectErrors: true, ...(program !== undefined && { program }) })
-  cleanup(t, () => server.kill('SIGUSR2'))
-  server.kill('SIGUSR1')
-  await sleep(100)
+  cleanup(t, recover)
+  await hang()
   call(t, join(tree.mountpoint, hung.diskseq()))
   const pid = tree.pid()
   await until(() => threads(pid).some((tid) => callOf(pid, tid).includes(` ${LOOP_GET_STATUS64} `)), 10_000)
@@ -444,7 +430,7 @@ async function openedSoon(t: Test, program?: string): Promise<boolean> {
   t.ok(existsSync(`/proc/${pid}/task`) && threads(pid).length > 0, 'it is still there')
   const opened = blk('openlat', '--path', join(tree.mountpoint, zram.diskseq()), '--count', '1')
   const soon = await Promise.race([opened.then(({ errors }) => Object.keys(errors).length === 0), sleep(NEXT_MS, false, { ref: false })])
-  server.kill('SIGUSR2')
+  recover()
   await opened
   if (soon) t.ok(tree.ready() > ready, 'by the next daemon')
   return soon
