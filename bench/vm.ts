@@ -59,10 +59,10 @@ const ATTACHES = 15
 /** Prints how long a command takes, us, again and again; `after` is not part of it. */
 const timesOf = (command: string, after: string) => `
   truncate -s 1M /run/attach.img
-  command() { ${command}; }
+  measured() { ${command}; }
   for ((i = 0; i < ${ATTACHES}; i++)); do
     udevadm settle
-    began=$(date +%s%N); path=$(command); echo took $((($(date +%s%N) - began) / 1000))
+    began=$(date +%s%N); path=$(measured); echo took $((($(date +%s%N) - began) / 1000))
     ${after}
   done
   rm /run/attach.img`

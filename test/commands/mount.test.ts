@@ -28,10 +28,13 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { held } from '../helpers/flock.js'
-import { LONG, onlyAtLength, twoForms } from '../helpers/long.js'
+import { LONG, twoForms } from '../helpers/long.js'
 import { cleanup, CLI, lockOf, loopDisk, run, sleep, startTree, type Twin, TWIN_DAEMON, until } from '../helpers/tree.js'
 
 const NOBODY = 65534
+
+/** The flags of `mount`: in the background, and at length in the foreground too, where what is wrong is found by the same code. */
+const FORMS = LONG ? [[], ['-f']] : [[]]
 /** Long enough for the slowest start. A program that has not ended by then hangs. */
 const TIME_LIMIT_MS = 10_000
 
@@ -340,7 +343,7 @@ t.test(twoForms('-o'), async (t) => {
     ['log_level=loud', /log_level=loud: .*fatal, error, warn/],
     ['log_format=xml', /log_format=xml: .*pretty, json/],
   ] as const) {
-    for (const flags of LONG ? [[], ['-f']] : [[]]) {
+    for (const flags of FORMS) {
       t.test(`${options} is refused (${flags[0] ?? 'background'})`, (t) =>
         refused(t, { script: (dir) => mountCommand(...flags, join(dir, 'tree'), '-o', options), code: 2, says }),
       )
@@ -459,11 +462,9 @@ const faults: readonly (Omit<Refusal, 'script'> & {
   },
 ]
 
-const bothForms = (name: string, options: object, test: (t: Test) => Promise<void>) => void t.test(name, options, test)
-
-for (const flags of [[], ['-f']]) {
-  const [how, inForm] = flags.length > 0 ? (['in the foreground', onlyAtLength] as const) : (['in the background', bothForms] as const)
-  inForm(`what cannot start ${how} says why and leaves nothing`, {}, async (t) => {
+for (const flags of FORMS) {
+  const how = flags.length > 0 ? 'in the foreground' : 'in the background'
+  t.test(twoForms(`what cannot start ${how} says why and leaves nothing`), async (t) => {
     for (const { name, before = () => '', mountpoint = 'tree', wrapper = '', ...refusal } of faults) {
       t.test(name, (t) =>
         refused(t, {

@@ -22,8 +22,8 @@ import { basename, join } from 'node:path'
 import t, { type Test } from 'tap'
 
 import { native } from '../../src/native.js'
-import { onlyAtLength } from '../helpers/long.js'
 import { type Change, changedGuard, twinGuard } from '../helpers/guard.js'
+import { onlyAtLength } from '../helpers/long.js'
 import {
   cleanup,
   descriptors,

@@ -49,7 +49,7 @@ const seen = (syscall: string, { stack = '', state = 'S', memory = 0x1000, userU
   faults,
 ]
 
-/** How much any wait here may be prolonged on a busy machine. */
+/** How much any wait here may be cut short or prolonged on a busy machine. */
 const SLACK_MS = 40
 /** From the end of the last call to the end of the pin, in ms: the longest time between two looks. */
 const SOON_MS = 32 + SLACK_MS
